@@ -1,0 +1,217 @@
+"""The shard contract: all that stage 1 (`pipeline`) and stage 2 (`segloc`) share.
+
+A shard folder holds ``pairs-000000.tar``, ``pairs-000001.tar``, ... and ``index.json``. Per pair a tar holds
+``KEY.query.jpg``, ``KEY.key.jpg`` and ``KEY.json``, where KEY is the zero-padded number of the pair over all shards.
+``index.json`` is written last: a folder without one is unfinished, and readers refuse it.
+
+Boxes are ``(x0, y0, x1, y1)`` in pixels, half-open, origin top left. Class ids are 0-based and follow the class list in
+the index.
+
+This module uses the standard library only; in particular it never imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+
+Box = tuple[int, int, int, int]
+
+
+class InputError(ValueError):
+    """Bad input the user can mend. Commands print its message in one line and exit with code 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One image of a pair and the recipe it was made by.
+
+    Attributes:
+        box: tight box of the pasted item's mask, in pixels of the stored image.
+        size: (width, height) of the stored image in pixels.
+        background: path of the background scan, relative to its root, ``/`` separators.
+        segment: id of the pasted segment (`segments.parquet`).
+        region: authentic region the box lies in, in pixels of the stored image.
+        blend: composition mode, ``alpha``, ``multiply`` or ``ratio``.
+        alpha: the mode's coefficient; for ``alpha`` the item's weight.
+        rotation_deg: counter-clockwise rotation of the (already flipped) segment, degrees.
+        scale: pixels of the stored image per pixel of the donor scan.
+        flip_h: whether the segment was mirrored left-right, before rotation.
+        flip_v: whether the segment was mirrored top-bottom, before rotation.
+    """
+
+    box: Box
+    size: tuple[int, int]
+    background: str
+    segment: str
+    region: Box
+    blend: str
+    alpha: float
+    rotation_deg: float
+    scale: float
+    flip_h: bool
+    flip_v: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A positive pair: two different items of one class on two different backgrounds."""
+
+    pair: int
+    class_id: int
+    class_name: str
+    query: View
+    key: View
+
+    def to_json(self) -> bytes:
+        """Serialise to the bytes stored as ``KEY.json`` (sorted keys, so equal pairs give equal bytes)."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Pair:
+        """Parse ``KEY.json``. Fields this version does not know are ignored: the format may grow.
+
+        Raises:
+            InputError: a field is missing or the text is not JSON.
+        """
+        try:
+            raw = json.loads(data)
+            views = {side: _view(raw[side]) for side in ("query", "key")}
+            return cls(int(raw["pair"]), int(raw["class_id"]), str(raw["class_name"]), **views)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a pair description: {error!r}") from error
+
+
+def _view(raw: dict[str, Any]) -> View:
+    fields = {field.name: raw[field.name] for field in dataclasses.fields(View)}
+    for name in ("box", "size", "region"):
+        fields[name] = tuple(int(value) for value in fields[name])
+    return View(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One finished shard, as the index lists it.
+
+    Attributes:
+        name: file name.
+        pairs: number of pairs it holds.
+        bytes: size of the file.
+        sha256: digest of the file, hexadecimal.
+        classes: pairs per class id, in the order of the index's class list.
+    """
+
+    name: str
+    pairs: int
+    bytes: int
+    sha256: str
+    classes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What ``index.json`` says of a shard folder. Holds no absolute path and no time, so equal data give equal bytes.
+
+    Attributes:
+        classes: class names; the position is the class id.
+        seed: seed of the synthesis.
+        parameters: every parameter the pairs depend on, digests of the inputs included.
+        counts: totals (``pairs``, ``shards``, ``backgrounds``, ``segments``, ...).
+        shards: the shards in order of their number.
+        format_version: version of this contract.
+    """
+
+    classes: tuple[str, ...]
+    seed: int
+    parameters: dict[str, Any]
+    counts: dict[str, int]
+    shards: tuple[Shard, ...]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs over all shards."""
+        return sum(shard.pairs for shard in self.shards)
+
+    def to_json(self) -> bytes:
+        """Serialise to the bytes of ``index.json``."""
+        return (json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | str, source: str = INDEX_NAME) -> Index:
+        """Parse and check ``index.json``.
+
+        Args:
+            data: its content.
+            source: name used in error messages.
+
+        Raises:
+            InputError: not JSON, another format version, a missing field, or a shard name that is not a plain shard
+                name (names go to openers that may run commands, so nothing else is let through).
+        """
+        try:
+            raw = json.loads(data)
+            version = raw["format_version"]
+            if version != FORMAT_VERSION:
+                raise InputError(f"{source}: shard format {version}, this version reads {FORMAT_VERSION}")
+            shards = tuple(
+                Shard(str(s["name"]), int(s["pairs"]), int(s["bytes"]), str(s["sha256"]), tuple(map(int, s["classes"])))
+                for s in raw["shards"]
+            )
+            index = cls(
+                tuple(map(str, raw["classes"])), int(raw["seed"]), dict(raw["parameters"]), dict(raw["counts"]), shards
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"{source}: not a shard index ({error!r})") from error
+        for number, shard in enumerate(index.shards):
+            if shard.name != shard_name(number):
+                raise InputError(f"{source}: shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
+        return index
+
+
+def shard_name(number: int) -> str:
+    """File name of shard `number`."""
+    return f"pairs-{number:06d}.tar"
+
+
+def pair_key(pair: int) -> str:
+    """Base name of the three files of pair `pair` inside its tar."""
+    return f"{pair:09d}"
+
+
+def read_index(folder: str | os.PathLike[str]) -> Index:
+    """Read the index of a local shard folder.
+
+    Raises:
+        InputError: the folder is missing, unfinished (no index) or its index is not valid.
+    """
+    path = Path(folder) / INDEX_NAME
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder of shards")
+    if not path.is_file():
+        raise InputError(f"{folder}: no {INDEX_NAME}, so the synthesis into it has not finished; run it again")
+    return Index.from_json(path.read_bytes(), source=str(path))
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` so that `path` either keeps its old content or has the new one, complete and synced to disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
