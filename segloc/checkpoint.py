@@ -1,0 +1,62 @@
+"""Checkpoints: written atomically, hold only tensors, numbers and strings, loaded without running code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segloc.contract import InputError, write_atomic
+
+FORMAT_VERSION = 1
+LAST = "checkpoint.pth"
+BACKBONE = "backbone.pth"
+
+
+def save(path: str | Path, content: dict[str, Any]) -> None:
+    """Write `content` (nested dicts and lists of tensors, numbers, strings) whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **content}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        InputError: no such file, not one of our checkpoints, or it holds more than data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({_first_line(error)})") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path}: not a segloc checkpoint of format {FORMAT_VERSION}")
+    return content
+
+
+def find(path: str | Path) -> Path:
+    """Return the file meant by `path`: itself, or the best one inside a run folder (final before intermediate).
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in (BACKBONE, "model.pth", LAST):
+            if (path / name).is_file():
+                return path / name
+        raise InputError(f"{path}: holds no checkpoint ({BACKBONE}, model.pth or {LAST})")
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

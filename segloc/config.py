@@ -1,0 +1,237 @@
+"""The settings of pretraining, as frozen dataclasses. The defaults are our recommended recipe.
+
+A recipe (``detectron_configs/pretrain/*.yaml``) and ``key=value`` overrides change them; a key that does not exist is
+an error that names the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from segloc.cli import split_override, unknown_key
+from segloc.contract import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The backbone (`segloc.models.backbone.SegLocBackbone`).
+
+    Attributes:
+        arch: resnet18, resnet50 or resnet101.
+        norm: bn, gn or none, in the ResNet and the RoI head.
+        sda_norm: bn, gn or ln, inside the channel attention.
+        attention: whether the SDA modules are there.
+        bn_splits: parts into which bn splits a batch; keys are permuted over them (shuffle-BN on one device).
+    """
+
+    arch: str = "resnet101"
+    norm: str = "bn"
+    sda_norm: str = "bn"
+    attention: bool = True
+    bn_splits: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """The RoI head (`segloc.models.roi_head.InsLocHead`) and RoIAlign's samples per bin (0: adaptive)."""
+
+    convs: int = 4
+    conv_dim: int = 256
+    fc_dim: int = 1024
+    dim: int = 128
+    sampling_ratio: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class QueueConfig:
+    """The class queues.
+
+    Attributes:
+        size: K, keys per class and level. The paper says both 16385 and 2^14; 2^14 is 16384.
+        init: ``keys`` fills them from the untrained key network before training (the paper calls this crucial);
+            ``random`` fills them with random unit vectors of random classes, the paper's ablation.
+    """
+
+    size: int = 16384
+    init: str = "keys"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What happens to a pair between shard and network.
+
+    Attributes:
+        image_size: images are shrunk to fit a square of this side, pixels.
+        augment: photometric set, ``xray``, ``paper`` or ``none`` (`segloc.augment`).
+        flip: probability of a horizontal flip, each view by itself.
+        mix_shards: shards whose pairs are mixed with each other; their bytes are held in memory.
+        threads: decoding threads.
+    """
+
+    image_size: int = 500
+    augment: str = "xray"
+    flip: float = 0.5
+    mix_shards: int = 4
+    threads: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser: SGD with Nesterov momentum, cosine schedule, the learning rate scaled by the batch.
+
+    Attributes:
+        batch: pairs per optimiser step.
+        micro_batch: pairs per forward pass; less than `batch` accumulates gradients.
+        lr_per_256: learning rate at 256 pairs per step (InsLoc: 0.03).
+        momentum: of SGD.
+        weight_decay: L2 penalty.
+        warmup: steps of linear warm-up.
+        epochs: passes over the shards.
+        steps: optimiser steps; 0 leaves it to `epochs`.
+        ema: momentum m of the key network.
+        temperature: T of InfoNCE.
+        amp: bfloat16 autocast.
+    """
+
+    batch: int = 64
+    micro_batch: int = 64
+    lr_per_256: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: int = 0
+    epochs: int = 30
+    steps: int = 0
+    ema: float = 0.999
+    temperature: float = 0.2
+    amp: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """All settings of a pretraining run.
+
+    Attributes:
+        seed: seeds the weights, the order of the pairs and the augmentation.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between lines of metrics.json.
+    """
+
+    seed: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 10
+    model: ModelConfig = ModelConfig()
+    head: HeadConfig = HeadConfig()
+    queue: QueueConfig = QueueConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+
+    def __post_init__(self) -> None:
+        choices = {
+            "model.arch": ("resnet18", "resnet50", "resnet101"),
+            "model.norm": ("bn", "gn", "none"),
+            "model.sda_norm": ("bn", "gn", "ln"),
+            "queue.init": ("keys", "random"),
+            "data.augment": ("xray", "paper", "none"),
+        }
+        for name, valid in choices.items():
+            value = _get(self, name)
+            if value not in valid:
+                raise InputError(f"{name} is {value!r}, not one of {', '.join(valid)}")
+        positive = ("queue.size", "data.image_size", "data.mix_shards", "data.threads", "optim.batch", "log_every")
+        for name in (*positive, "optim.micro_batch", "optim.epochs", "checkpoint_every", "model.bn_splits"):
+            if _get(self, name) < 1:
+                raise InputError(f"{name} is {_get(self, name)}, it must be at least 1")
+        if self.optim.batch % self.optim.micro_batch:
+            raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
+
+
+Config = TypeVar("Config")
+
+
+def load_config(path: str | Path | None, overrides: list[str]) -> PretrainConfig:
+    """Read a recipe and apply overrides.
+
+    Args:
+        path: YAML file; None means the defaults.
+        overrides: ``section.key=value`` strings.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key, or a value of the wrong type.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such recipe")
+        try:
+            raw = yaml.safe_load(Path(path).read_text()) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(raw, dict):
+            raise InputError(f"{path}: not a mapping of settings")
+    config = from_dict(PretrainConfig, raw, str(path))
+    for override in overrides:
+        key, value = split_override(override)
+        config = _replace(config, key, key.split("."), yaml.safe_load(value))
+    return config
+
+
+def from_dict(cls: type[Config], raw: dict[str, Any], where: str) -> Config:
+    """Build the dataclass `cls` from nested dicts; keys left out keep their defaults.
+
+    Raises:
+        InputError: unknown key or wrong type.
+    """
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in raw.items():
+        if key not in hints:
+            raise unknown_key(str(key), hints, where)
+        values[key] = _value(hints[key], value, f"{where}: {key}")
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected a mapping, got {value!r}")
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    accepted = get_args(hint) or (hint,)
+    if float in accepted and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4, without a dot, as text
+        except ValueError:
+            pass
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+        raise InputError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _replace(config: Any, key: str, parts: list[str], value: Any) -> Any:
+    hints = get_type_hints(type(config))
+    if parts[0] not in hints:
+        raise unknown_key(key, _keys(config) if len(parts) > 1 else [*hints, *_keys(config)], "override")
+    if len(parts) == 1:
+        return dataclasses.replace(config, **{parts[0]: _value(hints[parts[0]], value, key)})
+    inner = getattr(config, parts[0])
+    if not dataclasses.is_dataclass(inner):
+        raise InputError(f"override: {parts[0]!r} in {key!r} has no settings below it")
+    return dataclasses.replace(config, **{parts[0]: _replace(inner, ".".join(parts[1:]), parts[1:], value)})
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = dataclasses.is_dataclass(value)
+        keys += _keys(value, f"{prefix}{field.name}.") if inner else [prefix + field.name]
+    return keys
+
+
+def _get(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config

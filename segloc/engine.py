@@ -1,0 +1,71 @@
+"""The training loop's frame: Detectron2's `TrainerBase` and `HookBase` when it is installed, the same names when not.
+
+Detectron2 is on no package index, so it cannot be required. `NAME` says which engine runs; the trainers are written
+once, against the names below.
+"""
+
+from __future__ import annotations
+
+__all__ = ["NAME", "HookBase", "TrainerBase"]
+
+try:
+    from detectron2.engine import HookBase, TrainerBase
+
+    NAME = "detectron2"
+except ImportError:
+    NAME = "stand-in"
+
+    class HookBase:  # type: ignore[no-redef]
+        """Something to do around the steps of a `TrainerBase`, which sets `trainer`."""
+
+        trainer: TrainerBase
+
+        def before_train(self) -> None:
+            """Run once before the first step."""
+
+        def after_train(self) -> None:
+            """Run once after the last step, also when training stops early."""
+
+        def before_step(self) -> None:
+            """Run before every step."""
+
+        def after_step(self) -> None:
+            """Run after every step."""
+
+    class TrainerBase:  # type: ignore[no-redef]
+        """Iterates `run_step` and calls the hooks in the order they were registered."""
+
+        def __init__(self) -> None:
+            self._hooks: list[HookBase] = []
+            self.iter = 0
+            self.start_iter = 0
+            self.max_iter = 0
+
+        def register_hooks(self, hooks: list[HookBase | None]) -> None:
+            """Add hooks; a None is skipped."""
+            for hook in hooks:
+                if hook is not None:
+                    hook.trainer = self
+                    self._hooks.append(hook)
+
+        def train(self, start_iter: int, max_iter: int) -> None:
+            """Run steps ``start_iter`` up to but not including ``max_iter``."""
+            self.iter = self.start_iter = start_iter
+            self.max_iter = max_iter
+            try:
+                self._call("before_train")
+                for self.iter in range(start_iter, max_iter):
+                    self._call("before_step")
+                    self.run_step()
+                    self._call("after_step")
+                self.iter += 1
+            finally:
+                self._call("after_train")
+
+        def run_step(self) -> None:
+            """Do one step; the trainer's own."""
+            raise NotImplementedError
+
+        def _call(self, moment: str) -> None:
+            for hook in self._hooks:
+                getattr(hook, moment)()

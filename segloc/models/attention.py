@@ -1,0 +1,162 @@
+"""Selective dense attention (SDA): the module SDANet puts between the FPN and everything that reads it.
+
+Follows the released code rather than the figure of "Towards Real-World Prohibited Item Detection" (Wang et al., ICCV
+2021), where the two differ: softmax over the pyramid levels in both attentions, layer norm and ReLU in the refinement.
+
+Symbols: N images, C channels, L pyramid levels, H x W the size of the level being refined.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+SDA_NORMS = ("bn", "gn", "ln")
+
+
+class ChannelAttention(nn.Module):
+    """Selective channel attention: per channel, how much of each level.
+
+    Args:
+        channels: C.
+        levels: L.
+        norm: ``bn`` as published; ``gn`` or ``ln`` do not depend on the batch.
+    """
+
+    def __init__(self, channels: int, levels: int, norm: str) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), _squeeze_norm(norm, hidden), nn.ReLU(inplace=True)
+        )
+        self.expand = nn.ModuleList(nn.Conv2d(hidden, channels, 1) for _ in range(levels))
+
+    def forward(self, total: torch.Tensor) -> torch.Tensor:
+        """Map the sum of the levels [N, C, H, W] to weights [L, N, C, 1, 1] that add up to 1 over L."""
+        squeezed = self.squeeze(total.mean((2, 3), keepdim=True))
+        return torch.stack([expand(squeezed) for expand in self.expand]).softmax(0)
+
+
+class SpatialAttention(nn.Module):
+    """Selective spatial attention: per position, how much of each level.
+
+    Args:
+        levels: L.
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(2, 1, 7, padding=3, bias=False) for _ in range(levels))
+
+    def forward(self, total: torch.Tensor) -> torch.Tensor:
+        """Map the sum of the levels [N, C, H, W] to weights [L, N, 1, H, W] that add up to 1 over L."""
+        pooled = torch.cat([total.mean(1, keepdim=True), total.amax(1, keepdim=True)], 1)
+        return torch.stack([conv(pooled) for conv in self.convs]).softmax(0)
+
+
+class DependencyRefinement(nn.Module):
+    """Global-context block: adds to every position one vector pooled from the whole map; starts as the identity.
+
+    Args:
+        channels: C.
+        ratio: C over the width of the bottleneck.
+    """
+
+    def __init__(self, channels: int, ratio: int = 16) -> None:
+        super().__init__()
+        hidden = channels // ratio
+        self.mask = nn.Conv2d(channels, 1, 1)
+        self.transform = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1),
+            nn.LayerNorm([hidden, 1, 1]),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1),
+        )
+        nn.init.kaiming_normal_(self.mask.weight, mode="fan_in", nonlinearity="relu")
+        nn.init.zeros_(self.mask.bias)
+        nn.init.zeros_(self.transform[-1].weight)
+        nn.init.zeros_(self.transform[-1].bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Refine x [N, C, H, W]."""
+        weights = self.mask(x).flatten(2).softmax(2)  # [N, 1, H*W]
+        context = torch.einsum("ncp,nop->nc", x.flatten(2), weights)  # o is the single mask channel
+        return x + self.transform(context[:, :, None, None])
+
+
+class LevelAttention(nn.Module):
+    """The SDA module of one pyramid level.
+
+    Args:
+        level: position of the level it refines in the list of maps.
+        channels: C.
+        levels: L.
+        norm: norm inside the channel attention.
+    """
+
+    def __init__(self, level: int, channels: int, levels: int, norm: str) -> None:
+        super().__init__()
+        self.level = level
+        self.channel = ChannelAttention(channels, levels, norm)
+        self.spatial = SpatialAttention(levels)
+        self.refine = DependencyRefinement(channels)
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Refine ``maps[level]`` with the help of all levels.
+
+        Args:
+            maps: L feature maps [N, C, H_l, W_l], finest first.
+
+        Returns:
+            [N, C, H, W], the size of ``maps[level]``.
+        """
+        own = maps[self.level]
+        rescaled = [_rescale(x, own.shape[-2:], finer=i < self.level) for i, x in enumerate(maps)]
+        total = torch.stack(rescaled).sum(0)
+        # Both attentions are weighted sums of the same maps, so their weights can be added first.
+        weights = self.channel(total) + self.spatial(total)  # [L, N, C, H, W]
+        mixed = sum(weight * x for weight, x in zip(weights, rescaled, strict=True))
+        return own + self.refine(mixed)
+
+
+class PyramidAttention(nn.Module):
+    """One independent `LevelAttention` per level; all read the same unrefined maps.
+
+    Args:
+        channels: C.
+        levels: L; SDANet has five, P2..P6.
+        norm: ``bn`` (published), ``gn`` or ``ln``. The ``bn`` is over 1x1 maps, so it sees N values per channel.
+    """
+
+    def __init__(self, channels: int = 256, levels: int = 5, norm: str = "bn") -> None:
+        super().__init__()
+        self.norm = norm
+        self.levels = nn.ModuleList(LevelAttention(level, channels, levels, norm) for level in range(levels))
+
+    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Refine every level; shapes as in the input.
+
+        Raises:
+            ValueError: training with one image and ``bn``, where a batch's statistics do not exist.
+        """
+        if self.training and self.norm == "bn" and len(maps[0]) == 1:
+            raise ValueError("sda_norm=bn needs at least two images a batch in training; use sda_norm=gn or ln")
+        return [level(maps) for level in self.levels]
+
+
+def _rescale(x: torch.Tensor, size: torch.Size, finer: bool) -> torch.Tensor:
+    """Bring a finer level down by adaptive max pooling, a coarser one up by nearest neighbour."""
+    if x.shape[-2:] == size:
+        return x
+    return F.adaptive_max_pool2d(x, tuple(size)) if finer else F.interpolate(x, tuple(size), mode="nearest")
+
+
+def _squeeze_norm(norm: str, channels: int) -> nn.Module:
+    if norm == "bn":
+        return nn.BatchNorm2d(channels)
+    if norm == "gn":
+        return nn.GroupNorm(channels // 4, channels)
+    if norm == "ln":
+        return nn.GroupNorm(1, channels)
+    raise ValueError(f"sda_norm {norm!r} is none of {', '.join(SDA_NORMS)}")

@@ -1,0 +1,96 @@
+"""The backbone that is pretrained and transferred: ResNet, FPN and selective dense attention.
+
+One module serves pretraining, the Detectron2 detector and the torchvision detector unchanged, so one state dict loads
+in all three (paper section 4.2, "backbone alignment").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchvision.models import resnet
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from segloc.models.attention import PyramidAttention
+from segloc.models.norm import ResidualScale, norm_layer
+
+ARCHS = ("resnet18", "resnet50", "resnet101")
+LEVELS = ("p2", "p3", "p4", "p5", "p6")
+STRIDES = (4, 8, 16, 32, 64)
+CHANNELS = 256
+
+# (x - 127.5) / 127.5 for RGB in 0..255, as SDANet's configuration has it. White, the empty belt, becomes 1.
+PIXEL_MEAN = 127.5
+PIXEL_STD = 127.5
+WHITE = 255
+
+
+class SegLocBackbone(nn.Module):
+    """ResNet + FPN (P2..P6, 256 channels, no norm) + one attention module a level.
+
+    Args:
+        arch: ``resnet18``, ``resnet50`` or ``resnet101`` of torchvision, starting from random weights.
+        norm: norm of the ResNet, ``bn``, ``gn`` or ``none``. The FPN has none, like SDANet's: a norm there would be
+            missing downstream.
+        sda_norm: norm inside the channel attention, ``bn``, ``gn`` or ``ln``.
+        attention: False leaves the attention out (a plain FPN).
+        bn_splits: parts into which ``bn`` splits a training batch (see `SplitBatchNorm2d`).
+
+    Raises:
+        ValueError: an unknown `arch`, `norm` or `sda_norm`.
+    """
+
+    def __init__(
+        self,
+        arch: str = "resnet101",
+        norm: str = "bn",
+        sda_norm: str = "bn",
+        attention: bool = True,
+        bn_splits: int = 1,
+    ) -> None:
+        super().__init__()
+        if arch not in ARCHS:
+            raise ValueError(f"arch {arch!r} is none of {', '.join(ARCHS)}")
+        body = getattr(resnet, arch)(weights=None, norm_layer=norm_layer(norm, bn_splits))
+        if norm == "none":
+            _scale_residuals(body)
+        width = body.inplanes // 8
+        self.body = IntermediateLayerGetter(body, {f"layer{i + 1}": LEVELS[i] for i in range(4)})
+        self.fpn = FeaturePyramidNetwork(
+            [width, 2 * width, 4 * width, 8 * width], CHANNELS, extra_blocks=LastLevelMaxPool()
+        )
+        self.attention = PyramidAttention(CHANNELS, len(LEVELS), sda_norm) if attention else None
+        self.out_channels = CHANNELS
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the feature pyramid.
+
+        Args:
+            images: [N, 3, H, W] float, RGB normalised by `normalize`; H and W multiples of 32.
+
+        Returns:
+            ``p2`` .. ``p6``, each [N, 256, H / stride, W / stride] (P6 rounded up).
+        """
+        # The FPN names its extra level "pool"; here levels go by position.
+        maps = list(self.fpn(self.body(images)).values())
+        if self.attention is not None:
+            maps = self.attention(maps)
+        return dict(zip(LEVELS, maps, strict=True))
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Map RGB values in 0..255 of any dtype to [-1, 1] floats, any shape."""
+    if not images.is_floating_point():
+        images = images.float()
+    return (images - PIXEL_MEAN) / PIXEL_STD
+
+
+def _scale_residuals(body: resnet.ResNet) -> None:
+    """Replace the (absent) last norm of every residual branch by a learned scale that starts at zero."""
+    for module in body.modules():
+        if isinstance(module, resnet.BasicBlock):
+            module.bn2 = ResidualScale(module.conv2.out_channels)
+        elif isinstance(module, resnet.Bottleneck):
+            module.bn3 = ResidualScale(module.conv3.out_channels)
