@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from pipeline.executors import WorkerLostError
+from pipeline.files import describe
 from segloc.contract import InputError
 
 
@@ -15,7 +17,8 @@ def run(
     """Parse `argv`, run `command`, and turn bad input into one line on stderr.
 
     Returns:
-        The exit code: 0 done, 1 the command ran and found something wrong, 2 bad arguments or input.
+        The exit code: 0 done, 1 the command ran and found something wrong, 2 bad arguments or input, 130 stopped by
+        Ctrl-C.
     """
     args = parser.parse_args(argv)
     try:
@@ -24,8 +27,14 @@ def run(
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {describe(error)}", file=sys.stderr)
         return 2
+    except WorkerLostError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return 130
 
 
 def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:

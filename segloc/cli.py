@@ -55,6 +55,7 @@ def split_override(override: str) -> tuple[str, str]:
 
 def unknown_key(key: str, valid: Iterable[str], where: str) -> InputError:
     """Make the error for a key that does not exist, naming the nearest one that does."""
-    near = get_close_matches(key, list(valid), n=1, cutoff=0.0)
+    valid = list(valid)
+    near = [k for k in valid if k.startswith(key)] or get_close_matches(key, valid, n=1, cutoff=0.0)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InputError(f"{where}: unknown key {key!r}{hint}")

@@ -147,6 +147,9 @@ class PretrainConfig:
                 raise InputError(f"{name} is {_get(self, name)}, it must be at least 1")
         if self.optim.batch % self.optim.micro_batch:
             raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
+        if self.model.norm == "bn" and self.optim.micro_batch % self.model.bn_splits:
+            splits = self.model.bn_splits
+            raise InputError(f"optim.micro_batch {self.optim.micro_batch} is no multiple of model.bn_splits {splits}")
 
 
 Config = TypeVar("Config")
@@ -172,11 +175,11 @@ def load_config(path: str | Path | None, overrides: list[str]) -> PretrainConfig
             raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
         if not isinstance(raw, dict):
             raise InputError(f"{path}: not a mapping of settings")
-    config = from_dict(PretrainConfig, raw, str(path))
+    from_dict(PretrainConfig, raw, str(path))  # so that an error in the recipe names the recipe
     for override in overrides:
         key, value = split_override(override)
-        config = _replace(config, key, key.split("."), yaml.safe_load(value))
-    return config
+        _set(raw, key, yaml.safe_load(value))
+    return from_dict(PretrainConfig, raw, "override" if overrides else str(path))
 
 
 def from_dict(cls: type[Config], raw: dict[str, Any], where: str) -> Config:
@@ -210,16 +213,15 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _replace(config: Any, key: str, parts: list[str], value: Any) -> Any:
-    hints = get_type_hints(type(config))
-    if parts[0] not in hints:
-        raise unknown_key(key, _keys(config) if len(parts) > 1 else [*hints, *_keys(config)], "override")
-    if len(parts) == 1:
-        return dataclasses.replace(config, **{parts[0]: _value(hints[parts[0]], value, key)})
-    inner = getattr(config, parts[0])
-    if not dataclasses.is_dataclass(inner):
-        raise InputError(f"override: {parts[0]!r} in {key!r} has no settings below it")
-    return dataclasses.replace(config, **{parts[0]: _replace(inner, ".".join(parts[1:]), parts[1:], value)})
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Put `value` under the dotted `key`, which must be one of the settings."""
+    keys = _keys(PretrainConfig())
+    if key not in keys:
+        raise unknown_key(key, keys, "override")
+    *sections, name = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+    raw[name] = value
 
 
 def _keys(config: Any, prefix: str = "") -> list[str]:

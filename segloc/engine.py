@@ -6,12 +6,20 @@ once, against the names below.
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 __all__ = ["NAME", "HookBase", "TrainerBase"]
 
 try:
-    from detectron2.engine import HookBase, TrainerBase
+    with warnings.catch_warnings():
+        # Its import compiles functions by torch.jit.script, which torch announces as deprecated each time.
+        warnings.simplefilter("ignore")
+        from detectron2.engine import HookBase, TrainerBase
 
     NAME = "detectron2"
+    # It logs the traceback of every exception that leaves the loop; ours are reported by whoever catches them.
+    logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
 except ImportError:
     NAME = "stand-in"
 

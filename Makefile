@@ -1,0 +1,59 @@
+# `make demo` and `make test` need Python 3.10 or newer and a package index, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Wheels to prefer over downloads, for machines without a way out. A Detectron2 wheel here is used as it is.
+WHEELHOUSE ?= $(HOME)/.cache/segloc/wheelhouse
+# Set to 0 to go without Detectron2.
+DETECTRON2 ?= 1
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help demo test lint benchmarks clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    the whole chain on simulated scans, ending with runs/demo/report.html"
+	@echo "make test    all tests that need no GPU, no data set and no network"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove the environment, the simulated data and the demo's runs"
+
+demo: $(VENV)/.train.done $(VENV)/.detectron2.done
+	@grep -q '^  foregrounds: data/simulated/' params.yaml || { \
+	  echo "params.yaml names your own data; make demo is for the simulated scans. See README.md, 'With your own data'."; exit 2; }
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
+	dvc repro
+	dvc repro detectron_configs/dvc.yaml
+	@echo "$(CURDIR)/runs/demo/report.html"
+
+test: $(VENV)/.dev.done $(VENV)/.detectron2.done
+	python -m pytest
+
+lint: $(VENV)/.dev.done
+	ruff check .
+	ruff format --check .
+	mypy pipeline segloc
+
+clean:
+	rm -rf $(VENV) data/simulated data/manifest data/*.parquet data/*.png data/audit.json data/shards runs/demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name it with PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Detectron2's setup imports pkg_resources, which newer setuptools no longer has.
+$(VENV)/.train.done: setup.cfg | $(BIN)/python
+	python -m pip install --quiet --upgrade pip wheel "setuptools<81"
+	python -m pip install --quiet --editable ".[train]"
+	@touch $@
+
+$(VENV)/.dev.done: setup.cfg $(VENV)/.train.done
+	python -m pip install --quiet --editable ".[train,ray,dev]"
+	@touch $@
+
+# Detectron2 is on no package index: take it from where it can be had, or go on without, and say so.
+$(VENV)/.detectron2.done: setup.cfg $(VENV)/.train.done
+	@DETECTRON2=$(DETECTRON2) WHEELHOUSE="$(WHEELHOUSE)" sh detectron_configs/install_detectron2.sh
+	@touch $@

@@ -1,0 +1,31 @@
+"""Shared nodes of the fine-tuning recipes: SDANet's detector and settings (method of Wang et al., ICCV 2021).
+
+What a recipe does not spell out keeps the default of the class it names; every run writes all of it to config.yaml.
+"""
+
+from segloc.detection.detector import HeadSettings, detector
+from segloc.detection.settings import DataSettings, OptimSettings, TrainSettings
+from segloc.lazy import LazyCall as L
+from segloc.models.backbone import SegLocBackbone
+
+model = L(detector)(
+    engine="auto",  # Detectron2 when installed, else torchvision, labelled as the stand-in
+    num_classes=0,  # as many as the annotations have
+    backbone=L(SegLocBackbone)(arch="resnet101", norm="bn", sda_norm="bn", attention=True),
+    heads=L(HeadSettings)(anchor_scale=8, fc_dim=1024, score_threshold=0.05, detections=100),
+)
+
+data = L(DataSettings)(root="", image_size=500, flip=0.5)
+
+optim = L(OptimSettings)(
+    batch=16,
+    lr_per_16=0.02,
+    momentum=0.9,
+    weight_decay=1e-4,
+    warmup=500,
+    warmup_start=1 / 3,
+    milestones=(8 / 12, 11 / 12),
+    clip=35.0,
+)
+
+train = L(TrainSettings)(epochs=12, seed=0)

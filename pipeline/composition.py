@@ -1,0 +1,236 @@
+"""Composition: transforms a segment and pastes it into a background's authentic region (paper section 3.1).
+
+Everything here is a pure function; what is random comes from a generator that is passed in and ends up in the `View`,
+from which `paste` makes the same picture again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.blends import BLENDS, Patch
+from pipeline.images import Image
+from pipeline.masks import tight_box
+from segloc.contract import Box, View
+
+# The paper names only rotation and a 500 px frame (sections 3.1 and 4); the other ranges are this project's choice.
+SCALE = (0.75, 1.33)
+FILL = 0.9  # an item takes at most this part of the region's width and height
+LEAST_SIDE_PX, LEAST_SIDE_AT_WIDTH_PX = 16, 500
+GEOMETRY_DRAWS = 10
+# Below this scale plain bilinear warping would skip donor pixels.
+PRESHRINK_BELOW = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """An item cut out of its scan.
+
+    Attributes:
+        segment_id: as in the table.
+        rgba: uint8 [h, w, 4], alpha 0 or 255, tight around the mask; colours under alpha 0 are the donor's.
+        scan_width: of the donor, in pixels.
+        background: float32 [3], what the donor shows around the item (RGB, 0..255).
+    """
+
+    segment_id: str
+    rgba: Image
+    scan_width: int
+    background: npt.NDArray[np.float32]
+
+    @functools.cached_property
+    def hull(self) -> npt.NDArray[np.float64]:
+        """Convex hull of the mask's pixel centres, float64 [n, 2] as x, y from the crop's centre."""
+        contours, _ = cv2.findContours(self.rgba[..., 3], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        points = cv2.convexHull(np.concatenate(contours)).reshape(-1, 2).astype(np.float64)
+        height, width = self.rgba.shape[:2]
+        return points - ((width - 1) / 2, (height - 1) / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How a segment is transformed: flipped, then rotated, then scaled. Fields as in `segloc.contract.View`."""
+
+    rotation_deg: float
+    scale: float
+    flip_h: bool
+    flip_v: bool
+
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """The linear map [2, 2] of donor pixels to pixels of the stored image, x right and y down."""
+        angle = math.radians(self.rotation_deg)
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        return self.scale * turn @ np.diag([-1.0 if self.flip_h else 1.0, -1.0 if self.flip_v else 1.0])
+
+
+def frame(size: tuple[int, int], region: Box, width: int) -> tuple[tuple[int, int], Box]:
+    """Bring a background to the stored width, keeping its aspect.
+
+    Args:
+        size: (width, height) of the scan in pixels.
+        region: its authentic region.
+        width: of the stored image in pixels.
+
+    Returns:
+        The stored (width, height), and the region in its pixels, rounded inwards (so it may be empty).
+    """
+    height = max(1, round(size[1] * width / size[0]))
+    factor_x, factor_y = width / size[0], height / size[1]
+    x0, y0, x1, y1 = region
+    scaled = math.ceil(x0 * factor_x), math.ceil(y0 * factor_y), math.floor(x1 * factor_x), math.floor(y1 * factor_y)
+    return (width, height), scaled
+
+
+def fit(background: Image, size: tuple[int, int]) -> Image:
+    """Resize a scan [h, w, 3] to `size` (width, height): by area when it shrinks, else bilinear."""
+    if (background.shape[1], background.shape[0]) == size:
+        return background
+    shrinking = size[0] < background.shape[1]
+    resized = cv2.resize(background, size, interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+    return np.asarray(resized, np.uint8)
+
+
+def least_side(width: int) -> int:
+    """Least width and height of a pasted item's box in a stored image of `width`, all in pixels."""
+    return max(2, math.ceil(LEAST_SIDE_PX * width / LEAST_SIDE_AT_WIDTH_PX))
+
+
+def draw_geometry(rng: np.random.Generator, segment: Segment, width: int) -> Geometry:
+    """Draw rotation, scale and flips. Scale 1 shows an item as large in the frame as it was in its donor's."""
+    return Geometry(
+        rotation_deg=float(rng.uniform(0, 360)),
+        scale=float(rng.uniform(*SCALE)) * width / segment.scan_width,
+        flip_h=bool(rng.random() < 0.5),
+        flip_v=bool(rng.random() < 0.5),
+    )
+
+
+def extent(segment: Segment, geometry: Geometry) -> tuple[float, float]:
+    """Width and height in pixels of the transformed mask, before it is rendered."""
+    matrix = geometry.matrix()
+    spread: npt.NDArray[np.float64] = np.ptp(segment.hull @ matrix.T, axis=0) + np.abs(matrix).sum(axis=1)
+    return float(spread[0]), float(spread[1])
+
+
+def place(
+    rng: np.random.Generator, segment: Segment, region: Box, width: int
+) -> tuple[Geometry, Patch, tuple[int, int]] | None:
+    """Draw how and where a segment goes: its whole box lies in the region, uniformly.
+
+    The item is shrunk to fit `FILL` of the region. When a side then falls short of `least_side`, the geometry is drawn
+    again, at last enlarged.
+
+    Args:
+        rng: source of all that is drawn.
+        segment: what to paste.
+        region: where, in pixels of the stored image.
+        width: of the stored image.
+
+    Returns:
+        Geometry, rendered patch and its top-left (x, y); None when the region is too small for this segment.
+    """
+    room = region[2] - region[0], region[3] - region[1]
+    least = least_side(width)
+    if min(room) < least:
+        return None
+    for draw in range(1, GEOMETRY_DRAWS + 1):
+        geometry = _shrunk(segment, draw_geometry(rng, segment, width), room)
+        if draw == GEOMETRY_DRAWS:
+            geometry = _enlarged(segment, geometry, room, least)
+        patch = render(segment, geometry)
+        if patch is None:
+            continue
+        high, wide = patch.mask.shape
+        if min(high, wide) >= least and wide <= room[0] and high <= room[1]:
+            x = int(rng.integers(region[0], region[2] - wide, endpoint=True))
+            y = int(rng.integers(region[1], region[3] - high, endpoint=True))
+            return geometry, patch, (x, y)
+    return None
+
+
+def _shrunk(segment: Segment, geometry: Geometry, room: tuple[int, int]) -> Geometry:
+    sides = extent(segment, geometry)
+    factor = min(1.0, FILL * room[0] / sides[0], FILL * room[1] / sides[1])
+    return dataclasses.replace(geometry, scale=geometry.scale * factor)
+
+
+def _enlarged(segment: Segment, geometry: Geometry, room: tuple[int, int], least: int) -> Geometry:
+    """Enlarge until the shorter side is `least` or the room is full; items of a few pixels need more than one step."""
+    while all(side <= space for side, space in zip(extent(segment, geometry), room, strict=True)):
+        patch = render(segment, geometry)
+        side = min(patch.mask.shape) if patch is not None else 1
+        if side >= least:
+            break
+        geometry = dataclasses.replace(geometry, scale=geometry.scale * min(4.0, (least + 0.5) / side))
+    return geometry
+
+
+def render(segment: Segment, geometry: Geometry) -> Patch | None:
+    """Transform a segment by one interpolation of colours and mask together.
+
+    The mask is what is at least half covered. Far shrunk segments are first averaged down to size.
+
+    Returns:
+        The patch, tight around the mask; None when no pixel is left.
+    """
+    rgba, matrix = segment.rgba, geometry.matrix()
+    if geometry.scale < PRESHRINK_BELOW:
+        height, width = rgba.shape[:2]
+        size = max(1, round(width * geometry.scale)), max(1, round(height * geometry.scale))
+        rgba = np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), np.uint8)
+        matrix = matrix @ np.diag([width / size[0], height / size[1]])
+    # Two rows of the rim's colours with alpha 0 all around: the warp fades the mask out, not the colours.
+    rgba = np.asarray(cv2.copyMakeBorder(rgba, 2, 2, 2, 2, cv2.BORDER_REPLICATE), np.uint8)
+    rgba[:2, :, 3] = rgba[-2:, :, 3] = rgba[:, :2, 3] = rgba[:, -2:, 3] = 0
+    height, width = rgba.shape[:2]
+    canvas_w, canvas_h = (math.ceil(side - 1e-6) for side in np.abs(matrix) @ (width, height))
+    centre, middle = np.array([width - 1, height - 1]) / 2, np.array([canvas_w - 1, canvas_h - 1]) / 2
+    affine = np.column_stack([matrix, middle - matrix @ centre])
+    warped = cv2.warpAffine(rgba, affine, (canvas_w, canvas_h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    mask = warped[..., 3] >= 128
+    box = tight_box(mask)
+    if box is None:
+        return None
+    x0, y0, x1, y1 = box
+    return Patch(np.ascontiguousarray(warped[y0:y1, x0:x1, :3]), mask[y0:y1, x0:x1])
+
+
+def paste(background: Image, segment: Segment, view: View) -> Image:
+    """Make the stored image a view describes.
+
+    Args:
+        background: the scan `view.background`, uint8 RGB [h, w, 3] at native size.
+        segment: the segment `view.segment`.
+        view: the recipe.
+
+    Returns:
+        uint8 RGB [view height, view width, 3].
+    """
+    patch = render(segment, Geometry(view.rotation_deg, view.scale, view.flip_h, view.flip_v))
+    assert patch is not None  # views are only made of segments that render
+    return blend(fit(background, view.size), patch, view.box, segment.background, view.blend, view.alpha)
+
+
+def blend(host: Image, patch: Patch, box: Box, donor: npt.NDArray[np.float32], mode: str, coefficient: float) -> Image:
+    """Blend a patch into `box` of a copy of `host`; pixels outside the mask stay as they are.
+
+    Args:
+        host: uint8 RGB [H, W, 3].
+        patch: of the box's size.
+        box: where.
+        donor: float32 [3], the segment's surroundings in its donor.
+        mode: a name in `BLENDS`.
+        coefficient: the mode's, see there.
+    """
+    out = host.copy()
+    x0, y0, x1, y1 = box
+    window = out[y0:y1, x0:x1]
+    mixed = BLENDS[mode].mix(window, patch, donor, coefficient)
+    np.copyto(window, mixed, where=patch.mask[..., None])
+    return out

@@ -1,0 +1,57 @@
+"""Readers of data sets: one file each, all giving the same two things.
+
+*Backgrounds* are paths of benign scans relative to a root. *Annotations* are instances with masks, with class ids
+from 0 in the order of the source's own category list. Another data set is one more file here and a line in
+`backgrounds` or `training_source`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.datasets import coco, folder, pidray, sixray
+from pipeline.datasets.records import Annotations, Instance, Source
+from pipeline.files import existing_file, existing_folder
+from segloc.contract import InputError
+
+__all__ = ["Annotations", "Instance", "Source", "backgrounds", "read", "training_source"]
+
+
+def backgrounds(root: Path) -> list[str]:
+    """List the benign scans under `root`: the negatives of a SIXray copy, or every scan of any other folder.
+
+    Returns:
+        Paths relative to `root`, ``/`` separators, sorted.
+
+    Raises:
+        InputError: the folder is missing or holds no benign scan.
+    """
+    names = folder.scans(existing_folder(root, "backgrounds"))
+    return sixray.negatives(names, root) if sixray.recognise(names) else names
+
+
+def training_source(path: Path, images: Path | None) -> Source:
+    """Find what segments are cut from.
+
+    Args:
+        path: a COCO instance file, or the root of a PIDray copy, of which the training part is taken.
+        images: the folder the file's image names refer to; None takes the one beside a PIDray annotation file.
+
+    Raises:
+        InputError: something is missing, or the part is for testing: segments come from training data only.
+    """
+    if path.is_dir():
+        source = pidray.training_part(path)
+        source = Source(source.annotations, images or source.images)
+    elif images is None:
+        raise InputError(f"--images is needed: the folder with the scans of {path}")
+    else:
+        source = Source(existing_file(path, "annotations"), images)
+    existing_folder(source.images, "scans of the annotation file")
+    pidray.refuse_test_parts(source)
+    return source
+
+
+def read(source: Source) -> Annotations:
+    """Read the instances of `source`; see `coco.read`."""
+    return coco.read(source.annotations)

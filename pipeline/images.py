@@ -1,0 +1,183 @@
+"""Reading scans: whatever a decoder would guess at, crash on or fill the memory with is refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[np.uint8]
+
+# The size at which Pillow refuses to decode (twice its warning level). No scanner comes near; a few kB of PNG can.
+MAX_PIXELS = 178_956_970
+
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+
+
+class ImageError(ValueError):
+    """A file that is not a usable scan. The message is the reason, without the file's name."""
+
+
+def read_image(path: str | os.PathLike[str], mode: Literal["rgb", "grey"] = "rgb") -> Image:
+    """Read a scan; see `decode`.
+
+    Raises:
+        ImageError: the file is missing, cannot be read, or is not a usable image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError("no such file") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return decode(data, mode)
+
+
+def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb") -> Image:
+    """Decode a JPEG, PNG, BMP or TIFF scan.
+
+    Sixteen bits are reduced to eight by their high byte, alpha is dropped, grey and CMYK become RGB: all as OpenCV
+    does it. Grey is `cv2.IMREAD_GRAYSCALE`'s, for a JPEG its luma plane, which differs from a conversion of the
+    decoded colours by up to 15 levels.
+
+    Args:
+        data: the file's content.
+        mode: ``rgb`` or ``grey``.
+
+    Returns:
+        uint8 array, [height, width, 3] in RGB order or [height, width].
+
+    Raises:
+        ImageError: empty, of another format, cut short, too large, or broken.
+    """
+    width, height = dimensions(data)
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"too large: {width}x{height} pixels")
+    flag = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error as error:
+        raise ImageError("cannot be decoded") from error
+    if image is None or image.size == 0:
+        raise ImageError("cannot be decoded")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if mode == "rgb" else image, np.uint8)
+
+
+def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    """Encode an [h, w, 3] RGB or [h, w, 4] RGBA array as PNG."""
+    code = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    return cv2.imencode(".png", cv2.cvtColor(image, code))[1].tobytes()
+
+
+def decode_rgba(png: bytes) -> Image:
+    """Undo `encode_png` of an RGBA array."""
+    bgra = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert bgra is not None  # the table's own bytes
+    return np.asarray(cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA), np.uint8)
+
+
+def encode_jpeg(image: Image, quality: int) -> bytes:
+    """Encode an [h, w, 3] RGB array as JPEG of `quality` (1..100), colours at half resolution (4:2:0)."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Read (width, height) in pixels from the header, and check that the file is whole, without decoding it.
+
+    Raises:
+        ImageError: empty, of another format, or cut short.
+    """
+    if not data:
+        raise ImageError("empty file")
+    try:
+        for magic, parse in _PARSERS.items():
+            if data.startswith(magic):
+                width, height = parse(data)
+                break
+        else:
+            raise ImageError("not a JPEG, PNG, BMP or TIFF file")
+    except (struct.error, IndexError) as error:
+        raise ImageError("truncated file") from error
+    if width < 1 or height < 1:
+        raise ImageError("broken header")
+    return width, height
+
+
+def _jpeg(data: bytes) -> tuple[int, int]:
+    """Walk the segments to the frame header, then to the scan, after which the end marker must follow.
+
+    Decoders fill a missing end with grey in silence. Inside a scan the end marker cannot occur by chance, and a
+    thumbnail, which has one of its own, lies in a segment before it.
+    """
+    size, at = None, 2
+    while True:
+        if data[at] != 0xFF:
+            raise ImageError("broken header")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in _JPEG_WITHOUT_LENGTH:
+            at += 2
+            continue
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            size = width, height
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker == 0xDA:
+            break
+        if marker == 0xD9 or length < 2:
+            raise ImageError("broken header")
+        at += 2 + length
+    if size is None:
+        raise ImageError("broken header")
+    if data.find(b"\xff\xd9", at) < 0:
+        raise ImageError("truncated file")
+    return size
+
+
+def _png(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from(">II", data, 16)
+    at = 8
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 12 + length
+        if at > len(data):
+            raise ImageError("truncated file")
+        if kind == b"IEND":
+            return width, height
+
+
+def _bmp(data: bytes) -> tuple[int, int]:
+    offset, _, width, height, _, bits, compression = struct.unpack_from("<IIiiHHI", data, 10)
+    row_bytes = (abs(width) * bits + 31) // 32 * 4
+    if compression == 0 and len(data) < offset + row_bytes * abs(height):
+        raise ImageError("truncated file")
+    return abs(width), abs(height)
+
+
+def _tiff(data: bytes) -> tuple[int, int]:
+    order = "<" if data.startswith(b"II") else ">"
+    (at,) = struct.unpack_from(order + "I", data, 4)
+    (entries,) = struct.unpack_from(order + "H", data, at)
+    size = {}
+    for entry in range(entries):
+        tag, kind = struct.unpack_from(order + "HH", data, at + 2 + 12 * entry)
+        (size[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, at + 10 + 12 * entry)
+    return size.get(256, 0), size.get(257, 0)
+
+
+_PARSERS = {
+    b"\xff\xd8\xff": _jpeg,
+    b"\x89PNG\r\n\x1a\n": _png,
+    b"BM": _bmp,
+    b"II*\0": _tiff,
+    b"MM\0*": _tiff,
+}

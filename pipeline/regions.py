@@ -1,0 +1,174 @@
+"""Stage ``regions``: measures the authentic region of every background scan (paper section 3.2)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from pipeline import authentic_region, cli, gallery
+from pipeline.datasets import backgrounds
+from pipeline.executors import run_tasks
+from pipeline.images import Image, ImageError, read_image
+from pipeline.tables import TableWriter, open_table
+from segloc.contract import Box, InputError
+
+KIND, FORMAT_VERSION = "regions", 1
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        *((name, pa.int32()) for name in ("width", "height", "x0", "y0", "x1", "y1")),
+        ("background_level", pa.uint8()),
+        ("status", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+MODES = ("adaptive", "paper")
+# A region narrower than this at native resolution holds no recognisable item.
+LEAST_SIDE_PX = 32
+_CHUNK, _GROUP_ROWS = 16, 65_536
+_GALLERY_TILES, _GALLERY_COLUMNS = 60, 6
+
+
+def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
+    """Make the table's row of one background. Never raises for a bad file: that is a row with a status and a message.
+
+    Args:
+        name: path of the scan relative to `root`.
+        root: folder of the backgrounds.
+        mode: ``adaptive`` or ``paper``.
+    """
+    row: dict[str, Any] = {"image": name, "status": "ok", "message": ""}
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        return {"image": shown, "status": "unreadable", "message": "file name is not UTF-8"}
+    try:
+        grey = read_image(root / name, "grey")
+    except ImageError as error:
+        return row | {"status": "unreadable", "message": str(error)}
+    height, width = grey.shape
+    row |= {"width": width, "height": height}
+    if min(width, height) < LEAST_SIDE_PX:
+        return row | {"status": "too_small", "message": f"scan of {width}x{height} pixels"}
+    box, row["background_level"] = find(grey, mode)
+    if box is None:
+        return row | {"status": "empty", "message": "nothing but belt"}
+    x0, y0, x1, y1 = box
+    row |= {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
+    if min(x1 - x0, y1 - y0) < LEAST_SIDE_PX:
+        return row | {"status": "too_small", "message": f"region of {x1 - x0}x{y1 - y0} pixels"}
+    return row
+
+
+def find(grey: Image, mode: str) -> tuple[Box | None, int]:
+    """Find the region of a grey scan [h, w] in the given mode, and the belt's level."""
+    if mode == "paper":
+        return authentic_region.paper(grey), authentic_region.belt_level(grey)
+    return authentic_region.adaptive(grey)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """The usable backgrounds of a table.
+
+    Attributes:
+        images: paths relative to the root, sorted.
+        sizes: int32 [n, 2], (width, height) in pixels.
+        boxes: int32 [n, 4], authentic regions in pixels of the scan.
+    """
+
+    images: pa.ChunkedArray
+    sizes: np.ndarray
+    boxes: np.ndarray
+
+
+def load(path: Path) -> Regions:
+    """Read the rows with status ``ok``.
+
+    Raises:
+        InputError: not a table of regions, or fewer than the two backgrounds a pair needs.
+    """
+    file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
+    table = file.read(columns=["image", "width", "height", "x0", "y0", "x1", "y1", "status"])
+    table = table.filter(pc.equal(table["status"], "ok"))
+    if len(table) < 2:
+        raise InputError(f"{path}: {len(table)} usable backgrounds, a pair needs two")
+    numbers = [
+        np.stack([table[c].to_numpy() for c in names], 1) for names in (("width", "height"), ("x0", "y0", "x1", "y1"))
+    ]
+    return Regions(table["image"], numbers[0], numbers[1])
+
+
+def _write(args: argparse.Namespace, names: list[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    task = functools.partial(measure, root=args.backgrounds, mode=args.mode)
+    results: Iterator[dict[str, Any]] = run_tasks(
+        task, names, workers=args.workers, executor=args.executor, chunk=_CHUNK
+    )
+    with TableWriter(args.out, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS) as table:
+        for row in tqdm(results, total=len(names), unit="scan", desc="regions", disable=None):
+            counts[row["status"]] += 1
+            table.write(row)
+        table.parameters |= {"mode": args.mode, "least_side_px": LEAST_SIDE_PX, "counts": dict(sorted(counts.items()))}
+    return counts
+
+
+def _draw(args: argparse.Namespace, names: list[str]) -> None:
+    tiles = []
+    for position in gallery.spread(_GALLERY_TILES, len(names)):
+        path = args.backgrounds / names[position]
+        try:
+            grey, colour = read_image(path, "grey"), read_image(path)
+        except ImageError:
+            continue
+        found = [(authentic_region.paper(grey), gallery.RED), (find(grey, args.mode)[0], gallery.BLUE)]
+        tiles.append(gallery.tile(colour, [(box, tone) for box, tone in found if box], names[position]))
+    if tiles:
+        gallery.save(args.gallery, tiles, _GALLERY_COLUMNS)
+
+
+def _command(args: argparse.Namespace) -> int:
+    names = backgrounds(args.backgrounds)
+    counts = _write(args, names)
+    summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    print(f"{args.out}: {len(names)} backgrounds ({summary})")
+    if args.gallery:
+        _draw(args, names)
+        print(f"{args.gallery}: red is the paper's region, blue the one of mode {args.mode}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    options = cli.parser(
+        "pipeline.regions",
+        "Find the part of each benign scan that is bag rather than empty belt.",
+        "  python -m pipeline.regions --backgrounds data/raw/sixray --out data/regions.parquet\n"
+        "  python -m pipeline.regions --backgrounds scans --out regions.parquet --mode paper --gallery regions.png",
+    )
+    options.add_argument(
+        "--backgrounds", type=Path, required=True, metavar="DIR", help="SIXray, or any folder of scans"
+    )
+    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    options.add_argument(
+        "--mode", choices=MODES, default="adaptive", help="how the region is found (default: adaptive)"
+    )
+    options.add_argument("--gallery", type=Path, metavar="PNG", help="also draw the regions of up to 60 scans")
+    cli.add_executor_options(options)
+    return cli.run(_command, options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Bags, empty: shells with thin bright rims, frames, rails, wheels, zips and straps.
+
+A bag draws its shape from a generator and lies upright around the origin, in cm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.simulate.outlines import Outline, band, ellipse, rectangle, resample, rounded_rectangle, smooth, wander
+from pipeline.simulate.parts import Part, Placement, rim, rounded, tube
+
+Generator = np.random.Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Bag:
+    """An empty bag.
+
+    Attributes:
+        parts: what it is made of.
+        size_cm: (width, height) of the space for contents, centred on the origin.
+    """
+
+    parts: list[Part]
+    size_cm: tuple[float, float]
+
+
+def _closed(outline: Outline) -> Outline:
+    return np.concatenate([outline, outline[:1]])
+
+
+def _soft(rng: Generator, outline: Outline, jitter: float) -> Outline:
+    """The outline as soft fabric keeps it: uneven, but still closed and smooth."""
+    outline = resample(outline, 4.0)
+    return smooth(outline + rng.normal(0, jitter, outline.shape), 2)
+
+
+def _walls(rng: Generator, outline: Outline, material: str, wall: float, depth: float) -> list[Part]:
+    """A shell seen edge-on at its outline, and the faint second rims of its panels inside it."""
+    parts = [Part(material, outline, wall, tube(depth, wall))]
+    for share in rng.uniform(0.88, 1.0, rng.integers(2, 6)):
+        inner = outline * (share + rng.normal(0, 0.01, 2)) + rng.normal(0, 0.4, 2)
+        parts.append(Part(material, _closed(inner), wall * rng.uniform(2, 5), line_cm=0.12))
+    return parts
+
+
+def _zip(rng: Generator, outline: Outline) -> list[Part]:
+    """A zip along `outline`: a double metal line and two pulls."""
+    parts = [Part("brass", _closed(outline * share), 0.03, line_cm=0.13) for share in (1.0, 0.985)]
+    for x, y in outline[rng.integers(0, len(outline), 2)]:
+        pull = [Part("steel", ellipse(0, 0, 0.5, 0.35, 12), 0.2), Part("steel", rectangle(0.4, -0.2, 2.2, 0.2), 0.12)]
+        parts += Placement(x, y, rng.uniform(0, 360)).parts(pull)
+    return parts
+
+
+def _wrinkles(rng: Generator, width: float, height: float, count: int) -> list[Part]:
+    """Seams and creases of the lining."""
+    return [
+        Part("plastic", wander(rng, 1, 4) * reach + rng.uniform(-0.4, 0.4, 2) * (width, height), depth, line_cm=0.1)
+        for reach, depth in zip(rng.uniform(3, 18, (count, 2)), rng.uniform(0.4, 2.0, count), strict=True)
+    ]
+
+
+def _rivets(rng: Generator, width: float, height: float, count: int) -> list[Part]:
+    sides = rng.uniform(-0.47, 0.47, (count, 2))
+    sides[np.arange(count), rng.integers(0, 2, count)] = rng.choice([-0.47, 0.47], count)
+    return [
+        Part("steel", ellipse(x, y, rng.uniform(0.15, 0.45), rng.uniform(0.15, 0.45), 10), rng.uniform(0.08, 0.4))
+        for x, y in sides * (width, height)
+    ]
+
+
+def _wheel(rng: Generator) -> list[Part]:
+    radius = rng.uniform(1.8, 2.8)
+    return [
+        Part("rubber", ellipse(0, 0, radius * rng.uniform(0.4, 1), radius), 1.6, rounded(radius * 0.4)),
+        Part("steel", rectangle(-radius * 0.5, -0.2, radius * 0.5, 0.2), 0.25),
+        Part("steel", ellipse(0, -radius, 0.45, points=10), 0.2),
+        Part("plastic", rounded_rectangle(radius * 1.6, radius * 1.6, 0.6, 0, -radius), 0.8),
+    ]
+
+
+def _trolley(rng: Generator, width: float, height: float) -> list[Part]:
+    """The pull-out handle: two metal rails in channels and the grip that joins them."""
+    material, wall = [("aluminium", 0.2), ("steel", 0.025), ("steel", 0.045)][rng.integers(3)]
+    spread, thick = width * rng.uniform(0.12, 0.24), rng.uniform(1.0, 2.2)
+    low = height * rng.uniform(0.3, 0.48)
+    parts = []
+    for x in (-spread, spread):
+        for across, bottom in ((thick, low), (thick * 0.7, low * rng.uniform(0.3, 0.8))):
+            rail = rectangle(x - across / 2, -height * 0.47, x + across / 2, bottom)
+            parts.append(Part(material, rail, wall, tube(across, wall)))
+        parts.append(Part("steel", rectangle(x - thick, low - 0.4, x + thick, low + 0.3), 0.1))
+    return [*parts, Part("plastic", rounded_rectangle(2 * spread + thick, 2.4, 1, 0, -height * 0.48), 2.0, rounded(1))]
+
+
+def suitcase(rng: Generator) -> Bag:
+    """A trolley case: hard shell, metal frame, rails, four wheels, a carrying handle."""
+    width, height = rng.uniform(33, 42), rng.uniform(44, 56)
+    outline = rounded_rectangle(width, height, rng.uniform(2.5, 6))
+    frame, thickness = [("steel", 0.05), ("aluminium", 0.35), ("pvc", 0.6)][rng.integers(3)]
+    parts = _walls(rng, outline, "plastic", rng.uniform(0.25, 0.45), rng.uniform(3, 6))
+    for share in np.array([0.97, 0.93]) - rng.uniform(0, 0.02):
+        parts.append(Part(frame, _closed(outline * share), thickness, line_cm=rng.uniform(0.15, 0.35)))
+    parts += _trolley(rng, width, height) + _wrinkles(rng, width, height, 16) + _rivets(rng, width, height, 24)
+    parts += _zip(rng, outline * 0.955) if rng.random() < 0.5 else []
+    for x in (-0.4, 0.4):
+        parts += Placement(x * width, height / 2 + 0.8).parts(_wheel(rng))
+        if rng.random() < 0.5:
+            parts += Placement(x * width, height / 2 - 1).parts(_wheel(rng))
+    handle = band(smooth([(width / 2, -5), (width / 2 + 2.6, -4), (width / 2 + 2.6, 4), (width / 2, 5)], 2, False), 1.0)
+    return Bag([*parts, Part("rubber", handle, 1.0, rounded(0.7))], (width * 0.9, height * 0.9))
+
+
+def backpack(rng: Generator) -> Bag:
+    """A rucksack: soft shell, padded straps with buckles, a front pocket, zips."""
+    width, height = rng.uniform(30, 36), rng.uniform(38, 47)
+    box = smooth(
+        [
+            (-width / 2, height / 2),
+            (-width / 2, -height * 0.3),
+            (-width * 0.3, -height / 2),
+            (width * 0.3, -height / 2),
+            (width / 2, -height * 0.3),
+            (width / 2, height / 2),
+        ],
+        2,
+    )
+    outline = _soft(rng, box, 0.25)
+    parts = _walls(rng, outline, "plastic", rng.uniform(0.1, 0.2), rng.uniform(3, 6))
+    pocket = rounded_rectangle(width * 0.72, height * 0.4, 3, 0, height * 0.22)
+    parts += [Part("plastic", pocket, 0.25), *_zip(rng, pocket), *_zip(rng, outline * 0.96)]
+    for side in (-1, 1):
+        bow = rng.uniform(0.3, 0.56, 2) * side * width
+        strap = smooth(
+            [
+                (side * 4, -height * 0.44),
+                (bow[0], -height * 0.25),
+                (bow[1], height * 0.2),
+                (side * width * 0.4, height * 0.48),
+            ],
+            2,
+            False,
+        )
+        parts.append(Part("cloth", band(strap, 4.5), 1.4, rim(0.4, 0.6)))
+        parts.append(Part("plastic", strap, 0.4, line_cm=2.2))
+        loop = rounded_rectangle(3, 2.6, 0.4, *strap[len(strap) * 2 // 3])
+        parts.append(Part("plastic" if rng.random() < 0.7 else "steel", _closed(loop), 0.3, line_cm=0.3))
+    handle = smooth([(-3, -height / 2), (-3, -height / 2 - 4), (3, -height / 2 - 4), (3, -height / 2)], 2, False)
+    parts += [Part("cloth", handle, 2.5, line_cm=1.6), *_wrinkles(rng, width, height, 22)]
+    return Bag(parts, (width * 0.84, height * 0.84))
+
+
+def handbag(rng: Generator) -> Bag:
+    """A handbag or briefcase: leather shell, arched handles, metal rings and a clasp."""
+    width, height = rng.uniform(32, 42), rng.uniform(24, 31)
+    outline = _soft(rng, rounded_rectangle(width, height, rng.uniform(2, 5)), 0.25)
+    parts = _walls(rng, outline, "rubber", rng.uniform(0.08, 0.2), rng.uniform(2, 5))
+    reach = rng.uniform(5, 12)
+    for sway in rng.uniform(-2, 2, 2):
+        arch = [
+            (-7, -height * 0.42),
+            (-6 + sway, -height / 2 - reach),
+            (6 + sway, -height / 2 - reach),
+            (7, -height * 0.42),
+        ]
+        parts.append(Part("rubber", band(smooth(arch, 3, False), 1.0), 0.7, rounded(0.5)))
+    for x in (-7, 7):
+        parts.append(Part("brass", _closed(ellipse(x, -height * 0.42, 0.9, points=16)), 0.15, line_cm=0.25))
+    parts += [*_zip(rng, outline * 0.95), *_wrinkles(rng, width, height, 20), *_rivets(rng, width, height, 6)]
+    parts.append(Part("steel", rounded_rectangle(3, 2, 0.4, 0, -height * 0.3), 0.15))
+    return Bag(parts, (width * 0.86, height * 0.84))
+
+
+def holdall(rng: Generator) -> Bag:
+    """A soft sports bag: rounded ends, long straps lying about, double piping along its edges."""
+    width, height = rng.uniform(42, 52), rng.uniform(26, 33)
+    outline = _soft(rng, rounded_rectangle(width, height, rng.uniform(6, 11)), 0.3)
+    parts = _walls(rng, outline, "plastic", rng.uniform(0.08, 0.18), rng.uniform(3, 6))
+    parts += [Part("pvc", _closed(outline * (share, 1)), 0.2, line_cm=0.3) for share in (0.86, 0.8)]
+    for _ in range(2):
+        parts.append(Part("cloth", wander(rng, 1, 5) * (width * 1.05, height * 1.1), 0.9, line_cm=2.2))
+    parts += [*_zip(rng, outline * (0.9, 0.93)), *_wrinkles(rng, width, height, 26), *_rivets(rng, width, height, 6)]
+    return Bag(parts, (width * 0.85, height * 0.85))
+
+
+BAGS: dict[Callable[[Generator], Bag], float] = {suitcase: 0.4, backpack: 0.2, handbag: 0.2, holdall: 0.2}
+
+
+def make_bag(rng: Generator) -> Bag:
+    """Draw a bag by the frequencies of `BAGS`."""
+    kinds, weights = list(BAGS), list(BAGS.values())
+    return kinds[rng.choice(len(kinds), p=weights)](rng)

@@ -1,0 +1,199 @@
+"""The simulated data set: which scans there are, and how they lie on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline.simulate.annotations import annotate
+from pipeline.simulate.items import CLASSES
+from pipeline.simulate.raster import silhouette
+from pipeline.simulate.scanner import scan
+from pipeline.simulate.scenes import Recipe, Scene, compose
+from segloc.contract import InputError
+
+# Bump when the same parameters give other pictures.
+FORMAT_VERSION = 1
+
+# Photon noise holds nothing for a deflater to find but runs of belt: twice as quick as the default, and as small.
+PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 95]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """One part of the data set.
+
+    Attributes:
+        share: its share of all scans.
+        images: folder of its images below the root, ``/`` separators.
+        pattern: file name of scan number {}.
+        annotations: its annotation file below the root; None for scans without any.
+        recipe: how its bags are packed.
+        first: number of its first file.
+    """
+
+    share: float
+    images: str
+    pattern: str
+    annotations: str | None
+    recipe: Recipe
+    first: int = 0
+
+    def path(self, index: int) -> str:
+        """Path of scan `index` below the root."""
+        return f"{self.images}/{self.pattern.format(self.first + index)}"
+
+
+SUBSETS: dict[str, Subset] = {
+    "negatives": Subset(
+        0.40, "sixray/JPEGImage", "N{:07d}.jpg", None,
+        Recipe((8, 18), (1.0, 7.0), second_bag=0.15, grey_belts=True), first=1,
+    ),
+    "train": Subset(
+        0.36, "pidray/train", "xray_{:05d}.png", "pidray/annotations/xray_train.json",
+        Recipe((4, 12), (0.4, 4.5), second_item=0.3),
+    ),
+    "easy": Subset(
+        0.08, "pidray/easy", "xray_easy{:05d}.png", "pidray/annotations/xray_test_easy.json",
+        Recipe((3, 7), (0.3, 2.5)),
+    ),
+    "hard": Subset(
+        0.08, "pidray/hard", "xray_hard{:05d}.png", "pidray/annotations/xray_test_hard.json",
+        Recipe((5, 13), (0.5, 4.5), second_item=1.0),
+    ),
+    "hidden": Subset(
+        0.08, "pidray/hidden", "xray_hidden{:05d}.png", "pidray/annotations/xray_test_hidden.json",
+        Recipe((7, 14), (1.5, 6.0), concealed=True),
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """All the data set depends on.
+
+    Attributes:
+        scans: total number of scans.
+        seed: seed of everything random.
+        width: width of every scan in pixels.
+        grey_belts: share of the negatives on a grey belt.
+    """
+
+    scans: int
+    seed: int
+    width: int
+    grey_belts: float
+
+    def counts(self) -> dict[str, int]:
+        """Scans per subset; the negatives take what rounding leaves over."""
+        counts = {name: round(subset.share * self.scans) for name, subset in SUBSETS.items()}
+        return counts | {"negatives": self.scans - sum(counts.values()) + counts["negatives"]}
+
+    def check(self) -> None:
+        """Raise `InputError` unless every class fits into every annotated subset, twice into train."""
+        if self.seed < 0:
+            raise InputError(f"--seed must be 0 or more, not {self.seed}")
+        if not 96 <= self.width <= 4000:
+            raise InputError(f"--width must be 96 to 4000 pixels, not {self.width}")
+        if not 0 <= self.grey_belts <= 1:
+            raise InputError(f"--grey-belts must be a share between 0 and 1, not {self.grey_belts}")
+        fewest = next(scans for scans in range(10**6) if dataclasses.replace(self, scans=scans)._holds_every_class())
+        if self.scans < fewest:
+            raise InputError(
+                f"--scans must be {fewest} or more, so that every subset has every class; {self.scans} given"
+            )
+
+    def _holds_every_class(self) -> bool:
+        counts = self.counts()
+        return min(counts[name] for name in ("easy", "hard", "hidden")) >= len(CLASSES) <= counts["train"] / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One scan to make: number `index` of `subset`."""
+
+    subset: str
+    index: int
+
+
+def tasks(counts: dict[str, int]) -> Iterator[Task]:
+    """Every scan of the data set, subset by subset."""
+    return (Task(subset, index) for subset, count in counts.items() for index in range(count))
+
+
+def build_scene(task: Task, parameters: Parameters) -> tuple[Scene, np.random.Generator]:
+    """The scene of a scan, a pure function of its arguments, and the generator to take its picture with."""
+    recipe = SUBSETS[task.subset].recipe
+    entropy = [parameters.seed, list(SUBSETS).index(task.subset), task.index]
+    rng = np.random.default_rng(np.random.SeedSequence(entropy))
+    classes = [] if SUBSETS[task.subset].annotations is None else _classes(rng, recipe, task.index)
+    return compose(rng, recipe, classes, parameters.width, parameters.grey_belts), rng
+
+
+def _classes(rng: np.random.Generator, recipe: Recipe, index: int) -> list[str]:
+    """Classes of a scan's items: the first in turn, so that each comes up equally often, others at random."""
+    names = [CLASSES[index % len(CLASSES)]]
+    if rng.random() < recipe.second_item:
+        names += [str(rng.choice(CLASSES)) for _ in range(1 + int(rng.random() < recipe.second_item / 2))]
+    return names
+
+
+def write_scan(task: Task, *, root: Path, parameters: Parameters) -> dict[str, Any]:
+    """Make one scan and write it below `root`.
+
+    Returns:
+        ``{"file_name", "width", "height", "items": [annotation without ids, ...]}``.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    subset = SUBSETS[task.subset]
+    scene, rng = build_scene(task, parameters)
+    picture = scan(scene.maps(), scene.scanner, rng)
+    path = root / subset.path(task.index)
+    options = PNG_OPTIONS if path.suffix == ".png" else JPEG_OPTIONS
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
+    assert done, path
+    path.write_bytes(data.tobytes())
+    width, height = scene.size
+    items = [
+        {"category_id": CLASSES.index(name) + 1, **annotate(silhouette(parts, scene.px_per_cm, width, height))}
+        for name, parts in scene.items
+    ]
+    return {"file_name": path.name, "width": width, "height": height, "items": items}
+
+
+def coco_file(records: list[dict[str, Any]]) -> bytes:
+    """An annotation file in PIDray's form; image and annotation ids start at 0 in every file, as they do there."""
+    images = [
+        {"id": number, "file_name": record["file_name"], "width": record["width"], "height": record["height"]}
+        for number, record in enumerate(records)
+    ]
+    items = [{"image_id": number, **item} for number, record in enumerate(records) for item in record["items"]]
+    content = {
+        "info": {"description": "simulated baggage scans", "version": str(FORMAT_VERSION)},
+        "license": [],
+        "categories": [
+            {"id": number, "name": name, "supercategory": "prohibited"} for number, name in enumerate(CLASSES, 1)
+        ],
+        "images": images,
+        "annotations": [{"id": number, **item} for number, item in enumerate(items)],
+    }
+    return json.dumps(content).encode()
+
+
+def scan_writer(root: Path, parameters: Parameters) -> functools.partial[dict[str, Any]]:
+    """`write_scan` into `root`, ready to be sent to workers; makes the folders."""
+    for subset in SUBSETS.values():
+        (root / subset.images).mkdir(parents=True, exist_ok=True)
+        if subset.annotations:
+            (root / subset.annotations).parent.mkdir(parents=True, exist_ok=True)
+    return functools.partial(write_scan, root=root, parameters=parameters)

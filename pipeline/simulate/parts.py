@@ -1,0 +1,103 @@
+"""Parts: outlines filled with a thickness of one material. Objects, bags and scenes are lists of parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from pipeline.simulate.outlines import Outline
+
+# Thickness relative to `Part.thickness_cm` as a function of the distance to the part's edge in cm.
+Profile = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A piece of one material as the beam sees it.
+
+    Attributes:
+        material: name in `materials.MATERIALS`.
+        outline: closed curve [n, 2] in cm, or the open path of a line.
+        thickness_cm: thickness along the beam.
+        profile: how thickness depends on the distance to the edge; None is flat.
+        line_cm: width of the line along `outline`; 0 fills the outline instead.
+        holes: closed curves inside `outline` that stay empty.
+        texture: relative thickness [rows, columns] stretched over the part's bounding box; None is even.
+    """
+
+    material: str
+    outline: Outline
+    thickness_cm: float
+    profile: Profile | None = None
+    line_cm: float = 0.0
+    holes: tuple[Outline, ...] = ()
+    texture: np.ndarray | None = None
+
+
+def rounded(radius_cm: float) -> Profile:
+    """A solid whose edge is rounded to `radius_cm`: a cylinder, when that is half its width."""
+
+    def profile(edge_cm: np.ndarray) -> np.ndarray:
+        to_axis = 1 - np.minimum(edge_cm / radius_cm, 1)
+        return np.sqrt(1 - to_axis * to_axis)
+
+    return profile
+
+
+def tube(radius_cm: float, wall_cm: float) -> Profile:
+    """A hollow body of that radius and wall: bright rim, faint middle. `Part.thickness_cm` is the wall."""
+
+    def profile(edge_cm: np.ndarray) -> np.ndarray:
+        from_axis = np.maximum(radius_cm - edge_cm, 0) ** 2
+        outer = np.sqrt(np.maximum(radius_cm**2 - from_axis, 0))
+        inner = np.sqrt(np.maximum((radius_cm - wall_cm) ** 2 - from_axis, 0))
+        return 2 * (outer - inner) / wall_cm
+
+    return profile
+
+
+def rim(width_cm: float, floor: float) -> Profile:
+    """Full thickness within `width_cm` of the edge, `floor` times that inside."""
+    return lambda edge_cm: np.where(edge_cm < width_cm, 1.0, floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a list of parts goes: scaled, mirrored, rotated by `angle_deg` (clockwise), then moved to (x, y) in cm."""
+
+    x: float = 0.0
+    y: float = 0.0
+    angle_deg: float = 0.0
+    scale: float = 1.0
+    mirror: bool = False
+
+    @classmethod
+    def near(cls, rng: np.random.Generator, spread_cm: float, most_deg: float = 360.0) -> Placement:
+        """A random place about `spread_cm` from the origin, turned by up to `most_deg` either way."""
+        x, y = rng.normal(0, spread_cm, 2)
+        return cls(float(x), float(y), float(rng.uniform(-most_deg, most_deg)))
+
+    def parts(self, parts: Iterable[Part]) -> list[Part]:
+        """Place every part. Thickness does not scale, nor do profiles: a longer gun is no thicker gun."""
+        sine, cosine = np.sin(np.radians(self.angle_deg)), np.cos(np.radians(self.angle_deg))
+        turn = np.array([(cosine, sine), (-sine, cosine)]) * self.scale
+        if self.mirror:
+            turn[0] = -turn[0]
+        shift = np.array([self.x, self.y])
+        return [
+            dataclasses.replace(
+                part,
+                outline=part.outline @ turn + shift,
+                holes=tuple(hole @ turn + shift for hole in part.holes),
+                line_cm=part.line_cm * self.scale,
+            )
+            for part in parts
+        ]
+
+
+def extent(parts: Iterable[Part]) -> np.ndarray:
+    """Bounding box of all outlines, [[x0, y0], [x1, y1]] in cm."""
+    points = np.concatenate([part.outline for part in parts])
+    return np.stack([points.min(0), points.max(0)])

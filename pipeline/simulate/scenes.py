@@ -1,0 +1,181 @@
+"""Scenes: packed bags on a belt, by the recipe of each subset."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+from pipeline.simulate.bags import Bag, make_bag
+from pipeline.simulate.clutter import draw_things, folds
+from pipeline.simulate.concealment import CONCEALMENTS
+from pipeline.simulate.items import make_item
+from pipeline.simulate.outlines import rounded_rectangle
+from pipeline.simulate.parts import Part, Placement, extent
+from pipeline.simulate.raster import draw, empty_maps
+from pipeline.simulate.scanner import Scanner
+
+Generator = np.random.Generator
+
+# Height over width of a scan, held to what the real ones have.
+ASPECT_RANGE = (0.62, 1.35)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the bags of one subset are packed.
+
+    Attributes:
+        things: fewest and most harmless things per bag.
+        filling_cm: least and most thickness of the cloth that fills the whole bag.
+        second_item: chance of a second item (and, if there is one, half of it of a third).
+        concealed: whether something is laid over the item on purpose.
+        second_bag: chance of a second bag in the picture.
+        grey_belts: whether scans of the grey-belt machine occur.
+    """
+
+    things: tuple[int, int]
+    filling_cm: tuple[float, float]
+    second_item: float = 0.0
+    concealed: bool = False
+    second_bag: float = 0.1
+    grey_belts: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A packed scene, ready for the scanner.
+
+    Attributes:
+        size: (width, height) of the scan in pixels.
+        px_per_cm: its resolution.
+        belongings: bags and harmless things, in cm from the scan's top left corner.
+        items: prohibited items as (class name, parts).
+        scanner: the machine's setting.
+    """
+
+    size: tuple[int, int]
+    px_per_cm: float
+    belongings: list[Part]
+    items: list[tuple[str, list[Part]]]
+    scanner: Scanner
+
+    def maps(self, with_items: bool = True) -> np.ndarray:
+        """Thickness of every material, float32 [materials, height, width] in cm."""
+        maps = empty_maps(*self.size)
+        draw(maps, self.belongings, self.px_per_cm)
+        if with_items:
+            for _, parts in self.items:
+                draw(maps, parts, self.px_per_cm)
+        return maps
+
+
+def compose(rng: Generator, recipe: Recipe, classes: list[str], width_px: int, grey_share: float) -> Scene:
+    """Pack a scene.
+
+    Args:
+        rng: source of everything in it.
+        recipe: how to pack.
+        classes: one prohibited item of each of these goes into the first bag.
+        width_px: width of the scan.
+        grey_share: chance of a grey belt where the recipe has them.
+    """
+    grey = recipe.grey_belts and rng.random() < grey_share
+    count = int(rng.integers(2, 4)) if grey else 1 + int(rng.random() < recipe.second_bag)
+    bags = [make_bag(rng) for _ in range(count)]
+    spots, frame = _lay_out(rng, bags, grey)
+    belongings: list[Part] = []
+    items: list[tuple[str, list[Part]]] = []
+    for number, (bag, spot) in enumerate(zip(bags, spots, strict=True)):
+        packed, smuggled = _pack(rng, bag, recipe, classes if number == 0 else [], frame[0])
+        belongings += spot.parts(packed)
+        items += [(name, spot.parts(parts)) for name, parts in smuggled]
+    px_per_cm = width_px / frame[0]
+    size = (width_px, round(frame[1] * px_per_cm))
+    scanner = Scanner(rng.uniform(3000, 12000), rng.uniform(0.35, 0.6), "grey" if grey else "white")
+    return Scene(size, px_per_cm, belongings, items, scanner)
+
+
+def _lay_out(rng: Generator, bags: list[Bag], grey: bool) -> tuple[list[Placement], tuple[float, float]]:
+    """Turn the bags, put them side by side and frame them: placements, and (width, height) of the frame in cm.
+
+    The first bag is always whole; the frame may cut the last of several.
+    """
+    spots, starts, ends, tallest = [], [], [], 0.0
+    edge = float(rng.uniform(6, 30) if grey else rng.uniform(0.5, 4))
+    for bag in bags:
+        angle = float(rng.normal(0, 18) + 90 * rng.integers(4))
+        low, high = extent(Placement(angle_deg=angle).parts(bag.parts))
+        spots.append(Placement(edge - float(low[0]), -float(low[1] + high[1]) / 2, angle))
+        starts.append(edge)
+        ends.append(edge + float(high[0] - low[0]))
+        edge = ends[-1] + rng.uniform(0, 25 if grey else 5)
+        tallest = max(tallest, float(high[1] - low[1]))
+    width = ends[-1] + rng.uniform(0.5, 4)
+    if len(bags) > 1 and rng.random() < 0.6:
+        width = starts[-1] + (ends[-1] - starts[-1]) * rng.uniform(0.3, 0.9)
+    lowest, highest = (0.6, 0.6) if grey else ASPECT_RANGE
+    width = max(width, tallest / highest)
+    height = max(tallest * rng.uniform(1.01, 1.09), width * lowest)
+    return [dataclasses.replace(spot, y=spot.y + height / 2) for spot in spots], (width, height)
+
+
+def _pack(
+    rng: Generator, bag: Bag, recipe: Recipe, classes: list[str], frame_cm: float
+) -> tuple[list[Part], list[tuple[str, list[Part]]]]:
+    """Fill a bag: its own parts and harmless things, and apart from them the prohibited items."""
+    packed = [*bag.parts, _filling(rng, bag, recipe)]
+    for thing in draw_things(rng, int(rng.integers(recipe.things[0], recipe.things[1] + 1))):
+        packed += _kept_inside(bag, _somewhere(rng, bag, thing).parts(thing))
+    items: list[tuple[str, list[Part]]] = []
+    taken: list[np.ndarray] = []
+    for name in classes:
+        item = make_item(name, rng, frame_cm)
+        spot = _apart(rng, bag, item, taken)
+        taken.append(np.array([spot.x, spot.y]))
+        items.append((name, spot.parts(item)))
+        if recipe.concealed:
+            span = float(np.ptp(extent(item), axis=0).max())
+            hide = CONCEALMENTS[rng.integers(len(CONCEALMENTS))]
+            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(hide(rng, span)))
+    return packed, items
+
+
+def _filling(rng: Generator, bag: Bag, recipe: Recipe) -> Part:
+    """Cloth all over the bag, in folds from coarse to fine that thin out at its sides."""
+    texture = np.zeros((48, 48), np.float32)
+    for share, cells, depth in ((0.4, 6, 0.45), (0.35, 13, 0.45), (0.25, 48, 0.5)):
+        texture += share * cv2.resize(folds(rng, cells, cells, depth), (48, 48), interpolation=cv2.INTER_CUBIC)
+    slope = np.minimum(np.minimum(np.arange(48), np.arange(48)[::-1]) / rng.uniform(3, 9), 1)
+    texture *= np.sqrt(np.outer(slope, slope)).astype(np.float32)
+    outline = rounded_rectangle(*bag.size_cm, rng.uniform(2, 6))
+    return Part("cloth", outline, rng.uniform(*recipe.filling_cm), texture=texture)
+
+
+def _somewhere(rng: Generator, bag: Bag, parts: list[Part]) -> Placement:
+    """A random turn and place at which `parts` stay inside the bag as far as they fit."""
+    angle = rng.uniform(0, 360)
+    low, high = extent(Placement(angle_deg=angle).parts(parts))
+    half = np.array(bag.size_cm) / 2
+    # The square root of a uniform number favours the sides: things that fit only near the middle are many already.
+    reach = np.maximum((half * 2 - (high - low)) / 2, 0) * np.sqrt(rng.random(2)) * rng.choice([-1, 1], 2)
+    x, y = reach - (low + high) / 2
+    return Placement(float(x), float(y), angle)
+
+
+def _kept_inside(bag: Bag, parts: list[Part]) -> list[Part]:
+    """Parts moved back into the bag, and made smaller if they are too large for it."""
+    low, high = extent(parts)
+    scale = min(1.0, float((np.array(bag.size_cm) / (high - low)).min()))
+    half = np.array(bag.size_cm) / 2
+    low, high = low * scale, high * scale
+    x, y = np.maximum(-half - low, 0) - np.maximum(high - half, 0)
+    return Placement(float(x), float(y), scale=scale).parts(parts)
+
+
+def _apart(rng: Generator, bag: Bag, parts: list[Part], taken: list[np.ndarray]) -> Placement:
+    """Of a few random places the one farthest from those taken: items may touch, but are not stacked on purpose."""
+    spots = [_somewhere(rng, bag, parts) for _ in range(6 if taken else 1)]
+    gaps = [min((float(np.hypot(spot.x - x, spot.y - y)) for x, y in taken), default=0.0) for spot in spots]
+    return spots[int(np.argmax(gaps))]

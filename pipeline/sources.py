@@ -1,0 +1,88 @@
+"""``python -m pipeline.sources``: the first stage of ``dvc repro``. Makes sure the raw scans are there and lists them.
+
+DVC would have to read a million files to notice that one has changed. The manifests written here stand in for them:
+made anew at every ``dvc repro``, in seconds, and left untouched when nothing has changed, so that nothing after runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline import cli, manifest
+from pipeline.simulate import __main__ as simulator
+from segloc.contract import InputError
+
+EXAMPLES = """\
+  python -m pipeline.sources --foregrounds data/raw/pidray --backgrounds data/raw/sixray --out data/manifest
+  python -m pipeline.sources --foregrounds data/simulated/pidray --backgrounds data/simulated/sixray \\
+      --simulated data/simulated --scans 300 --out data/manifest"""
+
+
+def roots(foregrounds: Path, images: Path | None, backgrounds: Path) -> dict[str, Path]:
+    """Name the folders to list.
+
+    Args:
+        foregrounds: PIDray's root, or a COCO file.
+        images: the scans of that COCO file, None if they lie beside it.
+        backgrounds: SIXray's root or any folder of scans.
+    """
+    if foregrounds.is_file():
+        listed = {"annotations": foregrounds.parent, "foregrounds": images or foregrounds.parent}
+    else:
+        listed = {"foregrounds": foregrounds}
+    return {**listed, "backgrounds": backgrounds}
+
+
+def _command(args: argparse.Namespace) -> None:
+    simulated = [root for root in (args.foregrounds, args.backgrounds) if _inside(root, args.simulated)]
+    if simulated:
+        simulator.simulate(
+            argparse.Namespace(
+                out=args.simulated, scans=args.scans, seed=args.seed, width=args.width, grey_belts=args.grey_belts,
+                workers=args.workers, executor=args.executor,
+            )
+        )  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    listed = roots(args.foregrounds, args.images, args.backgrounds)
+    changed = False
+    for name, root in listed.items():
+        if not root.is_dir():
+            raise InputError(f"{root}: no such file or folder ({name} in params.yaml)")
+        # A simulated scan is known by its parameters; its time would only differ from machine to machine.
+        files, different = manifest.write(root, args.out / f"{name}.manifest", not _inside(root, args.simulated))
+        changed |= different
+        print(f"{name}: {files} files in {root}")
+    for stale in set(args.out.glob("*.manifest")) - {args.out / f"{name}.manifest" for name in listed}:
+        stale.unlink()
+        changed = True
+    print("the scans have changed" if changed else "nothing changed")
+
+
+def _inside(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.absolute().is_relative_to(folder.absolute())
+
+
+def _optional_path(value: str) -> Path | None:
+    return Path(value) if value else None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = cli.parser("pipeline.sources", "Make sure the raw scans are there, and list them for DVC.", EXAMPLES)
+    options.add_argument(
+        "--foregrounds", type=Path, required=True, metavar="PATH", help="PIDray's root, or a COCO file"
+    )
+    options.add_argument(
+        "--images", type=_optional_path, metavar="DIR", help="scans of that COCO file, if not beside it"
+    )
+    options.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="SIXray, or a folder of scans")
+    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the manifests")
+    options.add_argument("--simulated", type=Path, metavar="DIR", help="simulate the roots that lie in here")
+    simulator.add_options(options)
+    cli.add_executor_options(options)
+    return cli.run(_command, options, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

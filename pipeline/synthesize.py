@@ -1,0 +1,213 @@
+"""Stage ``synthesize``: pastes segments on backgrounds and writes the pairs into shards.
+
+The folder holds ``.progress`` while it is unfinished: the plan (every parameter the pairs depend on) and a record per
+finished shard. A run into a folder with the same plan goes on where the last one stopped; with another plan it refuses
+or starts again, as told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline import cli, composition
+from pipeline.blends import BLENDS
+from pipeline.executors import run_tasks
+from pipeline.files import existing_folder, sha256_of
+from pipeline.pairs import Recipe, tables
+from pipeline.shards import PROGRESS_NAME, Job, ensure_shard, read_record, write_record
+from segloc.contract import INDEX_NAME, Index, InputError, Shard, read_index, write_atomic
+
+_PLAN_NAME = "plan.json"
+_OURS = re.compile(r"pairs-\d{6}\.tar|\.pairs-\d{6}\.tar\..*\.tmp|\.index\.json\..*\.tmp")
+
+
+def parameters(job: Job) -> dict[str, Any]:
+    """Every parameter the shards depend on, the seed apart; inputs by digest, never by path.
+
+    Raises:
+        InputError: an input is missing or cannot give a single pair.
+    """
+    _, items = tables(job.recipe.regions, job.recipe.segments)
+    usable = items.usable
+    if not usable:
+        raise InputError(f"{job.recipe.segments}: no class has segments from two scans, so there is no pair to make")
+    return {
+        "pairs": job.pairs,
+        "per_shard": job.per_shard,
+        "width": job.recipe.width,
+        "quality": job.quality,
+        "blend": job.recipe.blend,
+        "coefficient_range": list(BLENDS[job.recipe.blend].coefficients),
+        "scale_range": list(composition.SCALE),
+        "fill": composition.FILL,
+        "least_side_px": composition.least_side(job.recipe.width),
+        "regions_sha256": sha256_of(job.recipe.regions),
+        "segments_sha256": sha256_of(job.recipe.segments),
+        "excluded_classes": [name for number, name in enumerate(items.classes) if number not in usable],
+    }
+
+
+def counts(job: Job) -> dict[str, int]:
+    """Totals for the index."""
+    hosts, items = tables(job.recipe.regions, job.recipe.segments)
+    return {"pairs": job.pairs, "shards": job.num_shards, "backgrounds": len(hosts.images), "segments": len(items)}
+
+
+def prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
+    """Make the folder ready for `plan`: new, taken up again, or emptied of another plan's shards.
+
+    Raises:
+        InputError: it holds shards of another plan, or of none, and `if_changed` is ``refuse``.
+    """
+    job.out.mkdir(parents=True, exist_ok=True)
+    found, shards = _found(job.out)
+    if found != plan and (found is not None or any(job.out.glob("pairs-*.tar"))):
+        if if_changed == "refuse":
+            raise InputError(
+                f"{job.out}: {_difference(found, plan)}; choose another --out, or --if-changed rebuild to start again"
+            )
+        _clear(job.out)
+        shards = ()
+    for number, shard in enumerate(shards):
+        if read_record(job.out, number) is None:
+            write_record(job.out, number, shard)
+    write_atomic(job.out / PROGRESS_NAME / _PLAN_NAME, json.dumps(plan, sort_keys=True, indent=1).encode())
+
+
+def _found(out: Path) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
+    """The plan a folder was made by, if it has one, and the shards its index lists, if it is complete."""
+    if (out / INDEX_NAME).exists():
+        try:
+            index = read_index(out)
+        except InputError:
+            return {}, ()
+        return {"seed": index.seed, **index.parameters}, index.shards
+    try:
+        return json.loads((out / PROGRESS_NAME / _PLAN_NAME).read_bytes()), ()
+    except (OSError, ValueError):
+        return None, ()
+
+
+def _difference(found: dict[str, Any] | None, plan: dict[str, Any]) -> str:
+    if not found:
+        return "holds shards without a readable plan"
+    names = sorted(name for name in {*found, *plan} if found.get(name) != plan.get(name))
+    shown = ", ".join(f"{name} is {_short(found.get(name))}, not {_short(plan.get(name))}" for name in names)
+    return f"was made with other parameters ({shown})"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f'{text[:12]}..."'
+
+
+def _clear(out: Path) -> None:
+    """Remove what a synthesis wrote and nothing else; the index first, as it vouches for the rest."""
+    (out / INDEX_NAME).unlink(missing_ok=True)
+    shutil.rmtree(out / PROGRESS_NAME, ignore_errors=True)
+    for path in out.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+
+
+def synthesize(job: Job, args: argparse.Namespace) -> int:
+    """Make or verify the shards in range and, once all exist, the index."""
+    values = parameters(job)
+    if values["excluded_classes"]:
+        print(f"left out, with segments from fewer than two scans: {', '.join(values['excluded_classes'])}")
+    prepare(job, {"seed": job.recipe.seed, **values}, args.if_changed)
+    made = _run(job, range(*(args.shards_range or (0, job.num_shards))), args)
+    records = [read_record(job.out, number) for number in range(job.num_shards)]
+    shards = tuple(record for record in records if record is not None)
+    if len(shards) < job.num_shards:
+        print(f"{job.out}: {len(shards)} of {job.num_shards} shards; the index follows with the last")
+        return 0
+    classes = tables(job.recipe.regions, job.recipe.segments)[1].classes
+    index = Index(classes, job.recipe.seed, values, counts(job), shards).to_json()
+    if made or not (job.out / INDEX_NAME).exists():
+        write_atomic(job.out / INDEX_NAME, index)
+    shutil.rmtree(job.out / PROGRESS_NAME, ignore_errors=True)
+    state = f"{made} made now" if made else "all were there and verified"
+    print(f"{job.out}: {job.pairs} pairs in {job.num_shards} shards ({state})")
+    return 0
+
+
+def _run(job: Job, numbers: range, args: argparse.Namespace) -> int:
+    made = 0
+    task = functools.partial(ensure_shard, job)
+    total = sum(len(job.numbers(number)) for number in numbers)
+    with tqdm(total=total, unit="pair", desc="synthesize", disable=None) as bar:
+        for shard, is_new in run_tasks(task, numbers, workers=args.workers, executor=args.executor):
+            made += is_new
+            bar.update(shard.pairs)
+    return made
+
+
+def _command(args: argparse.Namespace) -> int:
+    existing_folder(args.backgrounds, "backgrounds")
+    recipe = Recipe(args.backgrounds, args.regions, args.segments, args.seed, args.blend, args.width)
+    job = Job(recipe, args.out, args.pairs, args.per_shard, args.quality)
+    if args.shards_range and args.shards_range[1] > job.num_shards:
+        raise InputError(f"--shards-range ends at {args.shards_range[1]}, but there are {job.num_shards} shards")
+    return synthesize(job, args)
+
+
+def _at_least(least: int, most: int | None = None) -> Any:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{value} is not {least} or more{f', {most} at most' if most else ''}")
+        return value
+
+    return number
+
+
+def _shards_range(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST with FIRST below LAST")
+    return int(match[1]), int(match[2])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    options = cli.parser(
+        "pipeline.synthesize",
+        "Paste pairs of segments on pairs of backgrounds and write them into shards. Run again to resume.",
+        "  python -m pipeline.synthesize --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
+        "      --segments data/segments.parquet --out data/shards --pairs 200000 --seed 0\n"
+        "  ... --shards-range 0:50    # one job of an array; whichever ends last writes the index",
+    )
+    options.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="as given to pipeline.regions")
+    options.add_argument("--regions", type=Path, required=True, metavar="FILE", help="table of pipeline.regions")
+    options.add_argument("--segments", type=Path, required=True, metavar="FILE", help="table of pipeline.segments")
+    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
+    options.add_argument("--pairs", type=_at_least(1), required=True, metavar="N", help="pairs to make")
+    options.add_argument("--seed", type=_at_least(0), required=True, metavar="S", help="another seed, other pairs")
+    options.add_argument("--per-shard", type=_at_least(1), default=1000, metavar="N", help="default: 1000")
+    options.add_argument("--blend", choices=tuple(BLENDS), default="alpha", help="default: alpha, the paper's")
+    options.add_argument(
+        "--width", type=_at_least(32, 8192), default=500, metavar="PX", help="of the images (default: 500)"
+    )
+    options.add_argument(
+        "--quality", type=_at_least(1, 100), default=95, metavar="Q", help="JPEG quality (default: 95)"
+    )
+    options.add_argument("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
+    options.add_argument(
+        "--if-changed", choices=("refuse", "rebuild"), default="refuse", help="when the folder was made differently"
+    )
+    cli.add_executor_options(options)
+    return cli.run(_command, options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Line charts as inline SVG for the report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot as plt
+
+# Okabe-Ito: told apart by colour-blind readers, and in the same order everywhere.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+
+Series = tuple[str, Sequence[float], Sequence[float]]
+
+
+def line_chart(
+    title: str, x_label: str, y_label: str, series: Sequence[Series], reference: Series | None = None
+) -> str:
+    """Draw lines over a shared x axis.
+
+    Args:
+        title: above the chart.
+        x_label: of the x axis.
+        y_label: of the y axis, unit included.
+        series: (name, x, y) per line.
+        reference: a line to compare with, drawn dashed and grey.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    figure, axes = plt.subplots(figsize=(5.4, 3.2))
+    for number, (name, x, y) in enumerate(series):
+        axes.plot(x, y, label=name, color=COLOURS[number % len(COLOURS)], linewidth=1.6)
+    if reference is not None:
+        name, x, y = reference
+        axes.plot(x, y, label=name, color="#777777", linewidth=1.2, linestyle="--")
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.set_ylabel(y_label, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    buffer = io.StringIO()
+    # No date and fixed ids, so that equal runs give equal pages.
+    with plt.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]

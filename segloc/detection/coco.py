@@ -1,0 +1,209 @@
+"""COCO annotation files and PIDray's folders, read without registering anything anywhere.
+
+Boxes in the file are x, y, width, height; everything handed out is x0, y0, x1, y1, half-open, in pixels of the scan.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from segloc.contract import InputError
+
+SUBSETS = ("easy", "hard", "hidden")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A part of a data set: a name, a COCO file and the folder its file names are relative to (None: no images)."""
+
+    name: str
+    annotations: Path
+    images: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One image and its usable annotations, which stay as the file has them.
+
+    Attributes:
+        image_id: id in its file; ids restart in every PIDray file.
+        path: where it lies.
+        width: in pixels, as the file says.
+        height: in pixels, as the file says.
+        annotations: COCO annotations.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    annotations: tuple[dict[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoSplit:
+    """A COCO file that has been checked.
+
+    Attributes:
+        name: of the split.
+        classes: category names in ascending order of their ids; the position is the class id inside the project.
+        category_ids: the ids in the file, in the same order.
+        scans: the images, in the file's order.
+        ground_truth: the file's content for the COCO evaluation, without what `dropped` counts.
+        dropped: number of annotations without a mask that can be decoded.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    scans: tuple[Scan, ...]
+    ground_truth: dict[str, Any]
+    dropped: int
+
+
+def pidray_splits(root: str | Path) -> dict[str, Split]:
+    """Find the training set and the three test sets in a PIDray folder of either release.
+
+    Args:
+        root: the folder that holds ``annotations/``, or one around it (archives unpack to ``pidray/pidray``).
+
+    Returns:
+        ``train``, ``easy``, ``hard`` and ``hidden``; none is opened.
+
+    Raises:
+        InputError: there is no ``annotations/`` folder, or it holds neither release.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise InputError(f"{root}: no such folder")
+    if not (folder / "annotations").is_dir() and (folder / "pidray" / "annotations").is_dir():
+        folder = folder / "pidray"
+    annotations = folder / "annotations"
+    if any((annotations / f"xray_{name}.json").is_file() for name in ("train", *(f"test_{s}" for s in SUBSETS))):
+        train = Split("train", annotations / "xray_train.json", folder / "train")
+        return {"train": train, **{s: Split(s, annotations / f"xray_test_{s}.json", folder / s) for s in SUBSETS}}
+    if any((annotations / f"{name}.json").is_file() for name in ("train", *(f"test_{s}" for s in SUBSETS))):
+        train = Split("train", annotations / "train.json", folder / "train")
+        return {"train": train, **{s: Split(s, annotations / f"test_{s}.json", folder / "test") for s in SUBSETS}}
+    raise InputError(f"{root}: not a PIDray folder (no annotations/xray_train.json and no annotations/train.json)")
+
+
+def read_split(split: Split) -> CocoSplit:
+    """Read and check a COCO file; with an image folder, check that every image is there.
+
+    Raises:
+        InputError: not a COCO file, ids that repeat or point nowhere, or an image that is missing.
+    """
+    source = str(split.annotations)
+    content = _read_json(split.annotations)
+    try:
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        category_ids = tuple(int(category["id"]) for category in categories)
+        image_ids = [image["id"] for image in content["images"]]
+        _unique(category_ids, "category id", source)
+        _unique(image_ids, "image id", source)
+        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
+        usable = [fixed for a in content["annotations"] if (fixed := _checked(a, sizes, category_ids, source))]
+        by_image = collections.defaultdict(list)
+        for number, annotation in enumerate(usable, start=1):
+            annotation["id"] = number  # COCO's evaluation takes id 0 for "unmatched" and mixes up ids that repeat
+            by_image[annotation["image_id"]].append(annotation)
+        paths = _paths(split.images, [str(image["file_name"]) for image in content["images"]], source)
+    except (KeyError, TypeError, ValueError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"{source}: not COCO ({error!r})") from error
+    scans = tuple(
+        Scan(image_id, path, sizes[image_id][1], sizes[image_id][0], tuple(by_image[image_id]))
+        for image_id, path in zip(image_ids, paths, strict=True)
+    )
+    truth = {"info": {}, "images": content["images"], "categories": categories, "annotations": usable}
+    names = tuple(str(category["name"]) for category in categories)
+    return CocoSplit(split.name, names, category_ids, scans, truth, len(content["annotations"]) - len(usable))
+
+
+def mask_of(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """Decode polygons, uncompressed or compressed RLE to a mask, uint8 0 or 1, [height, width]."""
+    return mask_api.decode(_rle(annotation["segmentation"], height, width))
+
+
+def box_of(annotation: dict[str, Any], height: int, width: int) -> tuple[float, float, float, float]:
+    """Box of an annotation as x0, y0, x1, y1, cut at the edges of the scan."""
+    x, y, w, h = annotation["bbox"]
+    return max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+
+
+def is_trainable(annotation: dict[str, Any], height: int, width: int) -> bool:
+    """Tell whether training uses an annotation: like the official loader, no crowds and nothing below one pixel."""
+    x0, y0, x1, y1 = box_of(annotation, height, width)
+    return not annotation["iscrowd"] and annotation["area"] > 0 and x1 - x0 >= 1 and y1 - y0 >= 1
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such annotation file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise InputError(f"{path}: not a COCO annotation file (no images, annotations and categories)")
+    return content
+
+
+def _checked(
+    annotation: dict[str, Any], sizes: dict[int, tuple[int, int]], categories: tuple[int, ...], source: str
+) -> dict[str, Any] | None:
+    """Return a copy with all fields COCO's evaluation reads, or None when there is no mask to decode."""
+    if annotation["image_id"] not in sizes:
+        raise InputError(f"{source}: an annotation is of image {annotation['image_id']!r}, which is not listed")
+    if annotation["category_id"] not in categories:
+        raise InputError(f"{source}: an annotation is of category {annotation['category_id']!r}, which is not listed")
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list):
+        segmentation = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
+    if not segmentation or len(annotation["bbox"]) != 4:
+        return None
+    height, width = sizes[annotation["image_id"]]
+    if isinstance(segmentation, dict) and list(segmentation.get("size", [])) != [height, width]:
+        return None
+    area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+    crowd = int(annotation.get("iscrowd", 0))
+    return {**annotation, "segmentation": segmentation, "area": area, "iscrowd": crowd}
+
+
+def _paths(folder: Path | None, names: list[str], source: str) -> list[Path]:
+    """Find the images; re-packed copies put sub-paths into their names, so the base name will do."""
+    if folder is None:
+        return [Path(name) for name in names]
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of images (for {source})")
+    present = set(os.listdir(folder))
+    paths = []
+    for name in names:
+        base = name.replace("\\", "/").rsplit("/", 1)[-1]
+        path = folder / base if base in present else folder / name
+        if base not in present and (".." in Path(name).parts or Path(name).is_absolute() or not path.is_file()):
+            raise InputError(f"{folder}: image {name!r} of {source} is missing")
+        paths.append(path)
+    return paths
+
+
+def _unique(ids: Any, what: str, source: str) -> None:
+    repeated = [value for value, count in collections.Counter(ids).items() if count > 1]
+    if repeated:
+        raise InputError(f"{source}: {what} {repeated[0]!r} occurs more than once")
+
+
+def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    if isinstance(segmentation, list):
+        return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_api.frPyObjects(segmentation, height, width)
+    return segmentation

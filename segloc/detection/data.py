@@ -1,0 +1,189 @@
+"""From annotated scans to training batches and test images.
+
+Both engines get the same tensors: RGB uint8, scaled to fit a square, not yet normalised or padded.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from segloc.contract import InputError
+from segloc.detection.coco import SUBSETS, CocoSplit, Scan, Split, box_of, is_trainable, mask_of, pidray_splits
+from segloc.detection.settings import DataSettings
+
+# Streams of random numbers that a training run draws from, besides its seed.
+ORDER, FLIP = range(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One training image and what is in it, n items.
+
+    Attributes:
+        image_id: id in the annotation file.
+        image: [3, h, w] uint8 RGB.
+        boxes: [n, 4] float32, x0 y0 x1 y1 in pixels of `image`.
+        classes: [n] int64, 0-based.
+        masks: [n, h, w] bool.
+    """
+
+    image_id: int
+    image: torch.Tensor
+    boxes: torch.Tensor
+    classes: torch.Tensor
+    masks: torch.Tensor
+
+
+def train_split(settings: DataSettings) -> Split:
+    """Find the training set a recipe names.
+
+    Raises:
+        InputError: it names none.
+    """
+    if settings.train:
+        if len(settings.train) != 2:
+            raise InputError("data.train takes two values: an annotation file and a folder of images")
+        return Split("train", Path(settings.train[0]), Path(settings.train[1]))
+    return _pidray(settings)["train"]
+
+
+def evaluation_splits(settings: DataSettings) -> list[Split]:
+    """Find the test sets a recipe names, in the order they are reported.
+
+    Raises:
+        InputError: it names none.
+    """
+    if settings.tests:
+        if any(isinstance(test, str) or len(test) != 3 for test in settings.tests):
+            raise InputError("data.tests takes [name, annotation file, folder of images] for each test set")
+        return [Split(str(name), Path(file), Path(images)) for name, file, images in settings.tests]
+    return [split for name, split in _pidray(settings).items() if name in SUBSETS]
+
+
+def read_image(scan: Scan) -> np.ndarray:
+    """Read a scan as [h, w, 3] uint8 RGB, whatever its bit depth and number of channels.
+
+    Raises:
+        InputError: it cannot be decoded, or its size is not the one its annotations were made for.
+    """
+    image = None
+    try:
+        image = cv2.imdecode(np.frombuffer(scan.path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error) as error:
+        raise InputError(f"{scan.path}: cannot be read ({error})") from error
+    if image is None:
+        raise InputError(f"{scan.path}: cannot be decoded")
+    if image.shape[:2] != (scan.height, scan.width):
+        found = f"{image.shape[1]} x {image.shape[0]}"
+        raise InputError(f"{scan.path}: is {found} pixels, its annotations say {scan.width} x {scan.height}")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale an image [h, w, ...] so that its longer side is `size` pixels, keeping its ratio."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """Turn [h, w, 3] into a tensor [3, h, w] of the same values."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+class TrainingData:
+    """Batches as a pure function of (seed, iteration), so that a resumed run sees what an undisturbed one would.
+
+    Args:
+        split: the training set.
+        settings: size, flip, threads.
+        batch: images per step.
+        seed: of the order and the flips.
+
+    Raises:
+        InputError: no image is left to train on.
+    """
+
+    def __init__(self, split: CocoSplit, settings: DataSettings, batch: int, seed: int) -> None:
+        self.settings = settings
+        self.batch = batch
+        self.seed = seed
+        self.class_of = {category: position for position, category in enumerate(split.category_ids)}
+        self.scans = [scan for scan in split.scans if settings.train_empty or _trainable(scan)]
+        if not self.scans:
+            raise InputError(f"{split.name}: none of the {len(split.scans)} images has an annotation to train on")
+        self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def indices(self, iteration: int) -> list[int]:
+        """Positions in `scans` of the images of a step; every pass over the data has its own order."""
+        positions = range(iteration * self.batch, (iteration + 1) * self.batch)
+        return [int(self._permutation(p // len(self))[p % len(self)]) for p in positions]
+
+    def example(self, iteration: int, slot: int) -> Example:
+        """Load the image in a slot of a step, flipped or not."""
+        scan = self.scans[self.indices(iteration)[slot]]
+        flip = np.random.default_rng([self.seed, FLIP, iteration, slot]).random() < self.settings.flip
+        return make_example(scan, self.class_of, self.settings.image_size, flip)
+
+    def batches(self, start: int, stop: int) -> Iterator[list[Example]]:
+        """Yield the batches of steps ``start`` up to but not including ``stop``, decoded ahead in threads."""
+        ahead: collections.deque[list[Future[Example]]] = collections.deque()
+        with ThreadPoolExecutor(self.settings.threads) as pool:
+            for iteration in range(start, stop):
+                ahead.append([pool.submit(self.example, iteration, slot) for slot in range(self.batch)])
+                if len(ahead) > 2:
+                    yield [future.result() for future in ahead.popleft()]
+            while ahead:
+                yield [future.result() for future in ahead.popleft()]
+
+    def _draw_permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self))
+
+
+def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) -> Example:
+    """Load a scan and its annotations at training size.
+
+    Args:
+        scan: what to load.
+        class_of: class id of each category id.
+        size: see `fit`.
+        flip: whether to mirror it left-right.
+    """
+    image = fit(read_image(scan), size)
+    height, width = image.shape[:2]
+    kept = [a for a in scan.annotations if is_trainable(a, scan.height, scan.width)]
+    boxes = np.array([box_of(a, scan.height, scan.width) for a in kept], np.float32).reshape(-1, 4)
+    boxes *= np.array([width / scan.width, height / scan.height] * 2, np.float32)
+    masks = np.zeros((len(kept), height, width), bool)
+    for position, annotation in enumerate(kept):
+        # Scaled as grey values and cut at one half, thin items keep their width better than by nearest neighbour.
+        masks[position] = fit(mask_of(annotation, scan.height, scan.width) * 255, size) > 127
+    if flip:
+        image, masks = image[:, ::-1], masks[:, :, ::-1]
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    classes = torch.tensor([class_of[a["category_id"]] for a in kept], dtype=torch.int64)
+    tensors = torch.from_numpy(boxes), classes, torch.from_numpy(np.ascontiguousarray(masks))
+    return Example(scan.image_id, to_tensor(image), *tensors)
+
+
+def _trainable(scan: Scan) -> bool:
+    return any(is_trainable(annotation, scan.height, scan.width) for annotation in scan.annotations)
+
+
+def _pidray(settings: DataSettings) -> dict[str, Split]:
+    if not settings.root:
+        raise InputError("no data: give --data PIDRAY_ROOT, or data.train and data.tests in the recipe")
+    return pidray_splits(settings.root)

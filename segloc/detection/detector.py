@@ -1,0 +1,187 @@
+"""One face for both detection engines: losses in training, detections with masks in testing.
+
+``detectron2`` is the Cascade Mask R-CNN that SDANet uses. ``torchvision`` is the stand-in for machines without
+Detectron2: a Mask R-CNN on the same backbone, data and evaluation, whose figures are its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_api
+from torch import nn
+
+from segloc.contract import InputError
+from segloc.detection.data import Example
+from segloc.models.backbone import WHITE, SegLocBackbone, normalize
+
+ENGINES = {"detectron2": "segloc.detection.engine_detectron2", "torchvision": "segloc.detection.engine_torchvision"}
+DIVISOR = 32
+POOL_LEVELS = ("p2", "p3", "p4", "p5")
+SAMPLING_RATIO = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSettings:
+    """What sits on the backbone. The defaults are SDANet's.
+
+    Attributes:
+        anchor_scale: side of an anchor in strides of its level.
+        rpn_batch: anchors per image that the proposal network's loss samples.
+        roi_batch: proposals per image that the heads' losses sample.
+        train_proposals: proposals per image kept in training, before sampling.
+        test_proposals: proposals per image that are classified in testing.
+        fc_dim: width of the two layers of a box head.
+        mask_convs: convolutions of the mask head before it is upsampled.
+        mask_dim: their channels.
+        smooth_l1_beta: where the box heads' regression loss turns from L2 to L1 (Detectron2 only).
+        score_threshold: detections below it are dropped.
+        nms_threshold: IoU above which the weaker of two detections of a class is dropped.
+        detections: most detections per image.
+    """
+
+    anchor_scale: int = 8
+    rpn_batch: int = 256
+    roi_batch: int = 512
+    train_proposals: int = 2000
+    test_proposals: int = 1000
+    fc_dim: int = 1024
+    mask_convs: int = 4
+    mask_dim: int = 256
+    smooth_l1_beta: float = 1.0
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    detections: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """What was found in one image, n items, best first.
+
+    Attributes:
+        boxes: [n, 4] float32, x0 y0 x1 y1 in pixels of the original image.
+        scores: [n] float32 in 0..1.
+        classes: [n] int64, 0-based.
+        masks: n compressed RLEs of COCO, of the original image's size.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: list[dict[str, Any]]
+
+
+class Detector(nn.Module):
+    """A detector on a `SegLocBackbone`; the engines derive from it.
+
+    Attributes:
+        engine: its name.
+        net: the engine's own model.
+    """
+
+    engine: str
+    net: Any
+
+    @property
+    def backbone(self) -> SegLocBackbone:
+        """The backbone inside."""
+        raise NotImplementedError
+
+    def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Return the losses by name, weighted, to be added up. Training mode only."""
+        raise NotImplementedError
+
+    def predict(self, image: torch.Tensor, size: tuple[int, int]) -> Detections:
+        """Detect in one image.
+
+        Args:
+            image: [3, h, w] uint8 RGB, scaled as in training.
+            size: (height, width) in pixels of the original image.
+        """
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.net.parameters()).device
+
+
+def detector(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int = 0, engine: str = "auto") -> Detector:
+    """Build a detector, nothing in it frozen; this is the `model` node of every recipe.
+
+    Args:
+        backbone: what was pretrained.
+        heads: what sits on it.
+        num_classes: number of classes without the background; fine-tuning takes 0 as the annotations' number.
+        engine: ``detectron2``, ``torchvision``, or ``auto``: Detectron2 when it is installed.
+
+    Raises:
+        InputError: the engine is unknown or not installed.
+    """
+    module = importlib.import_module(ENGINES[engine_name(engine)])
+    built: Detector = module.build(backbone, heads, num_classes)
+    frozen = [name for name, parameter in built.named_parameters() if not parameter.requires_grad]
+    frozen += [name for name, part in built.named_modules() if "Frozen" in type(part).__name__]
+    # A frozen stem or frozen statistics are harmless on ImageNet weights only; on others they cripple the network.
+    assert not frozen, f"frozen parts: {', '.join(frozen)}"
+    return built
+
+
+def engine_name(choice: str) -> str:
+    """Turn a recipe's choice of engine into the engine's name.
+
+    Raises:
+        InputError: it is unknown or not installed.
+    """
+    installed = choice in ("auto", "detectron2") and _detectron2_works()
+    if choice == "auto":
+        return "detectron2" if installed else "torchvision"
+    if choice not in ENGINES:
+        raise InputError(f"model.engine is {choice!r}, not one of auto, {', '.join(ENGINES)}")
+    if choice == "detectron2" and not installed:
+        raise InputError("the engine is detectron2, which is not installed (`make detectron2` installs it)")
+    return choice
+
+
+def engine_label(engine: str) -> str:
+    """Name an engine for people; the stand-in says that it is one."""
+    return f"{engine} (stand-in)" if engine == "torchvision" else engine
+
+
+def pad_batch(images: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """Put images into one batch, padded to multiples of 32 with white, the empty belt, and normalise it.
+
+    Detectron2 and torchvision would pad after normalising, with 0, which is grey here and found in no scan.
+
+    Args:
+        images: [3, h, w] uint8 each.
+        device: where the batch goes.
+
+    Returns:
+        [n, 3, H, W] float32, and the (height, width) of each image in it.
+    """
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = (-(-max(side) // DIVISOR) * DIVISOR for side in zip(*sizes, strict=True))
+    batch = torch.full((len(images), 3, height, width), WHITE, dtype=torch.uint8)
+    for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
+        padded[:, :h, :w] = image
+    return normalize(batch.to(device)), sizes
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Encode a mask [h, w] as COCO's compressed RLE, with text counts so that it can go into JSON."""
+    rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def _detectron2_works() -> bool:
+    try:
+        importlib.import_module(ENGINES["detectron2"])
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,216 @@
+"""The detector of SDANet on Detectron2: a three-stage Cascade Mask R-CNN.
+
+One thing differs from SDANet's own library: Detectron2 has a single mask head, trained on the first stage's proposals,
+where that library has one a stage and averages their masks.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+)
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+
+from segloc.detection.data import Example
+from segloc.detection.detector import (
+    DIVISOR,
+    POOL_LEVELS,
+    SAMPLING_RATIO,
+    Detections,
+    Detector,
+    HeadSettings,
+    encode_mask,
+    pad_batch,
+)
+from segloc.models.backbone import CHANNELS, LEVELS, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone
+
+# Per stage: the IoU from which a proposal counts as an item, the weight of its losses, and the scale of its regression
+# targets (the inverse of SDANet's standard deviations .1 .2, .05 .1, .033 .067).
+STAGES = (
+    (0.5, 1.0, (10.0, 10.0, 5.0, 5.0)),
+    (0.6, 0.5, (20.0, 20.0, 10.0, 10.0)),
+    (0.7, 0.25, (30.0, 30.0, 15.0, 15.0)),
+)
+RPN_BETA = 1 / 9
+
+# Its anchors and its test for tracing call torch in ways that newer versions comment on, to no use of ours.
+warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+class PyramidBackbone(Backbone):
+    """A `SegLocBackbone` as Detectron2 wants a backbone to look; usable in any Detectron2 model.
+
+    Args:
+        net: the backbone, held unchanged.
+    """
+
+    def __init__(self, net: SegLocBackbone) -> None:
+        super().__init__()
+        self.net = net
+        self._out_features = list(LEVELS)
+        self._out_feature_channels = dict.fromkeys(LEVELS, CHANNELS)
+        self._out_feature_strides = dict(zip(LEVELS, STRIDES, strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        """Height and width of the input are multiples of this."""
+        return DIVISOR
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the feature pyramid; see `SegLocBackbone.forward`."""
+        return self.net(images)
+
+
+class WhitePaddedRCNN(GeneralizedRCNN):
+    """Detectron2's R-CNN with our batches: padded with white before normalising."""
+
+    def preprocess_image(self, batched_inputs: list[dict[str, torch.Tensor]]) -> ImageList:
+        """Batch the inputs' ``image`` [3, h, w] uint8."""
+        return ImageList(*pad_batch([x["image"] for x in batched_inputs], self.device))
+
+
+class WeightedCascade(CascadeROIHeads):
+    """Cascade heads whose stages are balanced by the weights of their losses alone, as in SDANet's library.
+
+    Detectron2 instead divides the gradient that reaches the features by the number of stages; with the weights on top
+    the backbone would get a third of the gradient it gets in SDANet.
+    """
+
+    def _run_stage(self, features: list[torch.Tensor], proposals: list[Instances], stage: int) -> torch.Tensor:
+        pooled = self.box_pooler(features, [x.proposal_boxes for x in proposals])
+        return self.box_predictor[stage](self.box_head[stage](pooled))
+
+
+class Detectron2Detector(Detector):
+    """Wraps a Detectron2 model."""
+
+    engine = "detectron2"
+
+    def __init__(self, net: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def backbone(self) -> SegLocBackbone:
+        """The backbone inside."""
+        return self.net.backbone.net
+
+    def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """See `Detector.forward`."""
+        inputs = [{"image": example.image, "instances": _instances(example)} for example in batch]
+        with EventStorage():  # Detectron2's heads write statistics into whichever storage is open
+            return self.net(inputs)
+
+    @torch.no_grad()
+    def predict(self, image: torch.Tensor, size: tuple[int, int]) -> Detections:
+        """See `Detector.predict`."""
+        found = self.net([{"image": image, "height": size[0], "width": size[1]}])[0]["instances"].to("cpu")
+        masks = [encode_mask(mask) for mask in found.pred_masks.numpy()]
+        return Detections(found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy(), masks)
+
+
+def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> Detectron2Detector:
+    """Build the Cascade Mask R-CNN."""
+    net = WhitePaddedRCNN(
+        backbone=PyramidBackbone(backbone),
+        proposal_generator=_rpn(heads),
+        roi_heads=_roi_heads(heads, num_classes),
+        pixel_mean=[PIXEL_MEAN] * 3,
+        pixel_std=[PIXEL_STD] * 3,
+        input_format="RGB",
+    )
+    return Detectron2Detector(net)
+
+
+def _rpn(heads: HeadSettings) -> RPN:
+    return RPN(
+        in_features=list(LEVELS),
+        head=StandardRPNHead(in_channels=CHANNELS, num_anchors=3),
+        anchor_generator=DefaultAnchorGenerator(
+            sizes=[[heads.anchor_scale * stride] for stride in STRIDES],
+            aspect_ratios=[0.5, 1.0, 2.0],
+            strides=list(STRIDES),
+            offset=0.0,
+        ),
+        anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
+        box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
+        batch_size_per_image=heads.rpn_batch,
+        positive_fraction=0.5,
+        pre_nms_topk=(heads.train_proposals, heads.test_proposals),
+        post_nms_topk=(heads.train_proposals, heads.test_proposals),
+        nms_thresh=0.7,
+        smooth_l1_beta=RPN_BETA,
+    )
+
+
+def _roi_heads(heads: HeadSettings, num_classes: int) -> WeightedCascade:
+    return WeightedCascade(
+        num_classes=num_classes,
+        batch_size_per_image=heads.roi_batch,
+        positive_fraction=0.25,
+        box_in_features=list(POOL_LEVELS),
+        box_pooler=_pooler(7),
+        box_heads=[_box_head(heads) for _ in STAGES],
+        box_predictors=[_box_predictor(heads, num_classes, weight, scales) for _, weight, scales in STAGES],
+        proposal_matchers=[Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou, _, _ in STAGES],
+        mask_in_features=list(POOL_LEVELS),
+        mask_pooler=_pooler(14),
+        mask_head=MaskRCNNConvUpsampleHead(
+            ShapeSpec(channels=CHANNELS, width=14, height=14),
+            num_classes=num_classes,
+            conv_dims=[heads.mask_dim] * (heads.mask_convs + 1),  # the last one is the upsampling layer's
+        ),
+    )
+
+
+def _pooler(size: int) -> ROIPooler:
+    strides = [stride for level, stride in zip(LEVELS, STRIDES, strict=True) if level in POOL_LEVELS]
+    return ROIPooler(size, [1 / stride for stride in strides], SAMPLING_RATIO, "ROIAlignV2")
+
+
+def _box_head(heads: HeadSettings) -> FastRCNNConvFCHead:
+    return FastRCNNConvFCHead(
+        ShapeSpec(channels=CHANNELS, height=7, width=7), conv_dims=[], fc_dims=[heads.fc_dim, heads.fc_dim]
+    )
+
+
+def _box_predictor(
+    heads: HeadSettings, num_classes: int, weight: float, scales: tuple[float, ...]
+) -> FastRCNNOutputLayers:
+    return FastRCNNOutputLayers(
+        ShapeSpec(channels=heads.fc_dim),
+        box2box_transform=Box2BoxTransform(weights=scales),
+        num_classes=num_classes,
+        test_score_thresh=heads.score_threshold,
+        test_nms_thresh=heads.nms_threshold,
+        test_topk_per_image=heads.detections,
+        cls_agnostic_bbox_reg=True,
+        smooth_l1_beta=heads.smooth_l1_beta,
+        loss_weight=weight,
+    )
+
+
+def _instances(example: Example) -> Instances:
+    instances = Instances(tuple(example.image.shape[1:]))
+    instances.gt_boxes = Boxes(example.boxes)
+    instances.gt_classes = example.classes
+    instances.gt_masks = BitMasks(example.masks)
+    return instances

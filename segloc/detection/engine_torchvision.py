@@ -1,0 +1,112 @@
+"""The stand-in for machines without Detectron2: torchvision's Mask R-CNN on the same backbone.
+
+Same data, weights, anchors, RoI sizes and evaluation; one box head instead of a cascade of three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from segloc.detection.data import Example
+from segloc.detection.detector import (
+    POOL_LEVELS,
+    SAMPLING_RATIO,
+    Detections,
+    Detector,
+    HeadSettings,
+    encode_mask,
+    pad_batch,
+)
+from segloc.models.backbone import CHANNELS, LEVELS, STRIDES, SegLocBackbone
+
+
+class TorchvisionDetector(Detector):
+    """Wraps torchvision's parts, but not its transform: scaling, padding and normalising are the project's own."""
+
+    engine = "torchvision"
+
+    def __init__(self, net: MaskRCNN) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def backbone(self) -> SegLocBackbone:
+        """The backbone inside."""
+        return self.net.backbone
+
+    def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """See `Detector.forward`."""
+        images = ImageList(*pad_batch([example.image for example in batch], self.device))
+        targets = [
+            {
+                "boxes": example.boxes.to(self.device),
+                "labels": example.classes.to(self.device) + 1,  # 0 is torchvision's background
+                "masks": example.masks.to(self.device, torch.uint8),
+            }
+            for example in batch
+        ]
+        features = self.net.backbone(images.tensors)
+        proposals, losses = self.net.rpn(images, features, targets)
+        _, head_losses = self.net.roi_heads(features, proposals, images.image_sizes, targets)
+        return {**losses, **head_losses}
+
+    @torch.no_grad()
+    def predict(self, image: torch.Tensor, size: tuple[int, int]) -> Detections:
+        """See `Detector.predict`."""
+        images = ImageList(*pad_batch([image], self.device))
+        features = self.net.backbone(images.tensors)
+        proposals, _ = self.net.rpn(images, features)
+        found, _ = self.net.roi_heads(features, proposals, images.image_sizes)
+        boxes, scores, labels, masks = (found[0][key].cpu() for key in ("boxes", "scores", "labels", "masks"))
+        height, width = images.image_sizes[0]
+        boxes = boxes * torch.tensor([size[1] / width, size[0] / height] * 2)
+        # One at a time: a hundred full-size masks of a large scan would take gigabytes.
+        pasted = (paste_masks_in_image(mask[None], box[None], size) for mask, box in zip(masks, boxes, strict=True))
+        rles = [encode_mask(mask[0, 0].numpy() > 0.5) for mask in pasted]
+        return Detections(boxes.numpy(), scores.numpy(), labels.numpy() - 1, rles)
+
+
+def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> TorchvisionDetector:
+    """Build the Mask R-CNN; its classes count the background."""
+    net = MaskRCNN(
+        backbone,
+        rpn_anchor_generator=AnchorGenerator(
+            sizes=tuple((heads.anchor_scale * stride,) for stride in STRIDES),
+            aspect_ratios=((0.5, 1.0, 2.0),) * len(STRIDES),
+        ),
+        rpn_batch_size_per_image=heads.rpn_batch,
+        rpn_pre_nms_top_n_train=heads.train_proposals,
+        rpn_pre_nms_top_n_test=heads.test_proposals,
+        rpn_post_nms_top_n_train=heads.train_proposals,
+        rpn_post_nms_top_n_test=heads.test_proposals,
+        box_roi_pool=_pooler(7),
+        box_head=TwoMLPHead(CHANNELS * 7 * 7, heads.fc_dim),
+        box_predictor=FastRCNNPredictor(heads.fc_dim, num_classes + 1),
+        box_batch_size_per_image=heads.roi_batch,
+        box_score_thresh=heads.score_threshold,
+        box_nms_thresh=heads.nms_threshold,
+        box_detections_per_img=heads.detections,
+        mask_roi_pool=_pooler(14),
+        mask_head=MaskRCNNHeads(CHANNELS, [heads.mask_dim] * heads.mask_convs, 1),
+        mask_predictor=MaskRCNNPredictor(heads.mask_dim, heads.mask_dim, num_classes + 1),
+    )
+    # As in Detectron2, masks start undecided; torchvision's own start gives losses ten times those of the other parts.
+    torch.nn.init.normal_(net.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
+    return TorchvisionDetector(net)
+
+
+def _pooler(size: int) -> MultiScaleRoIAlign:
+    pool = MultiScaleRoIAlign(list(POOL_LEVELS), size, SAMPLING_RATIO)
+    # Left to itself it guesses the strides from the first image it sees, and guesses wrong when that one is narrow.
+    pool.scales = [1 / stride for level, stride in zip(LEVELS, STRIDES, strict=True) if level in POOL_LEVELS]
+    pool.map_levels = LevelMapper(2, 5)
+    return pool

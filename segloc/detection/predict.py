@@ -1,0 +1,67 @@
+"""Runs a detector over a test set and writes down what it finds as COCO results."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from segloc.detection.coco import CocoSplit, Scan
+from segloc.detection.data import fit, read_image, to_tensor
+from segloc.detection.detector import Detections, Detector
+
+
+def predict_split(detector: Detector, split: CocoSplit, image_size: int, threads: int) -> list[dict[str, Any]]:
+    """Detect in every image of a test set, one at a time, so that no image's result depends on its neighbours.
+
+    Args:
+        detector: put into test mode.
+        split: the test set.
+        image_size: see `fit`.
+        threads: decoding threads.
+
+    Returns:
+        COCO results with the file's own image and category ids, boxes as x y w h, scores, and masks as RLE.
+    """
+    detector.eval()
+    results = []
+    images = _read_ahead(split, image_size, threads)
+    for scan, image in tqdm(images, total=len(split.scans), desc=f"testing {split.name}", unit="scan"):
+        found = detector.predict(image, (scan.height, scan.width))
+        results += to_results(found, scan.image_id, split.category_ids)
+    return results
+
+
+def to_results(found: Detections, image_id: int, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Write the detections of one image as COCO results."""
+    results = []
+    for box, score, class_id, mask in zip(found.boxes, found.scores, found.classes, found.masks, strict=True):
+        x0, y0, x1, y1 = (float(edge) for edge in box)
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": category_ids[class_id],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": float(score),
+                "segmentation": mask,
+            }
+        )
+    return results
+
+
+def _read_ahead(split: CocoSplit, image_size: int, threads: int) -> Iterator[tuple[Scan, torch.Tensor]]:
+    def read(scan: Scan) -> tuple[Scan, torch.Tensor]:
+        return scan, to_tensor(fit(read_image(scan), image_size))
+
+    ahead: deque[Future[tuple[Scan, torch.Tensor]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for scan in split.scans:
+            ahead.append(pool.submit(read, scan))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

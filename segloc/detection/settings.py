@@ -1,0 +1,102 @@
+"""What a fine-tuning recipe sets besides the model. The defaults are SDANet's settings (its released configuration)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Where the scans are and how they enter the network.
+
+    Attributes:
+        root: a PIDray folder of either release; ``--data`` sets it.
+        train: ``[annotations, images]``, a COCO file and its folder, instead of PIDray's training set.
+        tests: ``[[name, annotations, images], ...]`` instead of PIDray's easy, hard and hidden.
+        image_size: scans are scaled to fit a square of this many pixels, keeping their ratio.
+        flip: probability of a horizontal flip in training.
+        train_empty: whether scans without annotations take part in training.
+        threads: decoding threads.
+    """
+
+    root: str = ""
+    train: tuple[str, ...] = ()
+    tests: tuple[Any, ...] = ()
+    image_size: int = 500
+    flip: float = 0.5
+    train_empty: bool = False
+    threads: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "threads"):
+            _at_least_one(self, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimSettings:
+    """SGD with momentum under a step schedule.
+
+    Attributes:
+        batch: scans per step.
+        lr_per_16: learning rate at 16 scans per step; it scales with `batch`.
+        momentum: of SGD.
+        weight_decay: L2 penalty, on every parameter.
+        warmup: steps of the linear warm-up.
+        warmup_start: share of the learning rate at the first step.
+        milestones: fractions of the run at which the learning rate is multiplied by `gamma`.
+        gamma: the factor.
+        clip: largest L2 norm of the gradient; 0 leaves it alone.
+        amp: bfloat16 autocast.
+    """
+
+    batch: int = 16
+    lr_per_16: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: int = 500
+    warmup_start: float = 1 / 3
+    milestones: tuple[float, ...] = (8 / 12, 11 / 12)
+    gamma: float = 0.1
+    clip: float = 35.0
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "batch")
+
+    @property
+    def lr(self) -> float:
+        """Learning rate after the warm-up."""
+        return self.lr_per_16 * self.batch / 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How long, and how often things are written.
+
+    Attributes:
+        epochs: passes over the training set.
+        iterations: steps; 0 leaves it to `epochs`.
+        seed: seeds the new weights, the order of the scans, the flips and the sampling of proposals.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between lines of metrics.json.
+    """
+
+    epochs: float = 12.0
+    iterations: int = 0
+    seed: int = 0
+    checkpoint_every: int = 1000
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "log_every"):
+            _at_least_one(self, name)
+
+    def steps(self, images: int, batch: int) -> int:
+        """Length of the run in steps on a training set of so many images."""
+        return self.iterations or max(1, round(self.epochs * images / batch))
+
+
+def _at_least_one(settings: Any, name: str) -> None:
+    if getattr(settings, name) < 1:
+        raise ValueError(f"{name} is {getattr(settings, name)}, it must be at least 1")

@@ -1,0 +1,151 @@
+"""The fine-tuning loop, on `segloc.engine` like pretraining's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from segloc import checkpoint
+from segloc.detection.data import Example, TrainingData
+from segloc.detection.detector import Detector
+from segloc.detection.settings import OptimSettings
+from segloc.engine import HookBase, TrainerBase
+from segloc.runs import MetricsLog
+
+
+class FinetuneTrainer(TrainerBase):
+    """One optimiser step an iteration; everything random in a step derives from (seed, iteration).
+
+    Args:
+        detector: what to train, on its device.
+        data: the batches.
+        settings: the optimiser.
+        learning_rates: [steps], the schedule.
+        seed: of the sampling of anchors and proposals.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        data: TrainingData,
+        settings: OptimSettings,
+        learning_rates: np.ndarray,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.data = data
+        self.settings = settings
+        self.learning_rates = learning_rates
+        self.seed = seed
+        self.optimizer = torch.optim.SGD(
+            detector.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.measured: dict[str, float] = {}
+        self._batches: Iterator[Sequence[Example]] = iter(())
+
+    def fit(self, start: int) -> None:
+        """Train from iteration `start` to the end of the schedule."""
+        self.detector.train()
+        self._batches = self.data.batches(start, len(self.learning_rates))
+        self.train(start, len(self.learning_rates))
+
+    def run_step(self) -> None:
+        """Load, forward, backward, step.
+
+        Raises:
+            FloatingPointError: the loss is not finite; names the images.
+        """
+        began = time.perf_counter()
+        batch = next(self._batches)
+        loaded = time.perf_counter()
+        # Anchors and proposals are sampled from torch's global generator.
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.iter]).generate_state(1)[0]))
+        losses = self._losses(batch)
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(self._diverged(batch))
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(self.learning_rates[self.iter])
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.settings.clip or float("inf"))
+        self.optimizer.step()
+        self.measured = {
+            "loss": loss.item(),
+            **{name: value.item() for name, value in losses.items()},
+            "grad_norm": norm.item(),
+            "lr": float(self.learning_rates[self.iter]),
+            "data_s": loaded - began,
+            "step_s": time.perf_counter() - began,
+        }
+
+    def _losses(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
+        try:
+            with torch.autocast(self.detector.device.type, torch.bfloat16, enabled=self.settings.amp):
+                return {name: value.float() for name, value in self.detector(batch).items()}
+        except FloatingPointError as error:  # Detectron2's own check of the proposals
+            raise FloatingPointError(self._diverged(batch)) from error
+
+    def _diverged(self, batch: Sequence[Example]) -> str:
+        images = ", ".join(str(example.image_id) for example in batch)
+        return f"the loss of iteration {self.iter} is not finite (images {images}); try a smaller optim.lr_per_16"
+
+
+class Progress(HookBase):
+    """Shows a bar and writes metrics.json.
+
+    Args:
+        folder: the run folder.
+        every: iterations between lines.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder = folder
+        self.every = every
+
+    def before_train(self) -> None:
+        """Open both."""
+        self.log = MetricsLog(self.folder, self.trainer.start_iter)
+        total = self.trainer.max_iter
+        self.bar = tqdm(total=total, initial=self.trainer.start_iter, desc="fine-tuning", unit="step")
+
+    def after_step(self) -> None:
+        """Advance the bar; write every so often, and at the end."""
+        measured = self.trainer.measured
+        self.bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
+        self.bar.update()
+        if (self.trainer.iter + 1) % self.every == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
+            self.log.write(self.trainer.iter, measured)
+
+    def after_train(self) -> None:
+        """Close both."""
+        self.bar.close()
+        self.log.close()
+
+
+class Checkpoints(HookBase):
+    """Writes the intermediate checkpoint.
+
+    Args:
+        path: where.
+        every: iterations between checkpoints.
+        content: makes what it holds besides the optimiser, given the number of finished iterations.
+    """
+
+    def __init__(self, path: Path, every: int, content: Callable[[int], dict[str, Any]]) -> None:
+        self.path = path
+        self.every = every
+        self.content = content
+
+    def after_step(self) -> None:
+        """Write every so often; the end of the run is somebody else's."""
+        done = self.trainer.iter + 1
+        if done % self.every == 0 and done < self.trainer.max_iter:
+            checkpoint.save(self.path, {**self.content(done), "optimizer": self.trainer.optimizer.state_dict()})

@@ -1,0 +1,134 @@
+"""``python -m segloc.finetune``: train a detector on labelled scans, starting from pretrained weights or from none."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from segloc import checkpoint, cli, lazy, runs
+from segloc.contract import InputError
+from segloc.detection import recipe
+from segloc.detection.coco import read_split
+from segloc.detection.data import TrainingData, train_split
+from segloc.detection.detector import Detector, engine_label
+from segloc.detection.trainer import Checkpoints, FinetuneTrainer, Progress
+from segloc.detection.weights import detector_content, load_start, load_strict
+from segloc.schedules import step_schedule
+
+MODEL = "model.pth"
+EXAMPLES = """\
+  python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101.py \\
+      --data data/raw/pidray --out runs/finetune-segloc
+  python -m segloc.finetune --weights random --config detectron_configs/finetune/demo_r18.py --data data/sim/pidray \\
+      --out runs/demo-random train.iterations=20 optim.batch=2
+The same command resumes a run that was stopped.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = cli.parser("segloc.finetune", "Fine-tune a detector.", EXAMPLES)
+    options.add_argument(
+        "--weights",
+        required=True,
+        help="start of the backbone: a pretraining run or checkpoint, 'random', or 'imagenet' (torchvision's ResNet)",
+    )
+    options.add_argument("--config", required=True, help="recipe, a .py file of detectron_configs/finetune")
+    options.add_argument("--data", help="PIDray folder of either release; otherwise the recipe's data section")
+    options.add_argument("--out", help="run folder (default: runs/finetune-CONFIG-WEIGHTS)")
+    cli.add_overrides(options)
+    return cli.run(finetune, options, argv)
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Carry out the command; returns 1 when the training diverges."""
+    overrides = [*args.overrides, *([f"data.root={args.data}"] if args.data else [])]
+    config = recipe.read(args.config, overrides)
+    start = str(args.weights)
+    folder = Path(args.out or f"runs/finetune-{Path(args.config).stem}-{Path(start).stem}")
+    data, classes = _data(config)
+    detector = _detector(config, start)
+    trainer = _trainer(config, detector, data)
+    text = lazy.to_yaml(config)
+    first = _resume(folder, trainer, text, start)
+    steps = len(trainer.learning_rates)
+    print(f"engine {engine_label(detector.engine)}, start {start}, {len(data)} scans, {steps} steps, run {folder}")
+    if first == steps:
+        print(f"{folder / MODEL}: this run is finished")
+        return 0
+    details = {"engine": engine_label(detector.engine), "weights": start, "classes": classes, "scans": len(data)}
+    runs.describe(folder, "finetune", text, **details, data_digest=_digest(data))
+
+    def content(iteration: int) -> dict[str, Any]:
+        return {**detector_content(detector, config, classes, iteration), "start": start}
+
+    train = recipe.settings(config)[2]
+    # In this order: the log of a step is on disk before a checkpoint that is past it.
+    checkpoints = Checkpoints(folder / checkpoint.LAST, train.checkpoint_every, content)
+    trainer.register_hooks([Progress(folder, train.log_every), checkpoints])
+    try:
+        trainer.fit(first)
+    except FloatingPointError as error:
+        print(f"python -m segloc.finetune: {error}", file=sys.stderr)
+        return 1
+    checkpoint.save(folder / MODEL, content(steps))
+    (folder / checkpoint.LAST).unlink(missing_ok=True)
+    print(f"wrote {folder / MODEL}")
+    return 0
+
+
+def _data(config: DictConfig) -> tuple[TrainingData, list[str]]:
+    """Read the training set; fixes what the recipe leaves to it."""
+    data, optim, train = recipe.settings(config)
+    split = read_split(train_split(data))
+    recipe.settle(config, split.classes)
+    if split.dropped:
+        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out")
+    return TrainingData(split, data, optim.batch, train.seed), list(split.classes)
+
+
+def _detector(config: DictConfig, start: str) -> Detector:
+    torch.manual_seed(config.train.seed)
+    detector: Detector = lazy.instantiate(config.model, "model")
+    load_start(detector.backbone, start, config.model.backbone)
+    return detector.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _trainer(config: DictConfig, detector: Detector, data: TrainingData) -> FinetuneTrainer:
+    _, optim, train = recipe.settings(config)
+    steps = train.steps(len(data), optim.batch)
+    warmup = min(optim.warmup, steps)
+    rates = step_schedule(optim.lr, steps, warmup, optim.warmup_start, optim.milestones, optim.gamma)
+    return FinetuneTrainer(detector, data, optim, rates, train.seed)
+
+
+def _resume(folder: Path, trainer: FinetuneTrainer, config: str, start: str) -> int:
+    """Load what an earlier, stopped run of the same command left in `folder`; returns the next iteration."""
+    path = next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
+    if path is None:
+        return 0
+    content = checkpoint.load(path)
+    if content.get("config") != config or content.get("start") != start:
+        raise InputError(f"{folder}: holds another run (other settings or start weights); choose another --out")
+    load_strict(trainer.detector.net, content["model"], str(path))
+    if "optimizer" in content:
+        trainer.optimizer.load_state_dict(content["optimizer"])
+    return int(content["iteration"])
+
+
+def _digest(data: TrainingData) -> str:
+    """Digest of the training set: its file names and annotations, not its pixels."""
+    digest = hashlib.sha256()
+    for scan in data.scans:
+        digest.update(repr((scan.path.name, scan.width, scan.height, scan.annotations)).encode())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

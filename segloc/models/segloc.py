@@ -1,0 +1,72 @@
+"""The pretext model (paper section 4): a query network, its slow copy for the keys, RoI embeddings on every level."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from segloc.config import HeadConfig, ModelConfig
+from segloc.models.backbone import SegLocBackbone, normalize
+from segloc.models.roi_head import InsLocHead, pool_boxes
+
+
+class Encoder(nn.Module):
+    """Backbone and RoI head: an image and the box of its item to one embedding a level.
+
+    Args:
+        model: settings of the backbone.
+        head: settings of the head.
+    """
+
+    def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
+        super().__init__()
+        self.backbone = SegLocBackbone(model.arch, model.norm, model.sda_norm, model.attention, model.bn_splits)
+        self.head = InsLocHead(head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, model.bn_splits)
+        self.sampling_ratio = head.sampling_ratio
+
+    def forward(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Embed.
+
+        Args:
+            images: [N, 3, H, W] RGB in 0..255.
+            boxes: [N, 4], x0 y0 x1 y1 in pixels.
+
+        Returns:
+            [levels, N, dim] float32, unit length.
+        """
+        return self.head(pool_boxes(self.backbone(normalize(images)), boxes, self.sampling_ratio))
+
+
+class SegLoc(nn.Module):
+    """The query network, trained by gradients, and the key network, its exponential moving average.
+
+    The average covers backbone, FPN, attention and head: all parameters. Buffers (running statistics of batch norm)
+    are not averaged: in training both networks normalise by their own batch, so the key network keeps its own.
+
+    Args:
+        model: settings of the backbone.
+        head: settings of the head.
+    """
+
+    def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
+        super().__init__()
+        self.query = Encoder(model, head)
+        self.key = copy.deepcopy(self.query).requires_grad_(False)
+
+    @torch.no_grad()
+    def embed_keys(self, images: torch.Tensor, boxes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Embed with the key network: [levels, N, dim].
+
+        The images go through in a random order and are put back after (shuffle-BN): with split batch norm a query and
+        its key then share no statistics. Without batch norm the order makes no difference.
+        """
+        order = torch.randperm(len(images), generator=generator).to(images.device)
+        return self.key(images[order], boxes[order])[:, order.argsort()]
+
+    @torch.no_grad()
+    def update_keys(self, momentum: float) -> None:
+        """Move the key network towards the query network: key = m * key + (1 - m) * query."""
+        for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
+            key.lerp_(query, 1 - momentum)

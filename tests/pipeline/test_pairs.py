@@ -1,0 +1,96 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.composition import paste
+from pipeline.images import encode_jpeg, read_image
+from pipeline.pairs import Recipe, SegmentTable, make_pair, tables
+from segloc.contract import InputError
+
+
+@pytest.fixture(scope="module")
+def recipe(sixray: Path, region_file: Path, segment_file: Path) -> Recipe:
+    return Recipe(sixray, region_file, segment_file, seed=3, width=160)
+
+
+def test_pairs_are_positive(recipe: Recipe) -> None:
+    hosts, items = tables(recipe.regions, recipe.segments)
+    sources = {}
+    for images in items.rows:
+        for image, rows in images.items():
+            sources |= {items.segment(row).segment_id: image for row in rows}
+    for number in range(60):
+        pair, query, key = make_pair(recipe, number)
+        assert pair.pair == number
+        assert pair.class_name in ("Gun", "Knife")
+        assert pair.query.background != pair.key.background
+        assert sources[pair.query.segment] != sources[pair.key.segment]
+        for view, image in ((pair.query, query), (pair.key, key)):
+            assert (image.shape[1], image.shape[0]) == view.size
+            assert view.background in hosts.images.to_pylist()
+            assert view.region[0] <= view.box[0] < view.box[2] <= view.region[2] <= view.size[0]
+            assert view.region[1] <= view.box[1] < view.box[3] <= view.region[3] <= view.size[1]
+            assert 0.25 <= view.alpha <= 0.65
+
+
+def test_classes_and_scans_are_drawn_uniformly(recipe: Recipe) -> None:
+    pairs = [make_pair(recipe, number)[0] for number in range(300)]
+    classes = Counter(pair.class_name for pair in pairs)
+    assert set(classes) == {"Gun", "Knife"}  # Pliers occur in one scan only, Baton in none
+    assert classes["Gun"] == pytest.approx(150, abs=40)
+    guns = Counter(view.segment for pair in pairs if pair.class_name == "Gun" for view in (pair.query, pair.key))
+    assert len(guns) == 6
+    assert max(guns.values()) < 2 * min(guns.values())
+
+
+def test_a_pair_depends_on_its_number_and_the_seed_only(recipe: Recipe) -> None:
+    def made(seed: int, number: int) -> tuple[bytes, bytes, bytes]:
+        pair, query, key = make_pair(
+            Recipe(recipe.backgrounds, recipe.regions, recipe.segments, seed, width=160), number
+        )
+        return pair.to_json(), query.tobytes(), key.tobytes()
+
+    first = made(3, 7)
+    tables.cache_clear()
+    made(3, 2)
+    assert made(3, 7) == first
+    assert made(4, 7)[0] != first[0]
+    assert made(3, 8)[0] != first[0]
+
+
+@pytest.mark.parametrize("blend", ["alpha", "multiply", "ratio"])
+def test_the_description_makes_the_picture_again(recipe: Recipe, blend: str) -> None:
+    recipe = Recipe(recipe.backgrounds, recipe.regions, recipe.segments, 5, blend, 160)
+    _, items = tables(recipe.regions, recipe.segments)
+    by_id = {items.segment(row).segment_id: items.segment(row) for row in range(len(items))}
+    for number in range(8):
+        pair, query, key = make_pair(recipe, number)
+        again = type(pair).from_json(json.dumps(json.loads(pair.to_json())))
+        assert again == pair
+        for view, image in ((again.query, query), (again.key, key)):
+            background = read_image(recipe.backgrounds / view.background)
+            assert (paste(background, by_id[view.segment], view) == image).all()
+
+
+def test_segments_are_read_whole_from_any_row_group(segment_file: Path) -> None:
+    table = SegmentTable(segment_file)
+    ids = [table.segment(row).segment_id for row in range(len(table))]
+    assert len(set(ids)) == len(table) == 10
+    assert [table.segment(row).segment_id for row in reversed(range(10))] == ids[::-1]
+
+
+def test_a_background_that_changed_since_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    def attempt() -> None:
+        for number in range(20):
+            make_pair(Recipe(tmp_path, recipe.regions, recipe.segments, 0, width=160), number)
+
+    with pytest.raises(InputError, match=r"JPEGImage/N\d+.jpg': no such file; run pipeline.regions again"):
+        attempt()
+    (tmp_path / "JPEGImage").mkdir()
+    for path in (recipe.backgrounds / "JPEGImage").iterdir():
+        (tmp_path / "JPEGImage" / path.name).write_bytes(encode_jpeg(np.zeros((50, 50, 3), np.uint8), 90))
+    with pytest.raises(InputError, match="not the size it had"):
+        attempt()

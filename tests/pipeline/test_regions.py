@@ -1,0 +1,139 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import regions
+from pipeline.images import encode_jpeg, encode_png
+from segloc.contract import InputError
+from tests.pipeline.conftest import draw_bag, run_module
+
+SCAN = draw_bag(np.random.default_rng(0), 200, 150)
+BELT = np.full((150, 200, 3), 255, np.uint8)
+
+DIRT: dict[str, tuple[Callable[[], bytes], str, str]] = {
+    "good.jpg": (lambda: encode_jpeg(SCAN, 90), "ok", ""),
+    "Größe 1/mit Leerzeichen.png": (lambda: encode_png(SCAN), "ok", ""),
+    "grey.png": (lambda: encode_png(SCAN[..., :1].repeat(3, 2)), "ok", ""),
+    "belt.png": (lambda: encode_png(BELT), "empty", "nothing but belt"),
+    "cut.jpg": (lambda: encode_jpeg(SCAN, 90)[:-500], "unreadable", "truncated file"),
+    "cut.png": (lambda: encode_png(SCAN)[:-500], "unreadable", "truncated file"),
+    "empty.png": (lambda: b"", "unreadable", "empty file"),
+    "text.png": (lambda: b"hello", "unreadable", "not a JPEG"),
+    "bomb.png": (
+        lambda: b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\x08\2\0\0\0" + bytes(8) + b"IEND" + bytes(4),
+        "unreadable",
+        "too large",
+    ),
+    "tiny.png": (lambda: encode_png(SCAN[:20, :20]), "too_small", "scan of 20x20"),
+    "speck.png": (
+        lambda: encode_png(np.pad(SCAN[60:72, 60:72], ((60, 60), (60, 60), (0, 0)), constant_values=255)),
+        "too_small",
+        "region of",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dirty")
+    for name, (make, _, _) in DIRT.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(make())
+    (root / "._good.jpg").write_bytes(b"litter")
+    return root
+
+
+@pytest.mark.parametrize("name", DIRT)
+def test_a_bad_file_is_a_row_with_a_reason(name: str, dirty: Path) -> None:
+    row = regions.measure(name, root=dirty, mode="adaptive")
+    _, status, message = DIRT[name]
+    assert row["status"] == status
+    assert message in row["message"]
+    assert (row.get("x0") is not None) == (status == "ok" or "region of" in message)
+
+
+@pytest.mark.parametrize("mode", regions.MODES)
+def test_rows_are_sorted_and_independent_of_workers(mode: str, dirty: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        arguments = [
+            "--backgrounds",
+            dirty,
+            "--out",
+            tmp_path / f"{workers}.parquet",
+            "--mode",
+            mode,
+            "--workers",
+            workers,
+        ]
+        assert regions.main(list(map(str, arguments))) == 0
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+    table = pq.read_table(tmp_path / "1.parquet")
+    assert table["image"].to_pylist() == sorted(DIRT)
+    assert table.schema.metadata[b"segloc.regions.format_version"] == b"1"
+    assert f'"mode": "{mode}"'.encode() in table.schema.metadata[b"segloc.parameters"]
+
+
+def test_only_good_rows_reach_synthesis(dirty: Path, tmp_path: Path) -> None:
+    out = tmp_path / "regions.parquet"
+    assert regions.main(["--backgrounds", str(dirty), "--out", str(out), "--workers", "1"]) == 0
+    loaded = regions.load(out)
+    assert loaded.images.to_pylist() == sorted(name for name, (_, status, _) in DIRT.items() if status == "ok")
+    assert (loaded.sizes == (200, 150)).all()
+    assert (np.abs(loaded.boxes - (40, 30, 160, 120)) <= 2).all()
+
+
+def test_belt_level_is_recorded(region_file: Path) -> None:
+    rows = pq.read_table(region_file, columns=["image", "background_level"]).to_pylist()
+    assert {row["background_level"] for row in rows[:-1]} == {255}
+    assert abs(rows[-1]["background_level"] - 196) <= 2
+    assert not any("P00001" in row["image"] for row in rows)
+
+
+def test_a_name_that_is_not_utf8_is_a_row(tmp_path: Path) -> None:
+    name = b"\xff.png".decode("utf-8", "surrogateescape")
+    row = regions.measure(name, root=tmp_path, mode="paper")
+    assert (row["image"], row["status"]) == ("\\xff.png", "unreadable") or row["image"].isascii()
+    assert row["message"] == "file name is not UTF-8"
+
+
+def test_a_gallery_is_drawn(dirty: Path, tmp_path: Path) -> None:
+    out, picture = tmp_path / "regions.parquet", tmp_path / "regions.png"
+    assert (
+        regions.main(["--backgrounds", str(dirty), "--out", str(out), "--gallery", str(picture), "--workers", "1"]) == 0
+    )
+    from pipeline.gallery import BLUE
+    from pipeline.images import read_image
+
+    assert (read_image(picture) == BLUE).all(2).any()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a Parquet file"), (b"PAR1" + bytes(50), "not a Parquet file")],
+)
+def test_a_broken_table_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        regions.load(tmp_path / "r.parquet")
+
+
+def test_another_kind_of_table_is_refused(segment_file: Path, region_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a table of regions"):
+        regions.load(segment_file)
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(region_file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cut short"):
+        regions.load(cut)
+
+
+def test_a_failing_run_leaves_the_old_table(region_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "regions.parquet"
+    out.write_bytes(region_file.read_bytes())
+    done = run_module("pipeline.regions", "--backgrounds", tmp_path / "none", "--out", out)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert out.read_bytes() == region_file.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["regions.parquet"]

@@ -1,0 +1,146 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import segments
+from pipeline.images import decode_rgba, encode_png, read_image
+from pipeline.masks import rasterise
+from tests.pipeline.conftest import CLASSES, run_module, triangle
+
+
+def run(*arguments: object) -> int:
+    return segments.main([*map(str, arguments), "--workers", "1"])
+
+
+def table_and_parameters(path: Path) -> tuple[list[dict], dict]:
+    table = pq.read_table(path)
+    return table.to_pylist(), json.loads(table.schema.metadata[b"segloc.parameters"])
+
+
+def test_every_annotation_is_a_row(pidray: Path, segment_file: Path) -> None:
+    rows, parameters = table_and_parameters(segment_file)
+    assert parameters["classes"] == list(CLASSES)
+    assert parameters["counts"] == {"Baton": 0, "Pliers": 1, "Gun": 6, "Knife": 3}
+    assert parameters["skipped"] == {}
+    order = [(row["class_id"], row["segment_id"]) for row in rows]
+    assert order == sorted(order)
+    assert len(set(order)) == 10
+
+
+def test_crops_hold_the_donors_pixels_everywhere_and_the_mask(pidray: Path, segment_file: Path) -> None:
+    content = json.loads((pidray / "annotations" / "xray_train.json").read_text())
+    drawn = {str(entry["id"]): entry["segmentation"] for entry in content["annotations"]}
+    for row in table_and_parameters(segment_file)[0]:
+        scan = read_image(pidray / "train" / row["image"])
+        x0, y0, x1, y1 = (row[name] for name in ("x0", "y0", "x1", "y1"))
+        rgba = decode_rgba(row["png"])
+        mask = rasterise(drawn[row["annotation_id"]], 300, 220)
+        assert (rgba[..., :3] == scan[y0:y1, x0:x1]).all()
+        assert (rgba[..., 3] == np.where(mask[y0:y1, x0:x1], 255, 0)).all()
+        assert row["area"] == mask.sum() == mask[y0:y1, x0:x1].sum()
+        assert (row["scan_width"], row["scan_height"]) == (300, 220)
+        assert not row["cut_by_frame"]
+
+
+def test_surroundings_ignore_the_item_and_a_neighbour() -> None:
+    scan = np.full((60, 60, 3), (200, 150, 100), np.uint8)
+    mask = np.zeros((60, 60), bool)
+    mask[20:40, 20:40] = True
+    scan[18:42, 18:42] = 0  # the item and its blurred rim
+    scan[:, 48:] = (0, 0, 255)  # a neighbour within the ring
+    assert segments.surroundings(scan, mask, (20, 20, 40, 40)).tolist() == [200, 150, 100]
+
+
+def test_surroundings_of_an_item_that_fills_the_scan_are_white() -> None:
+    mask = np.ones((20, 20), bool)
+    assert segments.surroundings(np.zeros((20, 20, 3), np.uint8), mask, (0, 0, 20, 20)).tolist() == [255] * 3
+
+
+@pytest.fixture
+def dirty(tmp_path: Path) -> Path:
+    """A folder whose scans all have something wrong but the first."""
+    folder = tmp_path / "train"
+    folder.mkdir()
+    scan = np.full((50, 60, 3), 180, np.uint8)
+    (folder / "Koffer ß 1.png").write_bytes(encode_png(scan))
+    (folder / "cut.png").write_bytes(encode_png(scan)[:-20])
+    (folder / "small.png").write_bytes(encode_png(scan[:40]))
+    names = ["Koffer ß 1.png", "sub/Koffer ß 1.png", "cut.png", "small.png", "missing.png"]
+    images = [{"id": i, "file_name": name, "width": 60, "height": 50} for i, name in enumerate(names)]
+    shapes = {
+        0: triangle(0, 5, 20),
+        1: triangle(10, 5, 20),
+        2: triangle(5, 5, 20),
+        3: triangle(5, 5, 20),
+        4: triangle(5, 5, 20),
+    }
+    annotations = [{"id": i, "image_id": i, "category_id": 1, "segmentation": [shape]} for i, shape in shapes.items()]
+    annotations.append({"id": 9, "image_id": 0, "category_id": 1, "segmentation": [[1, 2, 3, 4]]})
+    content = {"images": images, "categories": [{"id": 1, "name": "Knife"}], "annotations": annotations}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_bad_scans_are_skipped_and_counted(dirty: Path) -> None:
+    out = dirty / "segments.parquet"
+    assert run("--annotations", dirty / "train.json", "--images", dirty / "train", "--out", out) == 0
+    rows, parameters = table_and_parameters(out)
+    assert [(row["segment_id"], row["cut_by_frame"]) for row in rows] == [
+        ("Koffer ß 1.png#0", True),
+        ("sub/Koffer ß 1.png#1", False),
+    ]
+    assert parameters["skipped"] == {
+        "image file missing": 1,
+        "image size disagrees with the file": 1,
+        "image unreadable: truncated file": 1,
+        "polygon of fewer than three points": 1,
+    }
+
+
+def test_bytes_do_not_depend_on_workers(pidray: Path, segment_file: Path, tmp_path: Path) -> None:
+    arguments = ["--annotations", pidray, "--out", tmp_path / "s.parquet", "--workers", "2"]
+    assert segments.main(list(map(str, arguments))) == 0
+    assert (tmp_path / "s.parquet").read_bytes() == segment_file.read_bytes()
+
+
+def test_nothing_usable_is_an_error_and_no_file(dirty: Path) -> None:
+    content = json.loads((dirty / "train.json").read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["id"] == 4]
+    (dirty / "train.json").write_text(json.dumps(content))
+    done = run_module(
+        "pipeline.segments",
+        "--annotations",
+        dirty / "train.json",
+        "--images",
+        dirty / "train",
+        "--out",
+        dirty / "s.parquet",
+    )
+    assert done.returncode == 2
+    assert "not one usable segment: image file missing (1)" in done.stderr
+    assert not list(dirty.glob("*s.parquet*"))
+
+
+def test_a_test_part_is_refused(dirty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (dirty / "train.json").rename(dirty / "xray_test_hard.json")
+    assert (
+        run("--annotations", dirty / "xray_test_hard.json", "--images", dirty / "train", "--out", dirty / "s.parquet")
+        == 2
+    )
+    assert "training data only" in capsys.readouterr().err
+
+
+def test_real_items(real_scans: Path, tmp_path: Path) -> None:
+    assert run("--annotations", real_scans / "pidray", "--out", tmp_path / "s.parquet") == 0
+    rows, parameters = table_and_parameters(tmp_path / "s.parquet")
+    assert len(rows) == 39
+    assert {row["class_name"] for row in rows} == {"Gun", "Knife"}
+    assert parameters["skipped"] == {}
+    # Metal is darker than what lies around it.
+    for row in rows:
+        rgba = decode_rgba(row["png"])
+        around = np.mean([row[f"background_{channel}"] for channel in "rgb"])
+        assert rgba[rgba[..., 3] > 0][:, :3].mean() < around

@@ -1,0 +1,69 @@
+"""Small shards made by hand: coloured shapes on white, written straight from the contract."""
+
+import hashlib
+import io
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segloc.contract import INDEX_NAME, Index, Pair, Shard, View, pair_key, shard_name
+
+# The tensors here are too small to share out, and idle threads only get in each other's way.
+torch.set_num_threads(1)
+
+CLASSES = ("Gun", "Knife", "Wrench")
+COLOURS = ((40, 60, 200), (230, 140, 40), (60, 170, 60))
+
+
+def draw(rng, class_id, width=96, height=64):
+    """One scan with one item: its class decides colour and shape. Returns the image and the item's box."""
+    image = np.full((height, width, 3), 255, np.uint8)
+    image -= rng.integers(0, 12, image.shape, dtype=np.uint8)
+    w, h = (int(v) for v in rng.integers(18, 36, 2))
+    x0, y0 = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
+    patch = image[y0 : y0 + h, x0 : x0 + w]
+    if class_id == 0:
+        patch[:] = COLOURS[0]
+    elif class_id == 1:
+        cv2.ellipse(patch, (w // 2, h // 2), (w // 2, h // 2), 0, 0, 360, COLOURS[1], -1)
+    else:
+        patch[:, w // 3 : 2 * w // 3] = patch[h // 3 : 2 * h // 3] = COLOURS[2]
+    return image, (x0, y0, x0 + w, y0 + h)
+
+
+def write_shards(folder, shards=3, per_shard=8, seed=0):
+    """Write a finished shard folder and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    infos = []
+    for number in range(shards):
+        buffer, classes = io.BytesIO(), [0] * len(CLASSES)
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for i in range(number * per_shard, (number + 1) * per_shard):
+                class_id = int(rng.integers(len(CLASSES)))
+                classes[class_id] += 1
+                images, views = [], []
+                for _ in range(2):
+                    image, box = draw(rng, class_id)
+                    size = (image.shape[1], image.shape[0])
+                    images.append(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+                    views.append(View(box, size, "b.jpg", "s", (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False))
+                pair = Pair(i, class_id, CLASSES[class_id], *views)
+                for name, data in zip(("query.jpg", "key.jpg", "json"), (*images, pair.to_json()), strict=True):
+                    entry = tarfile.TarInfo(f"{pair_key(i)}.{name}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+        data = buffer.getvalue()
+        (folder / shard_name(number)).write_bytes(data)
+        infos.append(Shard(shard_name(number), per_shard, len(data), hashlib.sha256(data).hexdigest(), tuple(classes)))
+    index = Index(CLASSES, seed, {}, {"pairs": shards * per_shard}, tuple(infos))
+    (folder / INDEX_NAME).write_bytes(index.to_json())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data") / "shards")

@@ -1,0 +1,155 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segloc.contract import InputError
+from segloc.detection.coco import Split, mask_of, pidray_splits, read_split
+from segloc.detection.data import TrainingData, evaluation_splits, make_example, train_split
+from segloc.detection.settings import DataSettings
+
+from .toy_coco import CATEGORY_IDS, CLASSES, write_pidray, write_split
+
+
+@pytest.fixture
+def split(tmp_path):
+    write_split(tmp_path / "a.json", tmp_path / "images", 4, seed=0)
+    return Split("train", tmp_path / "a.json", tmp_path / "images")
+
+
+def change(split, edit):
+    content = json.loads(split.annotations.read_text())
+    edit(content)
+    split.annotations.write_text(json.dumps(content))
+
+
+def test_classes_follow_ascending_ids(split):
+    read = read_split(split)
+    assert (read.classes, read.category_ids) == (CLASSES, CATEGORY_IDS)
+
+
+@pytest.mark.parametrize("layout", ["v1", "v2", "nested"])
+def test_both_releases_of_pidray_are_found(tmp_path, layout):
+    root = tmp_path / "pidray" if layout == "nested" else tmp_path
+    write_pidray(root, 2, 1)
+    (root / "annotations" / "._xray_train.json").write_bytes(b"\x00\x05\x16\x07litter")
+    if layout == "v2":
+        for old in list((root / "annotations").glob("xray_*.json")):
+            old.rename(old.with_name(old.name.removeprefix("xray_")))
+        for subset in ("easy", "hard", "hidden"):  # one flat folder; the toy's names collide, so any copy will do
+            (root / subset).rename(root / "test") if not (root / "test").exists() else None
+    settings = DataSettings(root=str(tmp_path))
+    assert len(read_split(train_split(settings)).scans) == 2
+    assert [read_split(s).name for s in evaluation_splits(settings)] == ["easy", "hard", "hidden"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c["images"].append(dict(c["images"][0])), "image id 0 occurs more than once"),
+        (lambda c: c["annotations"][0].update(image_id=99), "image 99, which is not listed"),
+        (lambda c: c["annotations"][0].update(category_id=2), "category 2, which is not listed"),
+        (lambda c: c["images"][1].update(file_name="gone.png"), "'gone.png' .* is missing"),
+        (lambda c: c["images"][1].update(file_name="../images/../secret.png"), "is missing"),
+        (lambda c: c.pop("categories"), "not a COCO annotation file"),
+        (lambda c: c["images"][0].pop("width"), "not COCO"),
+    ],
+)
+def test_faulty_files_are_refused_before_work_starts(split, edit, message):
+    change(split, edit)
+    with pytest.raises(InputError, match=message):
+        read_split(split)
+
+
+def test_a_folder_that_is_not_pidray_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not a PIDray folder"):
+        pidray_splits(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        pidray_splits(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no data"):
+        train_split(DataSettings())
+
+
+def test_annotations_without_a_mask_are_counted_and_left_out(split):
+    def edit(content):
+        content["annotations"][0]["segmentation"] = [[1, 1, 5, 5]]  # two points are no polygon
+        content["annotations"][1]["segmentation"] = []
+        content["annotations"][2]["segmentation"]["size"] = [5, 5]
+
+    change(split, edit)
+    read = read_split(split)
+    assert read.dropped == 3
+    assert [len(scan.annotations) for scan in read.scans] == [0, 0, 0, 1]
+
+
+def test_polygons_and_both_kinds_of_rle_decode_alike(split):
+    mask = np.zeros((56, 80), np.uint8)
+    mask[10:30, 20:50] = 1
+    runs = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=0, append=0)), prepend=0).tolist()
+    polygon = [[20, 10, 50, 10, 50, 30, 20, 30]]
+    plain = {"size": [56, 80], "counts": [*runs, mask.size - sum(runs)]}
+    for segmentation in (polygon, plain):
+        assert (mask_of({"segmentation": segmentation}, 56, 80) == mask).all()
+    scan = read_split(split).scans[0]
+    x, y, w, h = scan.annotations[0]["bbox"]
+    assert mask_of(scan.annotations[0], 56, 80)[y : y + h, x : x + w].all()  # the toy's first item fills its box
+
+
+def test_training_leaves_out_crowds_and_degenerate_boxes(split):
+    def edit(content):
+        content["annotations"][0]["iscrowd"] = 1
+        content["annotations"][1]["area"] = 0
+        content["annotations"][2]["bbox"][2] = 0.5
+
+    change(split, edit)
+    read = read_split(split)
+    assert len(TrainingData(read, DataSettings(), 1, 0)) == 1
+    assert len(TrainingData(read, DataSettings(train_empty=True), 1, 0)) == 4
+    assert len(read.ground_truth["annotations"]) == 4  # COCO's own code deals with them in testing
+    assert all(len(make_example(s, {1: 0, 4: 1, 7: 2}, 80, False).boxes) == 0 for s in read.scans[:3])
+
+
+def test_boxes_and_masks_follow_scaling_and_flipping(split):
+    scan = read_split(split).scans[0]
+    class_of = {category: i for i, category in enumerate(CATEGORY_IDS)}
+    plain = make_example(scan, class_of, 160, False)
+    flipped = make_example(scan, class_of, 160, True)
+    x, y, w, h = scan.annotations[0]["bbox"]
+    assert plain.image.shape == (3, 112, 160)
+    assert plain.boxes[0].tolist() == [2 * x, 2 * y, 2 * (x + w), 2 * (y + h)]
+    assert torch.equal(flipped.image, plain.image.flip(2))
+    for example in (plain, flipped):
+        x0, y0, x1, y1 = (int(v) for v in example.boxes[0])
+        inside = torch.zeros_like(example.masks[0])
+        inside[y0:y1, x0:x1] = True
+        assert torch.equal(example.masks[0], inside)
+        inner = example.image[:, y0 + 3 : y1 - 3, x0 + 3 : x1 - 3].float().mean((1, 2))
+        assert inner.tolist() == pytest.approx((40, 60, 200), abs=1)  # RGB
+
+
+def test_batches_are_a_pure_function_of_seed_and_iteration(split):
+    data = TrainingData(read_split(split), DataSettings(image_size=40, threads=2), 3, seed=5)
+    whole = list(data.batches(0, 6))
+    resumed = list(TrainingData(read_split(split), DataSettings(image_size=40), 3, seed=5).batches(4, 6))
+    for one, other in zip(whole[4:], resumed, strict=True):
+        assert [e.image_id for e in one] == [e.image_id for e in other]
+        assert all(torch.equal(a.image, b.image) for a, b in zip(one, other, strict=True))
+    order = [i for iteration in range(4) for i in data.indices(iteration)]
+    assert all(sorted(order[n : n + 4]) == [0, 1, 2, 3] for n in (0, 4, 8))  # every pass sees every scan once
+
+
+@pytest.mark.parametrize("fault", ["size", "bytes", "gone"])
+def test_an_image_that_does_not_fit_is_named(split, fault):
+    read = read_split(split)
+    path = read.scans[2].path
+    if fault == "size":
+        path.write_bytes(cv2.imencode(".png", np.zeros((5, 6, 3), np.uint8))[1].tobytes())
+    elif fault == "bytes":
+        path.write_bytes(path.read_bytes()[:40])
+    else:
+        path.unlink()
+    data = TrainingData(read, DataSettings(), 4, 0)
+    with pytest.raises(InputError, match="scan 002.png"):
+        next(data.batches(0, 1))

@@ -1,0 +1,211 @@
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from segloc import checkpoint, pretrain
+from segloc.config import load_config
+from segloc.runs import read_metrics, read_run
+from segloc.stream import ShardFolder
+from tests.segloc.conftest import write_shards
+
+TINY = [
+    "model.arch=resnet18", "model.norm=gn", "model.sda_norm=gn", "head.convs=1", "head.conv_dim=32",
+    "head.fc_dim=32", "head.dim=16", "queue.size=20", "data.image_size=64", "data.threads=1", "optim.batch=4",
+    "optim.micro_batch=4", "optim.steps=6", "optim.lr_per_256=0.5", "checkpoint_every=3", "log_every=1",
+]  # fmt: skip
+
+
+def tiny(*overrides):
+    return load_config(None, [*TINY, *overrides])
+
+
+def trainer_of(config, shards, out, fill=True):
+    trainer = pretrain.Pretrainer(config, ShardFolder.open(str(shards)), out, torch.device("cpu"))
+    if fill:
+        trainer.fill_queues()
+    return trainer
+
+
+def losses(run):
+    return {row["iteration"]: row["loss"] for row in read_metrics(run)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert pretrain.main(["--shards", str(shards), "--out", str(run), *TINY]) == 0
+    return run
+
+
+def test_run_folder_holds_what_is_needed(undisturbed):
+    about = read_run(undisturbed)
+    assert about["classes"] == ["Gun", "Knife", "Wrench"]
+    assert about["chance_loss"] == pytest.approx(5 * np.log(21))
+    assert load_config(undisturbed / "config.yaml", []) == tiny()
+    assert sorted(losses(undisturbed)) == list(range(6))
+    assert list((undisturbed / "tensorboard").glob("events*"))
+    saved = checkpoint.load(undisturbed / checkpoint.BACKBONE)
+    assert saved["kind"] == "backbone"
+    assert saved["arch"] == "resnet18"
+
+
+def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, undisturbed, tmp_path, monkeypatch):
+    """Stop after step 4, which has a metrics line but, with a checkpoint every 3 steps, is not in the checkpoint."""
+    run_step = pretrain.Pretrainer.run_step
+
+    def killed_at_5(self):
+        if self.iter == 5:
+            raise KeyboardInterrupt
+        run_step(self)
+
+    arguments = ["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Pretrainer, "run_step", killed_at_5)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.main(arguments)
+    assert sorted(losses(tmp_path / "run")) == [0, 1, 2, 3, 4]
+    assert pretrain.main(arguments) == 0
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    one, other = (checkpoint.load(run / checkpoint.LAST) for run in (undisturbed, tmp_path / "run"))
+    for part in ("query", "key", "queues"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items()), part
+    assert pretrain.main(arguments) == 0  # finished already: says so
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(shards, tmp_path):
+    command = [sys.executable, "-m", "segloc.pretrain", "--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
+    command += ["optim.steps=100000", "checkpoint_every=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not losses(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    done = checkpoint.load(tmp_path / "run" / checkpoint.LAST)["iteration"]
+    assert done == max(losses(tmp_path / "run")) + 1
+    assert "the same command goes on" in output
+
+
+def test_micro_batches_give_the_same_step_as_one_batch(shards, tmp_path):
+    """With group norm: same losses, weights, key network and queues, to the tolerance of float32."""
+    states = []
+    for micro in (8, 2):
+        config = tiny("optim.batch=8", f"optim.micro_batch={micro}", "data.flip=0", "data.augment=none")
+        trainer = trainer_of(config, shards, tmp_path, fill=False)
+        trainer.queues.enqueue(
+            torch.nn.functional.normalize(torch.randn(5, 60, 16, generator=torch.Generator().manual_seed(0)), dim=2),
+            torch.arange(60) % 3,
+        )
+        for trainer.iter in range(2):
+            trainer.run_step()
+        trainer.close()
+        states.append(trainer)
+    one, many = states
+    assert one.metrics["loss"] == pytest.approx(many.metrics["loss"], rel=1e-5)
+    assert torch.equal(one.queues.state_dict()["labels"], many.queues.state_dict()["labels"])
+    assert torch.allclose(one.queues.state_dict()["keys"], many.queues.state_dict()["keys"], atol=1e-5)
+    start = trainer_of(config, shards, tmp_path, fill=False).model
+    for part in ("query", "key"):
+        before, first, second = (
+            torch.cat([parameter.flatten() for parameter in getattr(model, part).parameters()])
+            for model in (start, one.model, many.model)
+        )
+        assert (first - second).norm() < 1e-3 * (first - before).norm()
+        assert (first - before).norm() > 0
+
+
+def test_queues_start_full_of_keys_of_the_untrained_network(shards, tmp_path):
+    trainer = trainer_of(tiny("data.flip=0", "data.augment=none"), shards, tmp_path)
+    assert trainer.queues.full
+    batches = list(itertools.islice(trainer.stream.batches(epoch=-1), 6))  # all 24 pairs once
+    expected = torch.cat([trainer.model.key(batch.key.images.float(), batch.key.boxes) for batch in batches], 1)
+    labels = torch.cat([batch.labels for batch in batches])
+    state = trainer.queues.state_dict()
+    for level in range(5):
+        for key, label in zip(state["keys"][level], state["labels"], strict=True):
+            assert (expected[level][labels == label] @ key).max() > 0.9999
+
+
+def test_random_dictionary_is_full_too(shards, tmp_path):
+    trainer = trainer_of(tiny("queue.init=random"), shards, tmp_path)
+    assert trainer.queues.full
+    keys = trainer.queues.state_dict()["keys"]
+    assert torch.allclose(keys.norm(dim=2), torch.ones(keys.shape[:2]), atol=1e-5)
+    assert abs(float(keys[0].mean(0).norm())) < 0.5
+
+
+def test_key_network_and_queues_advance_once_a_step(shards, tmp_path):
+    trainer = trainer_of(tiny("optim.batch=4", "optim.micro_batch=2"), shards, tmp_path)
+    calls = []
+    update = trainer.model.update_keys
+    trainer.model.update_keys = lambda momentum: (calls.append(momentum), update(momentum))
+    before = trainer.queues.state_dict()["labels"].clone()
+    trainer.iter = 0
+    trainer.run_step()
+    batches = trainer.stream.batches()
+    labels = torch.cat([next(batches).labels for _ in range(2)])
+    assert calls == [trainer.config.optim.ema]
+    assert trainer.queues.state_dict()["labels"][-4:].tolist() == labels.tolist()
+    assert len(before) >= 20
+    trainer.close()
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(shards, tmp_path, monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        result = info_nce(*args, **kwargs)
+        return dataclasses.replace(result, loss=result.loss * float("nan"))
+
+    info_nce = pretrain.info_nce
+    monkeypatch.setattr(pretrain, "info_nce", broken)
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]) == 1
+    assert "the loss is nan" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optim.lr=1"], "did you mean 'optim.lr_per_256'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
+        (["optim.batch=3", "optim.micro_batch=2"], "no multiple of micro_batch"),
+        (["model.arch=resnet19"], "not one of resnet18"),
+        (["optim.steps=0", "optim.batch=64", "optim.micro_batch=64", "optim.epochs=1"], "do not fill one batch"),
+        (["oops"], "not key=value"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(shards, tmp_path, capsys, arguments, message):
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path), *TINY, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_other_settings_or_shards_do_not_resume(shards, undisturbed, tmp_path, capsys):
+    run = tmp_path / "run"
+    os.symlink(undisturbed, run)
+    assert pretrain.main(["--shards", str(shards), "--out", str(run), *TINY, "optim.ema=0.5"]) == 2
+    assert "another optim.ema (0.999, not 0.5)" in capsys.readouterr().err
+    other = write_shards(tmp_path / "other", seed=5)
+    assert pretrain.main(["--shards", str(other), "--out", str(run), *TINY]) == 2
+    assert "other shards" in capsys.readouterr().err
+
+
+def test_hostile_checkpoint_is_refused(shards, tmp_path, capsys):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, ("touch hostile",)
+
+    torch.save({"format_version": 1, "x": Hostile()}, tmp_path / checkpoint.LAST)
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path), *TINY]) == 2
+    assert "cannot be" in capsys.readouterr().err or not os.path.exists("hostile")
+    assert not os.path.exists("hostile")
