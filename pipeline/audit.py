@@ -195,7 +195,7 @@ def audit(folder: Path, index: Index, workers: int = 0, executor: str = "local")
         violations.append(f"index: shards hold {index.num_pairs} pairs, counts say {index.counts.get('pairs')}")
     firsts = np.cumsum([0, *(shard.pairs for shard in index.shards)]).tolist()
     tasks = list(zip(firsts, index.shards, strict=False))
-    check = functools.partial(check_shard, folder=folder, index=index)
+    check = functools.partial(check_shard, folder=folder.absolute(), index=index)
     with tqdm(total=index.num_pairs, unit="pair", desc="audit", disable=None) as bar:
         results = run_tasks(check, tasks, workers=workers, executor=executor)
         for (_, shard), findings in zip(tasks, results, strict=True):

@@ -92,7 +92,7 @@ def adaptive(grey: Image) -> tuple[Box | None, int]:
     threshold = max(
         _LEAST_CONTRAST, _NOISE_FACTOR * _belt_noise(small, level) / 3
     )  # a 3x3 mean has a third of the noise
-    present = (cv2.absdiff(cv2.blur(small, (3, 3)), float(level)) > threshold).astype(np.uint8)
+    present = (np.abs(cv2.blur(small, (3, 3)) - np.float32(level)) > threshold).astype(np.uint8)
     # Speckle is 3x3 by now, a thin rim three wide: the median takes the one and leaves the other.
     box = _union_of_bags(_without_lines(np.asarray(cv2.medianBlur(present, 5), np.uint8)))
     if box is None:

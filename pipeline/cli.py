@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.executors import WorkerLostError
 from pipeline.files import describe
@@ -53,3 +54,8 @@ def add_executor_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--executor", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster"
     )
+
+
+def optional_path(value: str) -> Path | None:
+    """Read a path option that may be empty, as a value in params.yaml can be."""
+    return Path(value) if value else None

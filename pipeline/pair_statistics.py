@@ -37,7 +37,9 @@ class Statistics:
         """Everything counted, as JSON values."""
         if not self.pairs:
             return {"pairs": 0}
-        counts, edges = np.histogram(self._alphas, bins=10)
+        # The audit describes broken pairs too, so a value may be anything.
+        alphas = np.array(self._alphas)[np.isfinite(self._alphas)]
+        counts, edges = np.histogram(alphas, bins=10)
         widths, heights = np.array(self._sides).T
         return {
             "pairs": self.pairs,

@@ -18,6 +18,8 @@ from pipeline.seeds import generator
 from pipeline.tables import open_table
 from segloc.contract import Box, InputError, Pair, View
 
+# Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
+RECIPE_VERSION = 1
 _BACKGROUND_DRAWS = 100
 _CACHED_GROUPS = 64  # of about a megabyte each
 

@@ -113,7 +113,7 @@ def load(path: Path) -> Regions:
 
 def _write(args: argparse.Namespace, names: list[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    task = functools.partial(measure, root=args.backgrounds, mode=args.mode)
+    task = functools.partial(measure, root=args.backgrounds.absolute(), mode=args.mode)
     results: Iterator[dict[str, Any]] = run_tasks(
         task, names, workers=args.workers, executor=args.executor, chunk=_CHUNK
     )

@@ -153,7 +153,7 @@ def _command(args: argparse.Namespace) -> int:
     found = datasets.read(source)
     tasks = _tasks(found.instances)
     skipped, counts = Counter(found.skipped), Counter[str]()
-    task = functools.partial(cut, images=source.images, classes=found.classes)
+    task = functools.partial(cut, images=source.images.absolute(), classes=found.classes)
     results: Iterator[tuple[list[Row], list[str]]] = run_tasks(
         task, tasks, workers=args.workers, executor=args.executor, chunk=4
     )
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--annotations", type=Path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root folder"
     )
-    options.add_argument("--images", type=Path, metavar="DIR", help="the scans (found by itself in a PIDray folder)")
+    options.add_argument("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found by itself)")
     options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table to write (Parquet)")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

@@ -63,10 +63,6 @@ def _inside(path: Path, folder: Path | None) -> bool:
     return folder is not None and path.absolute().is_relative_to(folder.absolute())
 
 
-def _optional_path(value: str) -> Path | None:
-    return Path(value) if value else None
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = cli.parser("pipeline.sources", "Make sure the raw scans are there, and list them for DVC.", EXAMPLES)
@@ -74,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         "--foregrounds", type=Path, required=True, metavar="PATH", help="PIDray's root, or a COCO file"
     )
     options.add_argument(
-        "--images", type=_optional_path, metavar="DIR", help="scans of that COCO file, if not beside it"
+        "--images", type=cli.optional_path, metavar="DIR", help="scans of that COCO file, if not beside it"
     )
     options.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="SIXray, or a folder of scans")
     options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the manifests")

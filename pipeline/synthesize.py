@@ -22,7 +22,7 @@ from pipeline import cli, composition
 from pipeline.blends import BLENDS
 from pipeline.executors import run_tasks
 from pipeline.files import existing_folder, sha256_of
-from pipeline.pairs import Recipe, tables
+from pipeline.pairs import RECIPE_VERSION, Recipe, tables
 from pipeline.shards import PROGRESS_NAME, Job, ensure_shard, read_record, write_record
 from segloc.contract import INDEX_NAME, Index, InputError, Shard, read_index, write_atomic
 
@@ -41,6 +41,7 @@ def parameters(job: Job) -> dict[str, Any]:
     if not usable:
         raise InputError(f"{job.recipe.segments}: no class has segments from two scans, so there is no pair to make")
     return {
+        "recipe_version": RECIPE_VERSION,
         "pairs": job.pairs,
         "per_shard": job.per_shard,
         "width": job.recipe.width,
@@ -154,8 +155,10 @@ def _run(job: Job, numbers: range, args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> int:
     existing_folder(args.backgrounds, "backgrounds")
-    recipe = Recipe(args.backgrounds, args.regions, args.segments, args.seed, args.blend, args.width)
-    job = Job(recipe, args.out, args.pairs, args.per_shard, args.quality)
+    # Absolute, as workers of a cluster start in a folder of their own.
+    inputs = args.backgrounds.absolute(), args.regions.absolute(), args.segments.absolute()
+    recipe = Recipe(*inputs, seed=args.seed, blend=args.blend, width=args.width)
+    job = Job(recipe, args.out.absolute(), args.pairs, args.per_shard, args.quality)
     if args.shards_range and args.shards_range[1] > job.num_shards:
         raise InputError(f"--shards-range ends at {args.shards_range[1]}, but there are {job.num_shards} shards")
     return synthesize(job, args)

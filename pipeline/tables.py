@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -71,6 +72,9 @@ class TableWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
+            # Closed first, as a writer left open complains of a closed file; on a full disk it fails once more.
+            with contextlib.suppress(OSError):
+                self._parquet.close()
             self._file.__exit__(kind, error, trace)
             return
         try:

@@ -85,14 +85,18 @@ class Pair:
             raw = json.loads(data)
             views = {side: _view(raw[side]) for side in ("query", "key")}
             return cls(int(raw["pair"]), int(raw["class_id"]), str(raw["class_name"]), **views)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"not a pair description: {error!r}") from error
 
 
 def _view(raw: dict[str, Any]) -> View:
     fields = {field.name: raw[field.name] for field in dataclasses.fields(View)}
-    for name in ("box", "size", "region"):
+    for name, length in (("box", 4), ("size", 2), ("region", 4)):
         fields[name] = tuple(int(value) for value in fields[name])
+        if len(fields[name]) != length:
+            raise ValueError(f"{name} has {len(fields[name])} numbers, not {length}")
+    for name in ("alpha", "rotation_deg", "scale"):
+        fields[name] = float(fields[name])
     return View(**fields)
 
 
@@ -168,7 +172,9 @@ class Index:
             index = cls(
                 tuple(map(str, raw["classes"])), int(raw["seed"]), dict(raw["parameters"]), dict(raw["counts"]), shards
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{source}: not a shard index ({error!r})") from error
         for number, shard in enumerate(index.shards):
             if shard.name != shard_name(number):

@@ -62,25 +62,24 @@ class ClassQueues:
         Raises:
             ValueError: shapes that do not fit, or a class id out of range.
         """
-        labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels, np.int64)
+        arriving = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels, np.int64)
         levels, _, dim = self.keys.shape
-        if keys.shape != (levels, len(labels), dim):
-            raise ValueError(f"keys {tuple(keys.shape)} do not fit {(levels, len(labels), dim)}")
-        if len(labels) and (labels.min() < 0 or labels.max() >= self.num_classes):
-            raise ValueError(f"class ids {labels.min()}..{labels.max()} are not within 0..{self.num_classes - 1}")
-        arrivals = np.arange(-len(labels), 0)  # negative: not stored yet, minus its distance from the end
-        order = np.concatenate([self._order, arrivals])
-        labels = np.concatenate([self._labels, labels])
-        cuts = self._find_cuts(labels)
-        kept = np.arange(len(order)) >= _oldest_needed(cuts)[labels]
-        order, labels = order[kept], labels[kept]
+        if keys.shape != (levels, len(arriving), dim):
+            raise ValueError(f"keys {tuple(keys.shape)} do not fit {(levels, len(arriving), dim)}")
+        if len(arriving) and (arriving.min() < 0 or arriving.max() >= self.num_classes):
+            raise ValueError(f"class ids {arriving.min()}..{arriving.max()} are not in 0..{self.num_classes - 1}")
+        not_stored = np.arange(-len(arriving), 0)  # instead of a slot: minus the distance from the end
+        order = np.concatenate([self._order, not_stored])
+        classes = np.concatenate([self._labels, arriving])
+        kept = np.arange(len(order)) >= _oldest_needed(self._find_cuts(classes))[classes]
+        order, classes = order[kept], classes[kept]
         new = order < 0
         source = torch.from_numpy(order[new] + keys.shape[1]).to(keys.device)
         order[new] = self._free_slots(order[~new], int(new.sum()))
         slots = torch.from_numpy(order[new]).to(self.keys.device)
         self.keys[:, slots] = keys[:, source].to(self.keys)
-        self._order, self._labels = order, labels
-        self._cuts = self._find_cuts(labels)
+        self._order, self._labels = order, classes
+        self._cuts = self._find_cuts(classes)
         self._refresh_valid()
 
     def negatives(self, label: int, level: int) -> torch.Tensor:

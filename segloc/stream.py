@@ -212,16 +212,10 @@ class PairStream:
 
 def make_batch(samples: list[Sample], image_size: int) -> Batch:
     """Decode samples and stack them."""
-    sides = []
-    for side in ("query", "key"):
-        images, boxes = [], []
-        for sample in samples:
-            image, box = _decode(getattr(sample, side), getattr(sample.pair, side).box, sample.pair.pair, image_size)
-            images.append(image)
-            boxes.append(box)
-        sides.append(Views(stack_images(images), torch.from_numpy(np.stack(boxes))))
+    query = _views([_decode(s.query, s.pair.query.box, s.pair.pair, image_size) for s in samples])
+    key = _views([_decode(s.key, s.pair.key.box, s.pair.pair, image_size) for s in samples])
     labels = torch.tensor([sample.pair.class_id for sample in samples])
-    return Batch(*sides, labels, torch.tensor([sample.pair.pair for sample in samples]))
+    return Batch(query, key, labels, torch.tensor([sample.pair.pair for sample in samples]))
 
 
 def stack_images(images: list[np.ndarray]) -> torch.Tensor:
@@ -235,6 +229,11 @@ def stack_images(images: list[np.ndarray]) -> torch.Tensor:
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+def _views(decoded: list[tuple[np.ndarray, np.ndarray]]) -> Views:
+    images, boxes = zip(*decoded, strict=True)
+    return Views(stack_images(list(images)), torch.from_numpy(np.stack(boxes)))
 
 
 def _decode(data: bytes, box: tuple[int, ...], pair: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:

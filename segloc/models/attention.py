@@ -67,16 +67,14 @@ class DependencyRefinement(nn.Module):
         super().__init__()
         hidden = channels // ratio
         self.mask = nn.Conv2d(channels, 1, 1)
+        last = nn.Conv2d(hidden, channels, 1)
         self.transform = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1),
-            nn.LayerNorm([hidden, 1, 1]),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, channels, 1),
+            nn.Conv2d(channels, hidden, 1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(inplace=True), last
         )
         nn.init.kaiming_normal_(self.mask.weight, mode="fan_in", nonlinearity="relu")
-        nn.init.zeros_(self.mask.bias)
-        nn.init.zeros_(self.transform[-1].weight)
-        nn.init.zeros_(self.transform[-1].bias)
+        for parameter in (self.mask.bias, last.weight, last.bias):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Refine x [N, C, H, W]."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 NORMS = ("bn", "gn", "none")
 GROUPS = 32
@@ -26,6 +27,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         splits: parts of the batch; a batch it does not divide is normalised as a whole.
     """
 
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
     def __init__(self, num_features: int, splits: int = 1) -> None:
         super().__init__(num_features)
         self.splits = splits
@@ -34,25 +40,17 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         """Normalise x [N, C, H, W]; running statistics are the mean over the parts."""
         if not self.training or self.splits == 1 or len(x) % self.splits:
             return super().forward(x)
-        n, c, h, w = x.shape
-        # Channels of different parts become different channels, so one call normalises every part by itself.
-        parts = x.view(self.splits, n // self.splits, c, h, w).transpose(0, 1).reshape(-1, self.splits * c, h, w)
-        mean = self.running_mean.repeat(self.splits)
-        var = self.running_var.repeat(self.splits)
-        out = nn.functional.batch_norm(
-            parts,
-            mean,
-            var,
-            self.weight.repeat(self.splits),
-            self.bias.repeat(self.splits),
-            training=True,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
-        self.running_mean.copy_(mean.view(self.splits, c).mean(0))
-        self.running_var.copy_(var.view(self.splits, c).mean(0))
+        parts, means, variances = [], [], []
+        for part in x.chunk(self.splits):
+            mean, variance = self.running_mean.clone(), self.running_var.clone()
+            momentum, eps = self.momentum, self.eps
+            parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, eps))
+            means.append(mean)
+            variances.append(variance)
+        self.running_mean.copy_(torch.stack(means).mean(0))
+        self.running_var.copy_(torch.stack(variances).mean(0))
         self.num_batches_tracked += 1
-        return out.view(-1, self.splits, c, h, w).transpose(0, 1).reshape(n, c, h, w)
+        return torch.cat(parts)
 
 
 class ResidualScale(nn.Module):

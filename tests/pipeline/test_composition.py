@@ -199,3 +199,11 @@ def test_the_recipe_makes_the_picture_again_and_only_inside_the_box() -> None:
     whole[y : box[3], x : box[2]] = patch.mask
     assert not (changed & ~whole).any()
     assert (paste(scan, item, view) == made).all()
+
+
+def test_golden_geometry() -> None:
+    # When this changes on purpose, raise pipeline.pairs.RECIPE_VERSION: old shards are no longer what a run would make.
+    geometry, _, corner = place(np.random.default_rng(0), segment(blob(80, 50)), (50, 40, 450, 350), 500)
+    assert (geometry.rotation_deg, geometry.scale) == pytest.approx((229.306207, 0.906476), abs=1e-6)
+    assert (geometry.flip_h, geometry.flip_v) == (True, True)
+    assert corner == pytest.approx((105, 245), abs=1)

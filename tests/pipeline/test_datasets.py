@@ -90,8 +90,11 @@ def test_litter_alone_is_not_pidray(tmp_path: Path) -> None:
         ("test.json", "all"),
         ("test_hidden.json", "all"),
         ("instances_test2017.json", "all"),
-    ]
-    + [("all.json", "easy"), ("all.json", "hard"), ("all.json", "hidden"), ("all.json", "test")],
+        ("all.json", "easy"),
+        ("all.json", "hard"),
+        ("all.json", "hidden"),
+        ("all.json", "test"),
+    ],
 )
 def test_test_parts_are_refused(file: str, folder: str, tmp_path: Path) -> None:
     touch(tmp_path, f"annotations/{file}", f"{folder}/1.png")

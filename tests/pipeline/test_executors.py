@@ -54,7 +54,7 @@ def test_tasks_are_drawn_a_bounded_number_ahead() -> None:
 def test_an_exception_arrives_unchanged_after_the_results_before_it(workers: int) -> None:
     results = run_tasks(fail_on_three, range(9), workers=workers)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(InputError, match="^three$"):
+    with pytest.raises(InputError, match=r"^three$"):
         next(results)
 
 
@@ -81,7 +81,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_ray_gives_what_local_gives() -> None:
     pytest.importorskip("ray")
     assert list(run_tasks(slow_square, range(21), workers=2, executor="ray", chunk=2)) == [n * n for n in range(21)]
-    with pytest.raises(InputError, match="^three$"):
+    with pytest.raises(InputError, match=r"^three$"):
         list(run_tasks(fail_on_three, range(9), workers=2, executor="ray"))
 
 

@@ -17,8 +17,10 @@ def test_streams_differ_in_every_argument() -> None:
             (0, "pair", 2),
             (0, "pair"),
             (0, "pair", 1, 1),
+            (11, "pair", 1),
+            (1, "pair", 11),
+            (111, "pair"),
         ]
-        + [(11, "pair", 1), (1, "pair", 11), (111, "pair")]
     }
     assert len(draws) == 9
 

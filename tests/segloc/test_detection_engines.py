@@ -12,7 +12,9 @@ from segloc.detection.detector import HeadSettings, detector, engine_label, engi
 from segloc.detection.settings import DataSettings, OptimSettings
 from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import LEVELS, SegLocBackbone, normalize
+from segloc.schedules import step_schedule
 
+from .test_lazy import RECIPES
 from .toy_coco import write_split
 
 ENGINES = ["torchvision", "detectron2"]
@@ -34,7 +36,7 @@ def build(engine, **backbone):
 def examples(tmp_path):
     write_split(tmp_path / "a.json", tmp_path / "images", 3, seed=0)
     split = read_split(Split("train", tmp_path / "a.json", tmp_path / "images"))
-    data = TrainingData(split, DataSettings(image_size=80, flip=0.0), 2, seed=0)
+    data = TrainingData(split, DataSettings(image_size=64, flip=0.0), 2, seed=0)
     return data
 
 
@@ -89,9 +91,9 @@ def test_a_frozen_part_is_noticed(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_it_learns_a_toy_scan(engine, examples):
     model = build(engine)
-    rates = np.full(15, 0.02)
+    rates = step_schedule(0.01, 12, warmup=4)
     examples.indices = lambda iteration: [0, 0]
-    trainer = FinetuneTrainer(model, examples, OptimSettings(batch=2), rates, seed=0)
+    trainer = FinetuneTrainer(model, examples, OptimSettings(batch=2, clip=5.0), rates, seed=0)
     losses = []
     step = trainer.run_step
 
@@ -117,7 +119,7 @@ def test_predictions_come_back_in_the_pixels_of_the_scan(engine):
     assert mask.shape == (80, 120)
     ys, xs = np.nonzero(mask)
     assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == pytest.approx((20, 10, 60, 50), abs=1)
-    assert mask.sum() == pytest.approx(40 * 40, rel=0.08)
+    assert int(mask.sum()) == pytest.approx(40 * 40, rel=0.12)  # torchvision draws masks up to two pixels too large
 
 
 def _raw(engine, box):
@@ -183,12 +185,14 @@ def test_a_recipe_for_detectron2_says_so_when_it_is_missing(monkeypatch):
         engine_name("detectron2")
 
 
-def test_the_published_recipe_builds_sdanets_detector():
-    from .test_lazy import RECIPES
-
-    config = recipe.read(RECIPES / "sdanet_r101.py", ["model.backbone.arch=resnet18"])
-    recipe.settle(config, ["a"] * 12)
+def test_the_published_recipe_is_sdanets():
+    config = recipe.read(RECIPES / "sdanet_r101.py", ["model.backbone.arch=resnet18"])  # 101 layers take seconds
+    recipe.settle(config, [f"class {i}" for i in range(12)])
     model = lazy.instantiate(config.model, "model")
-    names = {name for name, _ in model.named_modules()}
+    data, optim, train = recipe.settings(config)
     assert model.engine == engine_name("auto")
-    assert any(name.endswith("attention.levels.4") for name in names)
+    assert len(model.backbone.attention.levels) == 5
+    assert (data.image_size, train.epochs, optim.lr, optim.clip, optim.warmup) == (500, 12.0, 0.02, 35.0, 500)
+    assert OptimSettings(batch=2).lr == pytest.approx(0.0025)  # linear scaling
+    rates = step_schedule(optim.lr, 1200, 500, optim.warmup_start, optim.milestones, optim.gamma)
+    assert rates[[0, 500, 799, 800, 1100]] == pytest.approx([0.02 / 3, 0.02, 0.02, 0.002, 0.0002])

@@ -1,0 +1,204 @@
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import audit, shards
+from pipeline.gallery import BLUE, RED
+from pipeline.images import encode_jpeg, read_image
+from segloc.contract import Index, Shard, read_index
+
+Members = list[tuple[str, bytes]]
+
+
+def read_members(path: Path) -> Members:
+    with tarfile.open(path) as tar:
+        return [(member.name, tar.extractfile(member).read()) for member in tar]
+
+
+def replace_shard(folder: Path, members: Members, **changes: object) -> None:
+    """Write shard 1 with `members` and make the index agree, so that only the content is wrong."""
+    path = folder / "pairs-000001.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            shards._add(tar, name, data)
+    data = path.read_bytes()
+    fields = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} | changes
+    edit_shard(folder, 1, **fields)
+
+
+def edit_shard(folder: Path, number: int, **changes: object) -> None:
+    index = read_index(folder)
+    entries = list(index.shards)
+    entries[number] = dataclasses.replace(entries[number], **changes)
+    write_index(folder, dataclasses.replace(index, shards=tuple(entries)))
+
+
+def write_index(folder: Path, index: Index) -> None:
+    (folder / "index.json").write_bytes(index.to_json())
+
+
+def edit_pair(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Change the description of pair 5, the second of shard 1."""
+
+    def spoil(folder: Path) -> None:
+        members = read_members(folder / "pairs-000001.tar")
+        raw = json.loads(members[5][1])
+        change(raw)
+        members[5] = (members[5][0], json.dumps(raw).encode())
+        replace_shard(folder, members)
+
+    return spoil
+
+
+def edit_members(change: Callable[[Members], object]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        members = read_members(folder / "pairs-000001.tar")
+        change(members)
+        replace_shard(folder, members)
+
+    return spoil
+
+
+def append(data: bytes) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        with (folder / "pairs-000001.tar").open("ab") as file:
+            file.write(data)
+
+    return spoil
+
+
+def flip(folder: Path) -> None:
+    path = folder / "pairs-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[3000] ^= 255
+    path.write_bytes(data)
+
+
+OTHER = encode_jpeg(np.zeros((50, 70, 3), np.uint8), 90)
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped byte": (flip, "pairs-000001.tar: sha256 differs"),
+    "appended": (append(b"\0" * 512), "bytes, the index says"),
+    "cut": (lambda f: replace_shard_by_cut(f), "pairs-000001.tar: (broken tar|3 good pairs)"),
+    "missing": (lambda f: (f / "pairs-000001.tar").unlink(), "pairs-000001.tar: missing"),
+    "not a tar": (lambda f: not_a_tar(f), "broken tar"),
+    "extra shard": (
+        lambda f: shutil.copy(f / "pairs-000001.tar", f / "pairs-000099.tar"),
+        "pairs-000099.tar: not in the index",
+    ),
+    "histogram": (lambda f: edit_shard(f, 1, classes=(4, 0, 0, 0)), "class histogram differs"),
+    "pair count": (lambda f: edit_shard(f, 5, pairs=5), "4 good pairs, the index says 5"),
+    "total": (lambda f: edit_shard(f, 5, pairs=5), "shards hold 25 pairs, counts say 24"),
+    "swapped members": (edit_members(lambda m: m.insert(3, m.pop(4))), "pair 5: members"),
+    "missing member": (edit_members(lambda m: m.pop(4)), "pair 5: members"),
+    "missing pair": (edit_members(lambda m: m.__delitem__(slice(3, 6))), "pair 5: members .*000000006"),
+    "not JSON": (edit_members(lambda m: m.__setitem__(5, (m[5][0], b"{"))), "pair 5: not a pair description"),
+    "missing field": (edit_pair(lambda p: p["key"].pop("alpha")), "pair 5: not a pair description.*alpha"),
+    "other number": (edit_pair(lambda p: p.update(pair=6)), "pair 5: calls itself 6"),
+    "unknown class": (edit_pair(lambda p: p.update(class_id=9)), "pair 5: class id 9 is not in the index"),
+    "wrong class name": (edit_pair(lambda p: p.update(class_name="Baton")), "pair 5: class 'Baton' is"),
+    "same background": (
+        edit_pair(lambda p: p["key"].update(background=p["query"]["background"])),
+        "both views have background",
+    ),
+    "same segment": (edit_pair(lambda p: p["key"].update(segment=p["query"]["segment"])), "both views have segment"),
+    "box outside region": (
+        edit_pair(lambda p: p["query"].update(box=[0, 0, 9, 9])),
+        r"query box \(0, 0, 9, 9\) is not inside",
+    ),
+    "empty box": (edit_pair(lambda p: p["query"]["box"].__setitem__(2, p["query"]["box"][0])), "is not inside"),
+    "region outside image": (
+        edit_pair(lambda p: p["key"].update(region=[0, 0, 999, 999])),
+        "key box .* is not inside region .0, 0, 999, 999.",
+    ),
+    "alpha too large": (edit_pair(lambda p: p["key"].update(alpha=0.66)), r"key alpha 0.66 is not in 0.25..0.65"),
+    "box of three numbers": (edit_pair(lambda p: p["key"]["box"].pop()), "box has 3 numbers"),
+    "alpha of letters": (edit_pair(lambda p: p["key"].update(alpha="half")), "pair 5: not a pair description"),
+    "alpha not a number": (edit_pair(lambda p: p["key"].update(alpha=float("nan"))), "key alpha nan"),
+    "other blend": (
+        edit_pair(lambda p: p["key"].update(blend="ratio")),
+        "key blend 'ratio' is not the index's 'alpha'",
+    ),
+    "no scale": (edit_pair(lambda p: p["key"].update(scale=0)), "key scale 0"),
+    "other image": (edit_members(lambda m: m.__setitem__(3, (m[3][0], OTHER))), "query image is 70x50"),
+    "broken image": (edit_members(lambda m: m.__setitem__(4, (m[4][0], m[4][1][:-50]))), "key image: truncated file"),
+}
+
+
+def replace_shard_by_cut(folder: Path) -> None:
+    path = folder / "pairs-000001.tar"
+    data = path.read_bytes()[: path.stat().st_size * 4 // 5]
+    path.write_bytes(data)
+    edit_shard(folder, 1, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def not_a_tar(folder: Path) -> None:
+    data = bytes(range(256)) * 20
+    (folder / "pairs-000001.tar").write_bytes(data)
+    edit_shard(folder, 1, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_every_violation_is_found(name: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, message = SPOILT[name]
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    spoil(folder)
+    assert audit.main(["--shards", str(folder), "--workers", "1"]) == 1
+    assert re.search(message, capsys.readouterr().out)
+
+
+def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, picture = tmp_path / "report.json", tmp_path / "pairs.png"
+    arguments = ["--shards", shards, "--report", report, "--gallery", picture, "--workers", "2"]
+    assert audit.main(list(map(str, arguments))) == 0
+    assert "24 pairs in 6 shards, 0 violations" in capsys.readouterr().out
+    content = json.loads(report.read_text())
+    histogram = np.sum([shard.classes for shard in read_index(shards).shards], axis=0)
+    assert content["classes"] == {"Gun": histogram[2], "Knife": histogram[3]}
+    assert sum(content["alpha_histogram"]["counts"]) == 48
+    assert 0.25 <= content["alpha_histogram"]["edges"][0] < content["alpha_histogram"]["edges"][-1] <= 0.65
+    drawn = read_image(picture)
+    assert (drawn == RED).all(2).any()
+    assert (drawn == BLUE).all(2).any()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "no such folder of shards"),
+        (lambda folder: (folder / "index.json").unlink(), "has not finished"),
+        (lambda folder: (folder / "index.json").write_text("[]"), "not a shard index"),
+        (lambda folder: edit_shard(folder, 1, name="pipe:rm -rf"), "expected 'pairs-000001.tar'"),
+        (lambda folder: version(folder, 2), "shard format 2"),
+    ],
+)
+def test_a_folder_without_a_valid_index_is_refused(
+    spoil, message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    spoil(folder)
+    assert audit.main(["--shards", str(folder), "--workers", "1"]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def version(folder: Path, number: int) -> None:
+    write_index(folder, dataclasses.replace(read_index(folder), format_version=number))
+
+
+def test_an_empty_index_entry_is_not_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "pairs-000000.tar").write_bytes(b"")
+    entry = Shard("pairs-000000.tar", 1, 0, hashlib.sha256(b"").hexdigest(), (1,))
+    write_index(tmp_path, Index(("Gun",), 0, {"blend": "alpha"}, {"pairs": 1}, (entry,)))
+    assert audit.main(["--shards", str(tmp_path), "--workers", "1", "--gallery", str(tmp_path / "g.png")]) == 1

@@ -1,0 +1,82 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import manifest
+from segloc.contract import InputError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    for name in ("b.jpg", "a/2.jpg", "a/10.jpg", "a b/ü.jpg", ".hidden", ".git/x"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+        os.utime(root / name, ns=(0, 1_700_000_000_123_456_789))
+    return root
+
+
+def test_lines_are_sizes_times_and_paths_in_order(root: Path, tmp_path: Path) -> None:
+    assert manifest.write(root, tmp_path / "m") == (4, True)
+    time = 1_700_000_000_123_456_789
+    names = ["a/10.jpg", "a/2.jpg", "a b/ü.jpg", "b.jpg"]
+    sizes = [len(name.encode()) for name in names]
+    lines = [f"{size} {time} {name}\n" for size, name in zip(sizes, names, strict=True)]
+    assert (tmp_path / "m").read_text() == "".join(lines)
+    assert manifest.write(root, tmp_path / "n", with_mtime=False) == (4, True)
+    assert (tmp_path / "n").read_text() == "".join(line.replace(f" {time}", "") for line in lines)
+
+
+def test_an_unchanged_manifest_is_not_touched(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    manifest.write(root, out)
+    os.utime(out, ns=(5, 5))
+    assert manifest.write(root, out) == (4, False)
+    assert out.stat().st_mtime_ns == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "root"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "new.jpg").touch(),
+        lambda root: (root / "b.jpg").unlink(),
+        lambda root: (root / "b.jpg").rename(root / "c.jpg"),
+        lambda root: (root / "b.jpg").write_bytes(b"longer than before"),
+        lambda root: os.utime(root / "b.jpg", ns=(0, 1_700_000_000_123_456_790)),
+    ],
+    ids=["added", "removed", "renamed", "grown", "touched"],
+)
+def test_any_change_shows(change, root: Path, tmp_path: Path) -> None:
+    manifest.write(root, tmp_path / "m")
+    change(root)
+    assert manifest.write(root, tmp_path / "m")[1]
+
+
+def test_odd_names_and_links_do_not_break_it(root: Path, tmp_path: Path) -> None:
+    (root / "line\nbreak\\.jpg").touch()
+    (root / "loop").symlink_to(root)
+    (root / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.jpg").touch()
+    (root / "outside").symlink_to(tmp_path / "outside")
+    with open(os.fsencode(root) + b"/\xff.jpg", "wb"):
+        pass
+    count, _ = manifest.write(root, tmp_path / "m", with_mtime=False)
+    lines = (tmp_path / "m").read_bytes().splitlines()
+    assert count == len(lines) == 8
+    assert b"0 line\\nbreak\\\\.jpg" in lines
+    assert b"0 outside/x.jpg" in lines
+    assert b"0 \xff.jpg" in lines
+
+
+def test_bad_roots(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert manifest.main(["--root", str(tmp_path / "none"), "--out", str(tmp_path / "m")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no file"):
+        manifest.write(tmp_path / "empty", tmp_path / "m")
+    with pytest.raises(InputError, match="list itself"):
+        manifest.write(root, root / "m")
+    assert not (tmp_path / "m").exists()

@@ -1,0 +1,298 @@
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.images import decode
+from segloc.contract import InputError, Pair, read_index
+from tests.pipeline.conftest import ROOT, Synthesis, digests, run_module
+
+
+def test_shards_and_index_say_the_same(shards: Path) -> None:
+    index = read_index(shards)
+    assert sorted(path.name for path in shards.iterdir()) == ["index.json", *(shard.name for shard in index.shards)]
+    assert index.num_pairs == index.counts["pairs"] == 24
+    assert index.counts == {"pairs": 24, "shards": 6, "backgrounds": 10, "segments": 10}
+    assert index.classes == ("Baton", "Pliers", "Gun", "Knife")
+    assert index.parameters["excluded_classes"] == ["Baton", "Pliers"]
+    for shard in index.shards:
+        data = (shards / shard.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
+        assert sum(shard.classes) == shard.pairs == 4
+
+
+def test_tars_are_fixed_to_the_byte(shards: Path) -> None:
+    names = []
+    for path in sorted(shards.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                names.append(member.name)
+                assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o444)
+                assert (member.uname, member.gname, member.isreg()) == ("", "", True)
+                assert member.pax_headers == {}
+    keys = [f"{number:09d}" for number in range(24)]
+    assert names == [f"{key}.{suffix}" for key in keys for suffix in ("query.jpg", "key.jpg", "json")]
+
+
+def test_stored_images_have_the_size_they_say(shards: Path) -> None:
+    with tarfile.open(shards / "pairs-000000.tar") as tar:
+        content = {member.name: tar.extractfile(member).read() for member in tar}
+    pair = Pair.from_json(content["000000002.json"])
+    for side, view in (("query", pair.query), ("key", pair.key)):
+        image = decode(content[f"000000002.{side}.jpg"])
+        assert (image.shape[1], image.shape[0]) == view.size
+        assert view.size[0] == 160
+
+
+def test_the_index_names_no_path_and_no_time(shards: Path) -> None:
+    text = (shards / "index.json").read_text()
+    assert str(ROOT) not in text
+    assert "/" not in text
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_bytes_do_not_depend_on_workers(workers: int, synthesis: Synthesis, shards: Path, tmp_path: Path) -> None:
+    assert synthesis(tmp_path / "s", workers=workers) == 0
+    assert digests(tmp_path / "s") == digests(shards)
+
+
+def test_pairs_do_not_depend_on_how_many_there_are(synthesis: Synthesis, shards: Path, tmp_path: Path) -> None:
+    assert synthesis(tmp_path / "s", pairs=6, per_shard=4) == 0
+    assert (tmp_path / "s" / "pairs-000000.tar").read_bytes() == (shards / "pairs-000000.tar").read_bytes()
+    assert read_index(tmp_path / "s").shards[1].pairs == 2
+
+
+@pytest.fixture
+def copy(shards: Path, tmp_path: Path) -> Path:
+    """A finished folder a test may spoil."""
+    out = tmp_path / "copy"
+    out.mkdir()
+    for path in shards.iterdir():
+        (out / path.name).write_bytes(path.read_bytes())
+    return out
+
+
+def test_a_finished_folder_is_verified_and_left_alone(
+    copy: Path, synthesis: Synthesis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
+    assert synthesis(copy) == 0
+    assert "all were there and verified" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda out: flip_a_byte(out / "pairs-000002.tar"),
+        lambda out: (out / "pairs-000002.tar").write_bytes((out / "pairs-000002.tar").read_bytes()[:-512]),
+        lambda out: (out / "pairs-000002.tar").unlink(),
+        lambda out: (out / ".pairs-000002.tar.abc.tmp").write_bytes(b"half") and (out / "pairs-000002.tar").unlink(),
+    ],
+    ids=["flipped bit", "cut short", "missing", "stray temporary"],
+)
+def test_a_spoilt_shard_is_made_again(spoil, copy: Path, shards: Path, synthesis: Synthesis) -> None:
+    spoil(copy)
+    made = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.tar")}
+    assert synthesis(copy) == 0
+    assert digests(copy) == digests(shards)
+    untouched = [name for name in made if "000002" not in name]
+    assert all((copy / name).stat().st_mtime_ns == made[name] for name in untouched)
+
+
+def test_other_parameters_are_refused_by_name(
+    copy: Path, synthesis: Synthesis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digests(copy)
+    assert synthesis(copy, seed=1) == 2
+    assert synthesis(copy, blend="ratio", width=128) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "(seed is 0, not 1)" in first
+    assert 'blend is "alpha", not "ratio"' in second
+    assert "width is 160, not 128" in second
+    assert digests(copy) == before
+
+
+def test_other_inputs_are_refused(
+    copy: Path, synthesis: Synthesis, region_file: Path, sixray: Path, tmp_path: Path
+) -> None:
+    from pipeline import regions
+
+    other = tmp_path / "paper.parquet"
+    assert regions.main(["--backgrounds", str(sixray), "--out", str(other), "--mode", "paper", "--workers", "1"]) == 0
+    changed = Synthesis(sixray, other, Path(synthesis.inputs[5]))
+    done = run_module("pipeline.synthesize", *changed.arguments(copy))
+    assert done.returncode == 2
+    assert "regions_sha256" in done.stderr
+
+
+def test_rebuild_starts_again_and_removes_only_what_is_ours(copy: Path, synthesis: Synthesis, tmp_path: Path) -> None:
+    (copy / "notes.txt").write_text("mine")
+    assert synthesis(copy, seed=1, pairs=10, if_changed="rebuild") == 0
+    assert (copy / "notes.txt").read_text() == "mine"
+    assert synthesis(tmp_path / "fresh", seed=1, pairs=10) == 0
+    (copy / "notes.txt").unlink()
+    assert digests(copy) == digests(tmp_path / "fresh")
+
+
+def test_shards_of_unknown_origin_are_not_trusted(
+    copy: Path, synthesis: Synthesis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "index.json").unlink()
+    assert synthesis(copy) == 2
+    assert "without a readable plan" in capsys.readouterr().err
+    (copy / "index.json").write_text("{")
+    assert synthesis(copy) == 2
+
+
+def test_ranges_together_make_the_whole(synthesis: Synthesis, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    for part in ("4:6", "0:2"):
+        assert synthesis(out, shards_range=part) == 0
+        with pytest.raises(InputError, match="has not finished"):
+            read_index(out)
+    assert synthesis(out, shards_range="2:4") == 0
+    assert digests(out) == digests(shards)
+    assert not (out / ".progress").exists()
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline.synthesize", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(synthesis: Synthesis, tmp_path: Path) -> None:
+    size = {"pairs": 120, "per_shard": 6}
+    assert synthesis(tmp_path / "undisturbed", **size) == 0
+    out, rng, seen = tmp_path / "disturbed", np.random.default_rng(), 0
+    for _ in range(3):
+        process = start(synthesis.arguments(out, workers=2, **size))
+        deadline = time.monotonic() + 30
+        while len(list(out.glob("pairs-*.tar"))) <= seen and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+        seen = len(list(out.glob("pairs-*.tar")))
+        for path in out.glob("pairs-*.tar"):  # whatever has its final name is whole
+            assert path.read_bytes() == (tmp_path / "undisturbed" / path.name).read_bytes()
+    assert seen > 0
+    assert synthesis(out, **size) == 0
+    assert digests(out) == digests(tmp_path / "undisturbed")
+
+
+def test_ctrl_c_ends_in_one_line(synthesis: Synthesis, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    process = start(synthesis.arguments(out, workers=2, pairs=4000, per_shard=8))
+    while not list(out.glob("pairs-*.tar")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "python -m pipeline.synthesize: stopped"
+    assert "Traceback" not in errors
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+    synthesis: Synthesis,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, real, calls = tmp_path / "s", os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert synthesis(out) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("the disk is full; free some space and run the same command again")
+    )
+    monkeypatch.undo()
+    names = [path.name for path in out.rglob("*") if path.is_file()]
+    assert not [name for name in names if name.endswith(".tmp")]
+    for path in out.glob("*.tar"):
+        assert path.read_bytes() == (shards / path.name).read_bytes()
+    assert synthesis(out) == 0
+    assert digests(out) == digests(shards)
+
+
+def test_an_unreadable_background_is_named(synthesis: Synthesis, sixray: Path, tmp_path: Path) -> None:
+    other = tmp_path / "sixray"
+    (other / "JPEGImage").mkdir(parents=True)
+    for path in (sixray / "JPEGImage").iterdir():
+        (other / "JPEGImage" / path.name).write_bytes(path.read_bytes()[:-200])
+    arguments = Synthesis(other, Path(synthesis.inputs[3]), Path(synthesis.inputs[5])).arguments(
+        tmp_path / "s", workers=2
+    )
+    done = run_module("pipeline.synthesize", *arguments)
+    assert done.returncode == 2
+    assert "truncated file; run pipeline.regions again" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "s").glob("*.tar"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pairs": 0}, "--pairs"),
+        ({"seed": -1}, "--seed"),
+        ({"per_shard": 0}, "--per-shard"),
+        ({"quality": 101}, "--quality"),
+        ({"width": 8}, "--width"),
+        ({"blend": "add"}, "--blend"),
+        ({"workers": -2}, "--workers"),
+        ({"shards_range": "3:3"}, "--shards-range"),
+        ({"shards_range": "2:9"}, "there are 6 shards"),
+        ({"regions": "none.parquet"}, "none.parquet: no such file"),
+        ({"segments": ROOT / "setup.cfg"}, "not a Parquet file"),
+        ({"backgrounds": "none"}, "none: no such folder"),
+    ],
+)
+def test_bad_arguments_end_with_code_2(
+    change: dict, message: str, synthesis: Synthesis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = synthesis(tmp_path / "s", **change)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.glob("s/*.tar"))
+
+
+def test_segments_that_make_no_pair_are_refused(
+    synthesis: Synthesis, pidray: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    from pipeline import segments
+
+    content = json.loads((pidray / "annotations" / "xray_train.json").read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == 0]
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    out = tmp_path / "one.parquet"
+    arguments = ["--annotations", tmp_path / "one.json", "--images", pidray / "train", "--out", out, "--workers", "1"]
+    assert segments.main(list(map(str, arguments))) == 0
+    assert synthesis(tmp_path / "s", segments=out) == 2
+    assert "no class has segments from two scans" in capsys.readouterr().err

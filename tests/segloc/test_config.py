@@ -1,0 +1,51 @@
+import pytest
+
+from segloc.config import PretrainConfig, load_config
+from segloc.contract import InputError
+from tests.imports import ROOT
+
+RECIPES = sorted((ROOT / "detectron_configs" / "pretrain").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load(path):
+    load_config(path, [])
+
+
+def test_recommended_recipe_is_the_default_but_for_bfloat16():
+    config = load_config(ROOT / "detectron_configs" / "pretrain" / "segloc_r101.yaml", ["optim.amp=false"])
+    assert config == PretrainConfig()
+
+
+def test_papers_numbers():
+    config = load_config(ROOT / "detectron_configs" / "pretrain" / "paper_r101.yaml", [])
+    assert (config.model.arch, config.model.norm) == ("resnet101", "none")
+    assert (config.queue.size, config.queue.init) == (2**14, "keys")
+    assert (config.optim.batch, config.optim.epochs, config.data.image_size) == (64, 30, 500)
+    assert (config.optim.temperature, config.optim.ema) == (0.2, 0.999)
+
+
+def test_numbers_without_a_dot_are_numbers():
+    assert load_config(None, ["optim.weight_decay=1e-3"]).optim.weight_decay == 1e-3
+    assert load_config(None, ["optim.ema=1"]).optim.ema == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lr: 1}", "unknown key 'lr'; did you mean 'lr_per_256'"),
+        ("optm: {}", "unknown key 'optm'; did you mean 'optim'"),
+        ("optim: 3", "expected a mapping"),
+        ("optim: {batch: many}", "expected int"),
+        ("optim: {amp: 1}", "expected bool"),
+        ("[1, 2]", "not a mapping"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_errors_name_the_recipe_and_the_key(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"recipe\.yaml") as error:
+        load_config(path, [])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

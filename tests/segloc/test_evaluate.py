@@ -1,0 +1,177 @@
+import json
+
+import numpy as np
+import pytest
+
+from segloc import checkpoint, evaluate, finetune
+from segloc.detection import predict
+from segloc.detection.coco import Split, read_split
+from segloc.detection.coco_eval import METRICS
+from segloc.detection.detector import Detections
+
+from .test_detection_engines import ENGINES, need
+from .test_finetune import SMALL, run
+from .test_lazy import DEMO
+from .toy_coco import CATEGORY_IDS, CLASSES, write_pidray
+
+SUBSETS = ("easy", "hard", "hidden")
+
+
+@pytest.fixture(scope="module")
+def pidray(tmp_path_factory):
+    return write_pidray(tmp_path_factory.mktemp("pidray"))
+
+
+class Oracle:
+    """Stands where the detector does and returns the truth."""
+
+    engine = "torchvision"
+
+    def __init__(self, splits):
+        self.scans = iter([scan for split in splits for scan in split.scans])
+
+    def eval(self):
+        return self
+
+    def to(self, device):
+        return self
+
+    def predict(self, image, size):
+        scan = next(self.scans)
+        assert size == (scan.height, scan.width)
+        assert max(image.shape[1:]) == 64
+        boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in scan.annotations)], np.float32)
+        classes = np.array([CATEGORY_IDS.index(a["category_id"]) for a in scan.annotations])
+        masks = [a["segmentation"] for a in scan.annotations]
+        return Detections(boxes, np.full(len(boxes), 0.9, np.float32), classes, masks)
+
+
+@pytest.fixture
+def tuned(pidray, tmp_path):
+    assert run(pidray, tmp_path / "run", "train.iterations=1") == 0
+    return tmp_path / "run"
+
+
+def test_the_truth_scores_a_hundred_and_its_results_file_too(pidray, tuned, tmp_path, monkeypatch, capsys):
+    names = [pidray / "annotations" / f"xray_test_{s}.json" for s in SUBSETS]
+    splits = [read_split(Split(s, n, pidray / s)) for s, n in zip(SUBSETS, names, strict=True)]
+    monkeypatch.setattr(evaluate, "build_detector", lambda *_: Oracle(splits))
+    out = tmp_path / "eval.json"
+    assert evaluate.main(["--weights", str(tuned), "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert (report["units"], report["engine"], report["iteration"]) == ("percent", "torchvision (stand-in)", 1)
+    assert report["classes"] == list(CLASSES)
+    assert list(report["subsets"]) == list(SUBSETS)
+    for part in (*report["subsets"].values(), report["mean"]):
+        for kind in ("bbox", "segm"):
+            assert [part[kind][name] for name in METRICS] == pytest.approx([100.0] * 6)
+            assert list(part[kind]["per_class"]) == list(CLASSES)
+    assert "100.0" in capsys.readouterr().out
+    results = [str(tmp_path / f"eval.{s}.results.json") for s in SUBSETS]
+    again = tmp_path / "again.json"
+    arguments = ["--results", *results, "--annotations", *map(str, names), "--out", str(again)]
+    assert evaluate.main(arguments) == 0
+    second = json.loads(again.read_text())
+    assert (second["subsets"], second["mean"]) == (report["subsets"], report["mean"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_detector_and_its_results_files_score_the_same(pidray, tmp_path, engine):
+    need(engine)
+    assert run(pidray, tmp_path / "run", "model.heads.score_threshold=0.0", "train.iterations=2", engine=engine) == 0
+    out = tmp_path / "eval.json"
+    assert evaluate.main(["--weights", str(tmp_path / "run"), "--out", str(out), "--subset", "hard"]) == 0
+    report = json.loads(out.read_text())
+    assert list(report["subsets"]) == ["hard"]
+    assert report["engine"].startswith(engine)
+    results = tmp_path / "eval.hard.results.json"
+    assert len(json.loads(results.read_text())) > 0
+    truth = pidray / "annotations" / "xray_test_hard.json"
+    again = tmp_path / "again.json"
+    assert evaluate.main(["--results", str(results), "--annotations", str(truth), "--out", str(again)]) == 0
+    assert json.loads(again.read_text())["subsets"] == report["subsets"]
+
+
+def test_the_mean_is_over_the_test_sets(pidray, tuned, tmp_path):
+    files, truths = [], []
+    for number, subset in enumerate(SUBSETS):
+        truth = pidray / "annotations" / f"xray_test_{subset}.json"
+        items = json.loads(truth.read_text())["annotations"][: number + 1]  # one of three, two of three, all
+        found = [{k: a[k] for k in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.5} for a in items]
+        files.append(tmp_path / f"{subset}.json")
+        files[-1].write_text(json.dumps(found))
+        truths.append(truth)
+    out = tmp_path / "eval.json"
+    arguments = ["--results", *map(str, files), "--annotations", *map(str, truths), "--out", str(out)]
+    assert evaluate.main(arguments) == 0
+    report = json.loads(out.read_text())
+    assert [report["subsets"][s]["segm"]["AP"] for s in SUBSETS] == pytest.approx([100 / 3, 200 / 3, 100])
+    assert report["mean"]["segm"]["AP"] == pytest.approx(200 / 3)
+    assert report["mean"]["bbox"]["per_class"]["Wrench"]["AR1"] == pytest.approx(100 / 3)
+
+
+def test_results_without_masks_are_measured_by_box_alone(pidray, tmp_path, capsys):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    items = json.loads(truth.read_text())["annotations"]
+    found = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in items]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    out = tmp_path / "eval.json"
+    command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth), "--out", str(out)]
+    assert evaluate.main(command) == 0
+    assert set(json.loads(out.read_text())["mean"]) == {"bbox"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "nowhere"], "no such checkpoint"),
+        (["--weights", "RUN", "--subset", "hrad"], "unknown key 'hrad'; did you mean 'hard'"),
+        (["--weights", "RUN", "--data", "EMPTY"], "not a PIDray folder"),
+        (["--results", "gone.json", "--annotations", "TRUTH"], "no such results file"),
+        (["--results", "TRUTH", "--annotations", "TRUTH"], "not COCO results"),
+        (["--results", "a.json", "b.json", "--annotations", "TRUTH"], "2 --results and 1 --annotations"),
+        (["--weights", "RUN", "data.image_sizes=3"], "did you mean 'data.image_size'"),
+        (["--weights", "RUN", "model.engine=detectron2"], "was trained on torchvision"),
+    ],
+)
+def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    names = {"RUN": str(tuned), "EMPTY": str(tmp_path / "empty"), "TRUTH": str(truth)}
+    capsys.readouterr()
+    command = [*(names.get(a, a) for a in arguments), "--out", str(tmp_path / "eval.json")]
+    assert evaluate.main(command) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_other_categories_than_the_detectors_are_refused(tuned, tmp_path, capsys):
+    other = write_pidray(tmp_path / "other", 1, 1)
+    path = other / "annotations" / "xray_test_hard.json"
+    path.write_text(path.read_text().replace("Wrench", "Spanner"))
+    assert evaluate.main(["--weights", str(tuned), "--data", str(other), "--out", str(tmp_path / "e.json")]) == 2
+    assert "hard: its categories are not those of" in capsys.readouterr().err
+
+
+def test_a_hostile_recipe_in_a_checkpoint_is_refused(tuned, tmp_path, capsys):
+    content = checkpoint.load(tuned / finetune.MODEL)
+    content["config"] = content["config"].replace("segloc.models.backbone.SegLocBackbone", "os.system")
+    del content["format_version"]
+    checkpoint.save(tmp_path / "hostile.pth", content)
+    assert evaluate.main(["--weights", str(tmp_path / "hostile.pth"), "--out", str(tmp_path / "e.json")]) == 2
+    assert "refused" in capsys.readouterr().err
+
+
+def test_boxes_are_written_as_coco_has_them():
+    found = Detections(
+        np.array([[1, 2, 11, 7]], np.float32), np.array([0.5], np.float32), np.array([1]), [{"counts": ""}]
+    )
+    (result,) = predict.to_results(found, 42, CATEGORY_IDS)
+    assert (result["image_id"], result["category_id"], result["bbox"]) == (42, 4, [1.0, 2.0, 10.0, 5.0])
+
+
+def test_the_recipe_can_be_given_again(pidray, tuned, tmp_path):
+    command = ["--weights", str(tuned), "--config", str(DEMO), "--data", str(pidray), "--out", str(tmp_path / "e.json")]
+    assert evaluate.main([*command, "--subset", "easy", *SMALL]) == 0

@@ -1,0 +1,100 @@
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from segloc import report
+from segloc.models.backbone import LEVELS
+
+
+def metrics_of(values):
+    return dict(zip(report.METRICS, values, strict=True))
+
+
+def evaluation(easy, hidden, engine="Detectron2"):
+    subsets = {"easy": {"images": 3, "bbox": metrics_of(easy)}, "hidden": {"images": 3, "bbox": metrics_of(hidden)}}
+    mean = {
+        "bbox": metrics_of([None if a is None or b is None else (a + b) / 2 for a, b in zip(easy, hidden, strict=True)])
+    }
+    return {"engine": engine, "classes": ["Gun"], "subsets": subsets, "mean": mean}
+
+
+def write_run(folder, kind, weights=None, lines=(), result=None):
+    folder.mkdir()
+    about = {
+        "kind": kind, "engine": "stand-in", "device": "cpu", "git_revision": "abc", "command": "x --out <b>",
+        "steps": 40, "weights": weights, "chance_loss": 30.0, "chance_class_accuracy": 0.1,
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(about))
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if result:
+        (folder / "evaluation.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    line = {"iteration": 9, "loss": 12.5, "class_accuracy": 0.62, "top1": 0.5}
+    for level in LEVELS:
+        line |= {f"{name}/{level}": 0.5 for name in ("loss", "top1", "class_accuracy", "embedding_std")}
+    tuned = [{"iteration": i, "loss": 3.0 - i} for i in range(2)]
+    return [
+        write_run(tmp_path / "pretrain", "pretrain", lines=[{**line, "iteration": 4}, line]),
+        write_run(tmp_path / "segloc", "finetune", "w", tuned, evaluation([41.25] * 6, [20.0] * 6)),
+        write_run(tmp_path / "random", "finetune", "random", tuned, evaluation([40.0] * 6, [21.0] * 5 + [None])),
+    ]
+
+
+def test_table_has_the_layout_of_the_paper_and_differences_to_random(runs):
+    columns, rows = report.results_table([report.read(run) for run in runs])
+    assert columns == [("bbox", "easy"), ("bbox", "hidden"), ("bbox", "mean")]
+    assert [(row.run, row.metric) for row in rows] == [(r, m) for r in ("segloc", "random") for m in report.METRICS]
+    assert rows[0].values == [41.25, 20.0, 30.625]
+    assert rows[0].differences == [1.25, -1.0, 0.125]
+    assert rows[5].differences == [1.25, None, None]  # AR100 of random on hidden is undefined
+    assert all(row.differences == [None] * 3 for row in rows if row.run == "random")
+
+
+def test_page_stands_alone_and_shows_the_figures(runs, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "p.png"), np.zeros((20, 2000, 3), np.uint8))
+    out = tmp_path / "report.html"
+    arguments = [*map(str, runs), "--out", str(out), "--picture", f"A <pair>={tmp_path / 'p.png'}"]
+    assert report.main(arguments) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    page = out.read_text()
+    assert "41.2" in page
+    assert "+1.2" in page
+    assert "-1.0" in page
+    assert "62 %" in page
+    assert "A &lt;pair&gt;" in page
+    assert "x --out &lt;b&gt;" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
+    assert report.main([str(runs[2]), "--out", str(tmp_path / "one.html")]) == 0
+    assert report.main([str(runs[0]), "--out", str(tmp_path / "two.html")]) == 0
+    (runs[0] / "metrics.json").unlink()
+    assert report.main([str(runs[0]), "--out", str(tmp_path / "three.html")]) == 0
+    assert "No metrics yet" in (tmp_path / "three.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no such run folder"),
+        (["."], "not a run folder"),
+        (["RUN", "--picture", "x=nowhere.png"], "no such picture"),
+        (["RUN", "--picture", "nowhere.png"], "not key=value"),
+    ],
+)
+def test_bad_arguments(runs, tmp_path, capsys, arguments, message):
+    arguments = [str(runs[0]) if value == "RUN" else value for value in arguments]
+    assert report.main([*arguments, "--out", str(tmp_path / "r.html")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
