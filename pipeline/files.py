@@ -20,8 +20,8 @@ READ_BYTES = 1 << 20
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary beside `path` that takes its place, synced to disk, when the block ends well.
 
-    The streaming counterpart of `segloc.contract.write_atomic`. The temporary is ``.NAME.*.tmp``; it is removed when
-    the block raises, and after a kill `remove_temporaries` finds it.
+    The streaming counterpart of `segloc.contract.write_atomic`. The temporary is ``.NAME.*.tmp``, removed when the
+    block raises; only a kill leaves it behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,12 +47,6 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def remove_temporaries(path: Path) -> None:
-    """Remove what killed writers of `path` left behind."""
-    for stray in path.parent.glob(f".{path.name}.*.tmp"):
-        stray.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -6,16 +6,18 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.files import atomic_file, remove_temporaries, sha256_of
+from pipeline.files import atomic_file, sha256_of
 from pipeline.images import encode_jpeg
 from pipeline.pairs import Recipe, make_pair, tables
 from segloc.contract import INDEX_NAME, Shard, pair_key, shard_name, write_atomic
 
 PROGRESS_NAME = ".progress"
+_TEMPORARY = re.compile(r"\.pairs-(\d{6,})\.tar\..*\.tmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,6 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
         return recorded, False
     # A folder with an index claims to be complete, which from here on it is not.
     (job.out / INDEX_NAME).unlink(missing_ok=True)
-    remove_temporaries(path)
     _, items = tables(job.recipe.regions, job.recipe.segments)
     classes = [0] * len(items.classes)
     with atomic_file(path) as file:
@@ -66,6 +67,14 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
     shard = Shard(path.name, len(job.numbers(number)), path.stat().st_size, sha256_of(path), tuple(classes))
     write_record(job.out, number, shard)
     return shard, True
+
+
+def remove_strays(out: Path, numbers: range) -> None:
+    """Remove the temporaries that killed writers of the shards `numbers` left behind."""
+    for path in out.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and int(match[1]) in numbers:
+            path.unlink(missing_ok=True)
 
 
 def _write_tar(job: Job, numbers: range, file: BinaryIO, classes: list[int]) -> None:

@@ -23,11 +23,11 @@ from pipeline.blends import BLENDS
 from pipeline.executors import run_tasks
 from pipeline.files import existing_folder, sha256_of
 from pipeline.pairs import RECIPE_VERSION, Recipe, tables
-from pipeline.shards import PROGRESS_NAME, Job, ensure_shard, read_record, write_record
+from pipeline.shards import PROGRESS_NAME, Job, ensure_shard, read_record, remove_strays, write_record
 from segloc.contract import INDEX_NAME, Index, InputError, Shard, read_index, write_atomic
 
 _PLAN_NAME = "plan.json"
-_OURS = re.compile(r"pairs-\d{6}\.tar|\.pairs-\d{6}\.tar\..*\.tmp|\.index\.json\..*\.tmp")
+_OURS = re.compile(r"pairs-\d{6,}\.tar|\.pairs-\d{6,}\.tar\..*\.tmp|\.index\.json\..*\.tmp")
 
 
 def parameters(job: Job) -> dict[str, Any]:
@@ -81,6 +81,8 @@ def prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
     for number, shard in enumerate(shards):
         if read_record(job.out, number) is None:
             write_record(job.out, number, shard)
+    for stray in job.out.glob(f".{INDEX_NAME}.*.tmp"):
+        stray.unlink(missing_ok=True)
     write_atomic(job.out / PROGRESS_NAME / _PLAN_NAME, json.dumps(plan, sort_keys=True, indent=1).encode())
 
 
@@ -144,12 +146,17 @@ def synthesize(job: Job, args: argparse.Namespace) -> int:
 
 def _run(job: Job, numbers: range, args: argparse.Namespace) -> int:
     made = 0
+    remove_strays(job.out, numbers)
     task = functools.partial(ensure_shard, job)
     total = sum(len(job.numbers(number)) for number in numbers)
     with tqdm(total=total, unit="pair", desc="synthesize", disable=None) as bar:
-        for shard, is_new in run_tasks(task, numbers, workers=args.workers, executor=args.executor):
-            made += is_new
-            bar.update(shard.pairs)
+        try:
+            for shard, is_new in run_tasks(task, numbers, workers=args.workers, executor=args.executor):
+                made += is_new
+                bar.update(shard.pairs)
+        except BaseException:
+            remove_strays(job.out, numbers)  # of workers stopped in the middle of a shard
+            raise
     return made
 
 

@@ -51,7 +51,7 @@ def finetune(args: argparse.Namespace) -> int:
     overrides = [*args.overrides, *([f"data.root={args.data}"] if args.data else [])]
     config = recipe.read(args.config, overrides)
     start = str(args.weights)
-    folder = Path(args.out or f"runs/finetune-{Path(args.config).stem}-{Path(start).stem}")
+    folder = Path(args.out or f"runs/finetune-{Path(args.config).stem}-{_run_name(start)}")
     data, classes = _data(config)
     detector = _detector(config, start)
     trainer = _trainer(config, detector, data)
@@ -120,6 +120,11 @@ def _resume(folder: Path, trainer: FinetuneTrainer, config: str, start: str) -> 
     if "optimizer" in content:
         trainer.optimizer.load_state_dict(content["optimizer"])
     return int(content["iteration"])
+
+
+def _run_name(start: str) -> str:
+    """Name start weights after their run folder, whether that or a file in it is given."""
+    return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
 
 
 def _digest(data: TrainingData) -> str:

@@ -179,7 +179,7 @@ def from_yaml(text: str, targets: Iterable[Callable[..., Any]], where: str) -> D
         raise InputError(f"{where}: the recipe inside is not a mapping")
     allowed = {_name(target) for target in targets}
     for _, node in _nodes(content):
-        if node[TARGET] not in allowed:
+        if not isinstance(node[TARGET], str) or node[TARGET] not in allowed:
             raise InputError(f"{where}: the recipe inside would call {node[TARGET]!r}; refused")
     return _node(content)
 

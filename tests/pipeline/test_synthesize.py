@@ -101,9 +101,12 @@ def flip_a_byte(path: Path) -> None:
         lambda out: flip_a_byte(out / "pairs-000002.tar"),
         lambda out: (out / "pairs-000002.tar").write_bytes((out / "pairs-000002.tar").read_bytes()[:-512]),
         lambda out: (out / "pairs-000002.tar").unlink(),
-        lambda out: (out / ".pairs-000002.tar.abc.tmp").write_bytes(b"half") and (out / "pairs-000002.tar").unlink(),
+        lambda out: (
+            [(out / f".{name}.abc.tmp").write_bytes(b"half") for name in ("pairs-000002.tar", "index.json")]
+            and (out / "pairs-000002.tar").unlink()
+        ),
     ],
-    ids=["flipped bit", "cut short", "missing", "stray temporary"],
+    ids=["flipped bit", "cut short", "missing", "stray temporaries"],
 )
 def test_a_spoilt_shard_is_made_again(spoil, copy: Path, shards: Path, synthesis: Synthesis) -> None:
     spoil(copy)
@@ -112,6 +115,18 @@ def test_a_spoilt_shard_is_made_again(spoil, copy: Path, shards: Path, synthesis
     assert digests(copy) == digests(shards)
     untouched = [name for name in made if "000002" not in name]
     assert all((copy / name).stat().st_mtime_ns == made[name] for name in untouched)
+
+
+def test_a_folder_is_not_called_complete_while_a_shard_is_made_again(
+    copy: Path, shards: Path, synthesis: Synthesis, tmp_path: Path
+) -> None:
+    flip_a_byte(copy / "pairs-000002.tar")
+    (tmp_path / "no scans").mkdir()
+    assert synthesis(copy, backgrounds=tmp_path / "no scans") == 2
+    with pytest.raises(InputError, match="has not finished"):
+        read_index(copy)
+    assert synthesis(copy) == 0
+    assert digests(copy) == digests(shards)
 
 
 def test_other_parameters_are_refused_by_name(
@@ -202,6 +217,7 @@ def test_ctrl_c_ends_in_one_line(synthesis: Synthesis, tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
+    assert not list(out.glob(".pairs-*"))
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "python -m pipeline.synthesize: stopped"
     assert "Traceback" not in errors

@@ -151,5 +151,5 @@ def test_an_image_that_does_not_fit_is_named(split, fault):
     else:
         path.unlink()
     data = TrainingData(read, DataSettings(), 4, 0)
-    with pytest.raises(InputError, match="scan 002.png"):
+    with pytest.raises(InputError, match=r"scan 002\.png"):
         next(data.batches(0, 1))

@@ -36,8 +36,7 @@ def build(engine, **backbone):
 def examples(tmp_path):
     write_split(tmp_path / "a.json", tmp_path / "images", 3, seed=0)
     split = read_split(Split("train", tmp_path / "a.json", tmp_path / "images"))
-    data = TrainingData(split, DataSettings(image_size=64, flip=0.0), 2, seed=0)
-    return data
+    return TrainingData(split, DataSettings(image_size=64, flip=0.0), 2, seed=0)
 
 
 def test_batches_are_padded_with_white_below_and_right():
