@@ -37,12 +37,22 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """The RoI head (`segloc.models.roi_head.InsLocHead`) and RoIAlign's samples per bin (0: adaptive)."""
+    """The RoI head (`segloc.models.roi_head.InsLocHead`).
+
+    Attributes:
+        convs: number of convolutions.
+        conv_dim: their channels.
+        fc_dim: width of the fully connected layers.
+        dim: size of the embedding.
+        fc_norm: whether the model's norm follows the fully connected layers too.
+        sampling_ratio: RoIAlign's samples per bin and axis; 0 adapts to the box.
+    """
 
     convs: int = 4
     conv_dim: int = 256
     fc_dim: int = 1024
     dim: int = 128
+    fc_norm: bool = False
     sampling_ratio: int = 2
 
 

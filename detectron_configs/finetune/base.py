@@ -18,6 +18,7 @@ model = L(detector)(
 data = L(DataSettings)(root="", image_size=500, flip=0.5)
 
 optim = L(OptimSettings)(
+    method="sgd",
     batch=16,
     lr_per_16=0.02,
     momentum=0.9,

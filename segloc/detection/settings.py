@@ -35,13 +35,14 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class OptimSettings:
-    """SGD with momentum under a step schedule.
+    """The optimiser under a step schedule.
 
     Attributes:
+        method: ``sgd`` with momentum, as in SDANet, or ``adamw``, which gets further in very short runs.
         batch: scans per step.
         lr_per_16: learning rate at 16 scans per step; it scales with `batch`.
-        momentum: of SGD.
-        weight_decay: L2 penalty, on every parameter.
+        momentum: of SGD; AdamW keeps its own.
+        weight_decay: on every parameter.
         warmup: steps of the linear warm-up.
         warmup_start: share of the learning rate at the first step.
         milestones: fractions of the run at which the learning rate is multiplied by `gamma`.
@@ -50,6 +51,7 @@ class OptimSettings:
         amp: bfloat16 autocast.
     """
 
+    method: str = "sgd"
     batch: int = 16
     lr_per_16: float = 0.02
     momentum: float = 0.9
@@ -63,6 +65,8 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "batch")
+        if self.method not in ("sgd", "adamw"):
+            raise ValueError(f"method is {self.method!r}, not one of sgd, adamw")
 
     @property
     def lr(self) -> float:

@@ -44,9 +44,7 @@ class FinetuneTrainer(TrainerBase):
         self.settings = settings
         self.learning_rates = learning_rates
         self.seed = seed
-        self.optimizer = torch.optim.SGD(
-            detector.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        self.optimizer = _optimizer(detector, settings)
         self.measured: dict[str, float] = {}
         self._batches: Iterator[Sequence[Example]] = iter(())
 
@@ -96,6 +94,13 @@ class FinetuneTrainer(TrainerBase):
     def _diverged(self, batch: Sequence[Example]) -> str:
         images = ", ".join(str(example.image_id) for example in batch)
         return f"the loss of iteration {self.iter} is not finite (images {images}); try a smaller optim.lr_per_16"
+
+
+def _optimizer(detector: Detector, settings: OptimSettings) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.method == "adamw":
+        return torch.optim.AdamW(detector.parameters(), **common)
+    return torch.optim.SGD(detector.parameters(), momentum=settings.momentum, **common)
 
 
 class Progress(HookBase):

@@ -44,6 +44,9 @@ class InsLocHead(nn.Module):
         fc_dim: width of the two hidden fully connected layers.
         dim: size of the embedding.
         norm: norm after each convolution, ``bn``, ``gn`` or ``none``.
+        fc_norm: put the norm after the fully connected layers and the embedding too. InsLoc does not. With ``bn`` it
+            takes the batch's mean out of the embeddings, so that they cannot all drift away together from the older
+            keys in the queue, a shortcut that small batches and short runs fall for.
         bn_splits: see `SplitBatchNorm2d`.
     """
 
@@ -54,6 +57,7 @@ class InsLocHead(nn.Module):
         fc_dim: int = 1024,
         dim: int = 128,
         norm: str = "bn",
+        fc_norm: bool = False,
         bn_splits: int = 1,
     ) -> None:
         super().__init__()
@@ -65,14 +69,17 @@ class InsLocHead(nn.Module):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             layers += [conv, make_norm(after), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*layers)
-        self.fc1 = nn.Linear(widths[-1] * POOLED**2, fc_dim)
-        self.fc2 = nn.Linear(fc_dim, fc_dim)
-        self.project = nn.Linear(fc_dim, dim)
-        for hidden in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(hidden.weight)
-            nn.init.zeros_(hidden.bias)
-        nn.init.normal_(self.project.weight, std=0.01)
-        nn.init.zeros_(self.project.bias)
+        self.fcs = nn.Sequential()
+        for before, after in ((widths[-1] * POOLED**2, fc_dim), (fc_dim, fc_dim), (fc_dim, dim)):
+            linear = nn.Linear(before, after)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            self.fcs.append(linear)
+            if fc_norm:
+                self.fcs.append(nn.Sequential(nn.Unflatten(1, (after, 1, 1)), make_norm(after), nn.Flatten()))
+            self.fcs.append(nn.ReLU(inplace=True))
+        del self.fcs[-1]  # the embedding has no ReLU
+        nn.init.normal_(linear.weight, std=0.01)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Embed RoI features.
@@ -83,7 +90,6 @@ class InsLocHead(nn.Module):
         Returns:
             [levels, N, dim], unit length, float32.
         """
-        levels, n = pooled.shape[:2]
-        x = self.convs(pooled.flatten(0, 1)).flatten(1)
-        x = self.project(F.relu(self.fc2(F.relu(self.fc1(x)))))
-        return F.normalize(x.float(), dim=1).view(levels, n, -1)
+        # Level by level, so that batch statistics are taken over images, not over levels.
+        embedded = [self.fcs(self.convs(level).flatten(1)) for level in pooled]
+        return F.normalize(torch.stack(embedded).float(), dim=2)

@@ -23,7 +23,9 @@ class Encoder(nn.Module):
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
         super().__init__()
         self.backbone = SegLocBackbone(model.arch, model.norm, model.sda_norm, model.attention, model.bn_splits)
-        self.head = InsLocHead(head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, model.bn_splits)
+        self.head = InsLocHead(
+            head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, head.fc_norm, model.bn_splits
+        )
         self.sampling_ratio = head.sampling_ratio
 
     def forward(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
