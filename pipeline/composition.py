@@ -101,11 +101,13 @@ def least_side(width: int) -> int:
     return max(2, math.ceil(LEAST_SIDE_PX * width / LEAST_SIDE_AT_WIDTH_PX))
 
 
-def draw_geometry(rng: np.random.Generator, segment: Segment, width: int) -> Geometry:
+def draw_geometry(
+    rng: np.random.Generator, segment: Segment, width: int, scales: tuple[float, float] = SCALE
+) -> Geometry:
     """Draw rotation, scale and flips. Scale 1 shows an item as large in the frame as it was in its donor's."""
     return Geometry(
         rotation_deg=float(rng.uniform(0, 360)),
-        scale=float(rng.uniform(*SCALE)) * width / segment.scan_width,
+        scale=float(rng.uniform(*scales)) * width / segment.scan_width,
         flip_h=bool(rng.random() < 0.5),
         flip_v=bool(rng.random() < 0.5),
     )
@@ -119,7 +121,7 @@ def extent(segment: Segment, geometry: Geometry) -> tuple[float, float]:
 
 
 def place(
-    rng: np.random.Generator, segment: Segment, region: Box, width: int
+    rng: np.random.Generator, segment: Segment, region: Box, width: int, scales: tuple[float, float] = SCALE
 ) -> tuple[Geometry, Patch, tuple[int, int]] | None:
     """Draw how and where a segment goes: its whole box lies in the region, uniformly.
 
@@ -131,6 +133,7 @@ def place(
         segment: what to paste.
         region: where, in pixels of the stored image.
         width: of the stored image.
+        scales: range of the scale.
 
     Returns:
         Geometry, rendered patch and its top-left (x, y); None when the region is too small for this segment.
@@ -140,7 +143,7 @@ def place(
     if min(room) < least:
         return None
     for draw in range(1, GEOMETRY_DRAWS + 1):
-        geometry = _shrunk(segment, draw_geometry(rng, segment, width), room)
+        geometry = _shrunk(segment, draw_geometry(rng, segment, width, scales), room)
         if draw == GEOMETRY_DRAWS:
             geometry = _enlarged(segment, geometry, room, least)
         patch = render(segment, geometry)

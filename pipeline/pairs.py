@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline import regions, segments
+from pipeline import composition, regions, segments
 from pipeline.blends import BLENDS
 from pipeline.composition import Segment, blend, fit, frame, place
 from pipeline.files import safe_relative
@@ -35,6 +35,7 @@ class Recipe:
         seed: of the synthesis.
         blend: composition mode.
         width: of the stored images, in pixels.
+        scales: range of an item's scale; 1 shows it as large in the frame as it was in its own scan's.
     """
 
     backgrounds: Path
@@ -43,6 +44,7 @@ class Recipe:
     seed: int
     blend: str = "alpha"
     width: int = 500
+    scales: tuple[float, float] = composition.SCALE
 
 
 class SegmentTable:
@@ -129,7 +131,7 @@ def _make_view(
             continue
         native = int(hosts.sizes[chosen, 0]), int(hosts.sizes[chosen, 1])
         size, region = frame(native, tuple(map(int, hosts.boxes[chosen])), recipe.width)  # type: ignore[arg-type]
-        placed = place(rng, segment, region, recipe.width)
+        placed = place(rng, segment, region, recipe.width, recipe.scales)
         if placed is None:
             continue
         geometry, patch, (x, y) = placed

@@ -48,7 +48,7 @@ def parameters(job: Job) -> dict[str, Any]:
         "quality": job.quality,
         "blend": job.recipe.blend,
         "coefficient_range": list(BLENDS[job.recipe.blend].coefficients),
-        "scale_range": list(composition.SCALE),
+        "scale_range": list(job.recipe.scales),
         "fill": composition.FILL,
         "least_side_px": composition.least_side(job.recipe.width),
         "regions_sha256": sha256_of(job.recipe.regions),
@@ -164,7 +164,7 @@ def _command(args: argparse.Namespace) -> int:
     existing_folder(args.backgrounds, "backgrounds")
     # Absolute, as workers of a cluster start in a folder of their own.
     inputs = args.backgrounds.absolute(), args.regions.absolute(), args.segments.absolute()
-    recipe = Recipe(*inputs, seed=args.seed, blend=args.blend, width=args.width)
+    recipe = Recipe(*inputs, seed=args.seed, blend=args.blend, width=args.width, scales=args.scale)
     job = Job(recipe, args.out.absolute(), args.pairs, args.per_shard, args.quality)
     if args.shards_range and args.shards_range[1] > job.num_shards:
         raise InputError(f"--shards-range ends at {args.shards_range[1]}, but there are {job.num_shards} shards")
@@ -179,6 +179,16 @@ def _at_least(least: int, most: int | None = None) -> Any:
         return value
 
     return number
+
+
+def _scale_range(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH") from None
+    if not 0.01 <= low <= high <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of scales")
+    return low, high
 
 
 def _shards_range(text: str) -> tuple[int, int]:
@@ -210,6 +220,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument(
         "--quality", type=_at_least(1, 100), default=95, metavar="Q", help="JPEG quality (default: 95)"
+    )
+    options.add_argument(
+        "--scale",
+        type=_scale_range,
+        default=composition.SCALE,
+        metavar="LOW:HIGH",
+        help="how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)",
     )
     options.add_argument("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
     options.add_argument(

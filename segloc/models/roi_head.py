@@ -76,10 +76,14 @@ class InsLocHead(nn.Module):
             nn.init.zeros_(linear.bias)
             self.fcs.append(linear)
             if fc_norm:
-                self.fcs.append(nn.Sequential(nn.Unflatten(1, (after, 1, 1)), make_norm(after), nn.Flatten()))
+                norm_of_vectors = make_norm(after)
+                self.fcs.append(nn.Sequential(nn.Unflatten(1, (after, 1, 1)), norm_of_vectors, nn.Flatten()))
             self.fcs.append(nn.ReLU(inplace=True))
         del self.fcs[-1]  # the embedding has no ReLU
         nn.init.normal_(linear.weight, std=0.01)
+        if fc_norm and norm == "bn":
+            # A shift of all embeddings is what the norm is there to prevent, so it must not be learned either.
+            norm_of_vectors.bias.requires_grad_(False)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Embed RoI features.
