@@ -10,6 +10,8 @@ DETECTRON2 ?= 1
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+# Two threads that spin while they wait slow each other down many times over when the cores are shared.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help demo test lint benchmarks clean
 .DEFAULT_GOAL := help

@@ -91,13 +91,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser: SGD with Nesterov momentum, cosine schedule, the learning rate scaled by the batch.
+    """The optimiser, under a cosine schedule, the learning rate scaled by the batch.
 
     Attributes:
+        method: ``sgd`` with Nesterov momentum (InsLoc), or ``adamw``, which gets further in very short runs.
         batch: pairs per optimiser step.
         micro_batch: pairs per forward pass; less than `batch` accumulates gradients.
         lr_per_256: learning rate at 256 pairs per step (InsLoc: 0.03).
-        momentum: of SGD.
+        momentum: of SGD; AdamW keeps its own.
         weight_decay: L2 penalty.
         warmup: steps of linear warm-up.
         epochs: passes over the shards.
@@ -107,6 +108,7 @@ class OptimConfig:
         amp: bfloat16 autocast.
     """
 
+    method: str = "sgd"
     batch: int = 64
     micro_batch: int = 64
     lr_per_256: float = 0.03
@@ -144,6 +146,7 @@ class PretrainConfig:
             "model.arch": ("resnet18", "resnet50", "resnet101"),
             "model.norm": ("bn", "gn", "none"),
             "model.sda_norm": ("bn", "gn", "ln"),
+            "optim.method": ("sgd", "adamw"),
             "queue.init": ("keys", "random"),
             "data.augment": ("xray", "paper", "none"),
         }

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from segloc import checkpoint, cli, runs
 from segloc.augment import horizontal_flip, photometric
-from segloc.config import PretrainConfig, load_config
+from segloc.config import OptimConfig, PretrainConfig, load_config
 from segloc.contract import InputError, write_atomic
 from segloc.engine import NAME, HookBase, TrainerBase
 from segloc.losses import InfoNCE, info_nce
@@ -70,13 +70,7 @@ class Pretrainer(TrainerBase):
         )
         self.stream = PairStream(folder, optim.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads)
         self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
-        self.optimizer = torch.optim.SGD(
-            self.model.query.parameters(),
-            lr=self.learning_rates[0],
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-            nesterov=optim.momentum > 0,
-        )
+        self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
         self.metrics: dict[str, float] = {}
         self._batches: Iterator[Batch] | None = None
 
@@ -248,6 +242,16 @@ class Pretrainer(TrainerBase):
             values = [metrics[f"{field}/{name}"] for name in LEVELS]
             metrics[field] = float(np.sum(values) if field == "loss" else np.mean(values))
         return metrics | {"queue_fill": float(self.queues.fill().min())}
+
+
+def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:
+    """Build the optimiser of the query network."""
+    if optim.method == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=optim.weight_decay)
+    nesterov = optim.momentum > 0
+    return torch.optim.SGD(
+        network.parameters(), rate, optim.momentum, weight_decay=optim.weight_decay, nesterov=nesterov
+    )
 
 
 class Writer(HookBase):
