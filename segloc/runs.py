@@ -54,11 +54,16 @@ def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) ->
 
 
 def git_revision() -> str:
-    """Revision of the checkout this code runs from, ``unknown`` outside one; ``-dirty`` marks local changes."""
-    here = Path(__file__).parent
+    """Revision of the checkout this code runs from, ``unknown`` outside one; ``-dirty`` marks changed code or recipes."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        show = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(show, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        # DVC's lock files change with every run and say nothing about the code.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)*dvc.lock")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

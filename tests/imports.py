@@ -1,7 +1,7 @@
 """Which modules of the project a module imports, read from the source."""
 
 import ast
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ def modules():
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@lru_cache(maxsize=None)
+@cache
 def imported(module):
     """Everything `module` imports by name, ours and others', at any depth of its code."""
     found = set()
