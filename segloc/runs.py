@@ -54,7 +54,7 @@ def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) ->
 
 
 def git_revision() -> str:
-    """Revision of the checkout this code runs from, ``unknown`` outside one; ``-dirty`` marks changed code or recipes."""
+    """Revision of the checkout this code runs from, ``unknown`` outside one; ``-dirty`` marks changed files."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
