@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Wheels to prefer over downloads, for machines without a way out. A Detectron2 wheel here is used as it is.
+# Wheels to prefer over downloads, for offline machines. A Detectron2 wheel here is used as it is.
 WHEELHOUSE ?= $(HOME)/.cache/segloc/wheelhouse
 # Set to 0 to go without Detectron2.
 DETECTRON2 ?= 1
@@ -13,17 +13,18 @@ export DVC_NO_ANALYTICS := 1
 # Two threads that spin while they wait slow each other down many times over when the cores are shared.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test lint benchmarks clean
+.PHONY: help demo test lint detectron2 clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole chain on simulated scans, ending with runs/demo/report.html"
 	@echo "make test    all tests that need no GPU, no data set and no network"
 	@echo "make lint    ruff and mypy"
+	@echo "make detectron2    try again to install Detectron2"
 	@echo "make clean   remove the environment, the simulated data and the demo's runs"
 
 demo: $(VENV)/.train.done $(VENV)/.detectron2.done
-	@grep -q '^  foregrounds: data/simulated/' params.yaml || { \
+	@[ "$$(grep -c '^  [a-z]*grounds: data/simulated/' params.yaml)" = 2 ] || { \
 	  echo "params.yaml names your own data; make demo is for the simulated scans. See README.md, 'With your own data'."; exit 2; }
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
 	dvc repro
@@ -56,6 +57,11 @@ $(VENV)/.dev.done: setup.cfg $(VENV)/.train.done
 	@touch $@
 
 # Detectron2 is on no package index: take it from where it can be had, or go on without, and say so.
+# `make detectron2` tries again.
+detectron2: $(VENV)/.train.done
+	@rm -f $(VENV)/.detectron2.done
+	@$(MAKE) --no-print-directory $(VENV)/.detectron2.done
+
 $(VENV)/.detectron2.done: setup.cfg $(VENV)/.train.done
 	@DETECTRON2=$(DETECTRON2) WHEELHOUSE="$(WHEELHOUSE)" sh detectron_configs/install_detectron2.sh
-	@touch $@
+	@[ "$(DETECTRON2)" = 0 ] || touch $@

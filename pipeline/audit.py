@@ -160,7 +160,7 @@ def _draw(path: Path, folder: Path, index: Index) -> None:
     """Draw pairs spread over the shards that can be read: region blue, box red."""
     tiles: list[Image] = []
     shards = [index.shards[position] for position in gallery.spread(_GALLERY_PAIRS, len(index.shards))]
-    each = -(-_GALLERY_PAIRS // len(shards))
+    each = -(-_GALLERY_PAIRS // max(len(shards), 1))
     for shard in shards:
         try:
             for _, (_, contents) in zip(range(each), read_groups(folder / shard.name), strict=False):

@@ -82,8 +82,17 @@ def decode_rgba(png: bytes) -> Image:
     return np.asarray(cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA), np.uint8)
 
 
+LONGEST_JPEG_SIDE_PX = 65_500
+
+
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """Encode an [h, w, 3] RGB array as JPEG of `quality` (1..100), colours at half resolution (4:2:0)."""
+    """Encode an [h, w, 3] RGB array as JPEG of `quality` (1..100), colours at half resolution (4:2:0).
+
+    Raises:
+        ImageError: a side is longer than the format allows.
+    """
+    if max(image.shape[:2]) > LONGEST_JPEG_SIDE_PX:
+        raise ImageError(f"{image.shape[1]}x{image.shape[0]} pixels are too many for a JPEG file")
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.files import atomic_file, sha256_of
-from pipeline.images import encode_jpeg
+from pipeline.images import ImageError, encode_jpeg
 from pipeline.pairs import Recipe, make_pair, tables
 from segloc.contract import INDEX_NAME, Shard, pair_key, shard_name, write_atomic
 
@@ -83,8 +83,11 @@ def _write_tar(job: Job, numbers: range, file: BinaryIO, classes: list[int]) -> 
             pair, query, key = make_pair(job.recipe, number)
             classes[pair.class_id] += 1
             name = pair_key(number)
-            _add(tar, f"{name}.query.jpg", encode_jpeg(query, job.quality))
-            _add(tar, f"{name}.key.jpg", encode_jpeg(key, job.quality))
+            for side, image in (("query", query), ("key", key)):
+                try:
+                    _add(tar, f"{name}.{side}.jpg", encode_jpeg(image, job.quality))
+                except ImageError as error:
+                    raise InputError(f"background {getattr(pair, side).background}: {error}") from error
             _add(tar, f"{name}.json", pair.to_json())
 
 

@@ -24,6 +24,9 @@ def run(
     except (InputError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return 130
 
 
 def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:

@@ -150,21 +150,47 @@ class PretrainConfig:
             "queue.init": ("keys", "random"),
             "data.augment": ("xray", "paper", "none"),
         }
+        not_negative = (
+            "seed",
+            "optim.steps",
+            "optim.warmup",
+            "optim.weight_decay",
+            "head.convs",
+            "head.sampling_ratio",
+        )
+        for name in not_negative:
+            if _get(self, name) < 0:
+                raise InputError(f"{name} is {_get(self, name)}, it must not be negative")
+        for name in ("optim.ema", "optim.momentum", "data.flip"):
+            if not 0 <= _get(self, name) <= 1:
+                raise InputError(f"{name} is {_get(self, name)}, it must be within 0 and 1")
+        for name in ("optim.temperature", "optim.lr_per_256"):
+            if not _get(self, name) > 0:
+                raise InputError(f"{name} is {_get(self, name)}, it must be more than 0")
         for name, valid in choices.items():
             value = _get(self, name)
             if value not in valid:
                 raise InputError(f"{name} is {value!r}, not one of {', '.join(valid)}")
+        widths = ("head.conv_dim", "head.fc_dim", "head.dim")
         positive = ("queue.size", "data.image_size", "data.mix_shards", "data.threads", "optim.batch", "log_every")
-        for name in (*positive, "optim.micro_batch", "optim.epochs", "checkpoint_every", "model.bn_splits"):
+        for name in (*positive, "optim.micro_batch", "optim.epochs", "checkpoint_every", "model.bn_splits", *widths):
             if _get(self, name) < 1:
                 raise InputError(f"{name} is {_get(self, name)}, it must be at least 1")
         if self.optim.batch % self.optim.micro_batch:
             raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
+        if self.model.norm == "gn" and any(
+            _get(self, name) % GROUPS for name in widths[: 3 if self.head.fc_norm else 1]
+        ):
+            raise InputError(f"norm gn needs head widths that are multiples of {GROUPS}")
+        if self.model.sda_norm == "bn" and self.model.attention and self.optim.micro_batch < 2 * self.model.bn_splits:
+            raise InputError("model.sda_norm=bn needs an optim.micro_batch of at least 2 * bn_splits; use gn or ln")
         if self.model.norm == "bn" and self.optim.micro_batch % self.model.bn_splits:
             splits = self.model.bn_splits
             raise InputError(f"optim.micro_batch {self.optim.micro_batch} is no multiple of model.bn_splits {splits}")
 
 
+# Groups of group norm in the ResNet and the head (Wu & He 2018).
+GROUPS = 32
 Config = TypeVar("Config")
 
 
@@ -191,7 +217,10 @@ def load_config(path: str | Path | None, overrides: list[str]) -> PretrainConfig
     from_dict(PretrainConfig, raw, str(path))  # so that an error in the recipe names the recipe
     for override in overrides:
         key, value = split_override(override)
-        _set(raw, key, yaml.safe_load(value))
+        try:
+            _set(raw, key, yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise InputError(f"{override!r}: the value cannot be read") from error
     return from_dict(PretrainConfig, raw, "override" if overrides else str(path))
 
 

@@ -8,6 +8,7 @@ having read the ones before it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 from collections import deque
 from collections.abc import Iterator
@@ -107,6 +108,8 @@ class ShardFolder:
         data = _read(source)
         if len(data) != shard.bytes:
             raise InputError(f"{source}: {len(data)} bytes, the index says {shard.bytes}; is it cut short?")
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise InputError(f"{source}: not the file the index describes (another sha256)")
         groups = group_by_keys(tar_file_expander([{"url": source, "stream": io.BytesIO(data)}]))
         samples = [Sample(g["query.jpg"], g["key.jpg"], Pair.from_json(g["json"])) for g in groups]
         if len(samples) != shard.pairs:

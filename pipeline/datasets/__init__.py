@@ -12,7 +12,6 @@ from pathlib import Path
 from pipeline.datasets import coco, folder, pidray, sixray
 from pipeline.datasets.records import Annotations, Instance, Source
 from pipeline.files import existing_file, existing_folder
-from segloc.contract import InputError
 
 __all__ = ["Annotations", "Instance", "Source", "backgrounds", "read", "training_source"]
 
@@ -35,7 +34,7 @@ def training_source(path: Path, images: Path | None) -> Source:
 
     Args:
         path: a COCO instance file, or the root of a PIDray copy, of which the training part is taken.
-        images: the folder the file's image names refer to; None takes the one beside a PIDray annotation file.
+        images: the folder the file's image names refer to; None takes PIDray's own, or the folder of the file.
 
     Raises:
         InputError: something is missing, or the part is for testing: segments come from training data only.
@@ -43,10 +42,8 @@ def training_source(path: Path, images: Path | None) -> Source:
     if path.is_dir():
         source = pidray.training_part(path)
         source = Source(source.annotations, images or source.images)
-    elif images is None:
-        raise InputError(f"--images is needed: the folder with the scans of {path}")
     else:
-        source = Source(existing_file(path, "annotations"), images)
+        source = Source(existing_file(path, "annotations"), images or path.parent)
     existing_folder(source.images, "scans of the annotation file")
     pidray.refuse_test_parts(source)
     return source

@@ -84,8 +84,8 @@ def pidray_splits(root: str | Path) -> dict[str, Split]:
     folder = Path(root)
     if not folder.is_dir():
         raise InputError(f"{root}: no such folder")
-    if not (folder / "annotations").is_dir() and (folder / "pidray" / "annotations").is_dir():
-        folder = folder / "pidray"
+    nested = (folder, folder / "pidray", folder / "pidray" / "pidray")
+    folder = next((base for base in nested if (base / "annotations").is_dir()), folder)
     annotations = folder / "annotations"
     if any((annotations / f"xray_{name}.json").is_file() for name in ("train", *(f"test_{s}" for s in SUBSETS))):
         train = Split("train", annotations / "xray_train.json", folder / "train")

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from segloc.models.norm import SplitBatchNorm2d
+
 SDA_NORMS = ("bn", "gn", "ln")
 
 
@@ -22,13 +24,14 @@ class ChannelAttention(nn.Module):
         channels: C.
         levels: L.
         norm: ``bn`` as published; ``gn`` or ``ln`` do not depend on the batch.
+        bn_splits: see `SplitBatchNorm2d`.
     """
 
-    def __init__(self, channels: int, levels: int, norm: str) -> None:
+    def __init__(self, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
         super().__init__()
         hidden = channels // 2
         self.squeeze = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False), _squeeze_norm(norm, hidden), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, hidden, 1, bias=False), _squeeze_norm(norm, hidden, bn_splits), nn.ReLU(inplace=True)
         )
         self.expand = nn.ModuleList(nn.Conv2d(hidden, channels, 1) for _ in range(levels))
 
@@ -91,12 +94,13 @@ class LevelAttention(nn.Module):
         channels: C.
         levels: L.
         norm: norm inside the channel attention.
+        bn_splits: see `SplitBatchNorm2d`.
     """
 
-    def __init__(self, level: int, channels: int, levels: int, norm: str) -> None:
+    def __init__(self, level: int, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
         super().__init__()
         self.level = level
-        self.channel = ChannelAttention(channels, levels, norm)
+        self.channel = ChannelAttention(channels, levels, norm, bn_splits)
         self.spatial = SpatialAttention(levels)
         self.refine = DependencyRefinement(channels)
 
@@ -125,12 +129,13 @@ class PyramidAttention(nn.Module):
         channels: C.
         levels: L; SDANet has five, P2..P6.
         norm: ``bn`` (published), ``gn`` or ``ln``. The ``bn`` is over 1x1 maps, so it sees N values per channel.
+        bn_splits: see `SplitBatchNorm2d`.
     """
 
-    def __init__(self, channels: int = 256, levels: int = 5, norm: str = "bn") -> None:
+    def __init__(self, channels: int = 256, levels: int = 5, norm: str = "bn", bn_splits: int = 1) -> None:
         super().__init__()
         self.norm = norm
-        self.levels = nn.ModuleList(LevelAttention(level, channels, levels, norm) for level in range(levels))
+        self.levels = nn.ModuleList(LevelAttention(level, channels, levels, norm, bn_splits) for level in range(levels))
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Refine every level; shapes as in the input.
@@ -150,9 +155,9 @@ def _rescale(x: torch.Tensor, size: torch.Size, finer: bool) -> torch.Tensor:
     return F.adaptive_max_pool2d(x, tuple(size)) if finer else F.interpolate(x, tuple(size), mode="nearest")
 
 
-def _squeeze_norm(norm: str, channels: int) -> nn.Module:
+def _squeeze_norm(norm: str, channels: int, bn_splits: int) -> nn.Module:
     if norm == "bn":
-        return nn.BatchNorm2d(channels)
+        return SplitBatchNorm2d(channels, bn_splits)
     if norm == "gn":
         return nn.GroupNorm(channels // 4, channels)
     if norm == "ln":

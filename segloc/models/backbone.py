@@ -61,7 +61,7 @@ class SegLocBackbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(
             [width, 2 * width, 4 * width, 8 * width], CHANNELS, extra_blocks=LastLevelMaxPool()
         )
-        self.attention = PyramidAttention(CHANNELS, len(LEVELS), sda_norm) if attention else None
+        self.attention = PyramidAttention(CHANNELS, len(LEVELS), sda_norm, bn_splits) if attention else None
         self.out_channels = CHANNELS
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from segloc.config import GROUPS
+
 NORMS = ("bn", "gn", "none")
-GROUPS = 32
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

@@ -107,9 +107,10 @@ def test_a_name_that_only_contains_such_a_word_is_fine(tmp_path: Path) -> None:
     assert datasets.training_source(tmp_path / "hardware_latest.json", tmp_path / "contest").images.name == "contest"
 
 
-def test_a_single_file_needs_its_images(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--images is needed"):
-        datasets.training_source(touch(tmp_path, "train.json") / "train.json", None)
+def test_the_scans_of_a_single_file_lie_beside_it_unless_told(tmp_path: Path) -> None:
+    touch(tmp_path, "train.json", "scans/1.png")
+    assert datasets.training_source(tmp_path / "train.json", None).images == tmp_path
+    assert datasets.training_source(tmp_path / "train.json", tmp_path / "scans").images == tmp_path / "scans"
 
 
 GOOD = {
