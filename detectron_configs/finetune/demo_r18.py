@@ -10,4 +10,4 @@ model.heads.update(fc_dim=256, mask_convs=2, mask_dim=64)
 data.update(image_size=128, threads=2)
 # In so short a run SGD hardly gets anywhere, and the untrained heads jump about unless their gradient is held tightly.
 optim.update(method="adamw", batch=4, lr_per_16=1.2e-3, warmup=10, clip=5.0)
-train.update(iterations=90, log_every=5, checkpoint_every=45)
+train.update(iterations=60, log_every=5, checkpoint_every=30)

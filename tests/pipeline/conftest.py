@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,8 @@ def real_scans() -> Path:
     if not folder.is_dir():
         pytest.skip("no real scans here (set SEGLOC_XRAY_SAMPLE to a folder with sixray/ and pidray/)")
     return folder
+
+
+def listen_to_ctrl_c() -> None:
+    """For a child process: a shell starts its background jobs deaf to Ctrl-C, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -108,9 +108,10 @@ def test_a_name_that_only_contains_such_a_word_is_fine(tmp_path: Path) -> None:
 
 
 def test_the_scans_of_a_single_file_lie_beside_it_unless_told(tmp_path: Path) -> None:
-    touch(tmp_path, "train.json", "scans/1.png")
-    assert datasets.training_source(tmp_path / "train.json", None).images == tmp_path
-    assert datasets.training_source(tmp_path / "train.json", tmp_path / "scans").images == tmp_path / "scans"
+    touch(tmp_path, "mine/train.json", "scans/1.png")
+    file = tmp_path / "mine" / "train.json"
+    assert datasets.training_source(file, None).images == tmp_path / "mine"
+    assert datasets.training_source(file, tmp_path / "scans").images == tmp_path / "scans"
 
 
 GOOD = {

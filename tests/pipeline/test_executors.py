@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.executors import IN_FLIGHT_PER_WORKER, WorkerLostError, run_tasks
 from segloc.contract import InputError
+from tests.pipeline.conftest import listen_to_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,6 +109,7 @@ def test_no_worker_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> N
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=listen_to_ctrl_c,
     )
     workers = [int(parent.stdout.readline()) for _ in range(2)]
     parent.send_signal(how)

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.images import decode
 from segloc.contract import InputError, Pair, read_index
-from tests.pipeline.conftest import ROOT, Synthesis, digests, run_module
+from tests.pipeline.conftest import ROOT, Synthesis, digests, listen_to_ctrl_c, run_module
 
 
 def test_shards_and_index_say_the_same(shards: Path) -> None:
@@ -187,7 +187,9 @@ def test_ranges_together_make_the_whole(synthesis: Synthesis, shards: Path, tmp_
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pipeline.synthesize", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c
+    )
 
 
 def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(synthesis: Synthesis, tmp_path: Path) -> None:
