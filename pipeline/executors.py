@@ -144,7 +144,7 @@ def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) ->
     if not ray.is_initialized():
         ray.init(include_dashboard=False)
     workers = workers or int(ray.cluster_resources().get("CPU", 1))
-    remote = ray.remote(num_cpus=1)(_run_on_ray)
+    remote: Any = ray.remote(num_cpus=1)(_run_on_ray)
     shared = ray.put(function)
     waiting: deque[Any] = deque()
     try:
