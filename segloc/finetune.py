@@ -25,8 +25,8 @@ MODEL = "model.pth"
 EXAMPLES = """\
   python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101.py \\
       --data data/raw/pidray --out runs/finetune-segloc
-  python -m segloc.finetune --weights random --config detectron_configs/finetune/demo_r18.py --data data/sim/pidray \\
-      --out runs/demo-random train.iterations=20 optim.batch=2
+  python -m segloc.finetune --weights random --config detectron_configs/finetune/demo_r18.py \\
+      --data data/simulated/pidray --out runs/demo-random train.iterations=20 optim.batch=2
 The same command resumes a run that was stopped.
 """
 
