@@ -44,7 +44,7 @@ class HeadConfig:
         conv_dim: their channels.
         fc_dim: width of the fully connected layers.
         dim: size of the embedding.
-        fc_norm: whether the model's norm follows the fully connected layers too.
+        embedding_bn: standardise the embeddings over the batch, so that they cannot all drift away from older keys.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 adapts to the box.
     """
 
@@ -52,7 +52,7 @@ class HeadConfig:
     conv_dim: int = 256
     fc_dim: int = 1024
     dim: int = 128
-    fc_norm: bool = False
+    embedding_bn: bool = False
     sampling_ratio: int = 2
 
 
@@ -178,15 +178,19 @@ class PretrainConfig:
                 raise InputError(f"{name} is {_get(self, name)}, it must be at least 1")
         if self.optim.batch % self.optim.micro_batch:
             raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
-        if self.model.norm == "gn" and any(
-            _get(self, name) % GROUPS for name in widths[: 3 if self.head.fc_norm else 1]
-        ):
-            raise InputError(f"norm gn needs head widths that are multiples of {GROUPS}")
-        if self.model.sda_norm == "bn" and self.model.attention and self.optim.micro_batch < 2 * self.model.bn_splits:
-            raise InputError("model.sda_norm=bn needs an optim.micro_batch of at least 2 * bn_splits; use gn or ln")
-        if self.model.norm == "bn" and self.optim.micro_batch % self.model.bn_splits:
-            splits = self.model.bn_splits
-            raise InputError(f"optim.micro_batch {self.optim.micro_batch} is no multiple of model.bn_splits {splits}")
+        if self.model.norm == "gn" and self.head.conv_dim % GROUPS:
+            raise InputError(f"model.norm=gn needs a head.conv_dim that is a multiple of {GROUPS}")
+        splits, part = self.model.bn_splits, self.optim.micro_batch
+        # Batch norm over single vectors sees as many values as a part has pairs.
+        over_vectors = {
+            "model.sda_norm=bn": self.model.sda_norm == "bn" and self.model.attention,
+            "head.embedding_bn=true": self.head.embedding_bn,
+        }
+        for name, used in over_vectors.items():
+            if used and part < 2 * splits:
+                raise InputError(f"{name} needs an optim.micro_batch of at least 2 * bn_splits, {2 * splits}")
+        if (self.model.norm == "bn" or any(over_vectors.values())) and part % splits:
+            raise InputError(f"optim.micro_batch {part} is no multiple of model.bn_splits {splits}")
 
 
 # Groups of group norm in the ResNet and the head (Wu & He 2018).

@@ -2,8 +2,8 @@
 
 from .base import data, model, optim, train
 
-# The backbone has to be the one of the pretraining demo.
-model.backbone.update(arch="resnet18", norm="bn", sda_norm="bn")
+# The backbone has to be the one of the pretraining demo, so without batch norm.
+model.backbone.update(arch="resnet18", norm="none", sda_norm="ln")
 model.heads.update(anchor_scale=4, rpn_batch=64, roi_batch=32, train_proposals=200, test_proposals=100)
 model.heads.update(fc_dim=256, mask_convs=2, mask_dim=64)
 

@@ -26,6 +26,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     Args:
         num_features: channels C.
         splits: parts of the batch; a batch it does not divide is normalised as a whole.
+        affine: whether a scale and a shift are learned.
     """
 
     running_mean: torch.Tensor
@@ -33,8 +34,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: torch.Tensor
     momentum: float
 
-    def __init__(self, num_features: int, splits: int = 1) -> None:
-        super().__init__(num_features)
+    def __init__(self, num_features: int, splits: int = 1, affine: bool = True) -> None:
+        super().__init__(num_features, affine=affine)
         self.splits = splits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

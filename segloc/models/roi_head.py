@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from segloc.models.backbone import CHANNELS, LEVELS, STRIDES
-from segloc.models.norm import norm_layer
+from segloc.models.norm import SplitBatchNorm2d, norm_layer
 
 POOLED = 7
 
@@ -44,9 +44,9 @@ class InsLocHead(nn.Module):
         fc_dim: width of the two hidden fully connected layers.
         dim: size of the embedding.
         norm: norm after each convolution, ``bn``, ``gn`` or ``none``.
-        fc_norm: put the norm after the fully connected layers and the embedding too. InsLoc does not. With ``bn`` it
-            takes the batch's mean out of the embeddings, so that they cannot all drift away together from the older
-            keys in the queue, a shortcut that small batches and short runs fall for.
+        embedding_bn: standardise the embedding over the batch, with nothing learned, before it gets unit length, as
+            MoCo v3 does. InsLoc does not. All embeddings can then not drift away together from the older keys in the
+            queue, a shortcut that brings the loss down without learning anything.
         bn_splits: see `SplitBatchNorm2d`.
     """
 
@@ -57,7 +57,7 @@ class InsLocHead(nn.Module):
         fc_dim: int = 1024,
         dim: int = 128,
         norm: str = "bn",
-        fc_norm: bool = False,
+        embedding_bn: bool = False,
         bn_splits: int = 1,
     ) -> None:
         super().__init__()
@@ -75,15 +75,12 @@ class InsLocHead(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
             self.fcs.append(linear)
-            if fc_norm:
-                norm_of_vectors = make_norm(after)
-                self.fcs.append(nn.Sequential(nn.Unflatten(1, (after, 1, 1)), norm_of_vectors, nn.Flatten()))
             self.fcs.append(nn.ReLU(inplace=True))
         del self.fcs[-1]  # the embedding has no ReLU
         nn.init.normal_(linear.weight, std=0.01)
-        if fc_norm and norm == "bn":
-            # A shift of all embeddings is what the norm is there to prevent, so it must not be learned either.
-            norm_of_vectors.bias.requires_grad_(False)
+        if embedding_bn:
+            standardise = SplitBatchNorm2d(dim, bn_splits, affine=False)
+            self.fcs.append(nn.Sequential(nn.Unflatten(1, (dim, 1, 1)), standardise, nn.Flatten()))
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Embed RoI features.

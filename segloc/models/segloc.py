@@ -24,7 +24,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = SegLocBackbone(model.arch, model.norm, model.sda_norm, model.attention, model.bn_splits)
         self.head = InsLocHead(
-            head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, head.fc_norm, model.bn_splits
+            head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, head.embedding_bn, model.bn_splits
         )
         self.sampling_ratio = head.sampling_ratio
 

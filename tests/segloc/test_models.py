@@ -164,15 +164,14 @@ def test_key_network_is_the_moving_average_of_all_parameters():
         assert not new.requires_grad
 
 
-def test_normed_head_cannot_give_all_items_one_direction():
-    """With fc_norm and bn the embeddings of a batch keep a mean of zero, whatever the features have in common."""
+def test_head_with_embedding_bn_cannot_give_all_items_one_direction():
+    """With embedding_bn the embeddings of a batch keep a mean of zero, whatever the features have in common."""
     torch.manual_seed(0)
     common = torch.randn(1, 1, 256, 7, 7) * 20
     pooled = common + torch.randn(1, 16, 256, 7, 7)
     plain = InsLocHead(1, 32, 64, 16)(pooled)[0]
-    normed = InsLocHead(1, 32, 64, 16, fc_norm=True)
+    normed = InsLocHead(1, 32, 64, 16, norm="none", embedding_bn=True)
     for parameter in normed.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, 0.3)  # as if trained: nothing learnable brings the mean back
+        torch.nn.init.normal_(parameter, 0.1)  # as if trained: nothing learnable brings the mean back
     assert plain.std(0).norm() < 0.9
     assert normed(pooled)[0].mean(0).norm() < 0.3

@@ -58,6 +58,20 @@ def test_run_folder_holds_what_is_needed(undisturbed):
     assert saved["arch"] == "resnet18"
 
 
+def test_classes_that_are_easy_to_tell_apart_are_learned(shards, tmp_path):
+    """Loss alone would not show it: embeddings that all drift away from the older keys bring it down too."""
+    learning = [
+        "model.norm=none", "model.sda_norm=ln", "model.bn_splits=1", "head.embedding_bn=true", "head.dim=32",
+        "optim.method=adamw", "optim.lr_per_256=0.0096", "optim.batch=8", "optim.micro_batch=8", "optim.steps=30",
+        "optim.ema=0.9", "optim.temperature=1", "optim.warmup=5", "data.augment=none",
+    ]  # fmt: skip
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY, *learning]) == 0
+    last = read_metrics(tmp_path / "run")[-10:]
+    assert np.mean([row["loss"] for row in last]) < 0.9 * read_run(tmp_path / "run")["chance_loss"]
+    assert np.mean([row["class_accuracy"] for row in last]) > 0.7
+    assert np.mean([row["embedding_std/p4"] for row in last]) > 0.5
+
+
 def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, undisturbed, tmp_path, monkeypatch):
     """Stop after step 4, which has a metrics line but, with a checkpoint every 3 steps, is not in the checkpoint."""
     run_step = pretrain.Pretrainer.run_step
