@@ -30,13 +30,21 @@ def read_image(path: str | os.PathLike[str], mode: Literal["rgb", "grey"] = "rgb
     Raises:
         ImageError: the file is missing, cannot be read, or is not a usable image.
     """
+    return decode(read_file(path), mode)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a scan's file, not yet decoded.
+
+    Raises:
+        ImageError: it is missing or cannot be read.
+    """
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise ImageError("no such file") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return decode(data, mode)
 
 
 def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb") -> Image:

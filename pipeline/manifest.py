@@ -15,8 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline import cli
-from pipeline.files import atomic_file, existing_folder, sha256_of
-from segloc.contract import InputError
+from pipeline.files import existing_folder, sha256_of
+from segloc.contract import InputError, atomic_file
 
 
 def entries(root: Path, with_mtime: bool) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +20,18 @@ from tqdm import tqdm
 from pipeline import authentic_region, cli, gallery
 from pipeline.datasets import backgrounds
 from pipeline.executors import run_tasks
-from pipeline.images import Image, ImageError, read_image
+from pipeline.images import Image, ImageError, decode, read_file, read_image
 from pipeline.tables import TableWriter, open_table
 from segloc.contract import Box, InputError
 
-KIND, FORMAT_VERSION = "regions", 1
+KIND, FORMAT_VERSION = "regions", 2
 SCHEMA = pa.schema(
     [
         ("image", pa.string()),
         *((name, pa.int32()) for name in ("width", "height", "x0", "y0", "x1", "y1")),
         ("background_level", pa.uint8()),
+        # Of the file, so that an edited scan makes another table even where its region stays.
+        ("crc32", pa.uint32()),
         ("status", pa.string()),
         ("message", pa.string()),
     ]
@@ -55,7 +58,9 @@ def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
         shown = name.encode("utf-8", "backslashreplace").decode()
         return {"image": shown, "status": "unreadable", "message": "file name is not UTF-8"}
     try:
-        grey = read_image(root / name, "grey")
+        data = read_file(root / name)
+        row["crc32"] = zlib.crc32(data)
+        grey = decode(data, "grey")
     except ImageError as error:
         return row | {"status": "unreadable", "message": str(error)}
     height, width = grey.shape

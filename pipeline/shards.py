@@ -11,10 +11,10 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.files import atomic_file, sha256_of
+from pipeline.files import sha256_of
 from pipeline.images import ImageError, encode_jpeg
 from pipeline.pairs import Recipe, make_pair, tables
-from segloc.contract import INDEX_NAME, InputError, Shard, pair_key, shard_name, write_atomic
+from segloc.contract import INDEX_NAME, InputError, Shard, atomic_file, pair_key, shard_name, write_atomic
 
 PROGRESS_NAME = ".progress"
 _TEMPORARY = re.compile(r"\.pairs-(\d{6,})\.tar\..*\.tmp")

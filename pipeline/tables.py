@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.files import atomic_file, existing_file
-from segloc.contract import InputError
+from pipeline.files import existing_file
+from segloc.contract import InputError, atomic_file
 
 _VERSION_KEY, _PARAMETERS_KEY = "segloc.{kind}.format_version", "segloc.parameters"
 

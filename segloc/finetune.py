@@ -56,17 +56,18 @@ def finetune(args: argparse.Namespace) -> int:
     detector = _detector(config, start)
     trainer = _trainer(config, detector, data)
     text = lazy.to_yaml(config)
-    first = _resume(folder, trainer, text, start)
+    digest = _digest(data)
+    first = _resume(folder, trainer, text, start, digest)
     steps = len(trainer.learning_rates)
     print(f"engine {engine_label(detector.engine)}, start {start}, {len(data)} scans, {steps} steps, run {folder}")
     if first == steps:
         print(f"{folder / MODEL}: this run is finished")
         return 0
     details = {"engine": engine_label(detector.engine), "weights": start, "classes": classes, "scans": len(data)}
-    runs.describe(folder, "finetune", text, **details, data_digest=_digest(data))
+    runs.describe(folder, "finetune", text, **details, data_digest=digest)
 
     def content(iteration: int) -> dict[str, Any]:
-        return {**detector_content(detector, config, classes, iteration), "start": start}
+        return {**detector_content(detector, config, classes, iteration), "start": start, "data_digest": digest}
 
     train = recipe.settings(config)[2]
     # In this order: the log of a step is on disk before a checkpoint that is past it.
@@ -108,7 +109,7 @@ def _trainer(config: DictConfig, detector: Detector, data: TrainingData) -> Fine
     return FinetuneTrainer(detector, data, optim, rates, train.seed)
 
 
-def _resume(folder: Path, trainer: FinetuneTrainer, config: str, start: str) -> int:
+def _resume(folder: Path, trainer: FinetuneTrainer, config: str, start: str, digest: str) -> int:
     """Load what an earlier, stopped run of the same command left in `folder`; returns the next iteration."""
     path = next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
     if path is None:
@@ -116,6 +117,8 @@ def _resume(folder: Path, trainer: FinetuneTrainer, config: str, start: str) -> 
     content = checkpoint.load(path)
     if content.get("config") != config or content.get("start") != start:
         raise InputError(f"{folder}: holds another run (other settings or start weights); choose another --out")
+    if content.get("data_digest") != digest:
+        raise InputError(f"{folder}: its run was on another training set; choose another --out")
     load_strict(trainer.detector.net, content["model"], str(path))
     if "optimizer" in content:
         trainer.optimizer.load_state_dict(content["optimizer"])

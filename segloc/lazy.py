@@ -112,7 +112,7 @@ def apply_overrides(config: DictConfig, overrides: Iterable[str]) -> None:
     """Apply ``section.key=value`` overrides in place; the value is read as YAML.
 
     Raises:
-        InputError: not ``key=value``, or a key that does not exist.
+        InputError: not ``key=value``, a key that does not exist, or a value that is no YAML.
     """
     for override in overrides:
         key, text = split_override(override)
@@ -124,7 +124,10 @@ def apply_overrides(config: DictConfig, overrides: Iterable[str]) -> None:
             raise unknown_key(key, _keys(config), "override")
         if isinstance(node[last], DictConfig):
             raise InputError(f"override: {key!r} is a section; set one of {', '.join(_keys(node[last], key + '.'))}")
-        node[last] = yaml.safe_load(text)
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{override!r}: the value cannot be read") from error
 
 
 def instantiate(config: DictConfig, where: str) -> Any:

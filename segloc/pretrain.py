@@ -151,8 +151,10 @@ class Pretrainer(TrainerBase):
         """Take over a `state`.
 
         Raises:
-            InputError: it belongs to other settings or other shards.
+            InputError: it belongs to another kind of run, other settings or other shards.
         """
+        if state.get("kind") != "pretrain":
+            raise InputError(f"{self.out}: holds another kind of run; use another --out")
         difference = _first_difference(yaml.safe_load(state["config"]), dataclasses.asdict(self.config))
         if difference:
             raise InputError(f"{self.out}: its run has another {difference}; use another --out, or the same settings")

@@ -19,12 +19,17 @@ from segloc import __version__, cli
 from segloc.charts import line_chart
 from segloc.contract import InputError, write_atomic
 from segloc.models.backbone import LEVELS
-from segloc.runs import read_metrics, read_run
+from segloc.runs import closing, read_metrics, read_run
 
 EVALUATION = "evaluation.json"
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}
 MAX_WIDTH_PX = 1600
+# What the page shows of run.json, by the kind of run.
+SHOWN = {
+    "finetune": ["engine", "device", "git_revision", "command"],
+    "pretrain": ["engine", "device", "git_revision", "command", "steps", "chance_loss", "chance_class_accuracy"],
+}
 EXAMPLES = """\
   python -m segloc.report runs/pretrain runs/finetune-segloc runs/finetune-random --out report.html
   python -m segloc.report runs/* --picture "Positive pairs=data/pairs.png" --out report.html
@@ -66,13 +71,21 @@ def read(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
-    about = read_run(folder)
+    about, metrics = read_run(folder), read_metrics(folder)
+    missing = [key for key in SHOWN.get(str(about.get("kind")), ["kind"]) if key not in about]
+    if missing or not all(isinstance(row, dict) and "iteration" in row for row in metrics):
+        raise InputError(f"{folder}: its {'run.json lacks ' + missing[0] if missing else 'metrics.json is not ours'}")
     path = folder / EVALUATION
     try:
         evaluation = json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    return Run(folder.name, about, read_metrics(folder), evaluation)
+        parts = [] if evaluation is None else [evaluation, *evaluation["subsets"].values(), evaluation["mean"]]
+        if evaluation is not None and "engine" not in evaluation:
+            raise KeyError("engine")
+        if not all(isinstance(part.get(kind, {}), dict) for part in parts for kind in KINDS):
+            raise TypeError("figures expected")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a result of segloc.evaluate ({error!r})") from error
+    return Run(folder.name, about, metrics, evaluation)
 
 
 def results_table(runs: list[Run]) -> tuple[list[tuple[str, str]], list[Row]]:
@@ -167,7 +180,8 @@ def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
         rows=rows,
         engines=sorted({run.evaluation["engine"] for run in tuned if run.evaluation}),
         pictures=pictures,
-        pretrained=[(run, [_unique(svg, f"{run.name}{i}") for i, svg in enumerate(pretraining_charts(run))])
+        pretrained=[(run, closing(run.metrics) if run.metrics else None,
+                     [_unique(svg, f"{run.name}{i}") for i, svg in enumerate(pretraining_charts(run))])
                     for run in pretrained],
         fine_tuning=fine_tuning_chart(tuned),
         runs=runs,

@@ -78,9 +78,12 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: not a run folder (no {RUN})")
     try:
-        return json.loads(path.read_text())
+        about = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(about, dict):
+        raise InputError(f"{path}: not the description of a run")
+    return about
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
@@ -95,6 +98,12 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return rows
+
+
+def closing(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each figure over the last quarter of a run's lines: one step of a small batch says little."""
+    last = metrics[-max(1, len(metrics) // 4) :]
+    return {name: sum(row[name] for row in last) / len(last) for name in last[-1] if all(name in row for row in last)}
 
 
 class MetricsLog:

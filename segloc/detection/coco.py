@@ -165,17 +165,50 @@ def _checked(
         raise InputError(f"{source}: an annotation is of image {annotation['image_id']!r}, which is not listed")
     if annotation["category_id"] not in categories:
         raise InputError(f"{source}: an annotation is of category {annotation['category_id']!r}, which is not listed")
+    height, width = sizes[annotation["image_id"]]
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
-        segmentation = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
-    if not segmentation or len(annotation["bbox"]) != 4:
+        segmentation = [part for part in segmentation if _is_polygon(part, max(height, width))]
+    elif not (isinstance(segmentation, dict) and _is_rle(segmentation, height, width)):
         return None
-    height, width = sizes[annotation["image_id"]]
-    if isinstance(segmentation, dict) and list(segmentation.get("size", [])) != [height, width]:
+    if not segmentation or len(annotation["bbox"]) != 4:
         return None
     area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
     crowd = int(annotation.get("iscrowd", 0))
     return {**annotation, "segmentation": segmentation, "area": area, "iscrowd": crowd}
+
+
+def _is_polygon(part: Any, reach: int) -> bool:
+    """Tell whether pycocotools can draw it: its memory grows with the edges' length, so a stray 1e9 must not pass."""
+    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+        return False
+    return all(isinstance(value, (int, float)) and -reach <= value <= 2 * reach for value in part)
+
+
+def _is_rle(segmentation: dict[str, Any], height: int, width: int) -> bool:
+    """Tell whether an RLE is of that size and fills it, without which pycocotools reads and writes past its end."""
+    counts = segmentation.get("counts")
+    if isinstance(counts, str):
+        counts = _run_lengths(counts)
+    if segmentation.get("size") != [height, width] or not isinstance(counts, list):
+        return False
+    return all(isinstance(count, int) and count >= 0 for count in counts) and sum(counts) == height * width
+
+
+def _run_lengths(text: str) -> list[int] | None:
+    """Decompress an RLE: five bits a character, lowest first, from the fourth run on relative to the last but one."""
+    counts: list[int] = []
+    value = shift = 0
+    for bits in (ord(character) - 48 for character in text):
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return None if shift else counts
 
 
 def _paths(folder: Path | None, names: list[str], source: str) -> list[Path]:

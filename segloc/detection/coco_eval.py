@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def evaluate(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], io
         `METRICS` over all classes, and the same under ``per_class`` by class name.
 
     Raises:
-        InputError: a result is of an image or category that the ground truth does not list.
+        InputError: a result is incomplete, or of an image or category that the ground truth does not list.
     """
     _check(ground_truth, results, FIELDS[iou_type])
     # COCO's code writes into what it is given and talks on the terminal.
@@ -44,8 +45,11 @@ def evaluate(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], io
     found = [{key: r[key] for key in ("image_id", "category_id", "score", FIELDS[iou_type])} for r in results]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = _index(truth)
-        # loadRes cannot take an empty list.
-        detections = coco.loadRes(found) if found else _index({**truth, "annotations": []})
+        try:
+            # loadRes cannot take an empty list.
+            detections = coco.loadRes(found) if found else _index({**truth, "annotations": []})
+        except (TypeError, KeyError, ValueError, IndexError) as error:
+            raise InputError(f"a result's {FIELDS[iou_type]} cannot be read ({error!r})") from error
         evaluation = COCOeval(coco, detections, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -79,10 +83,24 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
         missing = [key for key in ("image_id", "category_id", "score", field) if key not in result]
         if missing:
             raise InputError(f"result {position} has no {missing[0]!r}")
-        if result["image_id"] not in images:
+        if not _is_listed(result["image_id"], images):
             raise InputError(f"result {position} is of image {result['image_id']!r}, which the annotations do not list")
-        if result["category_id"] not in categories:
+        if not _is_listed(result["category_id"], categories):
             raise InputError(f"result {position} is of category {result['category_id']!r}, which is not listed")
+        if not _is_number(result["score"]):
+            raise InputError(f"result {position} has score {result['score']!r}, which is not a number")
+        if field == "bbox":
+            box = result["bbox"]
+            if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+                raise InputError(f"result {position} has bbox {box!r}, which is not x, y, width, height")
+
+
+def _is_listed(value: Any, ids: set[Any]) -> bool:
+    return isinstance(value, (int, str)) and value in ids
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _index(content: dict[str, Any]) -> COCO:

@@ -95,6 +95,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "log_every"):
             _at_least_one(self, name)
+        for name in ("epochs", "iterations", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must not be negative")
 
     def steps(self, images: int, batch: int) -> int:
         """Length of the run in steps on a training set of so many images."""

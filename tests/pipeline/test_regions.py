@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_rows_are_sorted_and_independent_of_workers(mode: str, dirty: Path, tmp_
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
     table = pq.read_table(tmp_path / "1.parquet")
     assert table["image"].to_pylist() == sorted(DIRT)
-    assert table.schema.metadata[b"segloc.regions.format_version"] == b"1"
+    assert table.schema.metadata[b"segloc.regions.format_version"] == str(regions.FORMAT_VERSION).encode()
     assert f'"mode": "{mode}"'.encode() in table.schema.metadata[b"segloc.parameters"]
 
 
@@ -97,6 +98,23 @@ def test_a_name_that_is_not_utf8_is_a_row(tmp_path: Path) -> None:
     row = regions.measure(name, root=tmp_path, mode="paper")
     assert (row["image"], row["status"]) == ("\\xff.png", "unreadable") or row["image"].isascii()
     assert row["message"] == "file name is not UTF-8"
+
+
+def test_an_edited_scan_makes_another_table_even_where_its_region_stays(dirty: Path, tmp_path: Path) -> None:
+    scans, tables = tmp_path / "scans", [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    shutil.copytree(dirty, scans)
+    name = next(name for name, (_, status, _) in DIRT.items() if status == "ok" and name.endswith(".jpg"))
+    for table in tables:
+        assert regions.main(["--backgrounds", str(scans), "--out", str(table), "--workers", "1"]) == 0
+        (scans / name).write_bytes((scans / name).read_bytes() + b"comment")
+    rows = [pq.read_table(table).drop_columns("crc32").to_pylist() for table in tables]
+    assert rows[0] == rows[1]
+    assert tables[0].read_bytes() != tables[1].read_bytes()
+
+
+def test_a_name_that_is_a_folder_is_refused(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert regions.main(["--backgrounds", str(dirty), "--out", str(tmp_path), "--workers", "1"]) == 2
+    assert "is a folder, not a file to write" in capsys.readouterr().err
 
 
 def test_a_gallery_is_drawn(dirty: Path, tmp_path: Path) -> None:

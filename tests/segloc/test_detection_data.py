@@ -84,6 +84,28 @@ def test_annotations_without_a_mask_are_counted_and_left_out(split):
     assert [len(scan.annotations) for scan in read.scans] == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[1, 1, 1e12, 1, 5, 5]],  # drawing it would take all memory
+        [[1, 1, float("nan"), 1, 5, 5]],
+        [[1, 1, 9, 1, 5]],
+        [["1", 1, 9, 1, 5, 5]],
+        {"size": [56, 80], "counts": [10, 5]},
+        {"size": [56, 80], "counts": [-1, 4481]},
+        {"size": [56, 80], "counts": "P13"},
+        {"size": [56, 80], "counts": "P137000j1ppp"},
+        {"size": [56, 80], "counts": "\u00e9"},
+        {"size": [56, 80]},
+        {"size": 3, "counts": [4480]},
+        "mask",
+    ],
+)
+def test_masks_that_pycocotools_would_choke_on_are_left_out(split, segmentation):
+    change(split, lambda content: content["annotations"][0].update(segmentation=segmentation))
+    assert read_split(split).dropped == 1
+
+
 def test_polygons_and_both_kinds_of_rle_decode_alike(split):
     mask = np.zeros((56, 80), np.uint8)
     mask[10:30, 20:50] = 1

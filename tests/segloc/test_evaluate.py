@@ -147,6 +147,30 @@ def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, 
     assert not (tmp_path / "eval.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [1, 2, 3]}, "result 1 has bbox [1, 2, 3]"),
+        ({"bbox": None}, "result 1 has bbox None"),
+        ({"score": None}, "result 1 has score None"),
+        ({"image_id": [1]}, "result 1 is of image [1]"),
+        ({"category_id": {}}, "result 1 is of category {}"),
+        ({"segmentation": 5}, "a result's segmentation cannot be read"),
+    ],
+)
+def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, message):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    items = json.loads(truth.read_text())["annotations"]
+    found = [{k: a[k] for k in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.5} for a in items]
+    found[1] |= change
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth), "--out", str(tmp_path / "e")]
+    assert evaluate.main(command) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
 def test_other_categories_than_the_detectors_are_refused(tuned, tmp_path, capsys):
     other = write_pidray(tmp_path / "other", 1, 1)
     path = other / "annotations" / "xray_test_hard.json"

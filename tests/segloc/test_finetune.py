@@ -104,6 +104,9 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
         (["model.backbone.sda_norm=bn", "optim.batch=1"], "sda_norm=bn needs optim.batch of at least 2"),
         (["optim.batch=0"], "batch is 0"),
         (["optim.method=adam"], "method is 'adam', not one of sgd, adamw"),
+        (["optim.clip=["], "'optim.clip=[': the value cannot be read"),
+        (["train.iterations=-1"], "iterations is -1, it must not be negative"),
+        (["train.seed=-1"], "seed is -1, it must not be negative"),
     ],
 )
 def test_bad_settings_end_in_one_line(pidray, tmp_path, capsys, change, message):
@@ -112,6 +115,14 @@ def test_bad_settings_end_in_one_line(pidray, tmp_path, capsys, change, message)
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_another_training_set_does_not_resume(pidray, tmp_path, capsys):
+    assert run(pidray, tmp_path / "out", "train.iterations=1") == 0
+    content = checkpoint.load(tmp_path / "out" / finetune.MODEL)
+    checkpoint.save(tmp_path / "out" / finetune.MODEL, {**content, "data_digest": "another"})
+    assert run(pidray, tmp_path / "out", "train.iterations=1") == 2
+    assert "was on another training set" in capsys.readouterr().err
 
 
 def test_bad_paths_end_in_one_line(pidray, tmp_path, capsys):

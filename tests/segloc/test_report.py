@@ -84,6 +84,26 @@ def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", "[]", "not the description of a run"),
+        ("run.json", "{}", "lacks kind"),
+        ("run.json", '{"kind": "pretrain", "engine": "e", "device": "d", "command": "c"}', "lacks git_revision"),
+        ("metrics.json", "5", "metrics.json is not ours"),
+        ("evaluation.json", "{}", "not a result of segloc.evaluate"),
+        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "not a result of"),
+        ("evaluation.json", '{"mean": {}, "subsets": {}}', "not a result of"),
+    ],
+)
+def test_a_folder_with_a_foreign_or_broken_file_is_refused(runs, tmp_path, capsys, file, content, message):
+    (runs[1] / file).write_text(content)
+    assert report.main([str(runs[1]), "--out", str(tmp_path / "r.html")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "no such run folder"),
