@@ -87,13 +87,19 @@ def frame(size: tuple[int, int], region: Box, width: int) -> tuple[tuple[int, in
     return (width, height), scaled
 
 
+def reduction(native: int, width: int) -> int:
+    """How much of a scan `native` pixels wide to leave out in decoding: as much as leaves `width` pixels (1, 2, 4, 8).
+
+    What is left to `fit` is then less than a half, which bilinear interpolation does without skipping pixels.
+    """
+    return next(part for part in (8, 4, 2, 1) if native >= part * width or part == 1)
+
+
 def fit(background: Image, size: tuple[int, int]) -> Image:
-    """Resize a scan [h, w, 3] to `size` (width, height): by area when it shrinks, else bilinear."""
+    """Resize a decoded scan [h, w, 3] to `size` (width, height), bilinearly."""
     if (background.shape[1], background.shape[0]) == size:
         return background
-    shrinking = size[0] < background.shape[1]
-    resized = cv2.resize(background, size, interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
-    return np.asarray(resized, np.uint8)
+    return np.asarray(cv2.resize(background, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def least_side(width: int) -> int:
@@ -208,7 +214,7 @@ def paste(background: Image, segment: Segment, view: View) -> Image:
     """Make the stored image a view describes.
 
     Args:
-        background: the scan `view.background`, uint8 RGB [h, w, 3] at native size.
+        background: the scan `view.background`, uint8 RGB [h, w, 3], decoded with `reduction`. It may be changed.
         segment: the segment `view.segment`.
         view: the recipe.
 
@@ -217,23 +223,23 @@ def paste(background: Image, segment: Segment, view: View) -> Image:
     """
     patch = render(segment, Geometry(view.rotation_deg, view.scale, view.flip_h, view.flip_v))
     assert patch is not None  # views are only made of segments that render
-    return blend(fit(background, view.size), patch, view.box, segment.background, view.blend, view.alpha)
+    host = fit(background, view.size)
+    blend(host, patch, view.box, segment.background, view.blend, view.alpha)
+    return host
 
 
-def blend(host: Image, patch: Patch, box: Box, donor: npt.NDArray[np.float32], mode: str, coefficient: float) -> Image:
-    """Blend a patch into `box` of a copy of `host`; pixels outside the mask stay as they are.
+def blend(host: Image, patch: Patch, box: Box, donor: npt.NDArray[np.float32], mode: str, coefficient: float) -> None:
+    """Blend a patch into `box` of `host`, in place; pixels outside the mask stay as they are.
 
     Args:
-        host: uint8 RGB [H, W, 3].
+        host: uint8 RGB [H, W, 3]; changed.
         patch: of the box's size.
         box: where.
         donor: float32 [3], the segment's surroundings in its donor.
         mode: a name in `BLENDS`.
         coefficient: the mode's, see there.
     """
-    out = host.copy()
     x0, y0, x1, y1 = box
-    window = out[y0:y1, x0:x1]
+    window = host[y0:y1, x0:x1]
     mixed = BLENDS[mode].mix(window, patch, donor, coefficient)
-    np.copyto(window, mixed, where=patch.mask[..., None])
-    return out
+    cv2.copyTo(mixed, patch.mask.view(np.uint8), window)

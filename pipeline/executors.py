@@ -6,6 +6,8 @@ workers it had. Another executor is one more function like `_local` and an entry
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -26,6 +28,10 @@ R = TypeVar("R")
 # Chunks handed out per worker before the oldest result is waited for: enough to keep all busy, little enough that a
 # hundred million tasks never sit in memory.
 IN_FLIGHT_PER_WORKER = 4
+
+# Of mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_BYTES = 1 << 30
 
 
 class WorkerLostError(RuntimeError):
@@ -81,7 +87,7 @@ def _run_chunk(function: Callable[[T], R], chunk: list[T]) -> list[R]:
 def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Iterator[R]:
     workers = workers or usable_cores()
     if workers == 1:
-        single_threaded_cv2()
+        tune_process()
         for chunk in chunks:
             yield from _run_chunk(function, chunk)
         return
@@ -109,17 +115,25 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def single_threaded_cv2() -> None:
-    """Keep OpenCV from starting threads of its own: the tasks are the parallelism."""
+def tune_process() -> None:
+    """Make this process a good worker.
+
+    OpenCV starts no threads of its own, as the tasks are the parallelism. And memory that is freed stays with the
+    process: images of one size would otherwise go back to the system and be mapped in anew, page by page, each time.
+    """
     import cv2
 
     cv2.setNumThreads(0)
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(parameter, _KEEP_BYTES)
 
 
 def _prepare_worker() -> None:
     """Make a worker single-threaded, deaf to Ctrl-C (the parent ends it) and unable to outlive its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    single_threaded_cv2()
+    tune_process()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
@@ -164,7 +178,7 @@ def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) ->
 
 
 def _run_on_ray(function: Callable[[T], R], chunk: list[T]) -> list[R]:
-    single_threaded_cv2()
+    tune_process()
     return _run_chunk(function, chunk)
 
 

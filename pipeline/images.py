@@ -20,6 +20,15 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
+# OpenCV's flags of a reduced size hold a colour mode too; of the grey one's, that bit is zero.
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
 class ImageError(ValueError):
     """A file that is not a usable scan. The message is the reason, without the file's name."""
 
@@ -47,7 +56,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb") -> Image:
+def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1) -> Image:
     """Decode a JPEG, PNG, BMP or TIFF scan.
 
     Sixteen bits are reduced to eight by their high byte, alpha is dropped, grey and CMYK become RGB: all as OpenCV
@@ -57,6 +66,8 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb") -> Image:
     Args:
         data: the file's content.
         mode: ``rgb`` or ``grey``.
+        reduction: 1, 2, 4 or 8 gives that part of the height and width, rounded up. A JPEG's transform does it almost
+            for nothing, and averages as it should.
 
     Returns:
         uint8 array, [height, width, 3] in RGB order or [height, width].
@@ -67,14 +78,14 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb") -> Image:
     width, height = dimensions(data)
     if width * height > MAX_PIXELS:
         raise ImageError(f"too large: {width}x{height} pixels")
-    flag = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR
+    colours = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR_RGB
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | colours)
     except cv2.error as error:
         raise ImageError("cannot be decoded") from error
     if image is None or image.size == 0:
         raise ImageError("cannot be decoded")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if mode == "rgb" else image, np.uint8)
+    return np.asarray(image, np.uint8)
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:

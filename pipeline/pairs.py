@@ -11,17 +11,18 @@ import pyarrow.parquet as pq
 
 from pipeline import composition, regions, segments
 from pipeline.blends import BLENDS
-from pipeline.composition import Segment, blend, fit, frame, place
+from pipeline.composition import Segment, blend, fit, frame, place, reduction
 from pipeline.files import safe_relative
-from pipeline.images import Image, decode_rgba, read_image
+from pipeline.images import Image, decode, decode_rgba, read_file
 from pipeline.seeds import generator
 from pipeline.tables import open_table
 from segloc.contract import Box, InputError, Pair, View
 
 # Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 _BACKGROUND_DRAWS = 100
-_CACHED_GROUPS = 64  # of about a megabyte each
+# Decoded segments a process keeps, of 20 to 60 kB each: a twentieth of PIDray's, all of a small data set's.
+_CACHED_SEGMENTS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,13 @@ class Recipe:
 
 
 class SegmentTable:
-    """The segments of a table, read a row group at a time so that no worker holds them all."""
+    """The segments of a table, read one by one so that no worker holds them all.
+
+    Attributes:
+        classes: names by class id.
+        rows: per class, the rows of the items cut from each scan.
+        segment: ``segment(row)`` reads and decodes a segment; the last used are kept.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the table.
@@ -58,12 +65,15 @@ class SegmentTable:
         """
         self._file, parameters = open_table(path, segments.KIND, segments.FORMAT_VERSION, segments.SCHEMA.names)
         self.classes: tuple[str, ...] = tuple(parameters["classes"])
+        columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
+        self._ids, self._widths, *around = self._file.read(columns=columns).columns
+        self._around = np.stack([channel.to_numpy() for channel in around], 1).astype(np.float32)
         table = self._file.read(columns=["class_id", "image"])
         self.rows: list[dict[str, list[int]]] = [{} for _ in self.classes]
         for row, (class_id, image) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
             self.rows[class_id].setdefault(image, []).append(row)
         self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
-        self._group = functools.lru_cache(maxsize=_CACHED_GROUPS)(self._read_group)
+        self.segment = functools.lru_cache(maxsize=_CACHED_SEGMENTS)(self._read_segment)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -73,16 +83,12 @@ class SegmentTable:
         """Class ids a pair can be made of: those with items from at least two scans."""
         return [class_id for class_id, images in enumerate(self.rows) if len(images) >= 2]
 
-    def _read_group(self, group: int) -> list[dict]:
-        columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b", "png"]
-        return self._file.read_row_group(group, columns=columns).to_pylist()
-
-    def segment(self, row: int) -> Segment:
-        """Decode the segment of a row."""
+    def _read_segment(self, row: int) -> Segment:
+        """Read and decode the segment of a row."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        record = self._group(group)[row - int(self._starts[group])]
-        around = np.array([record[f"background_{channel}"] for channel in "rgb"], np.float32)
-        return Segment(record["segment_id"], decode_rgba(record["png"]), record["scan_width"], around)
+        pngs = self._file.read_row_group(group, columns=["png"]).column(0)
+        rgba = decode_rgba(pngs[row - int(self._starts[group])].as_py())
+        return Segment(self._ids[row].as_py(), rgba, self._widths[row].as_py(), self._around[row])
 
 
 def _group_rows(file: pq.ParquetFile, group: int) -> int:
@@ -148,16 +154,29 @@ def _make_view(
             alpha=coefficient,
             **dataclasses.asdict(geometry),
         )
-        host = fit(_read_background(recipe.backgrounds, name, native), size)
-        return view, blend(host, patch, box, segment.background, recipe.blend, coefficient), chosen
+        host = fit(read_background(recipe.backgrounds, name, native, recipe.width), size)
+        blend(host, patch, box, segment.background, recipe.blend, coefficient)
+        return view, host, chosen
     raise InputError(f"no background of {_BACKGROUND_DRAWS} tried can hold segment {segment.segment_id!r}")
 
 
-def _read_background(root: Path, name: str, size: tuple[int, int]) -> Image:
+def read_background(root: Path, name: str, size: tuple[int, int], width: int) -> Image:
+    """Read a scan for an image `width` pixels wide: reduced where that leaves enough of it (`composition.reduction`).
+
+    Args:
+        root: folder of the backgrounds.
+        name: relative to it.
+        size: (width, height) the table of regions has, in pixels.
+        width: of the stored image.
+
+    Raises:
+        InputError: it cannot be read, or is not of that size.
+    """
+    part = reduction(size[0], width)
     try:
-        scan = read_image(root / safe_relative(name))
+        scan = decode(read_file(root / safe_relative(name)), reduction=part)
     except ValueError as error:  # ImageError is one
         raise InputError(f"background {str(root / name)!r}: {error}; run pipeline.regions again") from error
-    if (scan.shape[1], scan.shape[0]) != size:
+    if (scan.shape[1], scan.shape[0]) != (-(-size[0] // part), -(-size[1] // part)):
         raise InputError(f"background {str(root / name)!r}: not the size it had; run pipeline.regions again")
     return scan

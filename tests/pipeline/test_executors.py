@@ -90,7 +90,7 @@ SLEEPERS = """
 import os, sys, time
 from pipeline.executors import run_tasks
 def work(n):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())  # in one piece, as both workers write here
     time.sleep(60)
 if __name__ == "__main__":
     from pipeline import cli

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.composition import paste
-from pipeline.images import encode_jpeg, read_image
-from pipeline.pairs import Recipe, SegmentTable, make_pair, tables
+from pipeline.images import dimensions, encode_jpeg, read_file
+from pipeline.pairs import Recipe, SegmentTable, make_pair, read_background, tables
 from segloc.contract import InputError
 
 
@@ -71,7 +71,8 @@ def test_the_description_makes_the_picture_again(recipe: Recipe, blend: str) -> 
         again = type(pair).from_json(json.dumps(json.loads(pair.to_json())))
         assert again == pair
         for view, image in ((again.query, query), (again.key, key)):
-            background = read_image(recipe.backgrounds / view.background)
+            native = dimensions(read_file(recipe.backgrounds / view.background))
+            background = read_background(recipe.backgrounds, view.background, native, recipe.width)
             assert (paste(background, by_id[view.segment], view) == image).all()
 
 
