@@ -1,0 +1,77 @@
+"""What the benchmarks share: fair timing, the machine's name, result files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """Name the processor and the number of cores, fit for a file name."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            name = line.partition(":")[2]
+            break
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}-{os.cpu_count()}c"
+
+
+def interleave(
+    variants: Mapping[str, Callable[[Any], object]], items: Sequence[Any], rounds: int, seed: int = 0
+) -> dict[str, list[float]]:
+    """Time every variant on every item, item by item in random order, so that a busy moment hits all alike.
+
+    Args:
+        variants: by name, what to do with an item.
+        items: what to do it with.
+        rounds: passes over the items.
+        seed: of the order.
+
+    Returns:
+        Per variant, the seconds an item took on average, one figure a round.
+    """
+    order = random.Random(seed)
+    names = list(variants)
+    for name in names:  # a first call loads and caches
+        variants[name](items[0])
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        totals = dict.fromkeys(names, 0.0)
+        for item in items:
+            order.shuffle(names)
+            for name in names:
+                start = time.perf_counter()
+                variants[name](item)
+                totals[name] += time.perf_counter() - start
+        for name, total in totals.items():
+            seconds[name].append(total / len(items))
+    return seconds
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> float:
+    """Median over the rounds of one variant's time over another's in the same round."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def save(benchmark: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Print the rows and write them to ``results/BENCHMARK-MACHINE.csv``."""
+    path = RESULTS / f"{benchmark}-{machine()}.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    print(f"wrote {path}")
+    return path
