@@ -14,9 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.blends import BLENDS, Patch
+from pipeline.blends import BLENDS, TRANSMISSION_FLOOR, Patch
 from pipeline.images import Image
-from pipeline.masks import tight_box
 from segloc.contract import Box, View
 
 # The paper names only rotation and a 500 px frame (sections 3.1 and 4); the other ranges are this project's choice.
@@ -24,6 +23,7 @@ SCALE = (0.75, 1.33)
 FILL = 0.9  # an item takes at most this part of the region's width and height
 LEAST_SIDE_PX, LEAST_SIDE_AT_WIDTH_PX = 16, 500
 GEOMETRY_DRAWS = 10
+OCCLUDER_SIDES = (0.7, 1.2)  # of the item's box
 # Below this scale plain bilinear warping would skip donor pixels.
 PRESHRINK_BELOW = 0.5
 
@@ -194,29 +194,33 @@ def render(segment: Segment, geometry: Geometry) -> Patch | None:
         size = max(1, round(width * geometry.scale)), max(1, round(height * geometry.scale))
         rgba = np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), np.uint8)
         matrix = matrix @ np.diag([width / size[0], height / size[1]])
-    # Two rows of the rim's colours with alpha 0 all around: the warp fades the mask out, not the colours.
+    # Two rows of the rim's colours with alpha 0 all around: the warp fades the mask out, not the colours. What it finds
+    # farther out, black, reaches no pixel of the mask.
     rgba = np.asarray(cv2.copyMakeBorder(rgba, 2, 2, 2, 2, cv2.BORDER_REPLICATE), np.uint8)
     rgba[:2, :, 3] = rgba[-2:, :, 3] = rgba[:, :2, 3] = rgba[:, -2:, 3] = 0
     height, width = rgba.shape[:2]
     canvas_w, canvas_h = (math.ceil(side - 1e-6) for side in np.abs(matrix) @ (width, height))
-    centre, middle = np.array([width - 1, height - 1]) / 2, np.array([canvas_w - 1, canvas_h - 1]) / 2
-    affine = np.column_stack([matrix, middle - matrix @ centre])
-    warped = cv2.warpAffine(rgba, affine, (canvas_w, canvas_h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    mask = warped[..., 3] >= 128
-    box = tight_box(mask)
-    if box is None:
+    affine = np.empty((2, 3))
+    affine[:, :2] = matrix
+    affine[:, 2] = np.subtract((canvas_w - 1, canvas_h - 1), matrix @ (width - 1, height - 1)) / 2
+    warped = cv2.warpAffine(rgba, affine, (canvas_w, canvas_h), flags=cv2.INTER_LINEAR)
+    _, mask = cv2.threshold(cv2.extractChannel(warped, 3), 127, 1, cv2.THRESH_BINARY)
+    x, y, wide, high = cv2.boundingRect(mask)
+    if not wide:
         return None
-    x0, y0, x1, y1 = box
-    return Patch(np.ascontiguousarray(warped[y0:y1, x0:x1, :3]), mask[y0:y1, x0:x1])
+    inside = slice(y, y + high), slice(x, x + wide)
+    rgb = np.asarray(cv2.cvtColor(warped[inside], cv2.COLOR_RGBA2RGB), np.uint8)
+    return Patch(rgb, mask[inside].view(bool))
 
 
-def paste(background: Image, segment: Segment, view: View) -> Image:
+def paste(background: Image, segment: Segment, view: View, occluder: tuple[Image, int] | None = None) -> Image:
     """Make the stored image a view describes.
 
     Args:
         background: the scan `view.background`, uint8 RGB [h, w, 3], decoded with `reduction`. It may be changed.
         segment: the segment `view.segment`.
         view: the recipe.
+        occluder: the scan `view.occluder` names, at the stored width, and its belt's level.
 
     Returns:
         uint8 RGB [view height, view width, 3].
@@ -225,7 +229,53 @@ def paste(background: Image, segment: Segment, view: View) -> Image:
     assert patch is not None  # views are only made of segments that render
     host = fit(background, view.size)
     blend(host, patch, view.box, segment.background, view.blend, view.alpha)
+    if view.occluder is not None and occluder is not None:
+        x0, y0, x1, y1 = view.occluder.box
+        occlude(host, occluder[0][y0:y1, x0:x1], view.occluder.corner, occluder[1])
     return host
+
+
+def place_occluder(rng: np.random.Generator, box: Box, size: tuple[int, int], room: Box) -> tuple[Box, tuple[int, int]]:
+    """Draw which piece of another scan goes over an item, and where: of about the item's size, its centre on the item.
+
+    Args:
+        rng: source of all that is drawn.
+        box: of the item, in pixels of the stored image.
+        size: (width, height) of the stored image.
+        room: authentic region of the other scan at the stored width.
+
+    Returns:
+        The piece, a box within `room`, and its top left corner (x, y) in the stored image, within `size`.
+    """
+    piece, corner = [], []
+    for axis in (0, 1):
+        low, high = box[axis], box[axis + 2]
+        side = min(round((high - low) * rng.uniform(*OCCLUDER_SIDES)), room[axis + 2] - room[axis], size[axis])
+        piece.append(
+            (start := int(rng.integers(room[axis], room[axis + 2] - side, endpoint=True)), start + max(1, side))
+        )
+        corner.append(min(max(0, int(rng.integers(low, high)) - side // 2), size[axis] - side))
+    (x0, x1), (y0, y1) = piece
+    return (x0, y0, x1, y1), (corner[0], corner[1])
+
+
+def occlude(host: Image, clutter: Image, corner: tuple[int, int], level: int) -> None:
+    """Lay a piece of another scan over `host`, in place: transmissions multiply (Beer-Lambert).
+
+    The piece fades out towards its rim, an ellipse, so that no edge of it shows where no matter ends.
+
+    Args:
+        host: uint8 RGB [H, W, 3]; changed.
+        clutter: uint8 RGB [h, w, 3], the piece.
+        corner: where its top left corner (x, y) goes.
+        level: grey level of the piece's belt, which lets all through.
+    """
+    height, width = clutter.shape[:2]
+    rows, columns = ((np.arange(side) + 0.5) / side * 2 - 1 for side in (height, width))
+    weight = np.clip(1.5 * (1 - rows[:, None] ** 2 - columns**2), 0, 1)[..., None]
+    transmission = np.clip(clutter / max(1, level), TRANSMISSION_FLOOR["ratio"], 1)
+    window = host[corner[1] : corner[1] + height, corner[0] : corner[0] + width]
+    window[:] = np.rint(window * (1 + weight * (transmission - 1)))
 
 
 def blend(host: Image, patch: Patch, box: Box, donor: npt.NDArray[np.float32], mode: str, coefficient: float) -> None:

@@ -166,7 +166,7 @@ def _jpeg(data: bytes) -> tuple[int, int]:
         at += 2 + length
     if size is None:
         raise ImageError("broken header")
-    if data.find(b"\xff\xd9", at) < 0:
+    if data.rfind(b"\xff\xd9", at) < 0:  # from the end, where it should be
         raise ImageError("truncated file")
     return size
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 
 from pipeline import composition, regions, segments
 from pipeline.blends import BLENDS
-from pipeline.composition import Segment, blend, fit, frame, place, reduction
+from pipeline.composition import Segment, blend, fit, frame, occlude, place, place_occluder, reduction
 from pipeline.files import safe_relative
 from pipeline.images import Image, decode, decode_rgba, read_file
 from pipeline.seeds import generator
 from pipeline.tables import open_table
-from segloc.contract import Box, InputError, Pair, View
+from segloc.contract import Box, InputError, Occluder, Pair, View
 
 # Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
 RECIPE_VERSION = 2
@@ -37,6 +37,7 @@ class Recipe:
         blend: composition mode.
         width: of the stored images, in pixels.
         scales: range of an item's scale; 1 shows it as large in the frame as it was in its own scan's.
+        occluded: share of the items over which a piece of another background is laid.
     """
 
     backgrounds: Path
@@ -46,6 +47,7 @@ class Recipe:
     blend: str = "alpha"
     width: int = 500
     scales: tuple[float, float] = composition.SCALE
+    occluded: float = 0.0
 
 
 class SegmentTable:
@@ -85,10 +87,13 @@ class SegmentTable:
 
     def _read_segment(self, row: int) -> Segment:
         """Read and decode the segment of a row."""
+        return Segment(self._ids[row].as_py(), decode_rgba(self.png(row)), self._widths[row].as_py(), self._around[row])
+
+    def png(self, row: int) -> bytes:
+        """Read the PNG of a row."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         pngs = self._file.read_row_group(group, columns=["png"]).column(0)
-        rgba = decode_rgba(pngs[row - int(self._starts[group])].as_py())
-        return Segment(self._ids[row].as_py(), rgba, self._widths[row].as_py(), self._around[row])
+        return pngs[row - int(self._starts[group])].as_py()
 
 
 def _group_rows(file: pq.ParquetFile, group: int) -> int:
@@ -144,6 +149,11 @@ def _make_view(
         box: Box = (x, y, x + patch.mask.shape[1], y + patch.mask.shape[0])
         coefficient = float(rng.uniform(*mode.coefficients))
         name = hosts.images[chosen].as_py()
+        host = fit(read_background(recipe.backgrounds, name, native, recipe.width), size)
+        blend(host, patch, box, segment.background, recipe.blend, coefficient)
+        occluder = None
+        if recipe.occluded and rng.random() < recipe.occluded:
+            occluder = _occlude(rng, recipe, hosts, host, box, {chosen, taken})
         view = View(
             box=box,
             size=size,
@@ -152,12 +162,29 @@ def _make_view(
             region=region,
             blend=recipe.blend,
             alpha=coefficient,
-            **dataclasses.asdict(geometry),
+            **vars(geometry),
+            occluder=occluder,
         )
-        host = fit(read_background(recipe.backgrounds, name, native, recipe.width), size)
-        blend(host, patch, box, segment.background, recipe.blend, coefficient)
         return view, host, chosen
     raise InputError(f"no background of {_BACKGROUND_DRAWS} tried can hold segment {segment.segment_id!r}")
+
+
+def _occlude(
+    rng: np.random.Generator, recipe: Recipe, hosts: regions.Regions, host: Image, box: Box, others: set[int]
+) -> Occluder | None:
+    """Lay a piece of a background that is none of the `others` over the item in `box`; None when there is no third."""
+    if len(hosts.images) <= len(others):
+        return None
+    while (chosen := int(rng.integers(len(hosts.images)))) in others:
+        pass
+    native = int(hosts.sizes[chosen, 0]), int(hosts.sizes[chosen, 1])
+    size, region = frame(native, tuple(map(int, hosts.boxes[chosen])), recipe.width)  # type: ignore[arg-type]
+    piece, corner = place_occluder(rng, box, (host.shape[1], host.shape[0]), region)
+    name = hosts.images[chosen].as_py()
+    x0, y0, x1, y1 = piece
+    clutter = fit(read_background(recipe.backgrounds, name, native, recipe.width), size)[y0:y1, x0:x1]
+    occlude(host, clutter, corner, int(hosts.levels[chosen]))
+    return Occluder(name, piece, corner)
 
 
 def read_background(root: Path, name: str, size: tuple[int, int], width: int) -> Image:

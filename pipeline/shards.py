@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import re
 import tarfile
@@ -14,9 +13,11 @@ from typing import BinaryIO
 from pipeline.files import sha256_of
 from pipeline.images import ImageError, encode_jpeg
 from pipeline.pairs import Recipe, make_pair, tables
-from segloc.contract import INDEX_NAME, InputError, Shard, atomic_file, pair_key, shard_name, write_atomic
+from segloc.contract import INDEX_NAME, InputError, Pair, Shard, atomic_file, pair_key, shard_name, write_atomic
 
 PROGRESS_NAME = ".progress"
+# Fields of a USTAR header.
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _TEMPORARY = re.compile(r"\.pairs-(\d{6,})\.tar\..*\.tmp")
 
 
@@ -77,27 +78,58 @@ def remove_strays(out: Path, numbers: range) -> None:
             path.unlink(missing_ok=True)
 
 
+class TarWriter:
+    """Writes pairs into a tar whose headers are all fixed but for name and size.
+
+    The bytes are those of `tarfile` in USTAR format, which takes a twentieth of a pair's time to make them.
+
+    Args:
+        file: open for writing.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._written = 0
+        blank = tarfile.TarInfo("")
+        blank.mode, blank.mtime, blank.uid, blank.gid, blank.uname, blank.gname = 0o444, 0, 0, 0, "", ""
+        self._header = bytearray(blank.tobuf(tarfile.USTAR_FORMAT))
+
+    def add_pair(self, job: Job, number: int) -> Pair:
+        """Make pair `number` and append its three members.
+
+        Raises:
+            InputError: as `make_pair`, or an image too large for JPEG.
+        """
+        pair, query, key = make_pair(job.recipe, number)
+        name = pair_key(number)
+        for side, image in (("query", query), ("key", key)):
+            try:
+                self.add(f"{name}.{side}.jpg", encode_jpeg(image, job.quality))
+            except ImageError as error:
+                raise InputError(f"background {getattr(pair, side).background}: {error}") from error
+        self.add(f"{name}.json", pair.to_json())
+        return pair
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a member of at most 8 GB under an ASCII name of at most 100 characters."""
+        header = self._header.copy()
+        header[_NAME] = name.encode("ascii").ljust(_NAME.stop, b"\0")
+        header[_SIZE] = b"%011o\0" % len(data)
+        header[_CHECKSUM] = b" " * 8  # it is taken with itself blank
+        header[_CHECKSUM] = b"%06o\0 " % sum(header)
+        for part in (header, data, bytes(-len(data) % tarfile.BLOCKSIZE)):
+            self._written += self._file.write(part)
+
+    def close(self) -> None:
+        """Write the end marker."""
+        self._file.write(bytes(2 * tarfile.BLOCKSIZE + -(self._written + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
+
+
 def _write_tar(job: Job, numbers: range, file: BinaryIO, classes: list[int]) -> None:
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for number in numbers:
-            pair, query, key = make_pair(job.recipe, number)
-            classes[pair.class_id] += 1
-            name = pair_key(number)
-            for side, image in (("query", query), ("key", key)):
-                try:
-                    _add(tar, f"{name}.{side}.jpg", encode_jpeg(image, job.quality))
-                except ImageError as error:
-                    raise InputError(f"background {getattr(pair, side).background}: {error}") from error
-            _add(tar, f"{name}.json", pair.to_json())
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Append a member with every header field fixed."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = len(data), 0o444, 0
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    tar.addfile(member, io.BytesIO(data))
+    tar = TarWriter(file)
+    for number in numbers:
+        classes[tar.add_pair(job, number).class_id] += 1
+    tar.close()
 
 
 def _is_intact(path: Path, shard: Shard) -> bool:

@@ -49,6 +49,7 @@ def parameters(job: Job) -> dict[str, Any]:
         "blend": job.recipe.blend,
         "coefficient_range": list(BLENDS[job.recipe.blend].coefficients),
         "scale_range": list(job.recipe.scales),
+        "occluded": job.recipe.occluded,
         "fill": composition.FILL,
         "least_side_px": composition.least_side(job.recipe.width),
         "regions_sha256": sha256_of(job.recipe.regions),
@@ -164,7 +165,9 @@ def _command(args: argparse.Namespace) -> int:
     existing_folder(args.backgrounds, "backgrounds")
     # Absolute, as workers of a cluster start in a folder of their own.
     inputs = args.backgrounds.absolute(), args.regions.absolute(), args.segments.absolute()
-    recipe = Recipe(*inputs, seed=args.seed, blend=args.blend, width=args.width, scales=args.scale)
+    recipe = Recipe(
+        *inputs, seed=args.seed, blend=args.blend, width=args.width, scales=args.scale, occluded=args.occluded
+    )
     job = Job(recipe, args.out.absolute(), args.pairs, args.per_shard, args.quality)
     if args.shards_range and args.shards_range[1] > job.num_shards:
         raise InputError(f"--shards-range ends at {args.shards_range[1]}, but there are {job.num_shards} shards")
@@ -179,6 +182,13 @@ def _at_least(least: int, most: int | None = None) -> Any:
         return value
 
     return number
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1")
+    return value
 
 
 def _scale_range(text: str) -> tuple[float, float]:
@@ -227,6 +237,13 @@ def main(argv: list[str] | None = None) -> int:
         default=composition.SCALE,
         metavar="LOW:HIGH",
         help="how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)",
+    )
+    options.add_argument(
+        "--occluded",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="lay a piece of another background over this share of the items, 0 to 1 (default: 0, as in the paper)",
     )
     options.add_argument("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
     options.add_argument(

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import audit, shards
+from pipeline import audit
 from pipeline.gallery import BLUE, RED
 from pipeline.images import encode_jpeg, read_image
+from pipeline.shards import TarWriter
 from segloc.contract import Index, Shard, read_index
 
 Members = list[tuple[str, bytes]]
@@ -26,9 +27,11 @@ def read_members(path: Path) -> Members:
 def replace_shard(folder: Path, members: Members, **changes: object) -> None:
     """Write shard 1 with `members` and make the index agree, so that only the content is wrong."""
     path = folder / "pairs-000001.tar"
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with path.open("wb") as file:
+        tar = TarWriter(file)
         for name, data in members:
-            shards._add(tar, name, data)
+            tar.add(name, data)
+        tar.close()
     data = path.read_bytes()
     fields = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} | changes
     edit_shard(folder, 1, **fields)

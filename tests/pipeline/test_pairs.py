@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -5,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.composition import paste
+from pipeline.composition import fit, frame, paste
 from pipeline.images import dimensions, encode_jpeg, read_file
 from pipeline.pairs import Recipe, SegmentTable, make_pair, read_background, tables
-from segloc.contract import InputError
+from segloc.contract import Box, InputError, Occluder
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,42 @@ def test_the_description_makes_the_picture_again(recipe: Recipe, blend: str) -> 
             native = dimensions(read_file(recipe.backgrounds / view.background))
             background = read_background(recipe.backgrounds, view.background, native, recipe.width)
             assert (paste(background, by_id[view.segment], view) == image).all()
+
+
+def test_occluders_lie_over_the_item_and_are_in_the_description(recipe: Recipe) -> None:
+    plain, occluded = (dataclasses.replace(recipe, seed=5, occluded=share) for share in (0.0, 1.0))
+    hosts, items = tables(recipe.regions, recipe.segments)
+    numbers = {name: number for number, name in enumerate(hosts.images.to_pylist())}
+    by_id = {items.segment(row).segment_id: items.segment(row) for row in range(len(items))}
+
+    def scan(name: str) -> np.ndarray:
+        return read_background(recipe.backgrounds, name, tuple(hosts.sizes[numbers[name]]), recipe.width)
+
+    darker = 0
+    for number in range(12):
+        assert make_pair(plain, number)[0].query.occluder is None
+        pair, query, _ = make_pair(occluded, number)
+        view = type(pair).from_json(pair.to_json()).query
+        assert view == pair.query
+        assert view.occluder is not None
+        assert view.occluder.background != view.background
+        assert _overlap(view.box, view.occluder) > 0
+        at = numbers[view.occluder.background]
+        size, room = frame(tuple(hosts.sizes[at]), tuple(map(int, hosts.boxes[at])), recipe.width)
+        assert room[0] <= view.occluder.box[0] < view.occluder.box[2] <= room[2]
+        clutter = fit(scan(view.occluder.background), size), int(hosts.levels[at])
+        assert (paste(scan(view.background), by_id[view.segment], view, clutter) == query).all()
+        bare = paste(scan(view.background), by_id[view.segment], dataclasses.replace(view, occluder=None))
+        assert (query <= bare).all()  # matter only darkens
+        darker += (query < bare).any()
+    assert darker >= 10
+
+
+def _overlap(box: Box, occluder: Occluder) -> int:
+    x, y = occluder.corner
+    width = min(box[2], x + occluder.box[2] - occluder.box[0]) - max(box[0], x)
+    height = min(box[3], y + occluder.box[3] - occluder.box[1]) - max(box[1], y)
+    return max(0, width) * max(0, height)
 
 
 def test_segments_are_read_whole_from_any_row_group(segment_file: Path) -> None:

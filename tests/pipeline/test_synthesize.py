@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.images import decode
+from pipeline.shards import TarWriter
 from segloc.contract import InputError, Pair, read_index
 from tests.pipeline.conftest import ROOT, Synthesis, digests, listen_to_ctrl_c, run_module
 
@@ -40,6 +42,21 @@ def test_tars_are_fixed_to_the_byte(shards: Path) -> None:
                 assert member.pax_headers == {}
     keys = [f"{number:09d}" for number in range(24)]
     assert names == [f"{key}.{suffix}" for key in keys for suffix in ("query.jpg", "key.jpg", "json")]
+
+
+@pytest.mark.parametrize("sizes", [[0], [1, 511, 512, 513], [9000, 20000, 5], [512] * 17])
+def test_own_tars_equal_those_of_the_standard_library(sizes: list[int]) -> None:
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    writer = TarWriter(ours)
+    with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, size in enumerate(sizes):
+            data = bytes([number]) * size
+            writer.add(f"{number:09d}.query.jpg", data)
+            member = tarfile.TarInfo(f"{number:09d}.query.jpg")
+            member.size, member.mode, member.mtime = size, 0o444, 0
+            tar.addfile(member, io.BytesIO(data))
+    writer.close()
+    assert ours.getvalue() == theirs.getvalue()
 
 
 def test_stored_images_have_the_size_they_say(shards: Path) -> None:
