@@ -49,12 +49,14 @@ def ratio_blend(host: Image, patch: Patch, donor: npt.NDArray[np.float32], thick
 def _attenuate(host: Image, patch: Patch, clear: npt.NDArray[np.float64], floor: float, thickness: float) -> Image:
     """Multiply `host` by the item's transmission; `clear` [3] is the level of a pixel that lets all through."""
     levels = np.arange(256.0)[:, None]
-    table = np.clip(levels / clear, floor, 1) ** thickness
-    transmission = table[patch.rgb, np.arange(3)]
-    inside = patch.mask.astype(np.float64)
+    # Less 1, which is what the fading scales.
+    table = (np.clip(levels / clear, floor, 1) ** thickness - 1).astype(np.float32)
+    loss = cv2.LUT(patch.rgb, table[None])
+    inside = patch.mask.view(np.uint8).astype(np.float32)
     # One pixel of fading inside the rim; nothing changes outside the mask.
-    weight = (inside * cv2.blur(inside, (3, 3), borderType=cv2.BORDER_CONSTANT))[..., None]
-    return np.rint(host * (1 + weight * (transmission - 1))).astype(np.uint8)
+    weight = inside * cv2.blur(inside, (3, 3), borderType=cv2.BORDER_CONSTANT)
+    factor = 1 + cv2.multiply(cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB), loss)
+    return np.asarray(cv2.multiply(host, factor, dtype=cv2.CV_8U), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,39 @@
+"""Makes docs/speed.md of the result files: ``python -m benchmarks.table``. Its test fails when the two differ."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from benchmarks.common import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
+HEAD = """# Speed of stage 1
+
+Made by `python -m benchmarks.table` from the files in `benchmarks/results/`, whose names say the machine. Each figure is
+the median ratio of two times taken in the same run, interleaved item by item; absolute times differ from machine to
+machine, ratios less. Repeat a table with the command above it.
+"""
+
+
+def render(results: Path = RESULTS) -> str:
+    """Lay out every result file as a table, in the order of their names."""
+    parts = [HEAD]
+    for path in sorted(results.glob("*.csv")):
+        benchmark, _, machine = path.stem.partition("-")
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        lines = [header, ["---"] * len(header), *rows]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        parts.append(f"## {benchmark}\n\nMachine: {machine}. `python -m benchmarks.{benchmark}`\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(render())
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
