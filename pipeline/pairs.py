@@ -19,7 +19,7 @@ from pipeline.tables import open_table
 from segloc.contract import Box, InputError, Pair, View
 
 # Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 _BACKGROUND_DRAWS = 100
 _CACHED_GROUPS = 64  # of about a megabyte each
 
@@ -48,7 +48,16 @@ class Recipe:
 
 
 class SegmentTable:
-    """The segments of a table, read a row group at a time so that no worker holds them all."""
+    """The segments of a table, read a row group at a time so that no worker holds them all.
+
+    Items cut by the frame of their scan are left out, as a straight edge in the middle of a bag gives them away, unless
+    their class then lacks the two bags a pair needs.
+
+    Attributes:
+        classes: names by class id.
+        rows: for each class the rows to draw from, by scan group: scans of the same bag are one group, so items of
+            different groups are never the same item.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the table.
@@ -58,10 +67,14 @@ class SegmentTable:
         """
         self._file, parameters = open_table(path, segments.KIND, segments.FORMAT_VERSION, segments.SCHEMA.names)
         self.classes: tuple[str, ...] = tuple(parameters["classes"])
-        table = self._file.read(columns=["class_id", "image"])
-        self.rows: list[dict[str, list[int]]] = [{} for _ in self.classes]
-        for row, (class_id, image) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
-            self.rows[class_id].setdefault(image, []).append(row)
+        columns = self._file.read(columns=["class_id", "scan_group", "cut_by_frame"]).to_pydict()
+        every, uncut = ([{} for _ in self.classes] for _ in range(2))
+        for row, (class_id, bag, is_cut) in enumerate(zip(*columns.values(), strict=True)):
+            for rows in (every,) if is_cut else (every, uncut):
+                rows[class_id].setdefault(bag, []).append(row)
+        self.rows: list[dict[int, list[int]]] = [
+            some if len(some) >= 2 else all_of_them for some, all_of_them in zip(uncut, every, strict=True)
+        ]
         self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
         self._group = functools.lru_cache(maxsize=_CACHED_GROUPS)(self._read_group)
 
@@ -70,8 +83,8 @@ class SegmentTable:
 
     @property
     def usable(self) -> list[int]:
-        """Class ids a pair can be made of: those with items from at least two scans."""
-        return [class_id for class_id, images in enumerate(self.rows) if len(images) >= 2]
+        """Class ids a pair can be made of: those with items from at least two bags."""
+        return [class_id for class_id, bags in enumerate(self.rows) if len(bags) >= 2]
 
     def _read_group(self, group: int) -> list[dict]:
         columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b", "png"]
