@@ -10,9 +10,9 @@ from benchmarks.common import RESULTS
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 HEAD = """# Speed of stage 1
 
-Made by `python -m benchmarks.table` from the files in `benchmarks/results/`, whose names say the machine. A ratio is the
-median over rounds of two times taken in the same run, interleaved item by item; absolute times differ from machine to
-machine, ratios less. Repeat a table with the command above it.
+Made by `python -m benchmarks.table` from the files in `benchmarks/results/`, whose names say the machine. A ratio is
+the median over rounds of two times taken in the same run, interleaved item by item; absolute times differ from machine
+to machine, ratios less. Repeat a table with the command above it.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
@@ -100,6 +101,16 @@ def _decompress(text: bytes) -> list[int]:
     if shift:
         raise MaskError("broken RLE")
     return counts
+
+
+def is_one_piece(mask: Mask) -> bool:
+    """Whether the true pixels of `mask` [height, width] hang together, corners included. Holes do not matter.
+
+    >>> is_one_piece(np.array([[1, 0, 0], [0, 1, 0]], bool)), is_one_piece(np.array([[1, 0, 1]], bool))
+    (True, False)
+    """
+    count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    return int(count) == 2  # the background is one
 
 
 def tight_box(mask: npt.NDArray[Any]) -> Box | None:

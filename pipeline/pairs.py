@@ -53,9 +53,14 @@ class Recipe:
 class SegmentTable:
     """The segments of a table, read one by one so that no worker holds them all.
 
+    Items cut by the frame of their scan are left out, as a straight edge in the middle of a bag gives them away, unless
+    their class then lacks the two bags a pair needs.
+
     Attributes:
         classes: names by class id.
-        rows: per class, the rows of the items cut from each scan.
+        rows: per class a list of bags, each a list of the rows to draw from. Scans of the same bag are one, so items of
+            different bags are never the same item.
+        usable: class ids a pair can be made of: those with items from at least two bags.
         segment: ``segment(row)`` reads and decodes a segment; the last used are kept.
     """
 
@@ -70,20 +75,22 @@ class SegmentTable:
         columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
         self._ids, self._widths, *around = self._file.read(columns=columns).columns
         self._around = np.stack([channel.to_numpy() for channel in around], 1).astype(np.float32)
-        table = self._file.read(columns=["class_id", "image"])
-        self.rows: list[dict[str, list[int]]] = [{} for _ in self.classes]
-        for row, (class_id, image) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
-            self.rows[class_id].setdefault(image, []).append(row)
+        self.rows = self._bags(self._file.read(columns=["class_id", "scan_group", "cut_by_frame"]).to_pydict())
+        self.usable = [class_id for class_id, bags in enumerate(self.rows) if len(bags) >= 2]
         self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
         self.segment = functools.lru_cache(maxsize=_CACHED_SEGMENTS)(self._read_segment)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @property
-    def usable(self) -> list[int]:
-        """Class ids a pair can be made of: those with items from at least two scans."""
-        return [class_id for class_id, images in enumerate(self.rows) if len(images) >= 2]
+    def _bags(self, columns: dict[str, list[int]]) -> list[list[list[int]]]:
+        every: list[dict[int, list[int]]] = [{} for _ in self.classes]
+        uncut: list[dict[int, list[int]]] = [{} for _ in self.classes]
+        for row, (class_id, bag, is_cut) in enumerate(zip(*columns.values(), strict=True)):
+            for rows in (every,) if is_cut else (every, uncut):
+                rows[class_id].setdefault(bag, []).append(row)
+        chosen = (some if len(some) >= 2 else all_of_them for some, all_of_them in zip(uncut, every, strict=True))
+        return [list(bags.values()) for bags in chosen]
 
     def _read_segment(self, row: int) -> Segment:
         """Read and decode the segment of a row."""
@@ -117,13 +124,12 @@ def make_pair(recipe: Recipe, number: int) -> tuple[Pair, Image, Image]:
     """
     hosts, items = tables(recipe.regions, recipe.segments)
     rng = generator(recipe.seed, "pair", number)
-    usable = items.usable
-    class_id = usable[int(rng.integers(len(usable)))]
-    by_image = items.rows[class_id]
-    scans = list(by_image)
+    class_id = items.usable[int(rng.integers(len(items.usable)))]
+    bags = items.rows[class_id]
+    first, offset = int(rng.integers(len(bags))), int(rng.integers(1, len(bags)))
     views, pictures, taken = [], [], -1
-    for position in rng.choice(len(scans), 2, replace=False):
-        rows = by_image[scans[int(position)]]
+    for position in (first, (first + offset) % len(bags)):
+        rows = bags[position]
         segment = items.segment(rows[int(rng.integers(len(rows)))])
         view, picture, taken = _make_view(rng, recipe, hosts, segment, taken)
         views.append(view)

@@ -1,11 +1,16 @@
-"""Stage ``segments``: cuts the labelled items out of their scans (paper section 3.1)."""
+"""Stage ``segments``: cuts the labelled items out of their scans (paper section 3.1).
+
+The table also tells which scans show the same bag (`pipeline.scan_groups`) and which items are not whole.
+"""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import itertools
+import pickle
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline import cli, datasets, masks
+from pipeline import cli, datasets, masks, scan_groups
 from pipeline.datasets import Instance
 from pipeline.executors import run_tasks
 from pipeline.images import Image, ImageError, encode_png, read_image
 from pipeline.tables import TableWriter
 from segloc.contract import Box, InputError
 
-KIND, FORMAT_VERSION = "segments", 1
+KIND, FORMAT_VERSION = "segments", 2
 SCHEMA = pa.schema(
     [
         ("segment_id", pa.string()),
@@ -34,14 +39,19 @@ SCHEMA = pa.schema(
         *((name, pa.int32()) for name in ("x0", "y0", "x1", "y1", "area", "scan_width", "scan_height")),
         *((name, pa.float32()) for name in ("background_r", "background_g", "background_b")),
         ("cut_by_frame", pa.bool_()),
+        ("whole", pa.bool_()),
+        ("scan_group", pa.int32()),
+        ("scan_fingerprint", pa.binary(scan_groups.FINGERPRINT_BYTES)),
         ("png", pa.binary()),
     ]
 )
-# Synthesis reads single segments, so a group is about a megabyte; PNGs do not compress again.
-GROUP_ROWS = 32
+# Synthesis reads single segments, each with its group; PNGs do not compress again.
+GROUP_ROWS = 8
 _COMPRESSION = {name: "none" if name == "png" else "snappy" for name in SCHEMA.names}
 # The donor's surroundings are measured outside the item's blurred rim but close by.
 RING_PX = (3, 12)
+# An outline drawn to the index of the last pixel ends one pixel short of the frame.
+FRAME_MARGIN_PX = 1
 _WHITE = np.full(3, 255.0, np.float32)
 
 Row = dict[str, Any]
@@ -56,7 +66,7 @@ def cut(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) ->
         classes: names by class id.
 
     Returns:
-        Rows of the table, and a reason for each instance that gave none.
+        Rows of the table, all but their scan group, and a reason for each instance that gave none.
     """
     path = _locate(images, instances[0].image)
     if path is None:
@@ -66,9 +76,10 @@ def cut(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) ->
     except ImageError as error:
         return [], [f"image unreadable: {str(error).partition(':')[0]}"] * len(instances)
     rows, reasons = [], []
+    fingerprint = scan_groups.fingerprint(scan)
     for instance in instances:
         try:
-            rows.append(_row(instance, scan, classes))
+            rows.append(_row(instance, scan, classes) | {"scan_fingerprint": fingerprint})
         except masks.MaskError as error:
             reasons.append(str(error))
     return rows, reasons
@@ -87,7 +98,7 @@ def _row(instance: Instance, scan: Image, classes: tuple[str, ...]) -> Row:
     mask = masks.rasterise(instance.segmentation, width, height)
     box = masks.tight_box(mask)
     assert box is not None  # rasterise refuses empty masks
-    x0, y0, x1, y1 = box
+    cut_off = is_cut_by_frame(box, width, height)
     red, green, blue = surroundings(scan, mask, box)
     return {
         "segment_id": instance.segment_id,
@@ -102,9 +113,16 @@ def _row(instance: Instance, scan: Image, classes: tuple[str, ...]) -> Row:
         "background_r": red,
         "background_g": green,
         "background_b": blue,
-        "cut_by_frame": x0 == 0 or y0 == 0 or x1 == width or y1 == height,
+        "cut_by_frame": cut_off,
+        "whole": not cut_off and masks.is_one_piece(mask),
         "png": encode_png(crop(scan, mask, box)),
     }
+
+
+def is_cut_by_frame(box: Box, width: int, height: int) -> bool:
+    """Whether an item reaches the edge of its scan, up to `FRAME_MARGIN_PX`, and so may go on beyond it."""
+    x0, y0, x1, y1 = box
+    return min(x0, y0, width - x1, height - y1) <= FRAME_MARGIN_PX
 
 
 def crop(scan: Image, mask: masks.Mask, box: Box) -> Image:
@@ -153,31 +171,45 @@ def _command(args: argparse.Namespace) -> int:
     found = datasets.read(source)
     tasks = _tasks(found.instances)
     skipped, counts = Counter(found.skipped), Counter[str]()
+    fingerprints: dict[str, bytes] = {}
     task = functools.partial(cut, images=source.images.absolute(), classes=found.classes)
     results: Iterator[tuple[list[Row], list[str]]] = run_tasks(
         task, tasks, workers=args.workers, executor=args.executor, chunk=4
     )
-    with TableWriter(args.out, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION) as table:
+    # The groups are known when all scans are; until then the rows wait on disk, in a file that ends with the process.
+    with (
+        TableWriter(args.out, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION) as table,
+        tempfile.TemporaryFile(dir=args.out.parent) as waiting,
+    ):
         for rows, reasons in tqdm(results, total=len(tasks), unit="scan", desc="segments", disable=None):
             skipped.update(reasons)
             for row in rows:
                 counts[row["class_name"]] += 1
-                table.write(row)
+                fingerprints[row["image"]] = row["scan_fingerprint"]
+                pickle.dump(row, waiting)
         if not counts:
             why = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3)) or "no annotations"
             raise InputError(f"{source.annotations}: not one usable segment: {why}")
+        groups = scan_groups.group(fingerprints)
+        waiting.seek(0)
+        for _ in range(counts.total()):
+            row = pickle.load(waiting)
+            table.write(row | {"scan_group": groups[row["image"]]})
         table.parameters |= {
             "classes": list(found.classes),
             "counts": {name: counts[name] for name in found.classes},
             "skipped": dict(sorted(skipped.items())),
             "ring_px": list(RING_PX),
+            "scan_group_threshold_bits": scan_groups.THRESHOLD_BITS,
         }
-    _report(args.out, counts, skipped)
+    _report(args.out, counts, skipped, Counter(groups.values()))
     return 0
 
 
-def _report(out: Path, counts: Counter[str], skipped: Counter[str]) -> None:
+def _report(out: Path, counts: Counter[str], skipped: Counter[str], groups: Counter[int]) -> None:
     print(f"{out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
+    largest = max(groups.values())
+    print(f"{groups.total()} scans of {len(groups)} bags as far as their pictures tell; at most {largest} of one")
     if skipped:
         print(f"skipped {skipped.total()}: {', '.join(f'{n} {reason}' for reason, n in skipped.most_common())}")
 

@@ -9,23 +9,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.datasets import coco, folder, pidray, sixray
+from pipeline.datasets import coco, folder, leakage, pidray, sixray
 from pipeline.datasets.records import Annotations, Instance, Source
 from pipeline.files import existing_file, existing_folder
+from segloc.contract import InputError
 
 __all__ = ["Annotations", "Instance", "Source", "backgrounds", "read", "training_source"]
 
 
 def backgrounds(root: Path) -> list[str]:
-    """List the benign scans under `root`: the negatives of a SIXray copy, or every scan of any other folder.
+    """List the benign scans under `root`.
+
+    Of a SIXray copy these are the negatives, of PIDray's second release the training scans without annotations, of any
+    other folder all scans.
 
     Returns:
         Paths relative to `root`, ``/`` separators, sorted.
 
     Raises:
-        InputError: the folder is missing or holds no benign scan.
+        InputError: the folder is missing or holds no benign scan, as PIDray's first release and the folders of either.
     """
-    names = folder.scans(existing_folder(root, "backgrounds"))
+    if pidray.find(existing_folder(root, "backgrounds")):
+        return pidray.unannotated(root)
+    names = folder.scans(root)
+    if pidray.recognise(names):
+        raise InputError(f"{root}: scans of PIDray, which have prohibited items; give the root of its second release")
     return sixray.negatives(names, root) if sixray.recognise(names) else names
 
 
@@ -45,7 +53,7 @@ def training_source(path: Path, images: Path | None) -> Source:
     else:
         source = Source(existing_file(path, "annotations"), images or path.parent)
     existing_folder(source.images, "scans of the annotation file")
-    pidray.refuse_test_parts(source)
+    leakage.refuse_test_parts(source)
     return source
 
 

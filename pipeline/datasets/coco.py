@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.pidray import is_test_scan
+from pipeline.datasets.leakage import is_test_scan
 from pipeline.datasets.records import Annotations, Instance
 from pipeline.files import existing_file, safe_relative
 from segloc.contract import InputError
@@ -21,8 +22,9 @@ def read(path: Path) -> Annotations:
     """Read the instances of a COCO file.
 
     Class ids are positions in the file's own category list in ascending order of its ids. What cannot be used is
-    counted by reason: crowds, degenerate boxes (no area, width or height below a pixel), unknown images or categories,
-    image paths that leave their folder, repeated ids, malformed entries. Masks are checked later, when they are drawn.
+    counted by reason: crowds, entries marked ``ignore``, degenerate boxes (no area, width or height below a pixel),
+    unknown images or categories, image paths that leave their folder, repeated ids, malformed entries. Boxes that reach
+    beyond the scan are no reason: only the mask counts. Masks are checked later, when they are drawn.
 
     Raises:
         InputError: not a COCO instance file, an image id that stands for two files, or scans of a test part.
@@ -44,6 +46,31 @@ def read(path: Path) -> Annotations:
     return Annotations(tuple(name for _, name in classes.values()), tuple(ordered), dict(sorted(skipped.items())))
 
 
+def unannotated(path: Path) -> set[str]:
+    """Names of the images that a COCO file lists without a single annotation, usable or not.
+
+    Each is given as it stands and, for re-packed copies, without its folders; not if an annotated image has that name.
+
+    Raises:
+        InputError: not a COCO instance file, scans of a test part, or annotations of images it does not list, so that
+            any of its images could be theirs.
+    """
+    content = _load(path)
+    names = {str(key): name for key, (name, _) in _images(content["images"], path).items()}
+    owners = {str(entry.get("image_id")) if isinstance(entry, dict) else "None" for entry in content["annotations"]}
+    if strangers := sorted(owners - names.keys()):
+        raise InputError(
+            f"{path}: annotations of images it does not list (image_id {', '.join(strangers[:3])}), "
+            "so it cannot be told which of its scans are benign"
+        )
+    taken = _with_and_without_folders(names[key] for key in owners)
+    return _with_and_without_folders(name for key, name in names.items() if key not in owners) - taken
+
+
+def _with_and_without_folders(names: Iterable[str]) -> set[str]:
+    return {form for name in names for form in (name, name.replace("\\", "/").rpartition("/")[2])}
+
+
 def _load(path: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(existing_file(path, "annotations").read_bytes())
@@ -63,6 +90,10 @@ def _classes(categories: list[Any], path: Path) -> dict[int, tuple[int, str]]:
         raise InputError(f"{path}: a category without id and name") from error
     if not names or len(names) < len(categories):
         raise InputError(f"{path}: {'category ids repeat' if names else 'no categories'}")
+    repeated = [name for name, count in Counter(name.casefold() for name in names.values()).items() if count > 1]
+    if repeated:
+        # As two classes, each would be a negative of the other.
+        raise InputError(f"{path}: several categories are called {repeated[0]!r}")
     return {key: (position, names[key]) for position, key in enumerate(sorted(names))}
 
 
@@ -93,6 +124,8 @@ def _instance(
     try:
         if entry.get("iscrowd"):
             raise _SkipError("crowd")
+        if entry.get("ignore"):
+            raise _SkipError("marked ignore")
         if entry["image_id"] not in images:
             raise _SkipError("image not in the file")
         if entry["category_id"] not in classes:

@@ -2,7 +2,8 @@
 
 The first release has ``annotations/xray_train.json`` and ``xray_test_{easy,hard,hidden}.json`` with the folders
 ``train``, ``easy``, ``hard`` and ``hidden``; the second ``annotations/train.json`` and ``test*.json`` with ``train``
-and one flat ``test``. Archives often unpack to ``pidray/pidray``.
+and one flat ``test``. Archives often unpack to ``pidray/pidray``. The second release also lists scans without a single
+annotation, which can serve as backgrounds; in the first every scan has prohibited items.
 """
 
 from __future__ import annotations
@@ -10,43 +11,62 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pipeline.datasets import coco, folder
 from pipeline.datasets.records import Source
 from segloc.contract import InputError
 
 _TRAINING_FILES = ("xray_train.json", "train.json")
-_TEST_WORD = re.compile(r"(?:^|[^a-z])(?:test|easy|hard|hidden)(?:[^a-z]|$)", re.IGNORECASE)
-_TEST_SCAN = re.compile(r"xray_(?:test|easy|hard|hidden)[_\d]", re.IGNORECASE)
+_SCAN = re.compile(r"(?:.*/)?xray_(?:easy|hard|hidden)?\d{5}\.png", re.IGNORECASE)
+
+
+def find(root: Path) -> Path | None:
+    """The training annotations of a PIDray copy of either release, None if `root` holds none.
+
+    Only the names above are looked for, so litter such as ``._xray_train.json`` is never read.
+    """
+    bases = (root, root / "pidray", root / "pidray" / "pidray")
+    files = (base / "annotations" / name for base in bases for name in _TRAINING_FILES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def training_part(root: Path) -> Source:
     """Find the training annotations and scans of a PIDray copy of either release.
 
-    Only the names above are looked for, so litter such as ``._xray_train.json`` is never read.
-
     Raises:
         InputError: no annotation file, or no folder of scans beside it.
     """
-    for base in (root, root / "pidray", root / "pidray" / "pidray"):
-        for name in _TRAINING_FILES:
-            annotations = base / "annotations" / name
-            if annotations.is_file():
-                if not (base / "train").is_dir():
-                    raise InputError(f"{base / 'train'}: no such folder; the scans of {name} belong there")
-                return Source(annotations, base / "train")
-    raise InputError(f"{root}: not a PIDray folder (no annotations/{' or annotations/'.join(_TRAINING_FILES)})")
+    annotations = find(root)
+    if annotations is None:
+        raise InputError(f"{root}: not a PIDray folder (no annotations/{' or annotations/'.join(_TRAINING_FILES)})")
+    images = annotations.parent.parent / "train"
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder; the scans of {annotations.name} belong there")
+    return Source(annotations, images)
 
 
-def refuse_test_parts(source: Source) -> None:
-    """Keep test scans out of pretraining (paper section 3.1: segments are PIDray's training items).
+def recognise(names: list[str]) -> bool:
+    """Whether most of `names` are PIDray's: such a folder holds prohibited items and is no background pool."""
+    return 2 * sum(_SCAN.fullmatch(name) is not None for name in names) > len(names)
+
+
+def unannotated(root: Path) -> list[str]:
+    """List the training scans that the annotation file has without an annotation: benign as far as PIDray tells.
+
+    A scan that the file does not list is left out, as nothing says that it is benign.
+
+    Returns:
+        Paths relative to `root`, sorted.
 
     Raises:
-        InputError: the annotation file's or the image folder's name is that of a test part.
+        InputError: there is none, as in the first release; or it cannot be told which they are (`coco.unannotated`).
     """
-    for name in (source.annotations.stem, source.images.resolve().name):
-        if _TEST_WORD.search(name):
-            raise InputError(f"{name!r} looks like a test part; segments are cut from training data only")
-
-
-def is_test_scan(image: str) -> bool:
-    """Whether an image has the name of a scan of PIDray's test parts, such as ``xray_hard00014.png``."""
-    return _TEST_SCAN.search(image.rpartition("/")[2]) is not None
+    source = training_part(root)
+    benign = coco.unannotated(source.annotations)
+    prefix = source.images.relative_to(root).as_posix() + "/"
+    names = [prefix + name for name in folder.scans(source.images) if {name, name.rpartition("/")[2]} & benign]
+    if not names:
+        raise InputError(
+            f"{root}: PIDray without a scan that {source.annotations.name} lists as free of annotations; its second "
+            "release has them, in its first every scan has prohibited items: give SIXray or another folder"
+        )
+    return names

@@ -211,3 +211,151 @@ def test_real_annotations_are_all_usable(real_scans: Path) -> None:
     assert len(found.instances) == len(content["annotations"])
     assert found.skipped == {}
     assert {instance.image for instance in found.instances} <= set(os.listdir(source.images))
+
+
+# What is known to lie on disk beside or instead of the scans (PIDray, SIXray).
+
+
+def pidray_copy(root: Path, release: int, images: list[str], owners: list[object], **changes: object) -> Path:
+    """A PIDray copy whose train file lists `images`, ids from 0, and an annotation per entry of `owners`."""
+    touch(root, *(f"train/{name}" for name in images), "annotations/._train.json")
+    (root / "test").mkdir(exist_ok=True)
+    listed = [{"id": i, "file_name": name, "width": 20, "height": 10} for i, name in enumerate(images)]
+    annotations = [GOOD | {"id": i, "image_id": owner} for i, owner in enumerate(owners)]
+    coco_file(
+        root / "annotations" / ("xray_train.json", "train.json")[release - 1],
+        annotations,
+        **{"images": listed} | changes,
+    )
+    return root
+
+
+SCANS = [f"xray_{number:05d}.png" for number in range(5)]
+
+
+@pytest.mark.parametrize("nested", ["", "pidray", "pidray/pidray"])
+def test_pidray_v2_gives_its_unannotated_training_scans(nested: str, tmp_path: Path) -> None:
+    root = pidray_copy(tmp_path / nested, 2, SCANS, [0, 0, 3])
+    touch(root, "test/xray_easy00001.png", "train/unlisted.png", "train/._xray_00001.png")
+    (root / "train" / SCANS[4]).unlink()  # listed as benign, but missing
+    prefix = f"{nested}/" if nested else ""
+    assert datasets.backgrounds(tmp_path) == [f"{prefix}train/{SCANS[1]}", f"{prefix}train/{SCANS[2]}"]
+
+
+def test_every_annotation_counts_against_a_background_even_an_unusable_one(tmp_path: Path) -> None:
+    root = pidray_copy(tmp_path, 2, SCANS[:3], [])
+    unusable = [GOOD | {"image_id": 0, "iscrowd": 1}, {"image_id": 1}]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(SCANS[:3])]
+    coco_file(root / "annotations" / "train.json", unusable, images=images)
+    assert datasets.backgrounds(root) == [f"train/{SCANS[2]}"]
+    # An id that is text in one place and a number in the other is the same id.
+    coco_file(root / "annotations" / "train.json", [GOOD | {"image_id": "2"}], images=images)
+    assert datasets.backgrounds(root) == [f"train/{SCANS[0]}", f"train/{SCANS[1]}"]
+
+
+def test_repacked_file_names_with_folders_find_their_scans(tmp_path: Path) -> None:
+    names = [f"images/train/{name}" for name in SCANS[:3]]
+    root = pidray_copy(
+        tmp_path, 2, SCANS[:3], [0], images=[{"id": i, "file_name": name} for i, name in enumerate(names)]
+    )
+    assert datasets.backgrounds(root) == [f"train/{SCANS[1]}", f"train/{SCANS[2]}"]
+
+
+def test_annotations_of_unknown_images_leave_no_background_safe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"does not list \(image_id 77\)"):
+        datasets.backgrounds(pidray_copy(tmp_path, 2, SCANS, [0, 77]))
+
+
+def test_pidray_v1_has_no_backgrounds_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="in its first every scan has prohibited items"):
+        datasets.backgrounds(pidray_copy(tmp_path, 1, SCANS, [0, 1, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("name", ["xray_00001.png", "xray_easy00001.png", "sub/xray_hidden00001.png"])
+def test_a_bare_folder_of_pidray_is_no_background_pool(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="scans of PIDray, which have prohibited items"):
+        datasets.backgrounds(touch(tmp_path, name))
+
+
+def test_an_image_id_that_repeats_across_splits_stays_within_its_own_file(tmp_path: Path) -> None:
+    root = pidray_copy(tmp_path, 1, SCANS, [1])
+    other = [{"id": 1, "file_name": "xray_easy00001.png"}]
+    coco_file(root / "annotations" / "xray_test_easy.json", [GOOD], images=other)
+    (instance,) = datasets.read(datasets.training_source(root, None)).instances
+    assert instance.image == SCANS[1]
+
+
+def test_a_converted_copy_keeps_its_own_ids_and_spelling(tmp_path: Path) -> None:
+    categories = [{"id": 2, "name": "gun"}, {"id": 0, "name": "Handcuffs"}, {"id": 1, "name": "knife"}]
+    found = coco.read(coco_file(tmp_path / "f.json", [GOOD | {"category_id": 0}], categories=categories))
+    assert found.classes == ("Handcuffs", "knife", "gun")
+    assert found.instances[0].class_id == 0
+
+
+def test_a_box_beyond_the_scan_does_not_lose_the_item(tmp_path: Path) -> None:
+    found = coco.read(coco_file(tmp_path / "f.json", [GOOD | {"bbox": [-5, -5, 400, 300]}]))
+    assert len(found.instances) == 1
+
+
+def test_entries_marked_ignore_are_left_out(tmp_path: Path) -> None:
+    assert coco.read(coco_file(tmp_path / "f.json", [GOOD | {"ignore": 1}])).skipped == {"marked ignore": 1}
+
+
+def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
+    categories = [{"id": 7, "name": "Knife"}, {"id": 8, "name": "knife"}]
+    with pytest.raises(InputError, match="several categories are called 'knife'"):
+        coco.read(coco_file(tmp_path / "f.json", [GOOD], categories=categories))
+
+
+@pytest.mark.parametrize("name", ["test/xray_00001.png", "pidray/hard/1.png", "test_hidden\\1.png", "Easy/1.png"])
+def test_a_repacked_file_with_scans_from_a_test_folder_is_refused(name: str, tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": name}]
+    with pytest.raises(InputError, match="test part"):
+        coco.read(coco_file(tmp_path / "f.json", [GOOD], images=images))
+
+
+def test_links_to_test_parts_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "original", "annotations/train.json", "annotations/test_hard.json", "test/1.png", "train/1.png")
+    annotations, train = tmp_path / "original" / "annotations", tmp_path / "original" / "train"
+    (tmp_path / "mine.json").symlink_to(annotations / "test_hard.json")
+    (tmp_path / "mine").symlink_to(tmp_path / "original" / "test")
+    for file, images in ((tmp_path / "mine.json", train), (annotations / "train.json", tmp_path / "mine")):
+        with pytest.raises(InputError, match="test part"):
+            datasets.training_source(file, images)
+    (tmp_path / "link").symlink_to(tmp_path / "original")
+    assert datasets.training_source(tmp_path / "link", None).images == tmp_path / "link" / "train"
+
+
+@pytest.mark.parametrize("folder", ["test/images", "hidden/data", "xray_test_easy/JPEGImages"])
+def test_test_scans_in_a_folder_whose_own_name_says_nothing_are_refused(folder: str, tmp_path: Path) -> None:
+    touch(tmp_path, "all.json", f"{folder}/1.png", "train/images/1.png")
+    with pytest.raises(InputError, match="test part"):
+        datasets.training_source(tmp_path / "all.json", tmp_path / folder)
+    assert datasets.training_source(tmp_path / "all.json", tmp_path / "train" / "images")
+
+
+def test_sixray_with_everything_its_archives_bring(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path / "disk",
+        "JPEGImage/N0000001.jpg",
+        "JPEGImage/P00001.jpg",
+        "JPEGImage/P05110.jpg",  # a positive without a usable XML is no negative
+        "JPEGImage/._N0000003.jpg",
+        "JPEGImage/Thumbs.db",
+        "Annotation/P00001.xml",
+        "0/N0000001.jpg",  # unpacked twice
+        "0/N0000002.jpg",
+        "data_list.txt",
+    )
+    (root / "ImageSet" / "10").mkdir(parents=True)
+    rows = ["name,Gun,Knife,Wrench,Pliers,Scissors", "P00001,1,-1,-1,-1,-1", "P05110,-1,-1,-1,-1,-1", "N0000009.jpg"]
+    (root / "ImageSet" / "10" / "train.csv").write_text("\n".join(rows))
+    (tmp_path / "link").symlink_to(root)
+    assert datasets.backgrounds(tmp_path / "link") == ["0/N0000001.jpg", "0/N0000002.jpg"]
+
+
+def test_a_converted_sixray_still_keeps_its_positives_out(tmp_path: Path) -> None:
+    assert datasets.backgrounds(touch(tmp_path, "N0000001.png", "N0000002.png", "P00001.png")) == [
+        "N0000001.png",
+        "N0000002.png",
+    ]

@@ -19,10 +19,8 @@ def recipe(sixray: Path, region_file: Path, segment_file: Path) -> Recipe:
 
 def test_pairs_are_positive(recipe: Recipe) -> None:
     hosts, items = tables(recipe.regions, recipe.segments)
-    sources = {}
-    for images in items.rows:
-        for image, rows in images.items():
-            sources |= {items.segment(row).segment_id: image for row in rows}
+    bags = [bag for of_class in items.rows for bag in of_class]
+    sources = {items.segment(row).segment_id: number for number, bag in enumerate(bags) for row in bag}
     for number in range(60):
         pair, query, key = make_pair(recipe, number)
         assert pair.pair == number
