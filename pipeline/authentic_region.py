@@ -230,10 +230,7 @@ def _tray_contents(small: Image, outline: Outline) -> Outline:
         or cv2.contourArea(cv2.convexHull(outline)) < _TRAY_FILL * width * height
     ):
         return outline
-    to_frame = _upright((centre[0], centre[1]), (width, height), angle)
-    size = round(width) + 1, round(height) + 1
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    patch = np.asarray(cv2.warpAffine(small, to_frame, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+    patch, to_frame = _turn_upright(small, (centre[0], centre[1]), (width, height), angle)
     inner = _floor_box(patch)
     if inner is None:
         return outline
@@ -250,65 +247,81 @@ def _tray_contents(small: Image, outline: Outline) -> Outline:
     return np.rint(cv2.transform(points, to_frame)).astype(np.int32)
 
 
-def _upright(centre: tuple[float, float], size: tuple[float, float], angle: float) -> npt.NDArray[np.float64]:
-    """Return the affine map [2, 3] from pixels of the upright rectangle to those of the image it lies in."""
+def _turn_upright(
+    small: Image, centre: tuple[float, float], size: tuple[float, float], angle: float
+) -> tuple[Image, npt.NDArray[np.float64]]:
+    """Cut a turned rectangle out of an image.
+
+    Args:
+        small: uint8 [height, width].
+        centre: of the rectangle, (x, y) in pixels.
+        size: of the rectangle, (width, height) in pixels.
+        angle: degrees, as `cv2.minAreaRect` gives them.
+
+    Returns:
+        The upright cut, and the affine map [2, 3] from its pixels to those of the image.
+    """
     turn = math.radians(angle)
     matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     offset = np.array(centre) - matrix @ (np.array(size) / 2)
-    return np.hstack([matrix, offset[:, None]])
+    to_image = np.hstack([matrix, offset[:, None]])
+    # Without interpolation: two to three times faster, and a rim stays as dark as it is.
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    shape = round(size[0]) + 1, round(size[1]) + 1
+    return np.asarray(
+        cv2.warpAffine(small, to_image, shape, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8
+    ), to_image
 
 
 def _floor_box(patch: Image) -> tuple[int, int, int, int, int] | None:
     """Find the floor of a tray that fills `patch`: the box inside its rim, and its level; None when it is no tray."""
     height, width = patch.shape
     margin = max(2, round(0.04 * min(height, width)))
-    floor = _brightest_common(np.ascontiguousarray(patch[margin:-margin, margin:-margin]), 0.05)
-    empty = cv2.absdiff(patch, np.full_like(patch, floor)) <= _TRAY_CONTRAST
-    turns = (empty, patch), (empty[::-1], patch[::-1]), (empty.T, patch.T), (empty.T[::-1], patch.T[::-1])
-    rims = [_rim_depth(side, tones, floor) for side, tones in turns]
-    usual = max(rims)
+    floor = _brightest_common(patch[margin:-margin:_TRAY_STEP, margin:-margin], 0.05)
+    sides = [_side(turned) for turned in (patch, patch[::-1], patch.T, patch.T[::-1])]
+    rims = [_rim_depth(side, floor) for side in sides]
     if sum(rim > 0 for rim in rims) < 2:
         return None
     # A bag may touch the rim of the other sides; one side may lie beyond the frame.
+    usual = max(rims)
     top, bottom, left, right = insets = [
-        rim or (usual if _rim_darkness(tones[:usual], floor)[1] >= _TRAY_RIM_FILL else 0)
-        for rim, (_, tones) in zip(rims, turns, strict=True)
+        rim or (usual if _rim_darkness(side[:usual], floor)[1] >= _TRAY_RIM_FILL else 0)
+        for rim, side in zip(rims, sides, strict=True)
     ]
     if insets.count(0) > 1:
         return None
     return left, top, width - right, height - bottom, floor
 
 
-def _rim_depth(empty: npt.NDArray[np.bool_], tones: Image, floor: int) -> int:
-    """Return how many of the first rows a tray's rim takes, with the belt before it; 0 when no rim is there.
+def _side(turned: Image) -> Image:
+    """Copy the first rows, without the ends that belong to the sides next to them, every few pixels."""
+    depth, length = turned.shape
+    ends = length // 8
+    return np.ascontiguousarray(turned[: max(2, round(_TRAY_RIM_SHARE * depth)), ends:-ends:_TRAY_STEP])
 
-    Args:
-        empty: [depth, length], where the patch has the level of the floor.
-        tones: uint8 [depth, length].
-        floor: level of the floor.
-    """
-    depth, length = empty.shape
-    ends, reach = length // 8, max(2, round(_TRAY_RIM_SHARE * depth))
-    along = slice(ends, -ends, _TRAY_STEP)
-    dark = (tones[:reach, along] < floor - _TRAY_CONTRAST).mean(axis=1)
+
+def _rim_depth(side: Image, floor: int) -> int:
+    """Return how many of the first rows a tray's rim takes, with the belt before it; 0 when no rim is there."""
+    dark = (side < floor - _TRAY_CONTRAST).mean(axis=1)
     start = np.flatnonzero(dark >= _TRAY_RIM_ROW_FILL)
     if not len(start):
         return 0
-    gaps = np.flatnonzero(empty[start[0] : reach, along].mean(axis=1) >= _TRAY_GAP_FILL)
+    inward = side[start[0] :]
+    empty = (inward >= floor - _TRAY_CONTRAST) & (inward <= floor + _TRAY_CONTRAST)
+    gaps = np.flatnonzero(empty.mean(axis=1) >= _TRAY_GAP_FILL)
     if not len(gaps):
         return 0
     rim = int(start[0] + gaps[0])
-    darkness, share = _rim_darkness(tones[:rim], floor)
+    darkness, share = _rim_darkness(side[:rim], floor)
     return rim + 1 if darkness < _TRAY_RIM_CONTRAST and share >= _TRAY_RIM_FILL else 0
 
 
-def _rim_darkness(tones: Image, floor: int) -> tuple[float, float]:
+def _rim_darkness(side: Image, floor: int) -> tuple[float, float]:
     """Return how much darker than the floor the rows at a tray's side are, and along which part of it they are so.
 
     A rim is darker all along; a bag's fabric has only the belt beside it.
     """
-    ends = tones.shape[1] // 8
-    darkness = floor - tones[:, ends:-ends:_TRAY_STEP].min(axis=0).astype(int)
+    darkness = floor - side.min(axis=0).astype(int)
     return float(np.median(darkness)), float((darkness > _TRAY_CONTRAST).mean())
 
 
