@@ -22,6 +22,14 @@ PAPER_KERNEL_PX = 9
 PAPER_THRESHOLD = 50
 
 
+def paper_steps(grey: Image) -> dict[str, Image]:
+    """Return the pictures that the paper's rule passes through (its figure 5), each uint8 [height, width]."""
+    inverted = 255 - grey
+    eroded = np.asarray(cv2.erode(inverted, np.ones((PAPER_KERNEL_PX, PAPER_KERNEL_PX), np.uint8)), np.uint8)
+    kept = np.where(eroded > PAPER_THRESHOLD, 255, 0).astype(np.uint8)
+    return {"grey": grey, "inverted": inverted, "eroded": eroded, f"above {PAPER_THRESHOLD}": kept}
+
+
 def paper(grey: Image) -> Box | None:
     """The paper's rule: invert, erode 9x9, keep > 50, take the bounding box of what is left.
 
@@ -41,9 +49,9 @@ def paper(grey: Image) -> Box | None:
 
 
 # The constants of `adaptive` were set by eye on 53 white and 10 grey SIXray scans and 34 with items
-# (tests/pipeline/region_boxes.csv). Lengths and areas are pixels of the working image, whose longer side is 256 to
-# 511 px where the scan has that many.
-_WORK_SIDE_PX = 256
+# (tests/pipeline/region_boxes.csv). Lengths and areas are pixels of the working image, whose longer side is 224 to
+# 447 px where the scan has that many.
+_WORK_SIDE_PX = 224
 _BELT_ROWS = 64  # the belt's level is read from about this many rows
 _BELT_SHARE = 0.01  # a tone is the belt's when this part of the scan has it, give or take two levels
 _LEAST_CONTRAST = 5.0  # grey levels; the faintest fabric seen is 8 darker than its belt
