@@ -42,10 +42,56 @@ def paper(grey: Image) -> Box | None:
     Returns:
         The box, not grown; None when nothing is left.
     """
+    return _paper_by_strips(grey) if grey.size >= _LARGE_PX and min(grey.shape) > _STRIP_PX else _dark_box(grey)
+
+
+def _dark_box(grey: Image, above: int = 0, below: int = 0) -> Box | None:
+    """Bound the survivors; the first and last rows given as `above` and `below` only lend them their windows."""
     brightest = cv2.dilate(grey, np.ones((PAPER_KERNEL_PX, PAPER_KERNEL_PX), np.uint8))
     _, kept = cv2.threshold(brightest, 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV)
-    x, y, width, height = cv2.boundingRect(kept)
+    x, y, width, height = cv2.boundingRect(kept[above : len(kept) - below])
     return (x, y, x + width, y + height) if width else None
+
+
+# Above this size it is faster to look from the four sides than at all pixels: by 1.1 at 0.4 megapixel, 2.9 at 1.3.
+_LARGE_PX, _STRIP_PX = 500_000, 32
+
+
+def _paper_by_strips(grey: Image) -> Box | None:
+    """Find the same box from its four sides inwards.
+
+    Every window holds a whole row of nine pixels of the fifth, fourteenth, ... or last row of the scan (one that the
+    frame clips, those of it in the scan): where no such row is dark, nothing survives.
+    """
+    height, width = grey.shape
+    reach = PAPER_KERNEL_PX // 2
+    sampled = np.concatenate([grey[reach::PAPER_KERNEL_PX], grey[-1:]])
+    _, dark = cv2.threshold(
+        cv2.dilate(sampled, np.ones((1, PAPER_KERNEL_PX), np.uint8)), 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV
+    )
+    x, first, columns, rows = cv2.boundingRect(dark)
+    if not columns:
+        return None
+    last = height - 1 if first + rows == len(sampled) else (first + rows) * PAPER_KERNEL_PX - 1
+    top = _first_dark(grey, first * PAPER_KERNEL_PX)
+    if top is None:
+        return None
+    bottom = _first_dark(grey[::-1], max(0, height - 1 - last)) or 0
+    left = _first_dark(grey.T, x) or 0
+    right = _first_dark(grey.T[::-1], width - x - columns) or 0
+    return left, top, width - right, height - bottom
+
+
+def _first_dark(lines: Image, start: int) -> int | None:
+    """Return the first line from `start` on that holds a survivor; None if none does."""
+    reach = PAPER_KERNEL_PX // 2
+    for line in range(start, len(lines), _STRIP_PX):
+        lent = min(reach, line)
+        strip = np.ascontiguousarray(lines[line - lent : line + _STRIP_PX + reach])
+        box = _dark_box(strip, lent, max(0, len(strip) - lent - _STRIP_PX))
+        if box is not None:
+            return line + box[1]
+    return None
 
 
 # The constants of `adaptive` were set by eye on 53 white and 10 grey SIXray scans and 34 with items
@@ -286,11 +332,13 @@ def _floor_box(patch: Image) -> tuple[int, int, int, int, int] | None:
     height, width = patch.shape
     margin = max(2, round(0.04 * min(height, width)))
     floor = _brightest_common(patch[margin:-margin:_TRAY_STEP, margin:-margin], 0.05)
-    sides = [_side(turned) for turned in (patch, patch[::-1], patch.T, patch.T[::-1])]
-    rims = [_rim_depth(side, floor) for side in sides]
-    if sum(rim > 0 for rim in rims) < 2:
-        return None
-    # A bag may touch the rim of the other sides; one side may lie beyond the frame.
+    sides, rims = [], []
+    for pair in ((patch, patch[::-1]), (patch.T, patch.T[::-1])):
+        sides += [_side(turned) for turned in pair]
+        rims += [_rim_depth(side, floor) for side in sides[-2:]]
+        if not any(rims[-2:]):
+            return None
+    # A bag may touch the rim of one side or two; one side may lie beyond the frame.
     usual = max(rims)
     top, bottom, left, right = insets = [
         rim or (usual if _rim_darkness(side[:usual], floor)[1] >= _TRAY_RIM_FILL else 0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.authentic_region import adaptive, bags, belt_level, paper, paper_steps, union
+from pipeline.authentic_region import _paper_by_strips, adaptive, bags, belt_level, paper, paper_steps, union
 from pipeline.images import read_image
 from segloc.contract import Box
 
@@ -298,6 +298,20 @@ def test_paper_mode_on_large_random_images() -> None:
             kept = minimum_9x9(255 - grey) > 50
             places = np.argwhere(kept)
             assert paper(grey) == ((*places.min(0)[::-1], *(places.max(0)[::-1] + 1)) if len(places) else None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(33, 120), st.integers(33, 120), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-3, 1e-2]))
+def test_looking_from_the_sides_changes_nothing(height: int, width: int, seed: int, bright: float) -> None:
+    rng = np.random.default_rng(seed)
+    grey = np.full((height, width), 255, np.uint8)
+    for _ in range(rng.integers(1, 4)):
+        y, x = sorted(rng.integers(0, height + 1, 2)), sorted(rng.integers(0, width + 1, 2))
+        grey[y[0] : y[1], x[0] : x[1]] = rng.choice(np.array([100, 204, 205], np.uint8))
+    grey[rng.random(grey.shape) < bright] = 205
+    places = np.argwhere(minimum_9x9(255 - grey) > 50)
+    expected = (*places.min(0)[::-1], *(places.max(0)[::-1] + 1)) if len(places) else None
+    assert _paper_by_strips(grey) == paper(grey) == expected
 
 
 def minimum_9x9(values: np.ndarray) -> np.ndarray:
