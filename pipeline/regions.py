@@ -20,15 +20,17 @@ from tqdm import tqdm
 from pipeline import authentic_region, cli, gallery
 from pipeline.datasets import backgrounds
 from pipeline.executors import run_tasks
-from pipeline.images import Image, ImageError, decode, read_file, read_image
+from pipeline.images import Image, ImageError, decode, encode_png, read_file, read_image
 from pipeline.tables import TableWriter, open_table
-from segloc.contract import Box, InputError
+from segloc.contract import Box, InputError, write_atomic
 
-KIND, FORMAT_VERSION = "regions", 2
+KIND, FORMAT_VERSION = "regions", 3
 SCHEMA = pa.schema(
     [
         ("image", pa.string()),
         *((name, pa.int32()) for name in ("width", "height", "x0", "y0", "x1", "y1")),
+        # The bags that the region unites, from left to right: x0, y0, x1, y1 each. Mode `paper` knows only the region.
+        ("bags", pa.list_(pa.list_(pa.int32()))),
         ("background_level", pa.uint8()),
         # Of the file, so that an edited scan makes another table even where its region stays.
         ("crc32", pa.uint32()),
@@ -41,6 +43,7 @@ MODES = ("adaptive", "paper")
 LEAST_SIDE_PX = 32
 _CHUNK, _GROUP_ROWS = 16, 65_536
 _GALLERY_TILES, _GALLERY_COLUMNS = 60, 6
+_STEP_PX = 360
 
 
 def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
@@ -67,21 +70,55 @@ def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
     row |= {"width": width, "height": height}
     if min(width, height) < LEAST_SIDE_PX:
         return row | {"status": "too_small", "message": f"scan of {width}x{height} pixels"}
-    box, row["background_level"] = find(grey, mode)
+    bags, row["background_level"] = find(grey, mode)
+    box = authentic_region.union(bags)
     if box is None:
         return row | {"status": "empty", "message": "nothing but belt"}
     x0, y0, x1, y1 = box
-    row |= {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
+    row |= {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "bags": bags}
     if min(x1 - x0, y1 - y0) < LEAST_SIDE_PX:
         return row | {"status": "too_small", "message": f"region of {x1 - x0}x{y1 - y0} pixels"}
     return row
 
 
-def find(grey: Image, mode: str) -> tuple[Box | None, int]:
-    """Find the region of a grey scan [h, w] in the given mode, and the belt's level."""
+def find(grey: Image, mode: str) -> tuple[list[Box], int]:
+    """Find the bags of a grey scan [h, w] in the given mode, whose union is the region, and the belt's level."""
     if mode == "paper":
-        return authentic_region.paper(grey), authentic_region.belt_level(grey)
-    return authentic_region.adaptive(grey)
+        box = authentic_region.paper(grey)
+        return [box] if box else [], authentic_region.belt_level(grey)
+    return authentic_region.bags(grey)
+
+
+def draw_steps(path: Path, mode: str) -> Image:
+    """Draw how the region of a scan is found, as in the paper's figure 5.
+
+    Args:
+        path: the scan.
+        mode: whose boxes are drawn in the last picture, in blue; the paper's is red.
+
+    Returns:
+        uint8 RGB: grey, inverted, eroded, threshold and the scan with its boxes, side by side.
+
+    Raises:
+        ImageError: the scan cannot be read.
+    """
+    grey, colour = read_image(path, "grey"), read_image(path)
+    steps = authentic_region.paper_steps(grey)
+    tiles = [gallery.tile(step[..., None].repeat(3, 2), [], name, _STEP_PX) for name, step in steps.items()]
+    tiles.append(gallery.tile(colour, _boxes(grey, mode), f"red: paper, blue: {mode}", _STEP_PX))
+    return gallery.sheet(tiles, len(tiles))
+
+
+def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
+    """Return the paper's region and, over it, that of `mode` and its bags."""
+    bags, _ = find(grey, mode)
+    region = authentic_region.union(bags)
+    found = [
+        (authentic_region.paper(grey), gallery.RED),
+        *((bag, gallery.GREEN) for bag in bags),
+        (region, gallery.BLUE),
+    ]
+    return [(box, tone) for box, tone in found if box]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,20 +177,25 @@ def _draw(args: argparse.Namespace, names: list[str]) -> None:
             grey, colour = read_image(path, "grey"), read_image(path)
         except ImageError:
             continue
-        found = [(authentic_region.paper(grey), gallery.RED), (find(grey, args.mode)[0], gallery.BLUE)]
-        tiles.append(gallery.tile(colour, [(box, tone) for box, tone in found if box], names[position]))
+        tiles.append(gallery.tile(colour, _boxes(grey, args.mode), names[position]))
     if tiles:
         gallery.save(args.gallery, tiles, _GALLERY_COLUMNS)
 
 
 def _command(args: argparse.Namespace) -> int:
+    if args.steps:
+        try:
+            write_atomic(args.out, encode_png(draw_steps(args.steps, args.mode)))
+        except ImageError as error:
+            raise InputError(f"{args.steps}: {error}") from error
+        return 0
     names = backgrounds(args.backgrounds)
     counts = _write(args, names)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     print(f"{args.out}: {len(names)} backgrounds ({summary})")
     if args.gallery:
         _draw(args, names)
-        print(f"{args.gallery}: red is the paper's region, blue the one of mode {args.mode}")
+        print(f"{args.gallery}: red is the paper's region, blue the one of mode {args.mode}, green its bags")
     return 0
 
 
@@ -163,12 +205,15 @@ def main(argv: list[str] | None = None) -> int:
         "pipeline.regions",
         "Find the part of each benign scan that is bag rather than empty belt.",
         "  python -m pipeline.regions --backgrounds data/raw/sixray --out data/regions.parquet\n"
-        "  python -m pipeline.regions --backgrounds scans --out regions.parquet --mode paper --gallery regions.png",
+        "  python -m pipeline.regions --backgrounds scans --out regions.parquet --mode paper --gallery regions.png\n"
+        "  python -m pipeline.regions --steps scans/N0000001.jpg --out steps.png",
     )
+    source = options.add_mutually_exclusive_group(required=True)
+    source.add_argument("--backgrounds", type=Path, metavar="DIR", help="SIXray, or any folder of scans")
+    source.add_argument("--steps", type=Path, metavar="IMAGE", help="only draw how the region of this scan is found")
     options.add_argument(
-        "--backgrounds", type=Path, required=True, metavar="DIR", help="SIXray, or any folder of scans"
+        "--out", type=Path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG"
     )
-    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table to write (Parquet)")
     options.add_argument(
         "--mode", choices=MODES, default="adaptive", help="how the region is found (default: adaptive)"
     )

@@ -1,10 +1,13 @@
+import csv
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.authentic_region import adaptive, belt_level, paper
+from pipeline.authentic_region import _paper_by_strips, adaptive, bags, belt_level, paper, paper_steps, union
 from pipeline.images import read_image
 from segloc.contract import Box
 
@@ -140,3 +143,180 @@ def test_grey_belts_are_told_from_bags_on_real_scans(real_scans) -> None:
         assert box is not None
         assert box[3] - box[1] < grey.shape[0] or "N9000231" in path.name  # whose trolley reaches the frame
         assert paper(grey) == (0, 0, grey.shape[1], grey.shape[0])  # the fault that the mode is there for
+
+
+BOXES = list(csv.DictReader((Path(__file__).parent / "region_boxes.csv").open(newline="")))
+# What each group must reach: the aim is 0.95 over all and 0.90 in each; no real tray is among the scans but two whose
+# walls lean outwards, and which the rule does not recognise.
+LEAST_IOU = {"grey belt": 0.96, "white belt": 0.97, "with items": 0.96}
+
+
+@pytest.mark.parametrize("group", LEAST_IOU)
+def test_adaptive_mode_agrees_with_boxes_drawn_by_eye(group: str, real_scans: Path) -> None:
+    scores = []
+    for row in (row for row in BOXES if row["group"] == group):
+        path = real_scans / row["image"]
+        if not path.is_file():
+            pytest.skip(f"no {row['image']} among the real scans here")
+        drawn = (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]))
+        found, _ = adaptive(read_image(path, "grey"))
+        assert found is not None, row["image"]
+        scores.append(iou(found, drawn))
+    assert len(scores) >= 10
+    assert np.mean(scores) >= LEAST_IOU[group]
+    assert min(scores) >= 0.9
+
+
+def rounded(shape: tuple[int, int], centre: tuple[float, float], size: tuple[float, float], turn: float) -> np.ndarray:
+    """A filled rectangle [height, width] of bool, turned by so many degrees."""
+    points = cv2.boxPoints((centre, size, turn))
+    return cv2.fillConvexPoly(np.zeros(shape, np.uint8), np.rint(points).astype(np.int32), 1).astype(bool)
+
+
+def tray(
+    *, level: int, turn: float = 0, floor: int = 0, walls: int = 1, bag: bool = True, aside: float = 0, seed: int = 0
+) -> tuple[np.ndarray, Box | None]:
+    """A tray on a belt, its rim 30 grey levels darker than its floor, with a faint bag in it; and the bag's box."""
+    shape, rng = (600, 800), np.random.default_rng(seed)
+    centre, size = (400 + aside, 300), (640, 480)
+    grey = np.full(shape, level, float)
+    for wall in range(walls):
+        outer, inner = (rounded(shape, centre, (size[0] - s, size[1] - s), turn) for s in (80 * wall, 80 * wall + 20))
+        grey[outer & ~inner] = level - floor - 30
+        grey[inner] = level - floor
+    if not bag:
+        box = None
+    else:
+        cloth = rounded(shape, (centre[0] + 10, 290), (400, 300), turn + 4)
+        grey[cloth] -= 35
+        grey[rounded(shape, (centre[0], 290), (200, 100), 20)] -= 80
+        rows, columns = np.nonzero(cloth.any(1))[0], np.nonzero(cloth.any(0))[0]
+        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return np.clip(np.rint(cv2.GaussianBlur(grey, (3, 3), 0) + rng.normal(0, 1, shape)), 0, 255).astype(np.uint8), box
+
+
+TRAYS = [
+    {"level": 255},
+    {"level": 196},
+    {"level": 240, "turn": 6},
+    {"level": 255, "floor": 15},
+    {"level": 245, "floor": 15, "turn": -5},
+    {"level": 255, "walls": 2},
+    {"level": 255, "aside": 150},  # cut by the frame
+]
+
+
+@pytest.mark.parametrize("kind", TRAYS, ids=str)
+def test_the_bag_in_a_tray_is_the_region_not_the_rim(kind: dict) -> None:
+    grey, box = tray(**kind)
+    found, level = adaptive(grey)
+    assert box is not None
+    assert found is not None
+    assert iou(found, box) > 0.92
+    assert abs(level - kind["level"]) <= 2
+
+
+@pytest.mark.parametrize("kind", TRAYS, ids=str)
+def test_an_empty_tray_is_no_bag(kind: dict) -> None:
+    assert adaptive(tray(bag=False, **kind)[0])[0] is None
+
+
+def test_a_dark_frame_around_faint_contents_is_a_bag_not_a_tray() -> None:
+    grey = np.full((400, 600), 255, np.uint8)
+    grey[60:340, 80:520] = 60
+    grey[66:334, 86:514] = 243
+    grey[150:250, 200:300] = 90
+    found, _ = adaptive(grey)
+    assert found is not None
+    assert iou(found, (80, 60, 520, 340)) > 0.97
+
+
+def test_a_bag_of_plain_fabric_is_no_tray() -> None:
+    grey = np.full((400, 600), 255, np.uint8)
+    grey[60:340, 80:520] = 225
+    grey[150:250, 200:300] = 90
+    found, _ = adaptive(grey)
+    assert found is not None
+    assert iou(found, (80, 60, 520, 340)) > 0.97
+
+
+def test_sides_are_placed_to_the_pixel_at_any_size() -> None:
+    for width in (300, 700, 1500, 3000):
+        grey = np.full((width // 2, width), 250, np.uint8)
+        box = (width // 5 + 3, width // 9 + 1, width // 2 + 5, width // 3 + 2)
+        grey[box[1] : box[3], box[0] : box[2]] = 100
+        found, _ = adaptive(grey)
+        assert found is not None
+        assert np.abs(np.subtract(found, box)).max() <= 1  # the 3x3 mean that keeps noise out
+
+
+def test_what_shows_of_a_bag_cut_by_the_frame_counts() -> None:
+    grey = np.full((1000, 1700), 196, np.uint8)
+    grey[300:700, 600:1300] = 120
+    grey[320:450, :30] = 100
+    found, _ = adaptive(grey)
+    assert found is not None
+    assert np.abs(np.subtract(found, (0, 300, 1300, 700))).max() <= 1
+
+
+def test_there_is_a_box_for_each_bag() -> None:
+    grey = np.full((500, 900), 196, np.uint8)
+    drawn = [(40, 50, 200, 150), (500, 100, 800, 260), (510, 330, 700, 450)]
+    for x0, y0, x1, y1 in drawn:
+        grey[y0:y1, x0:x1] = 120
+    found, _ = bags(grey)
+    assert len(found) == 3
+    assert all(iou(a, b) > 0.95 for a, b in zip(found, drawn, strict=True))
+    assert union(found) == adaptive(grey)[0]
+
+
+def test_union() -> None:
+    assert union([]) is None
+    assert union([(5, 6, 7, 8), (1, 7, 3, 20)]) == (1, 6, 7, 20)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(9, 60), st.integers(9, 60), st.integers(0, 2**32 - 1))
+def test_the_steps_end_at_the_papers_box(height: int, width: int, seed: int) -> None:
+    grey = np.random.default_rng(seed).choice(
+        np.array([60, 204, 205, 255], np.uint8), (height, width), p=[0.9, 0.08, 0.01, 0.01]
+    )
+    steps = paper_steps(grey)
+    assert list(steps) == ["grey", "inverted", "eroded", "above 50"]
+    kept = np.argwhere(steps["above 50"])
+    assert paper(grey) == ((*kept.min(0)[::-1], *(kept.max(0)[::-1] + 1)) if len(kept) else None)
+
+
+def test_paper_mode_on_large_random_images() -> None:
+    rng = np.random.default_rng(5)
+    for height, width in ((900, 1300), (1, 2000), (1500, 8), (500, 701)):
+        for share in (0.0, 1e-4, 2e-3, 0.02):
+            grey = np.full((height, width), 255, np.uint8)
+            y, x = sorted(rng.integers(0, height + 1, 2)), sorted(rng.integers(0, width + 1, 2))
+            grey[y[0] : y[1], x[0] : x[1]] = rng.choice(np.array([100, 204], np.uint8))
+            grey[rng.random(grey.shape) < share] = 205
+            kept = minimum_9x9(255 - grey) > 50
+            places = np.argwhere(kept)
+            assert paper(grey) == ((*places.min(0)[::-1], *(places.max(0)[::-1] + 1)) if len(places) else None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(33, 120), st.integers(33, 120), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-3, 1e-2]))
+def test_looking_from_the_sides_changes_nothing(height: int, width: int, seed: int, bright: float) -> None:
+    rng = np.random.default_rng(seed)
+    grey = np.full((height, width), 255, np.uint8)
+    for _ in range(rng.integers(1, 4)):
+        y, x = sorted(rng.integers(0, height + 1, 2)), sorted(rng.integers(0, width + 1, 2))
+        grey[y[0] : y[1], x[0] : x[1]] = rng.choice(np.array([100, 204, 205], np.uint8))
+    grey[rng.random(grey.shape) < bright] = 205
+    places = np.argwhere(minimum_9x9(255 - grey) > 50)
+    expected = (*places.min(0)[::-1], *(places.max(0)[::-1] + 1)) if len(places) else None
+    assert _paper_by_strips(grey) == paper(grey) == expected
+
+
+def minimum_9x9(values: np.ndarray) -> np.ndarray:
+    """The smallest value of each 9x9 window, clipped to the image: in numpy, an axis after the other."""
+    for _ in range(2):
+        padded = np.pad(values, ((4, 4), (0, 0)), constant_values=255)
+        values = np.lib.stride_tricks.sliding_window_view(padded, 9, axis=0).min(-1).T
+    return values

@@ -155,3 +155,31 @@ def test_a_failing_run_leaves_the_old_table(region_file: Path, tmp_path: Path) -
     assert done.stderr.count("\n") == 1
     assert out.read_bytes() == region_file.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["regions.parquet"]
+
+
+def test_the_bags_of_a_scan_are_recorded(tmp_path: Path) -> None:
+    scan = np.full((200, 400, 3), 255, np.uint8)
+    scan[20:120, 30:130] = scan[60:180, 250:370] = 90
+    (tmp_path / "scan.png").write_bytes(encode_png(scan))
+    row = regions.measure("scan.png", root=tmp_path, mode="adaptive")
+    assert np.abs(np.subtract(row["bags"], [(30, 20, 130, 120), (250, 60, 370, 180)])).max() <= 1
+    assert (row["x0"], row["y0"]) == row["bags"][0][:2]
+    assert (row["x1"], row["y1"]) == row["bags"][1][2:]
+    row = regions.measure("scan.png", root=tmp_path, mode="paper")
+    assert row["bags"] == [(34, 24, 366, 176)]
+
+
+def test_the_steps_to_a_region_are_drawn(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.gallery import BLUE, RED
+    from pipeline.images import read_image
+
+    out = tmp_path / "steps.png"
+    assert regions.main(["--steps", str(dirty / "good.jpg"), "--out", str(out)]) == 0
+    picture = read_image(out)
+    grey, inverted, last = (picture[:200, x : x + 300] for x in (0, 366, 4 * 366))
+    assert np.abs(grey[..., 0].astype(int) + inverted[..., 0] - 255).max() <= 1  # by scaling
+    assert (last == RED).all(2).any()
+    assert (last == BLUE).all(2).any()
+    assert regions.main(["--steps", str(dirty / "cut.jpg"), "--out", str(tmp_path / "none.png")]) == 2
+    assert "truncated file" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()
