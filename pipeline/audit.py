@@ -21,7 +21,7 @@ from pipeline.executors import run_tasks
 from pipeline.files import sha256_of
 from pipeline.images import Image, ImageError, decode
 from pipeline.pair_statistics import Statistics
-from segloc.contract import Box, Index, InputError, Pair, Shard, View, pair_key, read_index, write_atomic
+from segloc.contract import Box, Index, InputError, Pair, Shard, View, check_output, pair_key, read_index, write_atomic
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
@@ -207,6 +207,8 @@ def audit(folder: Path, index: Index, workers: int = 0, executor: str = "local")
 
 
 def _command(args: argparse.Namespace) -> int:
+    for path in (args.report, args.gallery):
+        check_output(path)
     index = read_index(args.shards)
     violations, statistics = audit(args.shards, index, args.workers, args.executor)
     summary = statistics.summary()

@@ -20,6 +20,7 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
+_JPEG_START = b"\xff\xd8\xff"
 # OpenCV's flags of a reduced size hold a colour mode too; of the grey one's, that bit is zero.
 _REDUCED = {
     1: 0,
@@ -66,8 +67,8 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1
     Args:
         data: the file's content.
         mode: ``rgb`` or ``grey``.
-        reduction: 1, 2, 4 or 8 gives that part of the height and width, rounded up. A JPEG's transform does it almost
-            for nothing, and averages as it should.
+        reduction: 1, 2, 4 or 8 gives that part of the height and width, rounded up, each pixel a mean. For a JPEG its
+            own transform does it, almost for nothing.
 
     Returns:
         uint8 array, [height, width, 3] in RGB order or [height, width].
@@ -79,12 +80,16 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1
     if width * height > MAX_PIXELS:
         raise ImageError(f"too large: {width}x{height} pixels")
     colours = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR_RGB
+    in_decoder = data.startswith(_JPEG_START)  # of other formats OpenCV would leave out pixels
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | colours)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction if in_decoder else 1] | colours)
     except cv2.error as error:
         raise ImageError("cannot be decoded") from error
     if image is None or image.size == 0:
         raise ImageError("cannot be decoded")
+    if reduction > 1 and not in_decoder:
+        size = -(-image.shape[1] // reduction), -(-image.shape[0] // reduction)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return np.asarray(image, np.uint8)
 
 
@@ -203,7 +208,7 @@ def _tiff(data: bytes) -> tuple[int, int]:
 
 
 _PARSERS = {
-    b"\xff\xd8\xff": _jpeg,
+    _JPEG_START: _jpeg,
     b"\x89PNG\r\n\x1a\n": _png,
     b"BM": _bmp,
     b"II*\0": _tiff,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline import composition, regions, segments
 from pipeline.blends import BLENDS
 from pipeline.composition import Segment, blend, fit, frame, occlude, place, place_occluder, reduction
 from pipeline.files import safe_relative
-from pipeline.images import Image, decode, decode_rgba, read_file
+from pipeline.images import Image, ImageError, decode, decode_rgba, read_file
 from pipeline.seeds import generator
 from pipeline.tables import open_table
 from segloc.contract import Box, InputError, Occluder, Pair, View
@@ -155,7 +156,7 @@ def _make_view(
         box: Box = (x, y, x + patch.mask.shape[1], y + patch.mask.shape[0])
         coefficient = float(rng.uniform(*mode.coefficients))
         name = hosts.images[chosen].as_py()
-        host = fit(read_background(recipe.backgrounds, name, native, recipe.width), size)
+        host = fit(read_background(recipe, hosts, chosen), size)
         blend(host, patch, box, segment.background, recipe.blend, coefficient)
         occluder = None
         if recipe.occluded and rng.random() < recipe.occluded:
@@ -188,28 +189,22 @@ def _occlude(
     piece, corner = place_occluder(rng, box, (host.shape[1], host.shape[0]), region)
     name = hosts.images[chosen].as_py()
     x0, y0, x1, y1 = piece
-    clutter = fit(read_background(recipe.backgrounds, name, native, recipe.width), size)[y0:y1, x0:x1]
+    clutter = fit(read_background(recipe, hosts, chosen), size)[y0:y1, x0:x1]
     occlude(host, clutter, corner, int(hosts.levels[chosen]))
     return Occluder(name, piece, corner)
 
 
-def read_background(root: Path, name: str, size: tuple[int, int], width: int) -> Image:
-    """Read a scan for an image `width` pixels wide: reduced where that leaves enough of it (`composition.reduction`).
-
-    Args:
-        root: folder of the backgrounds.
-        name: relative to it.
-        size: (width, height) the table of regions has, in pixels.
-        width: of the stored image.
+def read_background(recipe: Recipe, hosts: regions.Regions, number: int) -> Image:
+    """Read background `number` of `hosts`, reduced where that leaves enough of it (`composition.reduction`).
 
     Raises:
-        InputError: it cannot be read, or is not of that size.
+        InputError: it cannot be read, or is not the file its region was measured on.
     """
-    part = reduction(size[0], width)
+    path = recipe.backgrounds / safe_relative(hosts.images[number].as_py())
     try:
-        scan = decode(read_file(root / safe_relative(name)), reduction=part)
-    except ValueError as error:  # ImageError is one
-        raise InputError(f"background {str(root / name)!r}: {error}; run pipeline.regions again") from error
-    if (scan.shape[1], scan.shape[0]) != (-(-size[0] // part), -(-size[1] // part)):
-        raise InputError(f"background {str(root / name)!r}: not the size it had; run pipeline.regions again")
-    return scan
+        data = read_file(path)
+        if zlib.crc32(data) != hosts.crcs[number]:
+            raise ImageError("not the file it was")
+        return decode(data, reduction=reduction(int(hosts.sizes[number, 0]), recipe.width))
+    except ImageError as error:
+        raise InputError(f"background {str(path)!r}: {error}; run pipeline.regions again") from error

@@ -26,7 +26,7 @@ from pipeline.datasets import Instance
 from pipeline.executors import run_tasks
 from pipeline.images import Image, ImageError, encode_png, read_image
 from pipeline.tables import TableWriter
-from segloc.contract import Box, InputError
+from segloc.contract import Box, InputError, check_output
 
 KIND, FORMAT_VERSION = "segments", 2
 SCHEMA = pa.schema(
@@ -167,6 +167,7 @@ def _tasks(instances: tuple[Instance, ...]) -> list[list[Instance]]:
 
 
 def _command(args: argparse.Namespace) -> int:
+    check_output(args.out)
     source = datasets.training_source(args.annotations, args.images)
     found = datasets.read(source)
     tasks = _tasks(found.instances)

@@ -7,6 +7,7 @@ an error that names the nearest one that does.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -44,7 +45,8 @@ class HeadConfig:
         conv_dim: their channels.
         fc_dim: width of the fully connected layers.
         dim: size of the embedding.
-        embedding_bn: standardise the embeddings over the batch, so that they cannot all drift away from older keys.
+        embedding_bn: standardise the embeddings over the micro-batch (its bn_splits parts), so that they cannot all drift
+            away from older keys. Accumulating micro-batches is then not the same as one large batch.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 adapts to the box.
     """
 
@@ -159,13 +161,15 @@ class PretrainConfig:
             "head.sampling_ratio",
         )
         for name in not_negative:
-            if _get(self, name) < 0:
+            if not 0 <= _get(self, name) < math.inf:
                 raise InputError(f"{name} is {_get(self, name)}, it must not be negative")
+        if self.seed > MAX_SEED:
+            raise InputError(f"seed is {self.seed}, it must be at most {MAX_SEED}")
         for name in ("optim.ema", "optim.momentum", "data.flip"):
             if not 0 <= _get(self, name) <= 1:
                 raise InputError(f"{name} is {_get(self, name)}, it must be within 0 and 1")
         for name in ("optim.temperature", "optim.lr_per_256"):
-            if not _get(self, name) > 0:
+            if not 0 < _get(self, name) < math.inf:
                 raise InputError(f"{name} is {_get(self, name)}, it must be more than 0")
         for name, valid in choices.items():
             value = _get(self, name)
@@ -188,11 +192,14 @@ class PretrainConfig:
         }
         for name, used in over_vectors.items():
             if used and part < 2 * splits:
-                raise InputError(f"{name} needs an optim.micro_batch of at least 2 * bn_splits, {2 * splits}")
+                raise InputError(
+                    f"{name} needs an optim.micro_batch of at least 2 * bn_splits, {2 * splits}; or set another norm"
+                )
         if (self.model.norm == "bn" or any(over_vectors.values())) and part % splits:
             raise InputError(f"optim.micro_batch {part} is no multiple of model.bn_splits {splits}")
 
 
+MAX_SEED = 2**63 - 1  # torch takes no larger one
 # Groups of group norm in the ResNet and the head (Wu & He 2018).
 GROUPS = 32
 Config = TypeVar("Config")
@@ -213,8 +220,8 @@ def load_config(path: str | Path | None, overrides: list[str]) -> PretrainConfig
         if not Path(path).is_file():
             raise InputError(f"{path}: no such recipe")
         try:
-            raw = yaml.safe_load(Path(path).read_text()) or {}
-        except yaml.YAMLError as error:
+            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
         if not isinstance(raw, dict):
             raise InputError(f"{path}: not a mapping of settings")

@@ -1,4 +1,4 @@
-"""The shard contract: all that stage 1 (`pipeline`) and stage 2 (`segloc`) share.
+"""The shard contract, and how files are written whole: all that stage 1 (`pipeline`) and stage 2 (`segloc`) share.
 
 A shard folder holds ``pairs-000000.tar``, ``pairs-000001.tar``, ... and ``index.json``. Per pair a tar holds
 ``KEY.query.jpg``, ``KEY.key.jpg`` and ``KEY.json``, where KEY is the zero-padded number of the pair over all shards.
@@ -246,11 +246,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     The temporary is ``.NAME.*.tmp``, removed when the block raises; only a kill leaves it behind.
 
     Raises:
-        InputError: `path` is a folder.
+        InputError: `path` is a folder, or lies in a file.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, not a file to write")
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -266,8 +265,29 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+def check_output(path: str | os.PathLike[str] | None) -> None:
+    """Check, before work starts, that a file could be written at `path`; None is no file and fine.
+
+    Raises:
+        InputError: it is a folder, or lies in a file.
+    """
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise InputError(f"{path}: is a folder, not a file to write")
+    for parent in Path(path).absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise InputError(f"{path}: {parent} is a file, not a folder")
+            return
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` so that `path` either keeps its old content or has the new one; see `atomic_file`."""
+    """Write `data` so that `path` either keeps its old content or has the new one; see `atomic_file`.
+
+    Raises:
+        InputError: `path` is a folder, or lies in a file.
+    """
     with atomic_file(path) as file:
         file.write(data)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from segloc import cli
-from segloc.contract import InputError, write_atomic
+from segloc.contract import InputError, check_output, write_atomic
 from segloc.detection import recipe
 from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_split
 from segloc.detection.coco_eval import IOU_TYPES, METRICS, evaluate, mean
@@ -22,8 +22,8 @@ from segloc.detection.predict import predict_split
 from segloc.detection.weights import build_detector, read_detector
 
 EXAMPLES = """\
-  python -m segloc.evaluate --weights runs/finetune-segloc --data data/raw/pidray --out runs/finetune-segloc/eval.json
-  python -m segloc.evaluate --results eval.hidden.results.json --annotations xray_test_hidden.json --out hidden.json
+  python -m segloc.evaluate --weights runs/finetune-segloc --data data/raw/pidray --out runs/finetune-segloc/evaluation.json
+  python -m segloc.evaluate --results evaluation.hidden.results.json --annotations xray_test_hidden.json --out hidden.json
 All figures are per cent.
 """
 Found = list[tuple[CocoSplit, list[dict[str, Any]]]]
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     out = Path(args.out)
+    check_output(out)
     if args.results:
         about = {"engine": "results file", "weights": None, "iteration": None}
         found = _read_results(args.results, args.annotations)
@@ -107,7 +108,7 @@ def _detect(args: argparse.Namespace) -> tuple[dict[str, Any], Found]:
     """Run the detector of ``--weights`` over the test sets."""
     content = read_detector(args.weights)
     source = str(args.weights)
-    overrides = [*args.overrides, *([f"data.root={args.data}"] if args.data else [])]
+    overrides = [*recipe.data_overrides(args.data), *args.overrides]
     config = recipe.read(args.config, overrides) if args.config else recipe.parse(content["config"], overrides, source)
     settings = recipe.settings(config)[0]
     splits = [read_split(split) for split in _chosen(evaluation_splits(settings), args.subset)]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from segloc import cli
-from segloc.contract import write_atomic
+from segloc.contract import check_output, write_atomic
 from segloc.detection.weights import BACKBONE_SETTINGS, read_backbone
 
 FORMATS = ("detectron2", "torchvision", "timm", "mmdet")
@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
+    check_output(args.out)
     content = read_backbone(args.weights)
     export = convert(content["backbone"], args.format, content["norm"])
     report = {

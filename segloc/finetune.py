@@ -48,10 +48,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def finetune(args: argparse.Namespace) -> int:
     """Carry out the command; returns 1 when the training diverges."""
-    overrides = [*args.overrides, *([f"data.root={args.data}"] if args.data else [])]
+    overrides = [*recipe.data_overrides(args.data), *args.overrides]
     config = recipe.read(args.config, overrides)
     start = str(args.weights)
     folder = Path(args.out or f"runs/finetune-{Path(args.config).stem}-{_run_name(start)}")
+    runs.refuse_other_kind(folder, "finetune")
     data, classes = _data(config)
     detector = _detector(config, start)
     trainer = _trainer(config, detector, data)

@@ -14,10 +14,11 @@ import pydoc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from segloc.cli import split_override, unknown_key
 from segloc.contract import InputError
@@ -126,7 +127,8 @@ def apply_overrides(config: DictConfig, overrides: Iterable[str]) -> None:
             raise InputError(f"override: {key!r} is a section; set one of {', '.join(_keys(node[last], key + '.'))}")
         try:
             node[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            OmegaConf.to_container(node, resolve=True)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise InputError(f"{override!r}: the value cannot be read") from error
 
 
@@ -234,6 +236,11 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             pass
     if hint in (bool, int, float, str) and type(value) is not hint:
         raise InputError(f"{where}: expected {hint.__name__}, got {value!r}")
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)[0]
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: expected a list, got {value!r}")
+        return tuple(_typed(inner, part, where) for part in value)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -151,10 +151,8 @@ class Pretrainer(TrainerBase):
         """Take over a `state`.
 
         Raises:
-            InputError: it belongs to another kind of run, other settings or other shards.
+            InputError: it belongs to other settings or other shards.
         """
-        if state.get("kind") != "pretrain":
-            raise InputError(f"{self.out}: holds another kind of run; use another --out")
         difference = _first_difference(yaml.safe_load(state["config"]), dataclasses.asdict(self.config))
         if difference:
             raise InputError(f"{self.out}: its run has another {difference}; use another --out, or the same settings")
@@ -341,6 +339,7 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, device: torch.devic
         InputError: shards or settings that cannot be used.
         FloatingPointError: the loss is no longer finite.
     """
+    runs.refuse_other_kind(out, "pretrain")
     folder = ShardFolder.open(shards)
     present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
     if present.sum() < 2:

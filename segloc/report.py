@@ -17,18 +17,25 @@ import numpy as np
 
 from segloc import __version__, cli
 from segloc.charts import line_chart
-from segloc.contract import InputError, write_atomic
+from segloc.contract import InputError, check_output, write_atomic
 from segloc.models.backbone import LEVELS
-from segloc.runs import closing, read_metrics, read_run
+from segloc.runs import METRICS as METRICS_FILE
+from segloc.runs import RUN, closing, read_metrics, read_run
 
 EVALUATION = "evaluation.json"
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}
 MAX_WIDTH_PX = 1600
-# What the page shows of run.json, by the kind of run.
-SHOWN = {
-    "finetune": ["engine", "device", "git_revision", "command"],
-    "pretrain": ["engine", "device", "git_revision", "command", "steps", "chance_loss", "chance_class_accuracy"],
+# What the page shows of run.json and of each line of metrics.json, by the kind of run.
+NUMBER = (int, float)
+_COMMON = dict.fromkeys(("engine", "device", "git_revision", "command"), str)
+SHOWN: dict[str, dict[str, Any]] = {
+    "finetune": _COMMON,
+    "pretrain": {**_COMMON, "steps": int, "chance_loss": NUMBER, "chance_class_accuracy": NUMBER},
+}
+MEASURED: dict[str, dict[str, Any]] = {
+    "finetune": dict.fromkeys(("iteration", "loss"), NUMBER),
+    "pretrain": dict.fromkeys(("iteration", "loss", "class_accuracy"), NUMBER),
 }
 EXAMPLES = """\
   python -m segloc.report runs/pretrain runs/finetune-segloc runs/finetune-random --out report.html
@@ -72,20 +79,37 @@ def read(folder: Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
     about, metrics = read_run(folder), read_metrics(folder)
-    missing = [key for key in SHOWN.get(str(about.get("kind")), ["kind"]) if key not in about]
-    if missing or not all(isinstance(row, dict) and "iteration" in row for row in metrics):
-        raise InputError(f"{folder}: its {'run.json lacks ' + missing[0] if missing else 'metrics.json is not ours'}")
+    kind = str(about.get("kind"))
+    if kind not in SHOWN:
+        raise InputError(f"{folder}: a run of kind {kind!r}, not one of {', '.join(SHOWN)}")
+    _check_fields(about, SHOWN[kind], folder / RUN)
+    for row in metrics:
+        _check_fields(row, MEASURED[kind], folder / METRICS_FILE)
     path = folder / EVALUATION
     try:
-        evaluation = json.loads(path.read_text()) if path.is_file() else None
-        parts = [] if evaluation is None else [evaluation, *evaluation["subsets"].values(), evaluation["mean"]]
-        if evaluation is not None and "engine" not in evaluation:
-            raise KeyError("engine")
-        if not all(isinstance(part.get(kind, {}), dict) for part in parts for kind in KINDS):
-            raise TypeError("figures expected")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a result of segloc.evaluate ({error!r})") from error
+        evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if evaluation is not None:
+        _check_evaluation(evaluation, path)
     return Run(folder.name, about, metrics, evaluation)
+
+
+def _check_fields(found: Any, fields: dict[str, Any], path: Path) -> None:
+    for name, kind in fields.items():
+        value = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{path}: {name} is {str(value)[:40]!r}, so this is no file of ours")
+
+
+def _check_evaluation(found: Any, path: Path) -> None:
+    _check_fields(found, {"engine": str, "subsets": dict, "mean": dict}, path)
+    for name, part in {**found["subsets"], "mean": found["mean"]}.items():
+        for kind in KINDS:
+            figures = part.get(kind, {}) if isinstance(part, dict) else None
+            values = [figures.get(metric) for metric in METRICS] if isinstance(figures, dict) else ["missing"]
+            if not all(value is None or isinstance(value, (int, float)) for value in values):
+                raise InputError(f"{path}: the figures of {name} are not those of segloc.evaluate")
 
 
 def results_table(runs: list[Run]) -> tuple[list[tuple[str, str]], list[Row]]:
@@ -205,6 +229,7 @@ def _column(run: Run, name: str) -> list[float]:
 
 
 def _command(args: argparse.Namespace) -> None:
+    check_output(args.out)
     runs = [read(Path(folder)) for folder in args.runs]
     page = render(runs, [picture(argument) for argument in args.picture], args.title)
     write_atomic(args.out, page.encode())

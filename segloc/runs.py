@@ -78,12 +78,22 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: not a run folder (no {RUN})")
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(about, dict):
         raise InputError(f"{path}: not the description of a run")
     return about
+
+
+def refuse_other_kind(folder: str | Path, kind: str) -> None:
+    """Refuse to write into the folder of another kind of run.
+
+    Raises:
+        InputError: `folder` holds one.
+    """
+    if (Path(folder) / RUN).is_file() and (found := read_run(folder).get("kind")) != kind:
+        raise InputError(f"{folder}: holds a run of kind {found!r}; choose another --out")
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
@@ -92,7 +102,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:

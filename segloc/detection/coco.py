@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pycocotools import mask as mask_api
 from segloc.contract import InputError
 
 SUBSETS = ("easy", "hard", "hidden")
+MAX_SIDE_PX = 65_500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +113,15 @@ def read_split(split: Split) -> CocoSplit:
         _unique(category_ids, "category id", source)
         _unique(image_ids, "image id", source)
         sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
+        if any(not 1 <= side <= MAX_SIDE_PX for size in sizes.values() for side in size):
+            raise InputError(f"{source}: an image is not between 1 and {MAX_SIDE_PX} pixels high and wide")
         usable = [fixed for a in content["annotations"] if (fixed := _checked(a, sizes, category_ids, source))]
         by_image = collections.defaultdict(list)
         for number, annotation in enumerate(usable, start=1):
             annotation["id"] = number  # COCO's evaluation takes id 0 for "unmatched" and mixes up ids that repeat
             by_image[annotation["image_id"]].append(annotation)
         paths = _paths(split.images, [str(image["file_name"]) for image in content["images"]], source)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise error if isinstance(error, InputError) else InputError(f"{source}: not COCO ({error!r})") from error
     scans = tuple(
         Scan(image_id, path, sizes[image_id][1], sizes[image_id][0], tuple(by_image[image_id]))
@@ -166,49 +170,69 @@ def _checked(
     if annotation["category_id"] not in categories:
         raise InputError(f"{source}: an annotation is of category {annotation['category_id']!r}, which is not listed")
     height, width = sizes[annotation["image_id"]]
-    segmentation = annotation.get("segmentation")
+    segmentation, box = annotation.get("segmentation"), annotation["bbox"]
     if isinstance(segmentation, list):
-        segmentation = [part for part in segmentation if _is_polygon(part, max(height, width))]
-    elif not (isinstance(segmentation, dict) and _is_rle(segmentation, height, width)):
+        if not all(_is_polygon(part, max(height, width)) for part in segmentation):
+            return None
+        segmentation = [part for part in segmentation if len(part) >= 6]
+        if not segmentation:
+            return None
+    elif not is_rle(segmentation, height, width):
         return None
-    if not segmentation or len(annotation["bbox"]) != 4:
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         return None
-    area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+    if not mask_api.area(_rle(segmentation, height, width)):
+        return None
+    area = annotation.get("area")
+    if not is_number(area):
+        area = box[2] * box[3]
     crowd = int(annotation.get("iscrowd", 0))
     return {**annotation, "segmentation": segmentation, "area": area, "iscrowd": crowd}
 
 
-def _is_polygon(part: Any, reach: int) -> bool:
-    """Tell whether pycocotools can draw it: its memory grows with the edges' length, so a stray 1e9 must not pass."""
-    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+def is_number(value: Any) -> bool:
+    """Tell whether a value read from JSON is a number that a float holds."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
         return False
-    return all(isinstance(value, (int, float)) and -reach <= value <= 2 * reach for value in part)
 
 
-def _is_rle(segmentation: dict[str, Any], height: int, width: int) -> bool:
-    """Tell whether an RLE is of that size and fills it, without which pycocotools reads and writes past its end."""
+def is_rle(segmentation: Any, height: int, width: int) -> bool:
+    """Tell whether a value is an RLE of that size and fills it.
+
+    pycocotools reads and writes past the end of a mask, or never ends, where it is not.
+    """
+    if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
+        return False
     counts = segmentation.get("counts")
     if isinstance(counts, str):
         counts = _run_lengths(counts)
-    if segmentation.get("size") != [height, width] or not isinstance(counts, list):
+    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
         return False
-    return all(isinstance(count, int) and count >= 0 for count in counts) and sum(counts) == height * width
+    return sum(counts) == height * width
+
+
+def _is_polygon(part: Any, reach: int) -> bool:
+    """Tell whether pycocotools can draw it: its memory grows with the edges' length, so a stray 1e9 must not pass."""
+    if not isinstance(part, list) or len(part) % 2:
+        return False
+    return all(is_number(value) and -reach <= value <= 2 * reach for value in part)
 
 
 def _run_lengths(text: str) -> list[int] | None:
     """Decompress an RLE: five bits a character, lowest first, from the fourth run on relative to the last but one."""
-    counts: list[int] = []
-    value = shift = 0
-    for bits in (ord(character) - 48 for character in text):
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (bits & 16) << (shift - 4)
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return None if shift else counts
+    bits = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(~bits & 32)  # of each number
+    if not len(bits) or bits.min() < 0 or bits.max() > 63 or not len(last) or last[-1] != len(bits) - 1:
+        return None
+    starts = np.concatenate([[0], last[:-1] + 1])
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, last - starts + 1))
+    if shifts.max() > 30:  # more than 2^35 pixels
+        return None
+    counts = np.add.reduceat((bits & 31) << shifts, starts) - ((bits[last] & 16) << (shifts[last] + 1))
+    counts[1::2], counts[2::2] = counts[1::2].cumsum(), counts[2::2].cumsum()
+    return counts.tolist()
 
 
 def _paths(folder: Path | None, names: list[str], source: str) -> list[Path]:

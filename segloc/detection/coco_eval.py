@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segloc.contract import InputError
+from segloc.detection.coco import is_number, is_rle
 
 IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
@@ -45,11 +45,8 @@ def evaluate(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], io
     found = [{key: r[key] for key in ("image_id", "category_id", "score", FIELDS[iou_type])} for r in results]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = _index(truth)
-        try:
-            # loadRes cannot take an empty list.
-            detections = coco.loadRes(found) if found else _index({**truth, "annotations": []})
-        except (TypeError, KeyError, ValueError, IndexError) as error:
-            raise InputError(f"a result's {FIELDS[iou_type]} cannot be read ({error!r})") from error
+        # loadRes cannot take an empty list.
+        detections = coco.loadRes(found) if found else _index({**truth, "annotations": []})
         evaluation = COCOeval(coco, detections, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -77,7 +74,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], field: str) -> None:
-    images = {image["id"] for image in ground_truth["images"]}
+    images = {image["id"]: image for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
     for position, result in enumerate(results):
         missing = [key for key in ("image_id", "category_id", "score", field) if key not in result]
@@ -87,20 +84,20 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
             raise InputError(f"result {position} is of image {result['image_id']!r}, which the annotations do not list")
         if not _is_listed(result["category_id"], categories):
             raise InputError(f"result {position} is of category {result['category_id']!r}, which is not listed")
-        if not _is_number(result["score"]):
-            raise InputError(f"result {position} has score {result['score']!r}, which is not a number")
+        if not is_number(result["score"]):
+            raise InputError(f"result {position} has score {str(result['score'])[:20]}, which is not a number")
         if field == "bbox":
             box = result["bbox"]
-            if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-                raise InputError(f"result {position} has bbox {box!r}, which is not x, y, width, height")
+            if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+                raise InputError(f"result {position} has bbox {str(box)[:80]}, which is not x, y, width, height")
+        else:
+            image = images[result["image_id"]]
+            if not is_rle(result["segmentation"], int(image["height"]), int(image["width"])):
+                raise InputError(f"result {position} has a segmentation that is no RLE of its image's size")
 
 
-def _is_listed(value: Any, ids: set[Any]) -> bool:
-    return isinstance(value, (int, str)) and value in ids
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _is_listed(value: Any, ids: Collection[Any]) -> bool:
+    return isinstance(value, (int, float, str)) and not isinstance(value, bool) and value in ids
 
 
 def _index(content: dict[str, Any]) -> COCO:

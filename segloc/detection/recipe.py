@@ -31,6 +31,11 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     return _finish(lazy.load(path), overrides, str(path))
 
 
+def data_overrides(root: str | None) -> list[str]:
+    """The overrides ``--data`` stands for: that PIDray folder and no other data the recipe may name."""
+    return [f"data.root={root}", "data.train=[]", "data.tests=[]"] if root else []
+
+
 def parse(text: str, overrides: Sequence[str], where: str) -> DictConfig:
     """Read the recipe inside a checkpoint and change it.
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
+
+from segloc.config import MAX_SEED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "threads"):
-            _at_least_one(self, name)
+            _within(self, name, 1)
+        _within(self, "flip", 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,10 @@ class OptimSettings:
     amp: bool = False
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "batch")
+        _within(self, "batch", 1)
+        for name in ("lr_per_16", "weight_decay", "warmup", "warmup_start", "gamma", "clip"):
+            _within(self, name, 0)
+        _within(self, "momentum", 0, 1)
         if self.method not in ("sgd", "adamw"):
             raise ValueError(f"method is {self.method!r}, not one of sgd, adamw")
 
@@ -94,16 +101,18 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "log_every"):
-            _at_least_one(self, name)
-        for name in ("epochs", "iterations", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must not be negative")
+            _within(self, name, 1)
+        for name in ("epochs", "iterations"):
+            _within(self, name, 0)
+        _within(self, "seed", 0, MAX_SEED)
 
     def steps(self, images: int, batch: int) -> int:
         """Length of the run in steps on a training set of so many images."""
         return self.iterations or max(1, round(self.epochs * images / batch))
 
 
-def _at_least_one(settings: Any, name: str) -> None:
-    if getattr(settings, name) < 1:
-        raise ValueError(f"{name} is {getattr(settings, name)}, it must be at least 1")
+def _within(settings: Any, name: str, least: float, most: float = math.inf) -> None:
+    value = getattr(settings, name)
+    if not (least <= value <= most and math.isfinite(value)):
+        wanted = f"at least {least}" if most == math.inf else f"within {least} and {most}"
+        raise ValueError(f"{name} is {value}, it must be {wanted}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.composition import fit, frame, paste
-from pipeline.images import dimensions, encode_jpeg, read_file
+from pipeline.images import encode_jpeg
 from pipeline.pairs import Recipe, SegmentTable, make_pair, read_background, tables
 from segloc.contract import Box, InputError, Occluder
 
@@ -63,15 +63,14 @@ def test_a_pair_depends_on_its_number_and_the_seed_only(recipe: Recipe) -> None:
 @pytest.mark.parametrize("blend", ["alpha", "multiply", "ratio"])
 def test_the_description_makes_the_picture_again(recipe: Recipe, blend: str) -> None:
     recipe = Recipe(recipe.backgrounds, recipe.regions, recipe.segments, 5, blend, 160)
-    _, items = tables(recipe.regions, recipe.segments)
+    hosts, items = tables(recipe.regions, recipe.segments)
     by_id = {items.segment(row).segment_id: items.segment(row) for row in range(len(items))}
     for number in range(8):
         pair, query, key = make_pair(recipe, number)
         again = type(pair).from_json(json.dumps(json.loads(pair.to_json())))
         assert again == pair
         for view, image in ((again.query, query), (again.key, key)):
-            native = dimensions(read_file(recipe.backgrounds / view.background))
-            background = read_background(recipe.backgrounds, view.background, native, recipe.width)
+            background = read_background(recipe, hosts, hosts.images.to_pylist().index(view.background))
             assert (paste(background, by_id[view.segment], view) == image).all()
 
 
@@ -82,7 +81,7 @@ def test_occluders_lie_over_the_item_and_are_in_the_description(recipe: Recipe) 
     by_id = {items.segment(row).segment_id: items.segment(row) for row in range(len(items))}
 
     def scan(name: str) -> np.ndarray:
-        return read_background(recipe.backgrounds, name, tuple(hosts.sizes[numbers[name]]), recipe.width)
+        return read_background(recipe, hosts, numbers[name])
 
     darker = 0
     for number in range(12):
@@ -128,5 +127,5 @@ def test_a_background_that_changed_since_is_named(recipe: Recipe, tmp_path: Path
     (tmp_path / "JPEGImage").mkdir()
     for path in (recipe.backgrounds / "JPEGImage").iterdir():
         (tmp_path / "JPEGImage" / path.name).write_bytes(encode_jpeg(np.zeros((50, 50, 3), np.uint8), 90))
-    with pytest.raises(InputError, match="not the size it had"):
+    with pytest.raises(InputError, match="not the file it was"):
         attempt()

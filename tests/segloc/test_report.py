@@ -87,12 +87,14 @@ def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
     ("file", "content", "message"),
     [
         ("run.json", "[]", "not the description of a run"),
-        ("run.json", "{}", "lacks kind"),
-        ("run.json", '{"kind": "pretrain", "engine": "e", "device": "d", "command": "c"}', "lacks git_revision"),
-        ("metrics.json", "5", "metrics.json is not ours"),
-        ("evaluation.json", "{}", "not a result of segloc.evaluate"),
-        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "not a result of"),
-        ("evaluation.json", '{"mean": {}, "subsets": {}}', "not a result of"),
+        ("run.json", "{}", "a run of kind 'None'"),
+        ("run.json", '{"kind": "pretrain", "engine": "e", "device": "d", "command": "c"}', "git_revision is 'None'"),
+        ("metrics.json", "5", "iteration is 'None'"),
+        ("metrics.json", '{"iteration": 1, "loss": "low"}', "loss is 'low'"),
+        ("evaluation.json", "{}", "engine is 'None'"),
+        ("evaluation.json", '{"engine": ["x"], "mean": {}, "subsets": {}}', "engine is"),
+        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "the figures of easy"),
+        ("evaluation.json", '{"engine": "x", "mean": {"bbox": {"AP": "1"}}, "subsets": {}}', "the figures of mean"),
     ],
 )
 def test_a_folder_with_a_foreign_or_broken_file_is_refused(runs, tmp_path, capsys, file, content, message):
