@@ -105,7 +105,7 @@ _NOISE_FACTOR = 5.0
 _NOISE_ROW_STEP = 4  # every fourth row tells the noise well enough
 _RIM_PX = 2  # rows and columns at the scan's rim, at its own resolution, that scanners fill with artefacts
 _LINE_FILL = 0.9  # a row is part of a belt line when this much of it is covered
-_LINE_SHARE = 0.02  # of the height or width: thicker than this is no line,
+_LINE_PX, _LINE_SHARE = 6, 0.02  # (a part of the height or width); thicker than both is no line,
 _STRIP_SHARE = 0.1  # unless it lies along the scan's rim, where the belt's own edge may show
 _JOIN_SHARE = 0.02  # gaps up to this part of the longer side do not split a bag
 _BAG_SIDE_SHARE, _BAG_AREA_SHARE = 0.03, 0.002
@@ -185,7 +185,8 @@ def bags(grey: Image) -> tuple[list[Box], int]:
             boxes.append(_place(_box(outline), grey, factor, cut))
         elif len(inside):  # next to a tray's rim and on its floor a side cannot be placed from the belt's level
             boxes.append(_clip(_box(inside), grey, factor))
-    return _merge(boxes), level
+    # What is no deeper than an artefact of the frame is one.
+    return _merge([box for box in boxes if min(box[2] - box[0], box[3] - box[1]) > 2 * _RIM_PX]), level
 
 
 def _reduce(grey: Image) -> tuple[Image, int]:
@@ -236,7 +237,7 @@ def _thin_runs(full: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     thin = np.zeros_like(full)
     for start, end in edges.reshape(-1, 2):
         at_rim = start <= _RIM_PX or end >= len(full) - _RIM_PX
-        thin[start:end] = end - start <= max(2, (_STRIP_SHARE if at_rim else _LINE_SHARE) * len(full))
+        thin[start:end] = end - start <= max(_LINE_PX, (_STRIP_SHARE if at_rim else _LINE_SHARE) * len(full))
     return thin
 
 
@@ -268,7 +269,8 @@ def _box(outline: Outline) -> Box:
 def _tray_contents(small: Image, outline: Outline) -> Outline:
     """If the outline is a tray's, return the points around what lies in it (none when it is empty); else the outline.
 
-    A tray is a large rectangle with a light rim and, behind the rim on at least three sides, its empty floor.
+    A tray is a large rectangle with a light rim on at least three sides and, behind the rim on at least two of them
+    that meet, its empty floor.
 
     Args:
         small: uint8 [height, width], the working image.

@@ -259,6 +259,17 @@ def test_what_shows_of_a_bag_cut_by_the_frame_counts() -> None:
     assert np.abs(np.subtract(found, (0, 300, 1300, 700))).max() <= 1
 
 
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_jagged_last_rows_are_no_bag(factor: int) -> None:
+    grey = np.full((300 * factor, 400 * factor), 250, np.uint8)
+    grey[50 * factor : 200 * factor, 100 * factor : 250 * factor] = 120
+    grey[-2:, 150 * factor : 320 * factor] = 30
+    grey[-1, ::3] = 0
+    found, _ = bags(grey)
+    assert len(found) == 1
+    assert iou(found[0], (100 * factor, 50 * factor, 250 * factor, 200 * factor)) > 0.97
+
+
 def test_there_is_a_box_for_each_bag() -> None:
     grey = np.full((500, 900), 196, np.uint8)
     drawn = [(40, 50, 200, 150), (500, 100, 800, 260), (510, 330, 700, 450)]
