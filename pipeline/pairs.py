@@ -200,11 +200,13 @@ def read_background(recipe: Recipe, hosts: regions.Regions, number: int) -> Imag
     Raises:
         InputError: it cannot be read, or is not the file its region was measured on.
     """
-    path = recipe.backgrounds / safe_relative(hosts.images[number].as_py())
+    name = hosts.images[number].as_py()
     try:
-        data = read_file(path)
+        data = read_file(recipe.backgrounds / safe_relative(name))
         if zlib.crc32(data) != hosts.crcs[number]:
             raise ImageError("not the file it was")
         return decode(data, reduction=reduction(int(hosts.sizes[number, 0]), recipe.width))
-    except ImageError as error:
-        raise InputError(f"background {str(path)!r}: {error}; run pipeline.regions again") from error
+    except ValueError as error:  # ImageError is one
+        raise InputError(
+            f"background {str(recipe.backgrounds / name)!r}: {error}; run pipeline.regions again"
+        ) from error

@@ -147,14 +147,18 @@ def load(path: Path) -> Regions:
         InputError: not a table of regions, or fewer than the two backgrounds a pair needs.
     """
     file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
-    table = file.read(columns=["image", "width", "height", "x0", "y0", "x1", "y1", "background_level", "crc32", "status"])
+    table = file.read(
+        columns=["image", "width", "height", "x0", "y0", "x1", "y1", "background_level", "crc32", "status"]
+    )
     table = table.filter(pc.equal(table["status"], "ok"))
     if len(table) < 2:
         raise InputError(f"{path}: {len(table)} usable backgrounds, a pair needs two")
     numbers = [
         np.stack([table[c].to_numpy() for c in names], 1) for names in (("width", "height"), ("x0", "y0", "x1", "y1"))
     ]
-    return Regions(table["image"], numbers[0], numbers[1], table["background_level"].to_numpy(), table["crc32"].to_numpy())
+    return Regions(
+        table["image"], numbers[0], numbers[1], table["background_level"].to_numpy(), table["crc32"].to_numpy()
+    )
 
 
 def _write(args: argparse.Namespace, names: list[str]) -> Counter[str]:

@@ -119,3 +119,14 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_rgba_png_keeps_colours_under_alpha_zero() -> None:
     rgba = np.dstack([RGB, np.where(RGB[..., 0] > 99, 255, 0).astype(np.uint8)])
     assert (decode_rgba(encode_png(rgba)) == rgba).all()
+
+
+@pytest.mark.parametrize("encode", [lambda image: encode_jpeg(image, 95), encode_png])
+def test_a_reduced_scan_has_its_sides_rounded_up_and_means_for_pixels(encode) -> None:
+    columns = np.arange(401) % 5 < 2  # stripes that leaving out pixels would turn into another pattern
+    scan = np.broadcast_to(np.where(columns, 0, 255).astype(np.uint8)[None, :, None], (313, 401, 3))
+    for reduction in (2, 4, 8):
+        small = decode(encode(np.ascontiguousarray(scan)), reduction=reduction)
+        assert small.shape == (-(-313 // reduction), -(-401 // reduction), 3)
+        assert abs(small.mean() - scan.mean()) < 5
+    assert small.std() < 40

@@ -55,6 +55,8 @@ def test_both_releases_of_pidray_are_found(tmp_path, layout):
         (lambda c: c["images"][1].update(file_name="../images/../secret.png"), "is missing"),
         (lambda c: c.pop("categories"), "not a COCO annotation file"),
         (lambda c: c["images"][0].pop("width"), "not COCO"),
+        (lambda c: c["images"][0].update(width=-5), "not between 1 and 65500 pixels"),
+        (lambda c: c["images"][0].update(width=float("inf")), "not COCO"),
     ],
 )
 def test_faulty_files_are_refused_before_work_starts(split, edit, message):
@@ -99,6 +101,10 @@ def test_annotations_without_a_mask_are_counted_and_left_out(split):
         {"size": [56, 80]},
         {"size": 3, "counts": [4480]},
         "mask",
+        [[1, 1, 9, 1, 9, 9], [1e9, 1, 5, 5, 1, 9]],  # a good part does not save it
+        [[5, 5, 5, 5, 5, 5]],  # no pixel
+        {"size": [56, 80], "counts": [4480]},
+        {"size": [56, 80], "counts": "e5QncV"},  # sets pycocotools on a walk of billions of runs
     ],
 )
 def test_masks_that_pycocotools_would_choke_on_are_left_out(split, segmentation):

@@ -155,7 +155,13 @@ def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, 
         ({"score": None}, "result 1 has score None"),
         ({"image_id": [1]}, "result 1 is of image [1]"),
         ({"category_id": {}}, "result 1 is of category {}"),
-        ({"segmentation": 5}, "a result's segmentation cannot be read"),
+        ({"bbox": [1, 2, 3, 10**400]}, "result 1 has bbox"),
+        ({"score": float("nan")}, "result 1 has score nan"),
+        ({"score": True}, "result 1 has score True"),
+        ({"score": 10**400}, "result 1 has score 1000"),
+        ({"segmentation": 5}, "result 1 has a segmentation that is no RLE of its image's size"),
+        ({"segmentation": {"size": [56, 80], "counts": "e5QncV"}}, "result 1 has a segmentation that is no RLE"),
+        ({"segmentation": {"size": [5, 5], "counts": [25]}}, "result 1 has a segmentation that is no RLE"),
     ],
 )
 def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, message):
@@ -169,6 +175,39 @@ def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, mes
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+def test_ids_written_as_whole_floats_are_the_same_ids(pidray, tmp_path):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    items = json.loads(truth.read_text())["annotations"]
+    found = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in items]
+    reports = []
+    for convert in (int, float):
+        rows = [
+            row | {"image_id": convert(row["image_id"]), "category_id": convert(row["category_id"])} for row in found
+        ]
+        (tmp_path / "found.json").write_text(json.dumps(rows))
+        command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth)]
+        assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 0
+        reports.append((tmp_path / "e.json").read_text())
+    assert reports[0] == reports[1]
+
+
+def test_a_folder_as_output_is_refused_before_the_detector_runs(pidray, tuned, tmp_path, capsys):
+    assert evaluate.main(["--weights", str(tuned), "--data", str(pidray), "--out", str(tmp_path)]) == 2
+    assert "is a folder, not a file to write" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_data_stands_for_that_folder_whatever_the_checkpoint_was_trained_on(pidray, tuned, tmp_path):
+    content = checkpoint.load(tuned / finetune.MODEL)
+    content["config"] = content["config"].replace("tests: []", "tests: [[old, gone.json, gone]]")
+    assert "gone.json" in content["config"]
+    del content["format_version"]
+    checkpoint.save(tmp_path / "m.pth", content)
+    command = ["--weights", str(tmp_path / "m.pth"), "--data", str(pidray), "--out", str(tmp_path / "e.json")]
+    assert evaluate.main(command) == 0
+    assert set(json.loads((tmp_path / "e.json").read_text())["subsets"]) == {"easy", "hard", "hidden"}
 
 
 def test_other_categories_than_the_detectors_are_refused(tuned, tmp_path, capsys):

@@ -3,11 +3,12 @@ import json
 import pytest
 import torch
 
-from segloc import checkpoint, finetune
+from segloc import checkpoint, finetune, pretrain
 from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import SegLocBackbone
 from segloc.runs import read_metrics, read_run
 
+from .conftest import write_shards
 from .test_detection_engines import need
 from .test_lazy import DEMO
 from .toy_coco import CLASSES, write_pidray
@@ -105,8 +106,15 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
         (["optim.batch=0"], "batch is 0"),
         (["optim.method=adam"], "method is 'adam', not one of sgd, adamw"),
         (["optim.clip=["], "'optim.clip=[': the value cannot be read"),
-        (["train.iterations=-1"], "iterations is -1, it must not be negative"),
-        (["train.seed=-1"], "seed is -1, it must not be negative"),
+        (["optim.clip=${nope}"], "the value cannot be read"),
+        (["optim.milestones=3"], "optim.milestones: expected a list, got 3"),
+        (["optim.milestones=[a]"], "optim.milestones: expected float, got 'a'"),
+        (["optim.clip=-1"], "clip is -1.0, it must be at least 0"),
+        (["optim.lr_per_16=.inf"], "lr_per_16 is inf"),
+        (["data.flip=3"], "flip is 3.0, it must be within 0 and 1"),
+        (["train.iterations=-1"], "iterations is -1, it must be at least 0"),
+        (["train.seed=-1"], "seed is -1, it must be within 0 and"),
+        (["train.seed=99999999999999999999"], "seed is 99999999999999999999, it must be within"),
     ],
 )
 def test_bad_settings_end_in_one_line(pidray, tmp_path, capsys, change, message):
@@ -115,6 +123,15 @@ def test_bad_settings_end_in_one_line(pidray, tmp_path, capsys, change, message)
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_no_other_kind_of_run_is_written_over(pidray, tmp_path, capsys):
+    assert run(pidray, tmp_path / "out", "train.iterations=1") == 0
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir())
+    shards = write_shards(tmp_path / "shards")
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "out"), "optim.steps=1"]) == 2
+    assert "holds a run of kind 'finetune'" in capsys.readouterr().err
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()) == before
 
 
 def test_another_training_set_does_not_resume(pidray, tmp_path, capsys):

@@ -164,6 +164,18 @@ def test_key_network_is_the_moving_average_of_all_parameters():
         assert not new.requires_grad
 
 
+def test_embedding_bn_is_taken_over_each_part_of_the_batch():
+    torch.manual_seed(0)
+    head = InsLocHead(1, 32, 64, 16, norm="none", embedding_bn=True, bn_splits=2)
+    pooled = torch.randn(1, 8, 256, 7, 7)
+    whole, halves = head(pooled), torch.cat([head(half) for half in pooled.chunk(2, 1)], 1)
+    assert torch.allclose(whole[:, :4].mean(1), torch.zeros(16), atol=0.2)
+    head.fcs[-1][1].splits = 1
+    assert torch.allclose(whole, torch.cat([head(half) for half in pooled.chunk(2, 1)], 1), atol=1e-5)
+    assert not torch.allclose(whole, head(pooled), atol=1e-2)
+    assert halves.shape == whole.shape
+
+
 def test_head_with_embedding_bn_cannot_give_all_items_one_direction():
     """With embedding_bn the embeddings of a batch keep a mean of zero, whatever the features have in common."""
     torch.manual_seed(0)

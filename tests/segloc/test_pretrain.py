@@ -195,6 +195,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(shards, tmp_path, m
         (["optim.steps=0", "optim.batch=64", "optim.micro_batch=64", "optim.epochs=1"], "do not fill one batch"),
         (["oops"], "not key=value"),
         (["head.embedding_bn=true", "model.bn_splits=4"], "head.embedding_bn=true needs an optim.micro_batch of at"),
+        (["head.embedding_bn=true", "model.bn_splits=3", "optim.batch=7", "optim.micro_batch=7"], "no multiple of"),
+        (["head.conv_dim=40"], "needs a head.conv_dim that is a multiple of 32"),
+        (["seed=99999999999999999999"], "seed is 99999999999999999999"),
+        (["optim.temperature=.inf"], "optim.temperature is inf"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(shards, tmp_path, capsys, arguments, message):
@@ -212,12 +216,6 @@ def test_other_settings_or_shards_do_not_resume(shards, undisturbed, tmp_path, c
     other = write_shards(tmp_path / "other", seed=5)
     assert pretrain.main(["--shards", str(other), "--out", str(run), *TINY]) == 2
     assert "other shards" in capsys.readouterr().err
-
-
-def test_a_folder_of_another_kind_of_run_is_refused(shards, tmp_path, capsys):
-    checkpoint.save(tmp_path / checkpoint.LAST, {"kind": "detector", "config": "x"})
-    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path), *TINY]) == 2
-    assert "holds another kind of run" in capsys.readouterr().err
 
 
 def test_hostile_checkpoint_is_refused(shards, tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from segloc import report
 from segloc.models.backbone import LEVELS
+from segloc.runs import closing
 
 
 def metrics_of(values):
@@ -55,6 +56,15 @@ def test_table_has_the_layout_of_the_paper_and_differences_to_random(runs):
     assert rows[0].differences == [1.25, -1.0, 0.125]
     assert rows[5].differences == [1.25, None, None]  # AR100 of random on hidden is undefined
     assert all(row.differences == [None] * 3 for row in rows if row.run == "random")
+
+
+def test_the_end_of_a_run_is_its_last_quarter():
+    rows = [
+        {"iteration": i, "loss": float(i), "only_here": 1.0} if i == 7 else {"iteration": i, "loss": float(i)}
+        for i in range(8)
+    ]
+    assert closing(rows) == {"iteration": 6.5, "loss": 6.5}
+    assert closing(rows[:1]) == {"iteration": 0.0, "loss": 0.0}
 
 
 def test_page_stands_alone_and_shows_the_figures(runs, tmp_path, capsys):
