@@ -68,13 +68,12 @@ class SegmentTable:
         self._file, parameters = open_table(path, segments.KIND, segments.FORMAT_VERSION, segments.SCHEMA.names)
         self.classes: tuple[str, ...] = tuple(parameters["classes"])
         columns = self._file.read(columns=["class_id", "scan_group", "cut_by_frame"]).to_pydict()
-        every, uncut = ([{} for _ in self.classes] for _ in range(2))
+        every: list[dict[int, list[int]]] = [{} for _ in self.classes]
+        uncut: list[dict[int, list[int]]] = [{} for _ in self.classes]
         for row, (class_id, bag, is_cut) in enumerate(zip(*columns.values(), strict=True)):
             for rows in (every,) if is_cut else (every, uncut):
                 rows[class_id].setdefault(bag, []).append(row)
-        self.rows: list[dict[int, list[int]]] = [
-            some if len(some) >= 2 else all_of_them for some, all_of_them in zip(uncut, every, strict=True)
-        ]
+        self.rows = [some if len(some) >= 2 else all_of_them for some, all_of_them in zip(uncut, every, strict=True)]
         self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
         self._group = functools.lru_cache(maxsize=_CACHED_GROUPS)(self._read_group)
 
