@@ -1,7 +1,8 @@
 """Stage ``manifest``: one small file that stands in for a folder of a million scans.
 
 Hashing the content of a million files takes DVC many minutes at every run. The manifest lists path, size and
-modification time instead, takes seconds, and changes only when the folder does, so stages depend on it alone.
+modification time instead, takes seconds, and changes only when the folder does, so stages depend on it alone. Content
+digests are added on request, where neither size nor time can be trusted.
 """
 
 from __future__ import annotations
@@ -19,30 +20,39 @@ from pipeline.files import existing_folder, sha256_of
 from segloc.contract import InputError, atomic_file
 
 
-def entries(root: Path, with_mtime: bool) -> Iterator[bytes]:
+def entries(root: Path, with_mtime: bool, with_digest: bool = False) -> Iterator[bytes]:
     """List the files under `root`, hidden ones left out, in a fixed order.
 
     Yields:
-        Lines ``SIZE MTIME_NS PATH`` (or ``SIZE PATH``): bytes, nanoseconds, and the path relative to `root` with ``/``
-        separators, line breaks and backslashes in it escaped.
+        Lines ``SIZE [MTIME_NS] [SHA256] PATH``: bytes, nanoseconds, hexadecimal digest of the content (``-`` for a file
+        that cannot be read), and the path relative to `root` with ``/`` separators, line breaks and backslashes in it
+        escaped.
     """
-    yield from _walk(os.fsencode(root), b"", with_mtime)
+    yield from _walk(os.fsencode(root), b"", with_mtime, with_digest)
 
 
-def _walk(folder: bytes, prefix: bytes, with_mtime: bool) -> Iterator[bytes]:
+def _walk(folder: bytes, prefix: bytes, with_mtime: bool, with_digest: bool) -> Iterator[bytes]:
     with os.scandir(folder) as found:
         ordered = sorted((entry for entry in found if not entry.name.startswith(b".")), key=lambda entry: entry.name)
     for entry in ordered:
         path = prefix + entry.name
         if entry.is_dir():
             if not _is_parent(entry):
-                yield from _walk(entry.path, path + b"/", with_mtime)
+                yield from _walk(entry.path, path + b"/", with_mtime, with_digest)
             continue
         # A link that leads nowhere still has a line: it changes when the link is mended.
         status = entry.stat(follow_symlinks=entry.is_file())
         name = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
         time = b"%d " % status.st_mtime_ns if with_mtime else b""
-        yield b"%d %s%s\n" % (status.st_size, time, name)
+        digest = _digest(entry.path) if with_digest else b""
+        yield b"%d %s%s%s\n" % (status.st_size, time, digest, name)
+
+
+def _digest(path: bytes) -> bytes:
+    try:
+        return sha256_of(os.fsdecode(path)).encode() + b" "
+    except OSError:
+        return b"- "
 
 
 def _is_parent(entry: os.DirEntry[bytes]) -> bool:
@@ -54,7 +64,7 @@ def _is_parent(entry: os.DirEntry[bytes]) -> bool:
     return os.path.commonpath([here, there]) == there
 
 
-def write(root: Path, out: Path, with_mtime: bool = True) -> tuple[int, bool]:
+def write(root: Path, out: Path, with_mtime: bool = True, with_digest: bool = False) -> tuple[int, bool]:
     """Write the manifest of `root`; a file that would stay the same is not touched.
 
     Returns:
@@ -69,7 +79,8 @@ def write(root: Path, out: Path, with_mtime: bool = True) -> tuple[int, bool]:
     fresh = out.with_name(f"{out.name}.new")
     try:
         with atomic_file(fresh) as file:
-            for line in tqdm(entries(root, with_mtime), unit="file", unit_scale=True, desc="manifest", disable=None):
+            lines = entries(root, with_mtime, with_digest)
+            for line in tqdm(lines, unit="file", unit_scale=True, desc="manifest", disable=None):
                 file.write(line)
                 count += 1
         if not count:
@@ -85,7 +96,7 @@ def write(root: Path, out: Path, with_mtime: bool = True) -> tuple[int, bool]:
 
 
 def _command(args: argparse.Namespace) -> int:
-    count, changed = write(existing_folder(args.root, "root of the manifest"), args.out, not args.no_mtime)
+    count, changed = write(existing_folder(args.root, "root of the manifest"), args.out, not args.no_mtime, args.digest)
     print(f"{args.out}: {count} files, {'written' if changed else 'unchanged'}")
     return 0
 
@@ -96,11 +107,13 @@ def main(argv: list[str] | None = None) -> int:
         "pipeline.manifest",
         "List a folder's files with sizes and times, as a cheap stand-in for their content.",
         "  python -m pipeline.manifest --root data/raw/sixray --out data/sixray.manifest\n"
-        "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime    # copies compare equal",
+        "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime    # copies compare equal\n"
+        "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime --digest    # only equal copies do",
     )
     options.add_argument("--root", type=Path, required=True, metavar="DIR", help="the folder")
     options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the manifest to write")
     options.add_argument("--no-mtime", action="store_true", help="leave modification times out")
+    options.add_argument("--digest", action="store_true", help="add SHA-256 digests, for which every file is read")
     return cli.run(_command, options, argv)
 
 

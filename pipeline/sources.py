@@ -25,7 +25,7 @@ def roots(foregrounds: Path, images: Path | None, backgrounds: Path) -> dict[str
     Args:
         foregrounds: PIDray's root, or a COCO file.
         images: the scans of that COCO file, None if they lie beside it.
-        backgrounds: SIXray's root or any folder of scans.
+        backgrounds: SIXray's root, PIDray's, or any folder of scans.
     """
     if foregrounds.is_file():
         listed = {"annotations": foregrounds.parent, "foregrounds": images or foregrounds.parent}
@@ -72,7 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--images", type=cli.optional_path, metavar="DIR", help="scans of that COCO file, if not beside it"
     )
-    options.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="SIXray, or a folder of scans")
+    options.add_argument(
+        "--backgrounds",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="SIXray, PIDray v2 (its unannotated training scans), or a folder of scans",
+    )
     options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the manifests")
     options.add_argument("--simulated", type=Path, metavar="DIR", help="simulate the roots that lie in here")
     simulator.add_options(options)

@@ -39,7 +39,7 @@ def parameters(job: Job) -> dict[str, Any]:
     _, items = tables(job.recipe.regions, job.recipe.segments)
     usable = items.usable
     if not usable:
-        raise InputError(f"{job.recipe.segments}: no class has segments from two scans, so there is no pair to make")
+        raise InputError(f"{job.recipe.segments}: no class has segments from two bags, so there is no pair to make")
     return {
         "recipe_version": RECIPE_VERSION,
         "pairs": job.pairs,
@@ -127,7 +127,7 @@ def synthesize(job: Job, args: argparse.Namespace) -> int:
     """Make or verify the shards in range and, once all exist, the index."""
     values = parameters(job)
     if values["excluded_classes"]:
-        print(f"left out, with segments from fewer than two scans: {', '.join(values['excluded_classes'])}")
+        print(f"left out, with segments from fewer than two bags: {', '.join(values['excluded_classes'])}")
     prepare(job, {"seed": job.recipe.seed, **values}, args.if_changed)
     made = _run(job, range(*(args.shards_range or (0, job.num_shards))), args)
     records = [read_record(job.out, number) for number in range(job.num_shards)]

@@ -45,8 +45,8 @@ class HeadConfig:
         conv_dim: their channels.
         fc_dim: width of the fully connected layers.
         dim: size of the embedding.
-        embedding_bn: standardise the embeddings over the micro-batch (its bn_splits parts), so that they cannot all drift
-            away from older keys. Accumulating micro-batches is then not the same as one large batch.
+        embedding_bn: standardise the embeddings over the micro-batch (over each of its bn_splits parts), so that they
+            cannot all drift away from older keys. Accumulating micro-batches is then not the same as one large batch.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 adapts to the box.
     """
 

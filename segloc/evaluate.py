@@ -22,8 +22,8 @@ from segloc.detection.predict import predict_split
 from segloc.detection.weights import build_detector, read_detector
 
 EXAMPLES = """\
-  python -m segloc.evaluate --weights runs/finetune-segloc --data data/raw/pidray --out runs/finetune-segloc/evaluation.json
-  python -m segloc.evaluate --results evaluation.hidden.results.json --annotations xray_test_hidden.json --out hidden.json
+  python -m segloc.evaluate --weights runs/segloc --data data/raw/pidray --out runs/segloc/evaluation.json
+  python -m segloc.evaluate --results hidden.results.json --annotations xray_test_hidden.json --out hidden.json
 All figures are per cent.
 """
 Found = list[tuple[CocoSplit, list[dict[str, Any]]]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from pipeline.datasets.records import Source
 from segloc.contract import InputError

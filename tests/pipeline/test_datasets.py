@@ -216,11 +216,11 @@ def test_real_annotations_are_all_usable(real_scans: Path) -> None:
 # What is known to lie on disk beside or instead of the scans (PIDray, SIXray).
 
 
-def pidray_copy(root: Path, release: int, images: list[str], owners: list[object], **changes: object) -> Path:
-    """A PIDray copy whose train file lists `images`, ids from 0, and an annotation per entry of `owners`."""
-    touch(root, *(f"train/{name}" for name in images), "annotations/._train.json")
+def pidray_copy(root: Path, release: int, scans: list[str], owners: list[object], **changes: object) -> Path:
+    """A PIDray copy whose train file lists `scans`, ids from 0, and an annotation per entry of `owners`."""
+    touch(root, *(f"train/{name}" for name in scans), "annotations/._train.json")
     (root / "test").mkdir(exist_ok=True)
-    listed = [{"id": i, "file_name": name, "width": 20, "height": 10} for i, name in enumerate(images)]
+    listed = [{"id": i, "file_name": name, "width": 20, "height": 10} for i, name in enumerate(scans)]
     annotations = [GOOD | {"id": i, "image_id": owner} for i, owner in enumerate(owners)]
     coco_file(
         root / "annotations" / ("xray_train.json", "train.json")[release - 1],

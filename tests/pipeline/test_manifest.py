@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 
@@ -80,3 +81,33 @@ def test_bad_roots(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(InputError, match="list itself"):
         manifest.write(root, root / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_digests_are_added_on_request_only(root: Path, tmp_path: Path) -> None:
+    assert manifest.main(["--root", str(root), "--out", str(tmp_path / "m"), "--no-mtime", "--digest"]) == 0
+    names = ["a/10.jpg", "a/2.jpg", "a b/ü.jpg", "b.jpg"]
+    contents = [name.encode() for name in names]
+    lines = [f"{len(c)} {hashlib.sha256(c).hexdigest()} {n}\n" for c, n in zip(contents, names, strict=True)]
+    assert (tmp_path / "m").read_text() == "".join(lines)
+
+
+def test_a_digest_shows_what_size_and_time_do_not(root: Path, tmp_path: Path) -> None:
+    for with_digest, changed in ((False, False), (True, True)):
+        (root / "b.jpg").write_bytes(b"12345")
+        os.utime(root / "b.jpg", ns=(0, 7))
+        manifest.write(root, tmp_path / "m", with_digest=with_digest)
+        (root / "b.jpg").write_bytes(b"54321")
+        os.utime(root / "b.jpg", ns=(0, 7))
+        assert manifest.write(root, tmp_path / "m", with_digest=with_digest) == (4, changed)
+
+
+def test_without_digests_no_file_is_opened(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "nowhere.jpg").symlink_to(tmp_path / "none")
+    manifest.write(root, tmp_path / "m", with_mtime=False, with_digest=True)
+    assert b" - nowhere.jpg\n" in (tmp_path / "m").read_bytes()
+
+    def fail(path: object) -> str:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(manifest, "_digest", fail)
+    assert manifest.write(root, tmp_path / "n") == (5, True)

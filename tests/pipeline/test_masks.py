@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from pipeline.masks import MaskError, rasterise, tight_box
+from pipeline.masks import MaskError, is_one_piece, rasterise, tight_box
 
 
 def drawn(picture: str) -> np.ndarray:
@@ -116,3 +116,25 @@ def test_tight_box_against_its_definition(mask: np.ndarray) -> None:
         assert not len(points)
     else:
         assert box == (*points.min(0)[::-1], *(points.max(0)[::-1] + 1))
+
+
+def test_overlapping_polygons_are_united_not_cancelled() -> None:
+    # COCO's parts are a union: a polygon inside another is no hole. Holes need run lengths.
+    outer, inner = [1, 0, 7, 0, 7, 5, 1, 5], [3, 1, 5, 1, 5, 4, 3, 4]
+    assert (rasterise([outer, inner], 8, 5) == rasterise([outer], 8, 5)).all()
+    holed = rasterise([outer], 8, 5) & ~rasterise([inner], 8, 5)
+    assert holed.sum() == 30 - 6
+    for encode in (uncompressed, compressed):
+        assert (rasterise(encode(holed), 8, 5) == holed).all()
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_one_piece_against_its_definition(mask: np.ndarray) -> None:
+    left = {tuple(point) for point in np.argwhere(mask)}
+    waiting = [left.pop()] if left else []
+    while waiting:
+        y, x = waiting.pop()
+        near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+        left -= near
+        waiting += near
+    assert is_one_piece(mask) == (mask.any() and not left)

@@ -4,11 +4,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline import segments
 from pipeline.composition import fit, frame, paste
 from pipeline.images import encode_jpeg
 from pipeline.pairs import Recipe, SegmentTable, make_pair, read_background, tables
+from pipeline.tables import TableWriter
 from segloc.contract import Box, InputError, Occluder
 
 
@@ -129,3 +132,50 @@ def test_a_background_that_changed_since_is_named(recipe: Recipe, tmp_path: Path
         (tmp_path / "JPEGImage" / path.name).write_bytes(encode_jpeg(np.zeros((50, 50, 3), np.uint8), 90))
     with pytest.raises(InputError, match="not the file it was"):
         attempt()
+
+
+def rewritten(segment_file: Path, out: Path, change) -> Path:
+    """A copy of a table of segments whose rows `change` has changed in place."""
+    table = pq.read_table(segment_file)
+    rows = table.to_pylist()
+    for row in rows:
+        change(row)
+    with TableWriter(out, segments.KIND, segments.FORMAT_VERSION, segments.SCHEMA, group_rows=4) as writer:
+        writer.parameters |= json.loads(table.schema.metadata[b"segloc.parameters"])
+        for row in rows:
+            writer.write(row)
+    return out
+
+
+def test_both_items_never_come_from_one_bag(recipe: Recipe, tmp_path: Path) -> None:
+    def change(row: dict) -> None:
+        row["scan_group"] = {"xray_00003.png": 1, "xray_00005.png": 9}.get(row["image"], 0)
+
+    file = rewritten(recipe.segments, tmp_path / "s.parquet", change)
+    again = dataclasses.replace(recipe, segments=file)
+    bag_of = {row["segment_id"]: row["scan_group"] for row in pq.read_table(file).to_pylist()}
+    seen = set()
+    for number in range(60):
+        pair = make_pair(again, number)[0]
+        bags = bag_of[pair.query.segment], bag_of[pair.key.segment]
+        assert bags[0] != bags[1]
+        seen |= set(bags)
+    assert seen == {0, 1, 9}
+
+
+def test_a_class_from_one_bag_alone_makes_no_pairs(recipe: Recipe, tmp_path: Path) -> None:
+    file = rewritten(recipe.segments, tmp_path / "s.parquet", lambda row: row.update(scan_group=0))
+    assert SegmentTable(file).usable == []
+
+
+def test_cut_items_are_drawn_only_where_a_class_cannot_do_without(recipe: Recipe, tmp_path: Path) -> None:
+    def change(row: dict) -> None:
+        row["cut_by_frame"] = row["class_name"] == "Knife" or row["image"] == "xray_00000.png"
+
+    file = rewritten(recipe.segments, tmp_path / "s.parquet", change)
+    table, rows = SegmentTable(file), pq.read_table(file).to_pylist()
+    drawn = [{rows[row]["image"] for bag in bags for row in bag} for bags in table.rows]
+    everywhere = {row["image"] for row in rows}
+    assert drawn[2] == everywhere - {"xray_00000.png"}  # Gun: five others are left
+    assert drawn[3] == {row["image"] for row in rows if row["class_name"] == "Knife"}  # every Knife is cut
+    assert len(table) == len(rows)

@@ -6,9 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import segments
-from pipeline.images import decode_rgba, encode_png, read_image
+from pipeline.images import decode_rgba, encode_jpeg, encode_png, read_image
 from pipeline.masks import rasterise
-from tests.pipeline.conftest import CLASSES, run_module, triangle
+from pipeline.scan_groups import fingerprint
+from tests.pipeline.conftest import CLASSES, draw_bag, run_module, triangle
 
 
 def run(*arguments: object) -> int:
@@ -43,6 +44,8 @@ def test_crops_hold_the_donors_pixels_everywhere_and_the_mask(pidray: Path, segm
         assert row["area"] == mask.sum() == mask[y0:y1, x0:x1].sum()
         assert (row["scan_width"], row["scan_height"]) == (300, 220)
         assert not row["cut_by_frame"]
+        assert row["whole"]
+        assert row["scan_fingerprint"] == fingerprint(scan)
 
 
 def test_surroundings_ignore_the_item_and_a_neighbour() -> None:
@@ -144,3 +147,76 @@ def test_real_items(real_scans: Path, tmp_path: Path) -> None:
         rgba = decode_rgba(row["png"])
         around = np.mean([row[f"background_{channel}"] for channel in "rgb"])
         assert rgba[rgba[..., 3] > 0][:, :3].mean() < around
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0, 20, 9, 30), True),
+        ((1, 20, 9, 30), True),
+        ((2, 20, 9, 30), False),
+        ((20, 0, 30, 9), True),
+        ((51, 20, 60, 30), True),
+        ((50, 20, 59, 30), True),  # drawn to index 59, the last pixel's
+        ((50, 20, 58, 30), False),
+        ((20, 41, 30, 49), True),
+        ((20, 41, 30, 48), False),
+    ],
+)
+def test_items_at_the_frame_are_cut(box: tuple[int, int, int, int], expected: bool) -> None:
+    assert segments.is_cut_by_frame(box, 60, 50) is expected
+
+
+def coco_of(folder: Path, scans: dict[str, np.ndarray], shapes: dict[str, list]) -> Path:
+    """A COCO file of one class, with one item a scan."""
+    (folder / "train").mkdir()
+    images, annotations = [], []
+    for number, (name, scan) in enumerate(scans.items()):
+        (folder / "train" / name).write_bytes(encode_jpeg(scan, 70) if name.endswith("jpg") else encode_png(scan))
+        images.append({"id": number, "file_name": name, "width": scan.shape[1], "height": scan.shape[0]})
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "segmentation": shapes[name]})
+    content = {"images": images, "categories": [{"id": 1, "name": "Knife"}], "annotations": annotations}
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder / "train.json"
+
+
+def test_whole_items_are_in_one_piece_inside_the_frame(tmp_path: Path) -> None:
+    shapes = {
+        "1.png": [triangle(20, 20, 30)],
+        "2.png": [triangle(20, 20, 30), triangle(100, 20, 30)],
+        "3.png": [triangle(0, 20, 30)],
+    }
+    scans = {name: draw_bag(np.random.default_rng(number), 300, 220) for number, name in enumerate(shapes)}
+    file = coco_of(tmp_path, scans, shapes)
+    assert run("--annotations", file, "--images", tmp_path / "train", "--out", tmp_path / "s.parquet") == 0
+    rows, _ = table_and_parameters(tmp_path / "s.parquet")
+    assert [(row["image"], row["whole"], row["cut_by_frame"]) for row in rows] == [
+        ("1.png", True, False),
+        ("2.png", False, False),
+        ("3.png", False, True),
+    ]
+
+
+def test_a_bag_scanned_twice_is_one_group(tmp_path: Path) -> None:
+    first, other = (patchy_bag(seed) for seed in (1, 2))
+    scans = {"a.png": other, "b.png": first, "c.jpg": first, "d.png": np.roll(first, 8, axis=1)}
+    file = coco_of(tmp_path, scans, {name: [triangle(60, 60, 40)] for name in scans})
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}.parquet"
+        arguments = ["--annotations", file, "--images", tmp_path / "train", "--out", out, "--workers", workers]
+        assert segments.main(list(map(str, arguments))) == 0
+    rows, parameters = table_and_parameters(tmp_path / "1.parquet")
+    assert [row["scan_group"] for row in rows] == [0, 1, 1, 1]
+    assert parameters["scan_group_threshold_bits"] == 48
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.parquet", "2.parquet", "train", "train.json"]
+
+
+def patchy_bag(seed: int) -> np.ndarray:
+    """A bag of large boxes, which a fingerprint can tell from another."""
+    rng = np.random.default_rng(seed)
+    scan = np.full((220, 300, 3), 255, np.uint8)
+    for _ in range(12):
+        x, y = rng.integers(40, 220), rng.integers(40, 150)
+        scan[y : y + 40, x : x + rng.integers(15, 60)] = rng.integers(40, 220)
+    return scan

@@ -1,0 +1,101 @@
+"""How long the manifest of a million files takes, beside a plain `os.walk` with a `stat` of each file.
+
+Every call runs in a process of its own, so that its peak memory is its own. The files are made and removed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FIELDS = ("files", "folders", "what", "seconds", "microseconds_per_file", "ratio_to_walk", "peak_mib")
+# The peer lists the same lines, sorted, and writes them; it keeps no promise beyond that.
+PLAIN_WALK = """
+import os, sys
+root, out = sys.argv[1:]
+lines = []
+for folder, _, names in os.walk(root):
+    for name in names:
+        path = os.path.join(folder, name)
+        status = os.stat(path)
+        lines.append(f"{status.st_size} {status.st_mtime_ns} {os.path.relpath(path, root)}\\n")
+lines.sort()
+open(out, "w").writelines(lines)
+"""
+PEAK = "\nimport resource, sys\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+IMPORTS = "import sys\nfrom pipeline import manifest\n"
+MANIFEST = IMPORTS + "assert manifest.main(['--root', sys.argv[1], '--out', sys.argv[2]]) == 0"
+
+
+def make(root: Path, files: int, folders: int) -> None:
+    """Write `files` files of a few bytes in the numbered folders of a SIXray copy."""
+    per_folder = -(-files // folders)
+    for number in range(files):
+        folder = root / str(number // per_folder)
+        if number % per_folder == 0:
+            folder.mkdir(parents=True)
+        descriptor = os.open(f"{folder}/N{number + 1:07d}.jpg", os.O_CREAT | os.O_WRONLY)
+        os.write(descriptor, b"%d" % number)
+        os.close(descriptor)
+
+
+def run(code: str, *arguments: Path) -> tuple[float, float]:
+    """Run `code` in a fresh interpreter; seconds, start included, and its peak memory in MiB."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code + PEAK, *map(str, arguments)], check=True, stderr=subprocess.PIPE, text=True
+    )
+    seconds = time.perf_counter() - start
+    return seconds, int(done.stderr.split()[-1]) / (1024 if sys.platform == "linux" else 1 << 20)
+
+
+def machine() -> str:
+    """Processor and cores, as a part of a file name."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
+    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{os.cpu_count()}c"
+
+
+def main() -> None:
+    """Measure, print, and write the results."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--files", type=int, default=1_000_000, metavar="N", help="default: %(default)s")
+    options.add_argument("--folders", type=int, default=21, metavar="N", help="default: %(default)s, as in SIXray")
+    options.add_argument("--work", type=Path, metavar="DIR", help="where the files are made (default: temporary)")
+    options.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    args = options.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=args.work) as work:
+        root, out = Path(work) / "scans", Path(work) / "scans.manifest"
+        make(root, args.files, args.folders)
+        run(PLAIN_WALK, root, Path(work) / "plain")  # so that all that follow find the directories in memory
+        plain, plain_mib = run(PLAIN_WALK, root, Path(work) / "plain")
+        base, base_mib = run(IMPORTS)
+        for what, (seconds, mib) in (
+            ("plain walk", (plain, plain_mib)),
+            ("manifest, first", run(MANIFEST, root, out)),
+            ("manifest, nothing changed", run(MANIFEST, root, out)),
+            ("of this, imports alone", (base, base_mib)),
+        ):
+            row = (round(seconds, 2), round(seconds / args.files * 1e6, 2), round(seconds / plain, 2), round(mib))
+            rows.append((args.files, args.folders, what, *row))
+            print("{:28s} {:7.2f} s  {:6.2f} us a file  {:5.2f} of plain  {:5d} MiB".format(what, *row))
+    args.results.mkdir(parents=True, exist_ok=True)
+    path = args.results / f"manifest-{machine()}.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([FIELDS, *rows])
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
