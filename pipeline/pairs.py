@@ -203,9 +203,10 @@ def read_background(recipe: Recipe, hosts: regions.Regions, number: int) -> Imag
     name = hosts.images[number].as_py()
     try:
         data = read_file(recipe.backgrounds / safe_relative(name))
+        scan = decode(data, reduction=reduction(int(hosts.sizes[number, 0]), recipe.width))
         if zlib.crc32(data) != hosts.crcs[number]:
             raise ImageError("not the file it was")
-        return decode(data, reduction=reduction(int(hosts.sizes[number, 0]), recipe.width))
+        return scan
     except ValueError as error:  # ImageError is one
         raise InputError(
             f"background {str(recipe.backgrounds / name)!r}: {error}; run pipeline.regions again"

@@ -330,4 +330,4 @@ def test_segments_that_make_no_pair_are_refused(
     arguments = ["--annotations", tmp_path / "one.json", "--images", pidray / "train", "--out", out, "--workers", "1"]
     assert segments.main(list(map(str, arguments))) == 0
     assert synthesis(tmp_path / "s", segments=out) == 2
-    assert "no class has segments from two scans" in capsys.readouterr().err
+    assert "no class has segments from two bags" in capsys.readouterr().err
