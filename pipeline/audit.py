@@ -121,6 +121,13 @@ def pair_problems(pair: Pair, number: int, index: Index) -> Iterator[str]:
         yield f"both views have background {pair.key.background!r}"
     if pair.query.segment == pair.key.segment:
         yield f"both views have segment {pair.key.segment!r}"
+    elif scan_of(pair.query.segment) == scan_of(pair.key.segment):
+        yield f"both items come from scan {scan_of(pair.key.segment)!r}"
+
+
+def scan_of(segment_id: str) -> str:
+    """Name the scan a segment was cut from; ids are the scan's path, ``#``, the annotation's id."""
+    return segment_id.rpartition("#")[0]
 
 
 def view_problems(view: View, index: Index) -> Iterator[str]:
@@ -196,12 +203,16 @@ def audit(folder: Path, index: Index, workers: int = 0, executor: str = "local")
     firsts = np.cumsum([0, *(shard.pairs for shard in index.shards)]).tolist()
     tasks = list(zip(firsts, index.shards, strict=False))
     check = functools.partial(check_shard, folder=folder.absolute(), index=index)
+    seen: dict[int, int] = {}
     with tqdm(total=index.num_pairs, unit="pair", desc="audit", disable=None) as bar:
         results = run_tasks(check, tasks, workers=workers, executor=executor)
         for (_, shard), findings in zip(tasks, results, strict=True):
             violations += findings.violations
             for pair in findings.pairs:
                 statistics.add(pair)
+                first = seen.setdefault(hash((pair.query, pair.key)), pair.pair)
+                if first != pair.pair:
+                    violations.append(f"pair {pair.pair}: the same as pair {first}")
             bar.update(shard.pairs)
     return violations, statistics
 

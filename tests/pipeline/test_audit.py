@@ -85,6 +85,15 @@ def flip(folder: Path) -> None:
     path.write_bytes(data)
 
 
+def repeat_pair(folder: Path) -> None:
+    """Make pair 5 a copy of pair 4 under its own number."""
+    members = read_members(folder / "pairs-000001.tar")
+    first = json.loads(members[2][1])
+    copies = [members[0][1], members[1][1], json.dumps(first | {"pair": 5}).encode()]
+    members[3:6] = [(name, data) for (name, _), data in zip(members[3:6], copies, strict=True)]
+    replace_shard(folder, members)
+
+
 OTHER = encode_jpeg(np.zeros((50, 70, 3), np.uint8), 90)
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -113,6 +122,11 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "both views have background",
     ),
     "same segment": (edit_pair(lambda p: p["key"].update(segment=p["query"]["segment"])), "both views have segment"),
+    "same scan": (
+        edit_pair(lambda p: p["key"].update(segment=p["query"]["segment"].rpartition("#")[0] + "#99999")),
+        "both items come from scan",
+    ),
+    "repeated pair": (repeat_pair, "pair 5: the same as pair 4"),
     "box outside region": (
         edit_pair(lambda p: p["query"].update(box=[0, 0, 9, 9])),
         r"query box \(0, 0, 9, 9\) is not inside",
