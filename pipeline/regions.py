@@ -22,7 +22,7 @@ from pipeline.datasets import backgrounds
 from pipeline.executors import run_tasks
 from pipeline.images import Image, ImageError, decode, encode_png, read_file, read_image
 from pipeline.tables import TableWriter, open_table
-from segloc.contract import Box, InputError, write_atomic
+from segloc.contract import Box, InputError, check_output, write_atomic
 
 KIND, FORMAT_VERSION = "regions", 3
 SCHEMA = pa.schema(
@@ -189,6 +189,8 @@ def _draw(args: argparse.Namespace, names: list[str]) -> None:
 
 
 def _command(args: argparse.Namespace) -> int:
+    for path in (args.out, args.gallery):
+        check_output(path)
     if args.steps:
         try:
             write_atomic(args.out, encode_png(draw_steps(args.steps, args.mode)))

@@ -81,6 +81,38 @@ def test_bytes_do_not_depend_on_workers(workers: int, synthesis: Synthesis, shar
     assert digests(tmp_path / "s") == digests(shards)
 
 
+RAY_CLUSTER = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from pipeline import synthesize
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+for _ in range(2):
+    cluster.add_node(num_cpus=1)
+cluster.connect()
+cluster.wait_for_nodes()
+assert len([node for node in ray.nodes() if node["Alive"]]) == 3
+done = synthesize.main(sys.argv[1:])
+ray.shutdown()
+cluster.shutdown()
+sys.exit(done)
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_of_several_nodes_gives_the_same_bytes(
+    synthesis: Synthesis, shards: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    arguments = synthesis.arguments(tmp_path / "s", executor="ray", workers=3)
+    done = subprocess.run(
+        [sys.executable, "-c", RAY_CLUSTER, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "s") == digests(shards)
+
+
 def test_pairs_do_not_depend_on_how_many_there_are(synthesis: Synthesis, shards: Path, tmp_path: Path) -> None:
     assert synthesis(tmp_path / "s", pairs=6, per_shard=4) == 0
     assert (tmp_path / "s" / "pairs-000000.tar").read_bytes() == (shards / "pairs-000000.tar").read_bytes()
