@@ -1,0 +1,94 @@
+"""How synthesis scales: workers, Ray, length of the run, memory. See ``python -m benchmarks.scaling --help``.
+
+Every figure is of whole commands in processes of their own. Two runs of different length give the cost of a pair
+without the start-up; the times at which a long run finished its shards tell whether its pairs grew dearer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import machine, save
+from benchmarks.synthesis import prepare
+
+PER_SHARD = 250
+
+
+def run(folder: Path, out: Path, pairs: int, workers: int, executor: str) -> float:
+    """Synthesise into `out` and return the seconds it took."""
+    tables = [f"--{name}={folder / name}.parquet" for name in ("regions", "segments")]
+    command = [sys.executable, "-m", "pipeline.synthesize", f"--backgrounds={folder / 'sixray'}", *tables]
+    options = {"out": out, "pairs": pairs, "seed": 0, "per-shard": PER_SHARD, "workers": workers, "executor": executor}
+    start = time.perf_counter()
+    done = subprocess.run([*command, *(f"--{k}={v}" for k, v in options.items())], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return time.perf_counter() - start
+
+
+def cost(folder: Path, few: int, many: int, workers: int, executor: str) -> float:
+    """Seconds a pair takes beyond the start-up."""
+    with tempfile.TemporaryDirectory() as out:
+        short = run(folder, Path(out) / "few", few, workers, executor)
+        return (run(folder, Path(out) / "many", many, workers, executor) - short) / (many - few)
+
+
+def long_run(folder: Path, pairs: int) -> dict[str, Any]:
+    """Run with one worker: the last fifth's cost over the first fifth's, and peak memory."""
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "shards"
+        run(folder, out, pairs, 1, "local")
+        ends = [path.stat().st_mtime for path in sorted(out.glob("*.tar"))]
+    seconds = [after - before for before, after in itertools.pairwise(ends)]
+    fifth = max(1, len(seconds) // 5)
+    return {
+        "long_run_pairs": pairs,
+        "last_fifth/first_fifth": round(statistics.median(seconds[-fifth:]) / statistics.median(seconds[:fifth]), 3),
+        "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    options.add_argument("--pairs", type=int, default=1500, help="of the runs that are compared (default: 1500)")
+    options.add_argument("--rounds", type=int, default=3, help="default: 3")
+    options.add_argument("--long", type=int, default=20_000, help="pairs of the long run (default: 20000)")
+    options.add_argument("--keep", type=Path, help="folder for the simulated scans, kept and used again")
+    args = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.keep or Path(temporary)) / "740"
+        if not (folder / "segments.parquet").exists():
+            prepare(folder, 150, 740)
+        ways = {"one": (1, "local"), "two": (2, "local")}
+        if importlib.util.find_spec("ray"):
+            ways["ray"] = (2, "ray")
+        costs: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(args.rounds):
+            for name, way in ways.items():
+                costs[name].append(cost(folder, args.pairs // 3, args.pairs, *way))
+        # The short runs come first: a peak is that of all runs so far.
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+        row: dict[str, Any] = {"pairs": args.pairs, "rounds": args.rounds, "ms_per_pair": "", "two_workers": ""}
+        row["ms_per_pair"] = round(1000 * statistics.median(costs["one"]), 2)
+        row["two_workers"] = round(statistics.median(a / b for a, b in zip(costs["one"], costs["two"], strict=True)), 2)
+        if "ray" in costs:
+            ratios = [local / ray for local, ray in zip(costs["two"], costs["ray"], strict=True)]
+            row["local/ray"] = round(statistics.median(ratios), 2)
+        row |= {"peak_mib_before": peak, **long_run(folder, args.long)}
+    print(f"machine: {machine()}")
+    save("scaling", [row])
+
+
+if __name__ == "__main__":
+    main()
