@@ -90,7 +90,8 @@ def frame(size: tuple[int, int], region: Box, width: int) -> tuple[tuple[int, in
 def reduction(native: int, width: int) -> int:
     """How much of a scan `native` pixels wide to leave out in decoding: as much as leaves `width` pixels (1, 2, 4, 8).
 
-    What is left to `fit` is then less than a half, which bilinear interpolation does without skipping pixels.
+    What is left to `fit` is then at most a half (of scans up to 16 times as wide), for which bilinear interpolation
+    skips no pixels.
     """
     return next(part for part in (8, 4, 2, 1) if native >= part * width or part == 1)
 

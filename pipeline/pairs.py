@@ -22,7 +22,7 @@ from segloc.contract import Box, InputError, Occluder, Pair, View
 # Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
 RECIPE_VERSION = 2
 _BACKGROUND_DRAWS = 100
-# Decoded segments a process keeps, of 20 to 60 kB each: a twentieth of PIDray's, all of a small data set's.
+# Decoded segments a process keeps, of some tens of kB each: a twentieth of PIDray's, all of a small data set's.
 _CACHED_SEGMENTS = 2048
 
 

@@ -134,7 +134,7 @@ def read_split(split: Split) -> CocoSplit:
 
 def mask_of(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
     """Decode polygons, uncompressed or compressed RLE to a mask, uint8 0 or 1, [height, width]."""
-    return mask_api.decode(_rle(annotation["segmentation"], height, width))
+    return mask_api.decode(to_rle(annotation["segmentation"], height, width))
 
 
 def box_of(annotation: dict[str, Any], height: int, width: int) -> tuple[float, float, float, float]:
@@ -181,7 +181,7 @@ def _checked(
         return None
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         return None
-    if not mask_api.area(_rle(segmentation, height, width)):
+    if not mask_api.area(to_rle(segmentation, height, width)):
         return None
     area = annotation.get("area")
     if not is_number(area):
@@ -258,7 +258,8 @@ def _unique(ids: Any, what: str, source: str) -> None:
         raise InputError(f"{source}: {what} {repeated[0]!r} occurs more than once")
 
 
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Turn polygons or either kind of RLE into the compressed kind, which is all that pycocotools computes with."""
     if isinstance(segmentation, list):
         return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segloc.contract import InputError
-from segloc.detection.coco import is_number, is_rle
+from segloc.detection.coco import is_number, is_rle, to_rle
 
 IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
@@ -43,6 +43,10 @@ def evaluate(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], io
     # COCO's code writes into what it is given and talks on the terminal.
     truth = {"info": {}, **ground_truth, "annotations": [dict(a) for a in ground_truth["annotations"]]}
     found = [{key: r[key] for key in ("image_id", "category_id", "score", FIELDS[iou_type])} for r in results]
+    if iou_type == "segm":
+        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in truth["images"]}
+        for result in found:
+            result["segmentation"] = to_rle(result["segmentation"], *sizes[result["image_id"]])
     with contextlib.redirect_stdout(io.StringIO()):
         coco = _index(truth)
         # loadRes cannot take an empty list.

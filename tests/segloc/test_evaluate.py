@@ -5,7 +5,7 @@ import pytest
 
 from segloc import checkpoint, evaluate, finetune
 from segloc.detection import predict
-from segloc.detection.coco import Split, read_split
+from segloc.detection.coco import Split, mask_of, read_split
 from segloc.detection.coco_eval import METRICS
 from segloc.detection.detector import Detections
 
@@ -191,6 +191,29 @@ def test_ids_written_as_whole_floats_are_the_same_ids(pidray, tmp_path):
         assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 0
         reports.append((tmp_path / "e.json").read_text())
     assert reports[0] == reports[1]
+
+
+def test_results_may_have_their_masks_as_plain_run_lengths(pidray, tmp_path):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    found = []
+    for scan in read_split(Split("easy", truth, None)).scans:
+        for item in scan.annotations:
+            counts = run_lengths(mask_of(item, scan.height, scan.width))
+            mask = {"size": [scan.height, scan.width], "counts": counts}
+            found.append({key: item[key] for key in ("image_id", "category_id", "bbox")})
+            found[-1] |= {"score": 0.5, "segmentation": mask}
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth)]
+    assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["mean"]["segm"]["AP"] == pytest.approx(100)
+
+
+def run_lengths(mask):
+    """Lengths of the runs of 0 and 1 in turn, column by column, zeros first."""
+    column_wise = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(column_wise)) + 1
+    lengths = np.diff(np.concatenate([[0], edges, [len(column_wise)]])).tolist()
+    return [0, *lengths] if column_wise[0] else lengths
 
 
 def test_a_folder_as_output_is_refused_before_the_detector_runs(pidray, tuned, tmp_path, capsys):
