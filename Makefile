@@ -40,7 +40,7 @@ lint: $(VENV)/.dev.done
 	mypy pipeline segloc
 
 clean:
-	rm -rf $(VENV) data/simulated data/manifest data/*.parquet data/*.png data/audit.json data/shards runs/demo
+	rm -rf $(VENV) data/simulated data/manifest data/*.parquet data/*.png data/audit.json data/audit data/shards runs/demo
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name it with PYTHON=..."; exit 2; }
@@ -53,7 +53,7 @@ $(VENV)/.train.done: setup.cfg | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev.done: setup.cfg $(VENV)/.train.done
-	python -m pip install --quiet --editable ".[train,ray,dev]"
+	python -m pip install --quiet --editable ".[train,ray,s3,dev]"
 	@touch $@
 
 # Detectron2 is on no package index: take it from where it can be had, or go on without, and say so.

@@ -25,6 +25,7 @@ from pipeline.images import decode_rgba
 from pipeline.pairs import Recipe, make_pair, tables
 from pipeline.shards import Job, TarWriter
 from pipeline.simulate.__main__ import main as simulate
+from pipeline.targets import LocalFolder
 from segloc.contract import Pair, View
 
 QUALITY = 95
@@ -52,7 +53,7 @@ class Ours:
     """What a worker of ``pipeline.synthesize`` does, tar included."""
 
     def __init__(self, recipe: Recipe, file: Any) -> None:
-        self.job = Job(recipe, Path(), 1, quality=QUALITY)
+        self.job = Job(recipe, LocalFolder(Path()), 1, quality=QUALITY)
         self.tar = TarWriter(file)
 
     def __call__(self, number: int) -> None:

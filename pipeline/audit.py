@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -16,12 +17,20 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline import cli, gallery
-from pipeline.blends import BLENDS
 from pipeline.executors import run_tasks
-from pipeline.files import sha256_of
+from pipeline.files import existing_file, sha256_of
 from pipeline.images import Image, ImageError, decode
+from pipeline.pair_checks import (
+    balance_problems,
+    image_problems,
+    pair_problems,
+    recipe_problems,
+    segment_table,
+    view_problems,
+)
 from pipeline.pair_statistics import Statistics
-from segloc.contract import Box, Index, InputError, Pair, Shard, View, check_output, pair_key, read_index, write_atomic
+from pipeline.targets import Target, open_target
+from segloc.contract import Index, InputError, Pair, Shard, check_output, pair_key, write_atomic
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
@@ -41,19 +50,28 @@ class Findings:
     pairs: list[Pair] = dataclasses.field(default_factory=list)
 
 
-def check_shard(task: tuple[int, Shard], *, folder: Path, index: Index) -> Findings:
+def check_shard(task: tuple[int, Shard], *, folder: Target, index: Index, segments: Path | None) -> Findings:
     """Audit one shard.
 
     Args:
         task: number of the first pair, and the index's entry.
         folder: where the shards are.
         index: the whole index.
+        segments: the table they were made of, to check boxes against their recipes; None to go without.
     """
     first, shard = task
-    path, findings = folder / shard.name, Findings()
-    if not path.is_file():
+    findings = Findings()
+    try:
+        with folder.fetch(shard.name) as path:
+            _check_file(path, first, shard, index, segments, findings)
+    except FileNotFoundError:
         findings.violations.append(f"{shard.name}: missing")
         return findings
+    _check_totals(shard, findings, index)
+    return findings
+
+
+def _check_file(path: Path, first: int, shard: Shard, index: Index, segments: Path | None, findings: Findings) -> None:
     if path.stat().st_size != shard.bytes:
         findings.violations.append(f"{shard.name}: {path.stat().st_size} bytes, the index says {shard.bytes}")
     elif sha256_of(path) != shard.sha256:
@@ -61,11 +79,9 @@ def check_shard(task: tuple[int, Shard], *, folder: Path, index: Index) -> Findi
     number = first
     try:
         for number, (names, contents) in enumerate(read_groups(path), first):
-            _check_pair(number, names, contents, index, findings)
+            _check_pair(number, names, contents, index, segments, findings)
     except (tarfile.TarError, EOFError, OSError) as error:
         findings.violations.append(f"{shard.name}: broken tar after pair {number} ({error})")
-    _check_totals(shard, findings, index)
-    return findings
 
 
 def read_groups(path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
@@ -92,7 +108,9 @@ def _check_totals(shard: Shard, findings: Findings, index: Index) -> None:
         findings.violations.append(f"{shard.name}: class histogram differs from the index")
 
 
-def _check_pair(number: int, names: list[str], contents: list[bytes], index: Index, findings: Findings) -> None:
+def _check_pair(
+    number: int, names: list[str], contents: list[bytes], index: Index, segments: Path | None, findings: Findings
+) -> None:
     expected = [f"{pair_key(number)}.{suffix}" for suffix in SUFFIXES]
     if names != expected:
         findings.violations.append(f"pair {number}: members {names}, expected {expected}")
@@ -105,75 +123,22 @@ def _check_pair(number: int, names: list[str], contents: list[bytes], index: Ind
     problems = list(pair_problems(pair, number, index))
     for side, view, data in (("query", pair.query, contents[0]), ("key", pair.key, contents[1])):
         problems += [f"{side} {problem}" for problem in (*view_problems(view, index), *image_problems(view, data))]
+    if segments is not None and not problems:
+        problems += recipe_problems(pair, segment_table(segments))
     findings.violations += [f"pair {number}: {problem}" for problem in problems]
     findings.pairs.append(pair)
 
 
-def pair_problems(pair: Pair, number: int, index: Index) -> Iterator[str]:
-    """Say what of a pair's description contradicts the index or the idea of a positive pair."""
-    if pair.pair != number:
-        yield f"calls itself {pair.pair}"
-    if not 0 <= pair.class_id < len(index.classes):
-        yield f"class id {pair.class_id} is not in the index"
-    elif pair.class_name != index.classes[pair.class_id]:
-        yield f"class {pair.class_name!r} is {index.classes[pair.class_id]!r} in the index"
-    if pair.query.background == pair.key.background:
-        yield f"both views have background {pair.key.background!r}"
-    if pair.query.segment == pair.key.segment:
-        yield f"both views have segment {pair.key.segment!r}"
-    elif scan_of(pair.query.segment) == scan_of(pair.key.segment):
-        yield f"both items come from scan {scan_of(pair.key.segment)!r}"
-
-
-def scan_of(segment_id: str) -> str:
-    """Name the scan a segment was cut from; ids are the scan's path, ``#``, the annotation's id."""
-    return segment_id.rpartition("#")[0]
-
-
-def view_problems(view: View, index: Index) -> Iterator[str]:
-    """Say what of a view's description is impossible."""
-    if not (_inside(view.region, (0, 0, *view.size)) and _inside(view.box, view.region)):
-        yield f"box {view.box} is not inside region {view.region} inside image {view.size}"
-    if view.blend != index.parameters.get("blend"):
-        yield f"blend {view.blend!r} is not the index's {index.parameters.get('blend')!r}"
-    elif view.blend not in BLENDS:
-        yield f"blend {view.blend!r} is unknown"
-    else:
-        low, high = BLENDS[view.blend].coefficients
-        if not low <= view.alpha <= high:
-            yield f"alpha {view.alpha} is not in {low}..{high}"
-    if not view.scale > 0:
-        yield f"scale {view.scale}"
-
-
-def image_problems(view: View, data: bytes) -> Iterator[str]:
-    """Say what of a stored image contradicts its view."""
-    try:
-        image = decode(data)
-    except ImageError as error:
-        yield f"image: {error}"
-        return
-    if (image.shape[1], image.shape[0]) != view.size:
-        yield f"image is {image.shape[1]}x{image.shape[0]}, the description says {view.size[0]}x{view.size[1]}"
-
-
-def _inside(inner: Box, outer: Box) -> bool:
-    """Whether half-open box `inner` is not empty and within `outer`."""
-    x0, y0, x1, y1 = inner
-    return outer[0] <= x0 < x1 <= outer[2] and outer[1] <= y0 < y1 <= outer[3]
-
-
-def _draw(path: Path, folder: Path, index: Index) -> None:
+def _draw(path: Path, folder: Target, index: Index) -> None:
     """Draw pairs spread over the shards that can be read: region blue, box red."""
     tiles: list[Image] = []
     shards = [index.shards[position] for position in gallery.spread(_GALLERY_PAIRS, len(index.shards))]
     each = -(-_GALLERY_PAIRS // max(len(shards), 1))
     for shard in shards:
-        try:
-            for _, (_, contents) in zip(range(each), read_groups(folder / shard.name), strict=False):
+        unreadable = contextlib.suppress(tarfile.TarError, EOFError, OSError, InputError, ImageError, IndexError)
+        with unreadable, folder.fetch(shard.name) as tar:
+            for _, (_, contents) in zip(range(each), read_groups(tar), strict=False):
                 tiles += _tiles(Pair.from_json(contents[2]), contents)
-        except (tarfile.TarError, EOFError, OSError, InputError, ImageError, IndexError):
-            continue
     if tiles:
         gallery.save(path, tiles[: 2 * _GALLERY_PAIRS], _GALLERY_COLUMNS)
 
@@ -189,20 +154,23 @@ def _tiles(pair: Pair, contents: list[bytes]) -> list[Image]:
     ]
 
 
-def audit(folder: Path, index: Index, workers: int = 0, executor: str = "local") -> tuple[list[str], Statistics]:
+def audit(
+    folder: Target, index: Index, segments: Path | None = None, workers: int = 0, executor: str = "local"
+) -> tuple[list[str], Statistics]:
     """Check every shard of a folder.
 
     Returns:
         The violations, and statistics of the pairs that could be read.
     """
     statistics = Statistics()
-    violations = [f"{path.name}: not in the index" for path in sorted(folder.glob("pairs-*.tar"))]
-    violations = [text for text in violations if text.partition(":")[0] not in {shard.name for shard in index.shards}]
+    listed = {shard.name for shard in index.shards}
+    strays = [name for name in folder.names() if name.startswith("pairs-") and name.endswith(".tar")]
+    violations = [f"{name}: not in the index" for name in strays if name not in listed]
     if index.num_pairs != index.counts.get("pairs"):
         violations.append(f"index: shards hold {index.num_pairs} pairs, counts say {index.counts.get('pairs')}")
     firsts = np.cumsum([0, *(shard.pairs for shard in index.shards)]).tolist()
     tasks = list(zip(firsts, index.shards, strict=False))
-    check = functools.partial(check_shard, folder=folder.absolute(), index=index)
+    check = functools.partial(check_shard, folder=folder, index=index, segments=segments)
     seen: dict[int, int] = {}
     with tqdm(total=index.num_pairs, unit="pair", desc="audit", disable=None) as bar:
         results = run_tasks(check, tasks, workers=workers, executor=executor)
@@ -214,26 +182,38 @@ def audit(folder: Path, index: Index, workers: int = 0, executor: str = "local")
                 if first != pair.pair:
                     violations.append(f"pair {pair.pair}: the same as pair {first}")
             bar.update(shard.pairs)
+    violations += balance_problems(statistics.classes, index)
     return violations, statistics
 
 
 def _command(args: argparse.Namespace) -> int:
     for path in (args.report, args.gallery):
         check_output(path)
-    index = read_index(args.shards)
-    violations, statistics = audit(args.shards, index, args.workers, args.executor)
-    summary = statistics.summary()
+    folder = open_target(args.shards)
+    index = folder.index()
+    segments = args.segments and _segments(args.segments, index)
+    violations, statistics = audit(folder, index, segments, args.workers, args.executor)
     if args.report:
-        content = {"violations": violations, "shards": len(index.shards), **summary}
+        content = {"violation_count": len(violations), "shards": len(index.shards), **statistics.summary()}
+        content["violations"] = violations
         write_atomic(args.report, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    for name, table in statistics.tables().items() if args.tables else ():
+        write_atomic(args.tables / f"{name}.csv", table.encode())
     if args.gallery:
-        _draw(args.gallery, args.shards, index)
+        _draw(args.gallery, folder, index)
     for violation in violations[:_SHOWN]:
         print(violation)
     if len(violations) > _SHOWN:
         print(f"... and {len(violations) - _SHOWN} more")
-    print(f"{args.shards}: {statistics.pairs} pairs in {len(index.shards)} shards, {len(violations)} violations")
+    print(f"{folder}: {statistics.pairs} pairs in {len(index.shards)} shards, {len(violations)} violations")
     return 1 if violations else 0
+
+
+def _segments(path: Path, index: Index) -> Path:
+    """Check that a table is the one that the shards were made of."""
+    if sha256_of(existing_file(path, "segments")) != index.parameters.get("segments_sha256"):
+        raise InputError(f"{path}: not the segments these shards were made of (another sha256)")
+    return path.absolute()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -242,10 +222,15 @@ def main(argv: list[str] | None = None) -> int:
         "pipeline.audit",
         "Verify shards against their index and contract. Exit code 1 when something is wrong.",
         "  python -m pipeline.audit --shards data/shards\n"
-        "  python -m pipeline.audit --shards data/shards --report audit.json --gallery pairs.png",
+        "  python -m pipeline.audit --shards data/shards --segments data/segments.parquet --report audit.json\n"
+        "  python -m pipeline.audit --shards s3://bucket/shards --gallery pairs.png",
     )
-    options.add_argument("--shards", type=Path, required=True, metavar="DIR", help="folder of pipeline.synthesize")
+    options.add_argument("--shards", required=True, metavar="DIR_OR_URL", help="folder of pipeline.synthesize")
+    options.add_argument(
+        "--segments", type=Path, metavar="FILE", help="table they were made of: draw every item again, compare boxes"
+    )
     options.add_argument("--report", type=Path, metavar="FILE", help="write violations and statistics as JSON")
+    options.add_argument("--tables", type=Path, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
     options.add_argument("--gallery", type=Path, metavar="PNG", help="draw some pairs with their boxes")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

@@ -6,8 +6,10 @@ import dataclasses
 import functools
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline import composition, regions, segments
@@ -51,6 +53,20 @@ class Recipe:
     occluded: float = 0.0
 
 
+class Found(NamedTuple):
+    """Where a segment stands in its table.
+
+    Attributes:
+        row: its number.
+        class_id: its class.
+        bag: number of the bag it was cut from; scans of one bag share it.
+    """
+
+    row: int
+    class_id: int
+    bag: int
+
+
 class SegmentTable:
     """The segments of a table, read one by one so that no worker holds them all.
 
@@ -76,7 +92,9 @@ class SegmentTable:
         columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
         self._ids, self._widths, *around = self._file.read(columns=columns).columns
         self._around = np.stack([channel.to_numpy() for channel in around], 1).astype(np.float32)
-        self.rows = self._bags(self._file.read(columns=["class_id", "scan_group", "cut_by_frame"]).to_pydict())
+        columns = ["class_id", "scan_group", "cut_by_frame"]
+        self._class_ids, self._groups, cut = (column.to_numpy() for column in self._file.read(columns=columns).columns)
+        self.rows = self._bags(cut)
         self.usable = [class_id for class_id, bags in enumerate(self.rows) if len(bags) >= 2]
         self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
         self.segment = functools.lru_cache(maxsize=_CACHED_SEGMENTS)(self._read_segment)
@@ -84,14 +102,24 @@ class SegmentTable:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _bags(self, columns: dict[str, list[int]]) -> list[list[list[int]]]:
+    def _bags(self, cut: npt.NDArray[np.bool_]) -> list[list[list[int]]]:
         every: list[dict[int, list[int]]] = [{} for _ in self.classes]
         uncut: list[dict[int, list[int]]] = [{} for _ in self.classes]
-        for row, (class_id, bag, is_cut) in enumerate(zip(*columns.values(), strict=True)):
+        columns = (self._class_ids.tolist(), self._groups.tolist(), cut.tolist())
+        for row, (class_id, bag, is_cut) in enumerate(zip(*columns, strict=True)):
             for rows in (every,) if is_cut else (every, uncut):
                 rows[class_id].setdefault(bag, []).append(row)
         chosen = (some if len(some) >= 2 else all_of_them for some, all_of_them in zip(uncut, every, strict=True))
         return [list(bags.values()) for bags in chosen]
+
+    def find(self, segment_id: str) -> Found | None:
+        """Look a segment up; None when the table has none of that id."""
+        row = self._row_of.get(segment_id)
+        return None if row is None else Found(row, int(self._class_ids[row]), int(self._groups[row]))
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {segment_id: row for row, segment_id in enumerate(self._ids.to_pylist())}
 
     def _read_segment(self, row: int) -> Segment:
         """Read and decode the segment of a row."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import hashlib
 import json
 import re
 import tarfile
-from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from pipeline.files import sha256_of
 from pipeline.images import ImageError, encode_jpeg
 from pipeline.pairs import Recipe, make_pair, tables
-from segloc.contract import INDEX_NAME, InputError, Pair, Shard, atomic_file, pair_key, shard_name, write_atomic
+from pipeline.targets import Target
+from segloc.contract import INDEX_NAME, InputError, Pair, Shard, pair_key, shard_name
 
 PROGRESS_NAME = ".progress"
 # Fields of a USTAR header.
@@ -27,14 +27,14 @@ class Job:
 
     Attributes:
         recipe: how pairs are made.
-        out: the folder.
+        out: where they go.
         pairs: number of pairs over all shards.
         per_shard: pairs in a shard; the last may have fewer.
         quality: of the JPEGs, 1..100.
     """
 
     recipe: Recipe
-    out: Path
+    out: Target
     pairs: int
     per_shard: int = 1000
     quality: int = 95
@@ -55,27 +55,30 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
     Returns:
         Its entry for the index, and whether it was made now.
     """
-    path = job.out / shard_name(number)
     recorded = read_record(job.out, number)
-    if recorded is not None and _is_intact(path, recorded):
-        return recorded, False
+    if recorded is not None and _is_intact(job.out, recorded):
+        return recorded.shard, False
     # A folder with an index claims to be complete, which from here on it is not.
-    (job.out / INDEX_NAME).unlink(missing_ok=True)
+    job.out.delete(INDEX_NAME)
     _, items = tables(job.recipe.regions, job.recipe.segments)
-    classes = [0] * len(items.classes)
-    with atomic_file(path) as file:
-        _write_tar(job, job.numbers(number), file, classes)
-    shard = Shard(path.name, len(job.numbers(number)), path.stat().st_size, sha256_of(path), tuple(classes))
-    write_record(job.out, number, shard)
+    name, numbers, classes = shard_name(number), job.numbers(number), [0] * len(items.classes)
+    with job.out.create(name) as file:
+        tar = TarWriter(file)
+        for pair in numbers:
+            classes[tar.add_pair(job, pair).class_id] += 1
+        tar.close()
+    shard = Shard(name, len(numbers), tar.bytes, tar.sha256, tuple(classes))
+    written = job.out.stat(name)
+    write_record(job.out, number, Record(shard, written and written.tag))
     return shard, True
 
 
-def remove_strays(out: Path, numbers: range) -> None:
+def remove_strays(out: Target, numbers: range) -> None:
     """Remove the temporaries that killed writers of the shards `numbers` left behind."""
-    for path in out.iterdir():
-        match = _TEMPORARY.fullmatch(path.name)
+    for name in out.names():
+        match = _TEMPORARY.fullmatch(name)
         if match and int(match[1]) in numbers:
-            path.unlink(missing_ok=True)
+            out.delete(name)
 
 
 class TarWriter:
@@ -85,11 +88,15 @@ class TarWriter:
 
     Args:
         file: open for writing.
+
+    Attributes:
+        bytes: how many were written.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._written = 0
+        self._digest = hashlib.sha256()
+        self.bytes = 0
         blank = tarfile.TarInfo("")
         blank.mode, blank.mtime, blank.uid, blank.gid, blank.uname, blank.gname = 0o444, 0, 0, 0, "", ""
         self._header = bytearray(blank.tobuf(tarfile.USTAR_FORMAT))
@@ -118,39 +125,66 @@ class TarWriter:
         header[_CHECKSUM] = b" " * 8  # it is taken with itself blank
         header[_CHECKSUM] = b"%06o\0 " % sum(header)
         for part in (header, data, bytes(-len(data) % tarfile.BLOCKSIZE)):
-            self._written += self._file.write(part)
+            self._write(part)
 
     def close(self) -> None:
         """Write the end marker."""
-        self._file.write(bytes(2 * tarfile.BLOCKSIZE + -(self._written + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
+        self._write(bytes(2 * tarfile.BLOCKSIZE + -(self.bytes + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written, hexadecimal."""
+        return self._digest.hexdigest()
+
+    def _write(self, data: bytes | bytearray) -> None:
+        self.bytes += self._file.write(data)
+        self._digest.update(data)
 
 
-def _write_tar(job: Job, numbers: range, file: BinaryIO, classes: list[int]) -> None:
-    tar = TarWriter(file)
-    for number in numbers:
-        classes[tar.add_pair(job, number).class_id] += 1
-    tar.close()
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The note of a finished shard in an unfinished folder.
+
+    Attributes:
+        shard: its entry for the index.
+        tag: the store's, when the shard was written; see `pipeline.targets.Stat`.
+    """
+
+    shard: Shard
+    tag: str | None = None
 
 
-def _is_intact(path: Path, shard: Shard) -> bool:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
-    return False
+def _is_intact(out: Target, record: Record) -> bool:
+    """Whether the shard is what was recorded: by the store's tag, else by its digest."""
+    shard = record.shard
+    found = out.stat(shard.name)
+    if found is None or found.bytes != shard.bytes:
+        return False
+    if record.tag is not None and found.tag == record.tag:
+        return True
+    try:
+        with out.fetch(shard.name) as path:
+            return sha256_of(path) == shard.sha256
+    except OSError:
+        return False
 
 
-def _record(out: Path, number: int) -> Path:
-    return out / PROGRESS_NAME / f"{shard_name(number)}.json"
+def _record(number: int) -> str:
+    return f"{PROGRESS_NAME}/{shard_name(number)}.json"
 
 
-def write_record(out: Path, number: int, shard: Shard) -> None:
+def write_record(out: Target, number: int, record: Record) -> None:
     """Note that a shard is finished."""
-    write_atomic(_record(out, number), json.dumps(dataclasses.asdict(shard)).encode())
+    with out.create(_record(number)) as file:
+        file.write(json.dumps({"shard": dataclasses.asdict(record.shard), "tag": record.tag}).encode())
 
 
-def read_record(out: Path, number: int) -> Shard | None:
+def read_record(out: Target, number: int) -> Record | None:
     """Read the note of a finished shard; None when there is none that makes sense."""
     try:
-        raw = json.loads(_record(out, number).read_bytes())
-        return Shard(**{**raw, "classes": tuple(raw["classes"])})
+        raw = json.loads(out.read(_record(number)))
+        return Record(Shard(**{**raw["shard"], "classes": tuple(raw["shard"]["classes"])}), raw["tag"])
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -11,10 +11,11 @@ import argparse
 import functools
 import json
 import re
-import shutil
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -23,11 +24,18 @@ from pipeline.blends import BLENDS
 from pipeline.executors import run_tasks
 from pipeline.files import existing_folder, sha256_of
 from pipeline.pairs import RECIPE_VERSION, Recipe, tables
-from pipeline.shards import PROGRESS_NAME, Job, ensure_shard, read_record, remove_strays, write_record
-from segloc.contract import INDEX_NAME, Index, InputError, Shard, read_index, write_atomic
+from pipeline.shards import PROGRESS_NAME, Job, Record, ensure_shard, read_record, remove_strays, write_record
+from pipeline.targets import Target, open_target
+from segloc.contract import INDEX_NAME, Index, InputError, Shard
 
-_PLAN_NAME = "plan.json"
-_OURS = re.compile(r"pairs-\d{6,}\.tar|\.pairs-\d{6,}\.tar\..*\.tmp|\.index\.json\..*\.tmp")
+T = TypeVar("T")
+R = TypeVar("R")
+
+_PLAN = f"{PROGRESS_NAME}/plan.json"
+# A store answers in some tens of milliseconds, so notes of shards are read and written several at a time.
+_AT_A_TIME = 16
+_SHARD, _INDEX_TEMPORARY = re.compile(r"pairs-\d{6,}\.tar"), re.compile(r"\.index\.json\..*\.tmp")
+_OURS = re.compile(rf"{_SHARD.pattern}|\.{_SHARD.pattern}\..*\.tmp|{_INDEX_TEMPORARY.pattern}")
 
 
 def parameters(job: Job) -> dict[str, Any]:
@@ -70,33 +78,46 @@ def prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
     Raises:
         InputError: it holds shards of another plan, or of none, and `if_changed` is ``refuse``.
     """
-    job.out.mkdir(parents=True, exist_ok=True)
     found, shards = _found(job.out)
-    if found != plan and (found is not None or any(job.out.glob("pairs-*.tar"))):
+    if found != plan and (found is not None or any(_SHARD.fullmatch(name) for name in job.out.names())):
         if if_changed == "refuse":
             raise InputError(
                 f"{job.out}: {_difference(found, plan)}; choose another --out, or --if-changed rebuild to start again"
             )
         _clear(job.out)
         shards = ()
-    for number, shard in enumerate(shards):
-        if read_record(job.out, number) is None:
-            write_record(job.out, number, shard)
-    for stray in job.out.glob(f".{INDEX_NAME}.*.tmp"):
-        stray.unlink(missing_ok=True)
-    write_atomic(job.out / PROGRESS_NAME / _PLAN_NAME, json.dumps(plan, sort_keys=True, indent=1).encode())
+    _each(lambda item: _note(job.out, *item), enumerate(shards))
+    for name in job.out.names():
+        if _INDEX_TEMPORARY.fullmatch(name):
+            job.out.delete(name)
+    with job.out.create(_PLAN) as file:
+        file.write(json.dumps(plan, sort_keys=True, indent=1).encode())
 
 
-def _found(out: Path) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
+def _note(out: Target, number: int, shard: Shard) -> None:
+    """Note a shard the index lists, so that the folder can lose its index; a note of its own says more."""
+    if read_record(out, number) is None:
+        write_record(out, number, Record(shard))
+
+
+def _each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Apply a function that waits for the store to many items."""
+    with ThreadPoolExecutor(_AT_A_TIME) as threads:
+        return list(threads.map(function, items))
+
+
+def _found(out: Target) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
     """The plan a folder was made by, if it has one, and the shards its index lists, if it is complete."""
-    if (out / INDEX_NAME).exists():
+    if out.stat(INDEX_NAME):
         try:
-            index = read_index(out)
+            index = out.index()
         except InputError:
             return {}, ()
         return {"seed": index.seed, **index.parameters}, index.shards
     try:
-        return json.loads((out / PROGRESS_NAME / _PLAN_NAME).read_bytes()), ()
+        return json.loads(out.read(_PLAN)), ()
+    except InputError:
+        raise
     except (OSError, ValueError):
         return None, ()
 
@@ -114,13 +135,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f'{text[:12]}..."'
 
 
-def _clear(out: Path) -> None:
+def _clear(out: Target) -> None:
     """Remove what a synthesis wrote and nothing else; the index first, as it vouches for the rest."""
-    (out / INDEX_NAME).unlink(missing_ok=True)
-    shutil.rmtree(out / PROGRESS_NAME, ignore_errors=True)
-    for path in out.iterdir():
-        if _OURS.fullmatch(path.name):
-            path.unlink()
+    out.delete(INDEX_NAME)
+    out.delete_folder(PROGRESS_NAME)
+    _each(out.delete, [name for name in out.names() if _OURS.fullmatch(name)])
 
 
 def synthesize(job: Job, args: argparse.Namespace) -> int:
@@ -129,36 +148,46 @@ def synthesize(job: Job, args: argparse.Namespace) -> int:
     if values["excluded_classes"]:
         print(f"left out, with segments from fewer than two bags: {', '.join(values['excluded_classes'])}")
     prepare(job, {"seed": job.recipe.seed, **values}, args.if_changed)
-    made = _run(job, range(*(args.shards_range or (0, job.num_shards))), args)
-    records = [read_record(job.out, number) for number in range(job.num_shards)]
-    shards = tuple(record for record in records if record is not None)
+    done = _run(job, range(*(args.shards_range or (0, job.num_shards))), args)
+    shards = {number: shard for number, (shard, _) in done.items()} | _others(job, done)
     if len(shards) < job.num_shards:
         print(f"{job.out}: {len(shards)} of {job.num_shards} shards; the index follows with the last")
         return 0
     classes = tables(job.recipe.regions, job.recipe.segments)[1].classes
-    index = Index(classes, job.recipe.seed, values, counts(job), shards).to_json()
-    if made or not (job.out / INDEX_NAME).exists():
-        write_atomic(job.out / INDEX_NAME, index)
-    shutil.rmtree(job.out / PROGRESS_NAME, ignore_errors=True)
+    made = sum(is_new for _, is_new in done.values())
+    if made or job.out.stat(INDEX_NAME) is None:
+        in_order = tuple(shards[number] for number in range(job.num_shards))
+        with job.out.create(INDEX_NAME) as file:
+            file.write(Index(classes, job.recipe.seed, values, counts(job), in_order).to_json())
+    job.out.delete_folder(PROGRESS_NAME)
     state = f"{made} made now" if made else "all were there and verified"
     print(f"{job.out}: {job.pairs} pairs in {job.num_shards} shards ({state})")
     return 0
 
 
-def _run(job: Job, numbers: range, args: argparse.Namespace) -> int:
-    made = 0
+def _others(job: Job, done: Iterable[int]) -> dict[int, Shard]:
+    """Shards that other runs have finished, by their notes."""
+    numbers = sorted({*range(job.num_shards)} - {*done})
+    records = zip(numbers, _each(functools.partial(read_record, job.out), numbers), strict=True)
+    return {number: record.shard for number, record in records if record is not None}
+
+
+def _run(job: Job, numbers: range, args: argparse.Namespace) -> dict[int, tuple[Shard, bool]]:
+    """Make or verify the shards `numbers`; whether each was made now comes with it."""
+    done = {}
     remove_strays(job.out, numbers)
     task = functools.partial(ensure_shard, job)
     total = sum(len(job.numbers(number)) for number in numbers)
     with tqdm(total=total, unit="pair", desc="synthesize", disable=None) as bar:
         try:
-            for shard, is_new in run_tasks(task, numbers, workers=args.workers, executor=args.executor):
-                made += is_new
-                bar.update(shard.pairs)
+            results = run_tasks(task, numbers, workers=args.workers, executor=args.executor)
+            for number, result in zip(numbers, results, strict=True):
+                done[number] = result
+                bar.update(result[0].pairs)
         except BaseException:
             remove_strays(job.out, numbers)  # of workers stopped in the middle of a shard
             raise
-    return made
+    return done
 
 
 def _command(args: argparse.Namespace) -> int:
@@ -168,7 +197,10 @@ def _command(args: argparse.Namespace) -> int:
     recipe = Recipe(
         *inputs, seed=args.seed, blend=args.blend, width=args.width, scales=args.scale, occluded=args.occluded
     )
-    job = Job(recipe, args.out.absolute(), args.pairs, args.per_shard, args.quality)
+    out = open_target(args.out)
+    if not out.is_shared and (args.workers != 1 or args.executor != "local"):
+        raise InputError(f"{args.out}: only this process sees what is written there; use --workers 1")
+    job = Job(recipe, out, args.pairs, args.per_shard, args.quality)
     if args.shards_range and args.shards_range[1] > job.num_shards:
         raise InputError(f"--shards-range ends at {args.shards_range[1]}, but there are {job.num_shards} shards")
     return synthesize(job, args)
@@ -215,14 +247,19 @@ def main(argv: list[str] | None = None) -> int:
         "Paste pairs of segments on pairs of backgrounds and write them into shards. Run again to resume.",
         "  python -m pipeline.synthesize --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
         "      --segments data/segments.parquet --out data/shards --pairs 200000 --seed 0\n"
-        "  ... --shards-range 0:50    # one job of an array; whichever ends last writes the index",
+        "  ... --shards-range 0:50    # one job of an array; whichever ends last writes the index\n"
+        "  ... --out s3://bucket/shards    # needs pip install 'segloc[s3]'",
     )
     options.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="as given to pipeline.regions")
     options.add_argument("--regions", type=Path, required=True, metavar="FILE", help="table of pipeline.regions")
     options.add_argument("--segments", type=Path, required=True, metavar="FILE", help="table of pipeline.segments")
-    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
-    options.add_argument("--pairs", type=_at_least(1), required=True, metavar="N", help="pairs to make")
-    options.add_argument("--seed", type=_at_least(0), required=True, metavar="S", help="another seed, other pairs")
+    options.add_argument(
+        "--out", required=True, metavar="DIR_OR_URL", help="folder of the shards; also s3:// or what else fsspec opens"
+    )
+    options.add_argument("--pairs", type=_at_least(1), default=200_000, metavar="N", help="default: 200000")
+    options.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="S", help="another seed, other pairs (default: 0)"
+    )
     options.add_argument("--per-shard", type=_at_least(1), default=1000, metavar="N", help="default: 1000")
     options.add_argument("--blend", choices=tuple(BLENDS), default="alpha", help="default: alpha, the paper's")
     options.add_argument(

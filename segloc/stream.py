@@ -258,5 +258,7 @@ def _read(source: str) -> bytes:
     try:
         with fsspec.open(source, "rb") as file:
             return file.read()
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{source}: cannot be read ({error})") from error
+    except Exception as error:  # every store has exceptions of its own
+        raise InputError(
+            f"{source}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
+        ) from error

@@ -105,12 +105,12 @@ class Synthesis:
     def __init__(self, sixray: Path, region_file: Path, segment_file: Path) -> None:
         self.inputs = ["--backgrounds", sixray, "--regions", region_file, "--segments", segment_file]
 
-    def arguments(self, out: Path, **changes: object) -> list[str]:
+    def arguments(self, out: Path | str, **changes: object) -> list[str]:
         options = {"pairs": 24, "per-shard": 4, "width": 160, "seed": 0, "workers": 1} | changes
         flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
         return [str(part) for part in [*self.inputs, "--out", out, *flags]]
 
-    def __call__(self, out: Path, **changes: object) -> int:
+    def __call__(self, out: Path | str, **changes: object) -> int:
         return synthesize.main(self.arguments(out, **changes))
 
 

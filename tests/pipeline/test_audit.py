@@ -4,15 +4,19 @@ import json
 import re
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import audit
 from pipeline.gallery import BLUE, RED
 from pipeline.images import encode_jpeg, read_image
+from pipeline.pair_checks import balance_problems
 from pipeline.shards import TarWriter
 from segloc.contract import Index, Shard, read_index
 
@@ -173,16 +177,110 @@ def test_every_violation_is_found(name: str, shards: Path, tmp_path: Path, capsy
     assert re.search(message, capsys.readouterr().out)
 
 
+@pytest.fixture
+def recipes(shards: Path, tmp_path: Path) -> Path:
+    """A copy of the good folder."""
+    return shutil.copytree(shards, tmp_path / "shards")
+
+
+# What only shows when the items are drawn again. Pair 5 is changed to something that the index allows.
+FALSE_RECIPES: dict[str, tuple[Callable[[dict], object], str]] = {
+    "wider box": (lambda p: p["query"]["box"].__setitem__(0, p["query"]["box"][0] - 1), r"query box is \d+x\d+, the"),
+    "other rotation": (lambda p: p["key"].update(rotation_deg=p["key"]["rotation_deg"] + 20), "key box is"),
+    "other scale": (lambda p: p["key"].update(scale=p["key"]["scale"] * 1.1), "key box is"),
+    "beyond all images": (lambda p: p["key"].update(scale=1e300), "key box is"),
+    "endless": (lambda p: p["key"].update(scale=float("inf")), "key box is"),
+    "no rotation at all": (lambda p: p["key"].update(rotation_deg=float("nan")), "key box is"),
+    "unknown segment": (lambda p: p["key"].update(segment="train/x.png#7"), "key segment 'train/x.png#7' is not in"),
+}
+
+
+def whole_region(pair: dict) -> None:
+    """Let the regions be the images, so that no box is outside."""
+    for side in ("query", "key"):
+        pair[side]["region"] = [0, 0, *pair[side]["size"]]
+
+
+@pytest.mark.parametrize("name", FALSE_RECIPES)
+def test_boxes_are_checked_against_the_recipe(
+    name: str, recipes: Path, segment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, message = FALSE_RECIPES[name]
+    arguments = ["--shards", str(recipes), "--workers", "1"]
+    edit_pair(whole_region)(recipes)
+    assert audit.main([*arguments, "--segments", str(segment_file)]) == 0
+    edit_pair(change)(recipes)
+    assert audit.main(arguments) == 0, "another check finds it"
+    capsys.readouterr()
+    assert audit.main([*arguments, "--segments", str(segment_file)]) == 1
+    assert re.search(f"pair 5: {message}", capsys.readouterr().out)
+
+
+def test_an_item_of_another_class_is_found(
+    recipes: Path, segment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = read_index(recipes)
+    other = {2: 3, 3: 2}[json.loads(read_members(recipes / "pairs-000001.tar")[5][1])["class_id"]]
+    edit_pair(lambda p: p.update(class_id=other, class_name=index.classes[other]))(recipes)
+    arguments = ["--shards", str(recipes), "--workers", "1", "--segments", str(segment_file)]
+    assert audit.main(arguments) == 1
+    assert re.search("pair 5: query segment '.*' is of class", capsys.readouterr().out)
+
+
+def test_items_of_one_bag_scanned_twice_are_found(
+    recipes: Path, segment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(segment_file)
+    place = table.schema.get_field_index("scan_group")
+    one_bag = tmp_path / "one bag.parquet"
+    pq.write_table(table.set_column(place, "scan_group", pa.array([0] * len(table), pa.int32())), one_bag)
+    index = read_index(recipes)
+    digest = hashlib.sha256(one_bag.read_bytes()).hexdigest()
+    write_index(recipes, dataclasses.replace(index, parameters=index.parameters | {"segments_sha256": digest}))
+    assert audit.main(["--shards", str(recipes), "--workers", "1", "--segments", str(one_bag)]) == 1
+    assert capsys.readouterr().out.count("both items come from scans of one bag") == index.num_pairs
+
+
+def test_another_table_is_refused(shards: Path, region_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit.main(["--shards", str(shards), "--workers", "1", "--segments", str(region_file)]) == 2
+    assert "not the segments these shards were made of" in capsys.readouterr().err
+
+
+INDEX = Index(("Gun", "Knife", "Baton"), 0, {"excluded_classes": ["Baton"]}, {}, ())
+
+
+@pytest.mark.parametrize(
+    ("pairs", "problems"),
+    [
+        ({"Gun": 500, "Knife": 500}, []),
+        ({"Gun": 590, "Knife": 410}, []),  # 5.7 standard deviations
+        ({"Gun": 600, "Knife": 400}, ["class 'Gun' has 600 of 1000", "class 'Knife' has 400 of 1000"]),
+        ({"Gun": 1000}, ["class 'Gun'", "class 'Knife' has 0 of 1000"]),
+        ({"Gun": 500, "Knife": 499, "Baton": 1}, ["class 'Baton' is left out by the index, but has 1 pairs"]),
+        ({}, []),
+    ],
+)
+def test_classes_must_be_in_balance(pairs: dict[str, int], problems: list[str]) -> None:
+    found = list(balance_problems(Counter(pairs), INDEX))
+    assert len(found) == len(problems)
+    assert all(text.startswith(start) for text, start in zip(found, problems, strict=True))
+
+
 def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report, picture = tmp_path / "report.json", tmp_path / "pairs.png"
     arguments = ["--shards", shards, "--report", report, "--gallery", picture, "--workers", "2"]
+    arguments += ["--tables", tmp_path / "tables"]
     assert audit.main(list(map(str, arguments))) == 0
     assert "24 pairs in 6 shards, 0 violations" in capsys.readouterr().out
     content = json.loads(report.read_text())
     histogram = np.sum([shard.classes for shard in read_index(shards).shards], axis=0)
+    assert (content["violation_count"], content["violations"]) == (0, [])
     assert content["classes"] == {"Gun": histogram[2], "Knife": histogram[3]}
     assert sum(content["alpha_histogram"]["counts"]) == 48
     assert 0.25 <= content["alpha_histogram"]["edges"][0] < content["alpha_histogram"]["edges"][-1] <= 0.65
+    for name, values in (("classes", 24), ("coefficients", 48), ("boxes", 48)):
+        rows = (tmp_path / "tables" / f"{name}.csv").read_text().splitlines()[1:]
+        assert sum(int(row.rpartition(",")[2]) for row in rows) == values
     drawn = read_image(picture)
     assert (drawn == RED).all(2).any()
     assert (drawn == BLUE).all(2).any()

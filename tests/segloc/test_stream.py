@@ -1,6 +1,7 @@
 import itertools
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -115,3 +116,19 @@ def test_bad_shards_are_refused(shards, tmp_path):
 def test_empty_index_is_refused(tmp_path):
     with pytest.raises(InputError, match="no pairs"):
         ShardFolder.open(str(write_shards(tmp_path / "none", shards=0)))
+
+
+def test_shards_on_s3_are_read_as_local_ones(shards, bucket, tmp_path):
+    store = fsspec.filesystem("s3")
+    url = f"{bucket}/{tmp_path.name}"
+    for path in shards.iterdir():
+        store.pipe_file(f"{url}/{path.name}", path.read_bytes())
+    local, remote = take(stream_of(shards), 6), take(stream_of(url), 6)
+    assert all(torch.equal(a.query.images, b.query.images) for a, b in zip(local, remote, strict=True))
+
+
+@pytest.mark.parametrize("url", ["s3://no-such-bucket-here/shards", "s3://bucket/no such folder"])
+def test_missing_shards_on_s3_are_one_sentence(url, bucket):
+    with pytest.raises(InputError, match=r"index\.json: cannot be read") as error:
+        ShardFolder.open(url)
+    assert "\n" not in str(error.value)
