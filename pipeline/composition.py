@@ -24,8 +24,9 @@ FILL = 0.9  # an item takes at most this part of the region's width and height
 LEAST_SIDE_PX, LEAST_SIDE_AT_WIDTH_PX = 16, 500
 GEOMETRY_DRAWS = 10
 OCCLUDER_SIDES = (0.7, 1.2)  # of the item's box
+_HALF_PIXEL = np.full(2, 0.5)
 # Below this scale plain bilinear warping would skip donor pixels.
-PRESHRINK_BELOW = 0.5
+SMOOTH_BELOW = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Geometry:
     def matrix(self) -> npt.NDArray[np.float64]:
         """The linear map [2, 2] of donor pixels to pixels of the stored image, x right and y down."""
         angle = math.radians(self.rotation_deg)
-        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-        return self.scale * turn @ np.diag([-1.0 if self.flip_h else 1.0, -1.0 if self.flip_v else 1.0])
+        cosine, sine = self.scale * math.cos(angle), self.scale * math.sin(angle)
+        x, y = -1.0 if self.flip_h else 1.0, -1.0 if self.flip_v else 1.0
+        return np.array([[cosine * x, sine * y], [-sine * x, cosine * y]])
 
 
 def frame(size: tuple[int, int], region: Box, width: int) -> tuple[tuple[int, int], Box]:
@@ -122,9 +124,15 @@ def draw_geometry(
 
 def extent(segment: Segment, geometry: Geometry) -> tuple[float, float]:
     """Width and height in pixels of the transformed mask, before it is rendered."""
-    matrix = geometry.matrix()
-    spread: npt.NDArray[np.float64] = np.ptp(segment.hull @ matrix.T, axis=0) + np.abs(matrix).sum(axis=1)
-    return float(spread[0]), float(spread[1])
+    low, high = _bounds(segment, geometry.matrix())
+    return high[0] - low[0], high[1] - low[1]
+
+
+def _bounds(segment: Segment, matrix: npt.NDArray[np.float64]) -> tuple[list[float], list[float]]:
+    """Least and greatest (x, y) that a mask's pixels reach under `matrix`, from where it puts the crop's centre."""
+    points = segment.hull @ matrix.T
+    around: npt.NDArray[np.float64] = np.abs(matrix) @ _HALF_PIXEL
+    return (points.min(axis=0) - around).tolist(), (points.max(axis=0) + around).tolist()
 
 
 def place(
@@ -184,27 +192,29 @@ def _enlarged(segment: Segment, geometry: Geometry, room: tuple[int, int], least
 def render(segment: Segment, geometry: Geometry) -> Patch | None:
     """Transform a segment by one interpolation of colours and mask together.
 
-    The mask is what is at least half covered. Far shrunk segments are first averaged down to size.
+    The mask is what is at least half covered. Segments that are shrunk far are smoothed first, over as many donor
+    pixels as one pixel then shows.
 
     Returns:
         The patch, tight around the mask; None when no pixel is left.
     """
-    rgba, matrix = segment.rgba, geometry.matrix()
-    if geometry.scale < PRESHRINK_BELOW:
-        height, width = rgba.shape[:2]
-        size = max(1, round(width * geometry.scale)), max(1, round(height * geometry.scale))
-        rgba = np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), np.uint8)
-        matrix = matrix @ np.diag([width / size[0], height / size[1]])
-    # Two rows of the rim's colours with alpha 0 all around: the warp fades the mask out, not the colours. What it finds
-    # farther out, black, reaches no pixel of the mask.
-    rgba = np.asarray(cv2.copyMakeBorder(rgba, 2, 2, 2, 2, cv2.BORDER_REPLICATE), np.uint8)
-    rgba[:2, :, 3] = rgba[-2:, :, 3] = rgba[:, :2, 3] = rgba[:, -2:, 3] = 0
-    height, width = rgba.shape[:2]
-    canvas_w, canvas_h = (math.ceil(side - 1e-6) for side in np.abs(matrix) @ (width, height))
+    matrix = geometry.matrix()
+    smooth = 2 * int(0.5 / geometry.scale) + 1 if geometry.scale < SMOOTH_BELOW else 1
+    # The rim's colours with alpha 0 all around: smoothing and warp fade the mask out, not the colours. What the warp
+    # finds farther out, black, reaches no pixel of the mask.
+    rim = 2 + smooth // 2
+    rgba = np.asarray(cv2.copyMakeBorder(segment.rgba, rim, rim, rim, rim, cv2.BORDER_REPLICATE), np.uint8)
+    rgba[:rim, :, 3] = rgba[-rim:, :, 3] = rgba[:, :rim, 3] = rgba[:, -rim:, 3] = 0
+    if smooth > 1:
+        rgba = np.asarray(cv2.blur(rgba, (smooth, smooth), borderType=cv2.BORDER_REPLICATE), np.uint8)
+    (left, top), (right, bottom) = _bounds(segment, matrix)
+    canvas = max(1, math.ceil(right - left - 1e-6)), max(1, math.ceil(bottom - top - 1e-6))
     affine = np.empty((2, 3))
     affine[:, :2] = matrix
-    affine[:, 2] = np.subtract((canvas_w - 1, canvas_h - 1), matrix @ (width - 1, height - 1)) / 2
-    warped = cv2.warpAffine(rgba, affine, (canvas_w, canvas_h), flags=cv2.INTER_LINEAR)
+    # The middle of the bounds goes to the middle of the canvas; bounds are measured from the middle of the crop.
+    affine[:, 2] = matrix @ ((1 - rgba.shape[1]) / 2, (1 - rgba.shape[0]) / 2)
+    affine[:, 2] += (canvas[0] - 1 - left - right) / 2, (canvas[1] - 1 - top - bottom) / 2
+    warped = cv2.warpAffine(rgba, affine, canvas, flags=cv2.INTER_LINEAR)
     _, mask = cv2.threshold(cv2.extractChannel(warped, 3), 127, 1, cv2.THRESH_BINARY)
     x, y, wide, high = cv2.boundingRect(mask)
     if not wide:

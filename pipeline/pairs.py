@@ -22,7 +22,7 @@ from pipeline.tables import open_table
 from segloc.contract import Box, InputError, Occluder, Pair, View
 
 # Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 _BACKGROUND_DRAWS = 100
 # Decoded segments a process keeps, of some tens of kB each: a twentieth of PIDray's, all of a small data set's.
 _CACHED_SEGMENTS = 2048
@@ -97,7 +97,7 @@ class SegmentTable:
         self.rows = self._bags(cut)
         self.usable = [class_id for class_id, bags in enumerate(self.rows) if len(bags) >= 2]
         self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
-        self.segment = functools.lru_cache(maxsize=_CACHED_SEGMENTS)(self._read_segment)
+        self.segment = functools.lru_cache(maxsize=_CACHED_SEGMENTS)(self.read_segment)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -121,14 +121,14 @@ class SegmentTable:
     def _row_of(self) -> dict[str, int]:
         return {segment_id: row for row, segment_id in enumerate(self._ids.to_pylist())}
 
-    def _read_segment(self, row: int) -> Segment:
+    def read_segment(self, row: int) -> Segment:
         """Read and decode the segment of a row."""
         return Segment(self._ids[row].as_py(), decode_rgba(self.png(row)), self._widths[row].as_py(), self._around[row])
 
     def png(self, row: int) -> bytes:
         """Read the PNG of a row."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        pngs = self._file.read_row_group(group, columns=["png"]).column(0)
+        pngs = self._file.read_row_group(group, columns=["png"], use_threads=False).column(0)
         return pngs[row - int(self._starts[group])].as_py()
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from pipeline import cli, datasets, masks, scan_groups
 from pipeline.datasets import Instance
 from pipeline.executors import run_tasks
-from pipeline.images import Image, ImageError, encode_png, read_image
+from pipeline.images import Image, ImageError, encode_rgba, read_image
 from pipeline.tables import TableWriter
 from segloc.contract import Box, InputError, check_output
 
@@ -45,8 +45,9 @@ SCHEMA = pa.schema(
         ("png", pa.binary()),
     ]
 )
-# Synthesis reads single segments, each with its group; PNGs do not compress again.
-GROUP_ROWS = 8
+# Synthesis reads single segments, each with its group, while every group costs a kilobyte of the file's end, which each
+# process reads. PNGs are there to be read fast, not compressed.
+GROUP_ROWS = 4
 _COMPRESSION = {name: "none" if name == "png" else "snappy" for name in SCHEMA.names}
 # The donor's surroundings are measured outside the item's blurred rim but close by.
 RING_PX = (3, 12)
@@ -115,7 +116,7 @@ def _row(instance: Instance, scan: Image, classes: tuple[str, ...]) -> Row:
         "background_b": blue,
         "cut_by_frame": cut_off,
         "whole": not cut_off and masks.is_one_piece(mask),
-        "png": encode_png(crop(scan, mask, box)),
+        "png": encode_rgba(crop(scan, mask, box)),
     }
 
 

@@ -53,7 +53,11 @@ class TableWriter:
     def __enter__(self) -> TableWriter:
         # Without the stored Arrow schema, readers take the schema's metadata from what is added at the end.
         self._parquet = pq.ParquetWriter(
-            self._file.__enter__(), self._schema, compression=self._compression, store_schema=False
+            self._file.__enter__(),
+            self._schema,
+            compression=self._compression,
+            store_schema=False,
+            write_statistics=False,  # nobody filters by them
         )
         return self
 

@@ -7,7 +7,16 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.images import ImageError, decode, decode_rgba, dimensions, encode_jpeg, encode_png, read_image
+from pipeline.images import (
+    ImageError,
+    decode,
+    decode_rgba,
+    dimensions,
+    encode_jpeg,
+    encode_png,
+    encode_rgba,
+    read_image,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 31, 3), np.uint8)
 
@@ -118,7 +127,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_rgba_png_keeps_colours_under_alpha_zero() -> None:
     rgba = np.dstack([RGB, np.where(RGB[..., 0] > 99, 255, 0).astype(np.uint8)])
-    assert (decode_rgba(encode_png(rgba)) == rgba).all()
+    assert (decode_rgba(encode_rgba(rgba)) == rgba).all()
 
 
 @pytest.mark.parametrize("encode", [lambda image: encode_jpeg(image, 95), encode_png])
