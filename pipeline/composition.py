@@ -92,17 +92,19 @@ def frame(size: tuple[int, int], region: Box, width: int) -> tuple[tuple[int, in
 def reduction(native: int, width: int) -> int:
     """How much of a scan `native` pixels wide to leave out in decoding: as much as leaves `width` pixels (1, 2, 4, 8).
 
-    What is left to `fit` is then at most a half (of scans up to 16 times as wide), for which bilinear interpolation
-    skips no pixels.
+    Of scans up to 16 times as wide, more than half is then left to `fit`.
     """
     return next(part for part in (8, 4, 2, 1) if native >= part * width or part == 1)
 
 
 def fit(background: Image, size: tuple[int, int]) -> Image:
-    """Resize a decoded scan [h, w, 3] to `size` (width, height), bilinearly."""
-    if (background.shape[1], background.shape[0]) == size:
+    """Resize a decoded scan [h, w, 3] to `size` (width, height): bilinearly, which down to a half skips no pixels."""
+    height, width = background.shape[:2]
+    if (width, height) == size:
         return background
-    return np.asarray(cv2.resize(background, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    is_half_at_least = width <= 2 * size[0] + 1 and height <= 2 * size[1] + 1
+    interpolation = cv2.INTER_LINEAR if is_half_at_least else cv2.INTER_AREA
+    return np.asarray(cv2.resize(background, size, interpolation=interpolation), np.uint8)
 
 
 def least_side(width: int) -> int:
@@ -235,7 +237,12 @@ def paste(background: Image, segment: Segment, view: View, occluder: tuple[Image
 
     Returns:
         uint8 RGB [view height, view width, 3].
+
+    Raises:
+        ValueError: the view has an occluder and none is given.
     """
+    if view.occluder is not None and occluder is None:
+        raise ValueError(f"the scan {view.occluder.background!r} lies over the item and is not given")
     patch = render(segment, Geometry(view.rotation_deg, view.scale, view.flip_h, view.flip_v))
     assert patch is not None  # views are only made of segments that render
     host = fit(background, view.size)

@@ -180,6 +180,15 @@ def test_fit_keeps_flat_colours() -> None:
         assert (fitted == (10, 200, 90)).all()
 
 
+@pytest.mark.parametrize("factor", [1.5, 2, 3, 20])
+def test_fit_averages_whatever_it_leaves_out(factor: float) -> None:
+    stripes = np.zeros((round(60 * factor), round(80 * factor), 3), np.uint8)
+    stripes[:, ::2] = 255
+    fitted = fit(stripes, (80, 60)).astype(float)
+    assert fitted.mean() == pytest.approx(127.5, abs=3)
+    assert fitted.std() < 75
+
+
 def test_least_side_follows_the_width() -> None:
     assert [least_side(width) for width in (500, 250, 128, 32)] == [16, 8, 5, 2]
     assert GEOMETRY_DRAWS == 10
