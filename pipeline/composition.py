@@ -48,7 +48,7 @@ class Segment:
     @functools.cached_property
     def hull(self) -> npt.NDArray[np.float64]:
         """Convex hull of the mask's pixel centres, float64 [n, 2] as x, y from the crop's centre."""
-        contours, _ = cv2.findContours(self.rgba[..., 3], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        contours, _ = cv2.findContours(cv2.extractChannel(self.rgba, 3), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         points = cv2.convexHull(np.concatenate(contours)).reshape(-1, 2).astype(np.float64)
         height, width = self.rgba.shape[:2]
         return points - ((width - 1) / 2, (height - 1) / 2)

@@ -42,11 +42,13 @@ class TableWriter:
             version: format version, checked by readers.
             schema: names and types of its columns.
             group_rows: rows per row group, the unit of reading.
-            compression: codec, or a codec per column.
+            compression: codec, or a codec per column. Columns of codec ``none`` are stored as they are.
         """
         self.parameters: dict[str, Any] = {}
         self._version = {_VERSION_KEY.format(kind=kind): str(version)}
         self._schema, self._group_rows, self._compression = schema, group_rows, compression
+        codecs = compression if isinstance(compression, dict) else {}
+        self._repetitive = [name for name in schema.names if codecs.get(name) != "none"]
         self._rows: list[Mapping[str, Any]] = []
         self._file = atomic_file(path)
 
@@ -56,6 +58,7 @@ class TableWriter:
             self._file.__enter__(),
             self._schema,
             compression=self._compression,
+            use_dictionary=self._repetitive,
             store_schema=False,
             write_statistics=False,  # nobody filters by them
         )
