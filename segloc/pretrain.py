@@ -1,257 +1,26 @@
-"""Pretraining: ``python -m segloc.pretrain --shards DIR`` (paper section 4).
-
-Per step: embed the queries with gradients and the keys without, compare each query with its key and with its class's
-queue on every level, sum the levels, step, move the key network, then enqueue the keys.
-"""
+"""Pretraining: ``python -m segloc.pretrain --shards DIR`` (paper section 4); the loop is `segloc.pretrainer`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
-import json
 import os
 import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from segloc import checkpoint, cli, runs
-from segloc.augment import horizontal_flip, photometric
-from segloc.config import OptimConfig, PretrainConfig, load_config
-from segloc.contract import InputError, write_atomic
-from segloc.engine import NAME, HookBase, TrainerBase
-from segloc.losses import InfoNCE, info_nce
-from segloc.models.backbone import LEVELS
-from segloc.models.segloc import SegLoc
-from segloc.queues import ClassQueues
-from segloc.schedules import cosine_schedule
-from segloc.stream import Batch, PairStream, ShardFolder, Views
-
-# Settings that may differ when a run is resumed: they do not change what is computed.
-HARMLESS = ("checkpoint_every", "log_every", "data.threads")
+from segloc.config import PretrainConfig, load_config
+from segloc.contract import InputError
+from segloc.engine import NAME, HookBase
+from segloc.pretrainer import Pretrainer, config_yaml, index_digest
+from segloc.stream import ShardFolder
 
 
 class StopTraining(Exception):
     """Raised between two steps to leave the loop early."""
-
-
-class Pretrainer(TrainerBase):
-    """The pretraining loop; one `run_step` is one optimiser step.
-
-    Args:
-        config: all settings.
-        folder: the shards.
-        out: run folder.
-        device: where to train.
-
-    Attributes:
-        metrics: numbers of the last step that was measured.
-    """
-
-    def __init__(self, config: PretrainConfig, folder: ShardFolder, out: Path, device: torch.device) -> None:
-        super().__init__()
-        self.config, self.folder, self.out, self.device = config, folder, out, device
-        optim, data = config.optim, config.data
-        self.steps = optim.steps or optim.epochs * folder.index.num_pairs // optim.batch
-        if not self.steps:
-            raise InputError(f"{folder.base}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
-        torch.manual_seed(config.seed)
-        self.model = SegLoc(config.model, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.queues = ClassQueues(
-            len(folder.index.classes), config.queue.size, config.head.dim, len(LEVELS), device=device
-        )
-        self.stream = PairStream(folder, optim.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads)
-        self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
-        self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
-        self.metrics: dict[str, float] = {}
-        self._batches: Iterator[Batch] | None = None
-
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches per optimiser step."""
-        return self.config.optim.batch // self.config.optim.micro_batch
-
-    @property
-    def chance_loss(self) -> float:
-        """Loss of embeddings that say nothing: log(1 + K) on every level."""
-        return len(LEVELS) * float(np.log1p(self.config.queue.size))
-
-    def fill_queues(self) -> None:
-        """Fill every queue before the first step (paper section 5.4: crucial for convergence)."""
-        if self.config.queue.init == "random":
-            self._fill_randomly()
-            return
-        batches = self.stream.batches(epoch=-1)
-        with tqdm(total=self.config.queue.size, desc="filling queues", unit="key") as bar:
-            for number, batch in enumerate(batches):
-                generator = self._generator(-1, number)
-                self.queues.enqueue(self._embed_keys(batch.key, generator), batch.labels)
-                bar.update(int(self.queues.fill().min()) - bar.n)
-                if self.queues.full:
-                    break
-        batches.close()  # type: ignore[attr-defined]
-
-    def run_step(self) -> None:
-        """Do one optimiser step over `accumulate` micro-batches."""
-        if self._batches is None:
-            self._batches = self.stream.batches(start=self.iter * self.accumulate)
-        started, waited = time.perf_counter(), 0.0
-        self.optimizer.param_groups[0]["lr"] = float(self.learning_rates[self.iter])
-        self.optimizer.zero_grad(set_to_none=True)
-        results, keys, labels = [], [], []
-        for micro in range(self.accumulate):
-            before = time.perf_counter()
-            batch = next(self._batches)
-            waited += time.perf_counter() - before
-            levels, queries, batch_keys = self._compare(batch, self._generator(self.iter, micro))
-            loss = torch.stack([level.loss for level in levels]).sum() / self.accumulate
-            self._check_finite(loss, batch)
-            loss.backward()
-            results.append((levels, queries.detach(), batch.labels))
-            keys.append(batch_keys)
-            labels.append(batch.labels)
-        gradients = [p.grad for p in self.model.query.parameters() if p.grad is not None]
-        gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        self.optimizer.step()
-        self.model.update_keys(self.config.optim.ema)
-        if self._measuring:
-            # Before the step's own keys enter, or a query would find its own positive.
-            self.metrics = self._measure(results)
-            step_time = time.perf_counter() - started
-            self.metrics |= {
-                "learning_rate": float(self.learning_rates[self.iter]),
-                "gradient_norm": float(gradient_norm),
-                "data_time_s": waited,
-                "step_time_s": step_time,
-                "images_per_s": 2 * self.config.optim.batch / step_time,
-            }
-        self.queues.enqueue(torch.cat(keys, 1), torch.cat(labels))
-
-    def state(self) -> dict[str, Any]:
-        """Return everything a resumed run needs, as tensors, numbers and strings."""
-        return {
-            "kind": "pretrain",
-            "config": config_yaml(self.config),
-            "shards": index_digest(self.folder),
-            "query": self.model.query.state_dict(),
-            "key": self.model.key.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "queues": self.queues.state_dict(),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a `state`.
-
-        Raises:
-            InputError: it belongs to other settings or other shards.
-        """
-        difference = _first_difference(yaml.safe_load(state["config"]), dataclasses.asdict(self.config))
-        if difference:
-            raise InputError(f"{self.out}: its run has another {difference}; use another --out, or the same settings")
-        if state["shards"] != index_digest(self.folder):
-            raise InputError(f"{self.out}: its run was on other shards than {self.folder.base}; use another --out")
-        self.model.query.load_state_dict(state["query"])
-        self.model.key.load_state_dict(state["key"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.queues.load_state_dict(state["queues"])
-
-    def close(self) -> None:
-        """End the decoding threads."""
-        if self._batches is not None:
-            self._batches.close()  # type: ignore[attr-defined]
-            self._batches = None
-
-    @property
-    def _measuring(self) -> bool:
-        return self.iter % self.config.log_every == 0 or self.iter == self.steps - 1
-
-    def _compare(self, batch: Batch, generator: torch.Generator) -> tuple[list[InfoNCE], torch.Tensor, torch.Tensor]:
-        """Compare the queries of a micro-batch with their keys and queues.
-
-        Returns:
-            One result a level, the query embeddings and the keys, both [levels, N, dim].
-        """
-        images, boxes = self._augmented(batch.query, generator)
-        with self._autocast():
-            queries = self.model.query(images, boxes)
-        keys = self._embed_keys(batch.key, generator)
-        valid = self.queues.valid(batch.labels.to(self.device))
-        temperature = self.config.optim.temperature
-        levels = [
-            info_nce(query, key, bank, valid, temperature)
-            for query, key, bank in zip(queries, keys, self.queues.keys, strict=True)
-        ]
-        return levels, queries, keys
-
-    def _embed_keys(self, views: Views, generator: torch.Generator) -> torch.Tensor:
-        images, boxes = self._augmented(views, generator)
-        with self._autocast():
-            return self.model.embed_keys(images, boxes, generator)
-
-    def _augmented(self, views: Views, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        data = self.config.data
-        images = views.images.to(self.device, non_blocking=True).float()
-        boxes = views.boxes.to(self.device, non_blocking=True)
-        images, boxes = horizontal_flip(images, boxes, data.flip, generator)
-        return photometric(images, data.augment, generator), boxes
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.amp)
-
-    def _generator(self, iteration: int, micro: int) -> torch.Generator:
-        seed = np.random.SeedSequence([self.config.seed, iteration + 1, micro]).generate_state(1)[0]
-        return torch.Generator().manual_seed(int(seed))
-
-    def _fill_randomly(self) -> None:
-        generator = self._generator(-1, 0)
-        levels, _, dim = self.queues.keys.shape
-        while not self.queues.full:
-            keys = normalize(torch.randn(levels, self.queues.size, dim, generator=generator), dim=2)
-            labels = torch.randint(self.queues.num_classes, (self.queues.size,), generator=generator)
-            self.queues.enqueue(keys.to(self.device), labels)
-
-    def _check_finite(self, loss: torch.Tensor, batch: Batch) -> None:
-        if torch.isfinite(loss):
-            return
-        path = self.out / "not_finite.json"
-        write_atomic(path, json.dumps({"iteration": self.iter, "pairs": batch.pairs.tolist()}).encode())
-        raise FloatingPointError(f"step {self.iter}: the loss is {loss.item()}; the batch's pairs are in {path}")
-
-    @torch.no_grad()
-    def _measure(self, results: list[tuple[list[InfoNCE], torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-        slots = self.queues.slot_labels()
-        metrics: dict[str, float] = {}
-        for number, name in enumerate(LEVELS):
-            levels = [levels[number] for levels, _, _ in results]
-            for field in ("loss", "top1", "positive", "negative"):
-                metrics[f"{field}/{name}"] = float(torch.stack([getattr(level, field) for level in levels]).mean())
-            queries = torch.cat([queries[number] for _, queries, _ in results])
-            labels = torch.cat([labels for _, _, labels in results]).to(self.device)
-            similarity = (queries @ self.queues.keys[number].T).masked_fill(slots < 0, -torch.inf)
-            metrics[f"class_accuracy/{name}"] = float((slots[similarity.argmax(1)] == labels).float().mean())
-            metrics[f"embedding_std/{name}"] = float(queries.std(0, correction=0).mean() * queries.shape[1] ** 0.5)
-        for field in ("loss", "top1", "class_accuracy"):
-            values = [metrics[f"{field}/{name}"] for name in LEVELS]
-            metrics[field] = float(np.sum(values) if field == "loss" else np.mean(values))
-        return metrics | {"queue_fill": float(self.queues.fill().min())}
-
-
-def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:
-    """Build the optimiser of the query network."""
-    if optim.method == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=optim.weight_decay)
-    nesterov = optim.momentum > 0
-    return torch.optim.SGD(
-        network.parameters(), rate, optim.momentum, weight_decay=optim.weight_decay, nesterov=nesterov
-    )
 
 
 class Writer(HookBase):
@@ -319,16 +88,6 @@ def save_backbone(trainer: Pretrainer) -> Path:
     return path
 
 
-def config_yaml(config: PretrainConfig) -> str:
-    """Serialise the settings as a recipe."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-
-
-def index_digest(folder: ShardFolder) -> str:
-    """Digest of the shards' index, which names the digest of every shard."""
-    return hashlib.sha256(folder.index.to_json()).hexdigest()
-
-
 def pretrain(config: PretrainConfig, shards: str, out: Path, device: torch.device) -> Path | None:
     """Pretrain into the run folder `out`, from its last checkpoint if it has one.
 
@@ -369,18 +128,6 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, device: torch.devic
     finally:
         trainer.close()
     return save_backbone(trainer)
-
-
-def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
-    for key, value in new.items():
-        name = prefix + key
-        if isinstance(value, dict):
-            difference = _first_difference(old.get(key, {}), value, f"{name}.")
-            if difference:
-                return difference
-        elif name not in HARMLESS and old.get(key) != value:
-            return f"{name} ({old.get(key)!r}, not {value!r})"
-    return None
 
 
 def _command(args: argparse.Namespace) -> int:

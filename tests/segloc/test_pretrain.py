@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from segloc import checkpoint, pretrain
+from segloc import checkpoint, pretrain, pretrainer
 from segloc.config import load_config
 from segloc.runs import read_metrics, read_run
 from segloc.stream import ShardFolder
@@ -29,7 +29,7 @@ def tiny(*overrides):
 
 
 def trainer_of(config, shards, out, fill=True):
-    trainer = pretrain.Pretrainer(config, ShardFolder.open(str(shards)), out, torch.device("cpu"))
+    trainer = pretrainer.Pretrainer(config, ShardFolder.open(str(shards)), out, torch.device("cpu"))
     if fill:
         trainer.fill_queues()
     return trainer
@@ -74,7 +74,7 @@ def test_classes_that_are_easy_to_tell_apart_are_learned(shards, tmp_path):
 
 def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, undisturbed, tmp_path, monkeypatch):
     """Stop after step 4, which has a metrics line but, with a checkpoint every 3 steps, is not in the checkpoint."""
-    run_step = pretrain.Pretrainer.run_step
+    run_step = pretrainer.Pretrainer.run_step
 
     def killed_at_5(self):
         if self.iter == 5:
@@ -83,7 +83,7 @@ def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, undisturbed,
 
     arguments = ["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Pretrainer, "run_step", killed_at_5)
+        patch.setattr(pretrainer.Pretrainer, "run_step", killed_at_5)
         assert pretrain.main(arguments) == 130
     assert sorted(losses(tmp_path / "run")) == [0, 1, 2, 3, 4]
     assert pretrain.main(arguments) == 0
@@ -178,8 +178,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(shards, tmp_path, m
         result = info_nce(*args, **kwargs)
         return dataclasses.replace(result, loss=result.loss * float("nan"))
 
-    info_nce = pretrain.info_nce
-    monkeypatch.setattr(pretrain, "info_nce", broken)
+    info_nce = pretrainer.info_nce
+    monkeypatch.setattr(pretrainer, "info_nce", broken)
     assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]) == 1
     assert "the loss is nan" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]) == 4
