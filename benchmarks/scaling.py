@@ -44,16 +44,21 @@ def cost(folder: Path, few: int, many: int, workers: int, executor: str) -> floa
 
 
 def long_run(folder: Path, pairs: int) -> dict[str, Any]:
-    """Run with one worker: the last fifth's cost over the first fifth's, and peak memory."""
+    """Run with two workers: whether pairs grow dearer, what 200,000 would take, and peak memory."""
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "shards"
-        run(folder, out, pairs, 1, "local")
-        ends = [path.stat().st_mtime for path in sorted(out.glob("*.tar"))]
-    seconds = [after - before for before, after in itertools.pairwise(ends)]
-    fifth = max(1, len(seconds) // 5)
+        started = time.time()
+        run(folder, out, pairs, 2, "local")
+        ends = sorted(path.stat().st_mtime for path in out.glob("*.tar"))
+    # Tenths of the run, the first with the start-up.
+    marks = [started, *(ends[len(ends) * tenth // 10 - 1] for tenth in range(1, 11))]
+    tenths = [after - before for before, after in itertools.pairwise(marks)]
+    minutes = [200_000 / (pairs / 10) * tenth / 60 for tenth in tenths]
     return {
         "long_run_pairs": pairs,
-        "last_fifth/first_fifth": round(statistics.median(seconds[-fifth:]) / statistics.median(seconds[:fifth]), 3),
+        "last_fifth/first_fifth": round(sum(tenths[8:]) / sum(tenths[1:3]), 3),
+        "minutes_for_200k": round(statistics.mean(minutes), 2),
+        "standard_error": round(statistics.stdev(minutes) / len(minutes) ** 0.5, 2),
         "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
     }
 

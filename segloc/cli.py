@@ -18,7 +18,7 @@ def run(
     Returns:
         The exit code: 0 done, 1 the command ran and found something wrong, 2 bad arguments or input.
     """
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # key=value may stand anywhere
     try:
         return command(args) or 0
     except (InputError, OSError) as error:

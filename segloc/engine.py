@@ -1,4 +1,4 @@
-"""The training loop's frame: Detectron2's `TrainerBase` and `HookBase` when it is installed, the same names when not.
+"""The training loop's frame: Detectron2's `TrainerBase`, `HookBase` and `launch` if installed, the same names if not.
 
 Detectron2 is on no package index, so it cannot be required. `NAME` says which engine runs; the trainers are written
 once, against the names below.
@@ -7,15 +7,21 @@ once, against the names below.
 from __future__ import annotations
 
 import logging
+import socket
 import warnings
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["NAME", "HookBase", "TrainerBase"]
+import torch
+from torch import distributed, multiprocessing
+
+__all__ = ["NAME", "HookBase", "TrainerBase", "launch"]
 
 try:
     with warnings.catch_warnings():
         # Its import compiles functions by torch.jit.script, which torch announces as deprecated each time.
         warnings.simplefilter("ignore")
-        from detectron2.engine import HookBase, TrainerBase
+        from detectron2.engine import HookBase, TrainerBase, launch
 
     NAME = "detectron2"
     # It logs the traceback of every exception that leaves the loop; ours are reported by whoever catches them.
@@ -77,3 +83,24 @@ except ImportError:
         def _call(self, moment: str) -> None:
             for hook in self._hooks:
                 getattr(hook, moment)()
+
+    def launch(
+        main_func: Callable[..., None], num_gpus_per_machine: int, *, dist_url: str = "auto", args: tuple[Any, ...] = ()
+    ) -> None:
+        """Run `main_func` in so many processes of this machine, joined into a group; only `dist_url` ``auto`` is known.
+
+        Raises:
+            torch.multiprocessing.ProcessExitedException: one ended with another exit code than 0.
+        """
+        assert dist_url == "auto"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        multiprocessing.spawn(_worker, (main_func, num_gpus_per_machine, port, args), num_gpus_per_machine)
+
+    def _worker(rank: int, main_func: Callable[..., None], world: int, port: int, args: tuple[Any, ...]) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(rank)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        main_func(*args)

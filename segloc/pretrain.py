@@ -8,12 +8,12 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from segloc import checkpoint, cli, runs
 from segloc.config import PretrainConfig, load_config
 from segloc.contract import InputError
+from segloc.distributed import ALONE, Group, join, launch
 from segloc.engine import NAME, HookBase
 from segloc.pretrainer import Pretrainer, config_yaml, index_digest
 from segloc.stream import ShardFolder
@@ -23,55 +23,81 @@ class StopTraining(Exception):
     """Raised between two steps to leave the loop early."""
 
 
+class Keeper(HookBase):
+    """Saves checkpoints, and stops all processes after the same step when one of them is asked to by SIGTERM."""
+
+    trainer: Pretrainer
+
+    def __init__(self) -> None:
+        self.stop = False
+
+    def before_train(self) -> None:
+        """Listen for SIGTERM."""
+        self.previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def after_step(self) -> None:
+        """Save now and then, and before stopping."""
+        trainer, done = self.trainer, self.trainer.iter + 1
+        stop = trainer.group.any(self.stop, trainer.device)
+        if done % trainer.config.checkpoint_every == 0 or done == trainer.steps or stop:
+            save_checkpoint(trainer, done)
+        if stop:
+            raise StopTraining
+
+    def after_train(self) -> None:
+        """Stop listening."""
+        signal.signal(signal.SIGTERM, self.previous)
+
+    def _on_sigterm(self, *_: object) -> None:
+        self.stop = True
+
+
 class Writer(HookBase):
-    """Writes metrics, shows progress, saves checkpoints, and stops when asked to by SIGTERM."""
+    """Writes metrics and shows progress, in the main process.
+
+    Args:
+        start: the first step.
+    """
 
     trainer: Pretrainer
 
     def __init__(self, start: int) -> None:
         self.start = start
-        self.stop = False
 
     def before_train(self) -> None:
         """Open the logs."""
         trainer = self.trainer
         self.log = runs.MetricsLog(trainer.out, self.start)
         self.bar = tqdm(total=trainer.steps, initial=self.start, desc="pretraining", unit="step")
-        self.previous = signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def after_step(self) -> None:
-        """Write what the step measured; save now and then."""
-        trainer, done = self.trainer, self.trainer.iter + 1
+        """Write what the step measured."""
+        trainer = self.trainer
         if trainer.metrics:
             self.log.write(trainer.iter, trainer.metrics)
             self.bar.set_postfix(
                 loss=f"{trainer.metrics['loss']:.2f}/{trainer.chance_loss:.2f}",
                 top1=f"{trainer.metrics['top1']:.2f}",
             )
-            trainer.metrics = {}
         self.bar.update()
-        if done % trainer.config.checkpoint_every == 0 or done == trainer.steps or self.stop:
-            save_checkpoint(trainer, done)
-        if self.stop:
-            raise StopTraining
 
     def after_train(self) -> None:
         """Close the logs."""
-        signal.signal(signal.SIGTERM, self.previous)
         self.bar.close()
         self.log.close()
 
-    def _on_sigterm(self, *_: object) -> None:
-        self.stop = True
-
 
 def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
-    """Save the state after `iteration` steps for resuming."""
-    checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), "iteration": iteration})
+    """Save the state after `iteration` steps for resuming; the main process's, which all others equal."""
+    if trainer.group.is_main:
+        checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), "iteration": iteration})
 
 
 def save_backbone(trainer: Pretrainer) -> Path:
-    """Save what is transferred: backbone, FPN and attention of the query network, and its head."""
+    """Save what is transferred: backbone, FPN and attention of the query network, and its head.
+
+    With batch norm, the running statistics are those the main process saw.
+    """
     model = trainer.config.model
     path = trainer.out / checkpoint.BACKBONE
     content = {
@@ -84,12 +110,13 @@ def save_backbone(trainer: Pretrainer) -> Path:
         "backbone": trainer.model.query.backbone.state_dict(),
         "head": trainer.model.query.head.state_dict(),
     }
-    checkpoint.save(path, content)
+    if trainer.group.is_main:
+        checkpoint.save(path, content)
     return path
 
 
-def pretrain(config: PretrainConfig, shards: str, out: Path, device: torch.device) -> Path | None:
-    """Pretrain into the run folder `out`, from its last checkpoint if it has one.
+def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALONE) -> Path | None:
+    """Pretrain into the run folder `out`, from its last checkpoint if it has one, whatever number of processes made it.
 
     Returns:
         Path of the backbone, or None when stopped early by SIGTERM.
@@ -103,24 +130,28 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, device: torch.devic
     present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
     if present.sum() < 2:
         raise InputError(f"{shards}: pairs of one class only; the queues need at least two")
-    trainer = Pretrainer(config, folder, out, device)
+    trainer = Pretrainer(config, folder, out, group.device(), group)
     last = out / checkpoint.LAST
     start = 0
     if last.is_file():
         state = checkpoint.load(last)
         trainer.load_state(state)
         start = state["iteration"]
+    say = print if group.is_main else lambda text: None
+    say(f"engine: {NAME}; device: {trainer.device.type}; processes: {group.world}")
     if start >= trainer.steps:
-        print(f"already finished: {start} steps in {out}")
+        say(f"already finished: {start} steps in {out}")
         return save_backbone(trainer)
-    print(f"{trainer.steps} steps of {config.optim.batch} pairs; a loss of {trainer.chance_loss:.2f} is chance")
-    runs.describe(
-        out, "pretrain", config_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
-        chance_loss=trainer.chance_loss, chance_class_accuracy=1 / int(present.sum()), steps=trainer.steps,
-    )  # fmt: skip
+    say(f"{trainer.steps} steps of {config.optim.batch} pairs; a loss of {trainer.chance_loss:.2f} is chance")
+    if group.is_main:
+        runs.describe(
+            out, "pretrain", config_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
+            chance_loss=trainer.chance_loss, chance_class_accuracy=1 / int(present.sum()), steps=trainer.steps,
+            processes=group.world,
+        )  # fmt: skip
     if not start:
         trainer.fill_queues()
-    trainer.register_hooks([Writer(start)])
+    trainer.register_hooks([Writer(start), Keeper()] if group.is_main else [Keeper()])
     try:
         trainer.train(start, trainer.steps)
     except StopTraining:
@@ -131,17 +162,27 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, device: torch.devic
 
 
 def _command(args: argparse.Namespace) -> int:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("this version trains in one process; start it without torchrun")
     config = load_config(args.config, args.overrides)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"engine: {NAME}; device: {device.type}")
+    if args.processes < 1:
+        raise InputError(f"--processes is {args.processes}, it must be at least 1")
+    if args.processes > 1:
+        if "WORLD_SIZE" in os.environ:
+            raise InputError("--processes starts processes, and so does torchrun; use one of them")
+        ShardFolder.open(args.shards)  # so that what is wrong with it is said once
+        return launch(_train, args.processes, config, args.shards, Path(args.out))
+    with join() as group:
+        return _train(config, args.shards, Path(args.out), group)
+
+
+def _train(config: PretrainConfig, shards: str, out: Path, group: Group) -> int:
+    """Pretrain as one process of a group; returns its exit code."""
     try:
-        path = pretrain(config, args.shards, Path(args.out), device)
+        path = pretrain(config, shards, out, group)
     except FloatingPointError as error:
         print(f"stopped: {error}")
         return 1
-    print(f"pretrained backbone: {path}" if path else f"stopped early; the same command goes on from {args.out}")
+    if group.is_main:
+        print(f"pretrained backbone: {path}" if path else f"stopped early; the same command goes on from {out}")
     return 0
 
 
@@ -152,11 +193,14 @@ def main(argv: list[str] | None = None) -> int:
         "Pretrain a backbone on shards of positive pairs. The same command resumes a run that was stopped.",
         "  python -m segloc.pretrain --shards data/shards\n"
         "  python -m segloc.pretrain --shards data/shards --config detectron_configs/pretrain/paper_r101.yaml\n"
-        "  python -m segloc.pretrain --shards data/shards --out runs/r50 model.arch=resnet50 optim.micro_batch=16",
+        "  python -m segloc.pretrain --shards data/shards --out runs/r50 model.arch=resnet50 optim.micro_batch=16\n"
+        "  python -m segloc.pretrain --shards data/shards --processes 4    # one for each GPU of this machine\n"
+        "  torchrun --nnodes 2 --nproc_per_node 8 ... -m segloc.pretrain --shards s3://bucket/shards",
     )
     options.add_argument("--shards", required=True, metavar="DIR_OR_URL", help="finished folder of shards")
     options.add_argument("--config", metavar="YAML", help="recipe (default: the recommended ResNet-101 recipe)")
     options.add_argument("--out", default="runs/pretrain", metavar="RUN", help="run folder (default: %(default)s)")
+    options.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 

@@ -6,8 +6,10 @@ queue on every level, sum the levels, step, move the key network, then enqueue t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -17,12 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch import nn
 from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from segloc.augment import horizontal_flip, photometric
 from segloc.config import OptimConfig, PretrainConfig
 from segloc.contract import InputError, write_atomic
+from segloc.distributed import ALONE, Group
 from segloc.engine import TrainerBase
 from segloc.gauges import Compared, gauges
 from segloc.losses import InfoNCE, info_nce
@@ -44,15 +49,24 @@ class Pretrainer(TrainerBase):
         folder: the shards.
         out: run folder.
         device: where to train.
+        group: the processes that train together. Which pairs a step sees, and in which order their keys enter the
+            queues, depends on the batch and the micro-batch, not on how many processes share them.
 
     Attributes:
-        metrics: numbers of the last step that was measured.
+        metrics: numbers of the last step that was measured, averaged over the processes.
     """
 
-    def __init__(self, config: PretrainConfig, folder: ShardFolder, out: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: PretrainConfig, folder: ShardFolder, out: Path, device: torch.device, group: Group = ALONE
+    ) -> None:
         super().__init__()
-        self.config, self.folder, self.out, self.device = config, folder, out, device
+        self.config, self.folder, self.out, self.device, self.group = config, folder, out, device, group
         optim, data = config.optim, config.data
+        if optim.batch % (optim.micro_batch * group.world):
+            raise InputError(
+                f"optim.batch {optim.batch} cannot be shared by {group.world} processes in micro-batches of "
+                f"{optim.micro_batch}"
+            )
         self.steps = optim.steps or optim.epochs * folder.index.num_pairs // optim.batch
         if not self.steps:
             raise InputError(f"{folder.base}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
@@ -64,13 +78,17 @@ class Pretrainer(TrainerBase):
         self.stream = PairStream(folder, optim.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads)
         self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
         self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
+        self.query: nn.Module = self.model.query
+        if group.world > 1:
+            # Averages the gradients over the processes. Running statistics stay each process's own, as in MoCo.
+            self.query = DistributedDataParallel(self.model.query, broadcast_buffers=False)
         self.metrics: dict[str, float] = {}
         self._batches: Iterator[Batch] | None = None
 
     @property
     def accumulate(self) -> int:
-        """Micro-batches per optimiser step."""
-        return self.config.optim.batch // self.config.optim.micro_batch
+        """Micro-batches per optimiser step and process."""
+        return self.config.optim.batch // self.config.optim.micro_batch // self.group.world
 
     @property
     def chance_loss(self) -> float:
@@ -82,11 +100,17 @@ class Pretrainer(TrainerBase):
         if self.config.queue.init == "random":
             self._fill_randomly()
             return
-        batches = self.stream.batches(epoch=-1)
-        with tqdm(total=self.config.queue.size, desc="filling queues", unit="key") as bar:
-            for number, batch in enumerate(batches):
-                generator = self._generator(-1, number)
-                self.queues.enqueue(self._embed_keys(batch.key, generator), batch.labels)
+        batches = self.stream.batches(epoch=-1, rank=self.group.rank, world=self.group.world)
+        silent = None if self.group.is_main else True
+        with tqdm(total=self.config.queue.size, desc="filling queues", unit="key", disable=silent) as bar:
+            for step in itertools.count():
+                micro_batches = list(itertools.islice(batches, self.accumulate))
+                first = step * self.accumulate
+                keys = [
+                    self._embed_keys(batch.key, *self._generators(-1, micro))
+                    for micro, batch in enumerate(micro_batches, first)
+                ]
+                self._enqueue(keys, [batch.labels for batch in micro_batches])
                 bar.update(int(self.queues.fill().min()) - bar.n)
                 if self.queues.full:
                     break
@@ -95,8 +119,10 @@ class Pretrainer(TrainerBase):
     def run_step(self) -> None:
         """Do one optimiser step over `accumulate` micro-batches."""
         if self._batches is None:
-            self._batches = self.stream.batches(start=self.iter * self.accumulate)
+            start = self.iter * self.accumulate * self.group.world
+            self._batches = self.stream.batches(start, rank=self.group.rank, world=self.group.world)
         started, waited = time.perf_counter(), 0.0
+        self.metrics = {}
         self.optimizer.param_groups[0]["lr"] = float(self.learning_rates[self.iter])
         self.optimizer.zero_grad(set_to_none=True)
         results, keys, labels = [], [], []
@@ -104,10 +130,11 @@ class Pretrainer(TrainerBase):
             before = time.perf_counter()
             batch = next(self._batches)
             waited += time.perf_counter() - before
-            levels, queries, batch_keys = self._compare(batch, self._generator(self.iter, micro))
-            loss = torch.stack([level.loss for level in levels]).sum() / self.accumulate
-            self._check_finite(loss, batch)
-            loss.backward()
+            with self._without_sync(micro):
+                levels, queries, batch_keys = self._compare(batch, *self._generators(self.iter, micro))
+                loss = torch.stack([level.loss for level in levels]).sum() / self.accumulate
+                self._check_finite(loss, batch)
+                loss.backward()
             results.append(Compared(levels, queries.detach(), batch.labels))
             keys.append(batch_keys)
             labels.append(batch.labels)
@@ -117,7 +144,7 @@ class Pretrainer(TrainerBase):
         self.model.update_keys(self.config.optim.ema)
         if self._measuring:
             # Before the step's own keys enter, or a query would find its own positive.
-            self.metrics = gauges(results, self.queues)
+            self.metrics = self.group.mean(gauges(results, self.queues), self.device)
             step_time = time.perf_counter() - started
             self.metrics |= {
                 "learning_rate": float(self.learning_rates[self.iter]),
@@ -126,7 +153,7 @@ class Pretrainer(TrainerBase):
                 "step_time_s": step_time,
                 "images_per_s": 2 * self.config.optim.batch / step_time,
             }
-        self.queues.enqueue(torch.cat(keys, 1), torch.cat(labels))
+        self._enqueue(keys, labels)
 
     def state(self) -> dict[str, Any]:
         """Return everything a resumed run needs, as tensors, numbers and strings."""
@@ -166,7 +193,21 @@ class Pretrainer(TrainerBase):
     def _measuring(self) -> bool:
         return self.iter % self.config.log_every == 0 or self.iter == self.steps - 1
 
-    def _compare(self, batch: Batch, generator: torch.Generator) -> tuple[list[InfoNCE], torch.Tensor, torch.Tensor]:
+    def _without_sync(self, micro: int) -> contextlib.AbstractContextManager[None]:
+        """Let gradients add up in this process until the step's last micro-batch."""
+        if isinstance(self.query, DistributedDataParallel) and micro < self.accumulate - 1:
+            return self.query.no_sync()
+        return contextlib.nullcontext()
+
+    def _enqueue(self, keys: list[torch.Tensor], labels: list[torch.Tensor]) -> None:
+        """Append the keys [levels, N, dim] and labels [N] of micro-batches of all processes, as one would make them."""
+        every_key = self.group.gather(torch.stack(keys))  # [world, micro-batches, levels, N, dim]
+        every_label = self.group.gather(torch.stack(labels).to(self.device))
+        self.queues.enqueue(every_key.permute(2, 1, 0, 3, 4).flatten(1, 3), every_label.transpose(0, 1).flatten().cpu())
+
+    def _compare(
+        self, batch: Batch, generator: torch.Generator, shuffle: torch.Generator
+    ) -> tuple[list[InfoNCE], torch.Tensor, torch.Tensor]:
         """Compare the queries of a micro-batch with their keys and queues.
 
         Returns:
@@ -174,8 +215,8 @@ class Pretrainer(TrainerBase):
         """
         images, boxes = self._augmented(batch.query, generator)
         with self._autocast():
-            queries = self.model.query(images, boxes)
-        keys = self._embed_keys(batch.key, generator)
+            queries = self.query(images, boxes)
+        keys = self._embed_keys(batch.key, generator, shuffle)
         valid = self.queues.valid(batch.labels.to(self.device))
         temperature = self.config.optim.temperature
         levels = [
@@ -184,10 +225,10 @@ class Pretrainer(TrainerBase):
         ]
         return levels, queries, keys
 
-    def _embed_keys(self, views: Views, generator: torch.Generator) -> torch.Tensor:
+    def _embed_keys(self, views: Views, generator: torch.Generator, shuffle: torch.Generator) -> torch.Tensor:
         images, boxes = self._augmented(views, generator)
         with self._autocast():
-            return self.model.embed_keys(images, boxes, generator)
+            return self.model.embed_keys(images, boxes, shuffle, self.group)
 
     def _augmented(self, views: Views, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         data = self.config.data
@@ -199,8 +240,14 @@ class Pretrainer(TrainerBase):
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.amp)
 
-    def _generator(self, iteration: int, micro: int) -> torch.Generator:
-        seed = np.random.SeedSequence([self.config.seed, iteration + 1, micro]).generate_state(1)[0]
+    def _generators(self, iteration: int, micro: int) -> tuple[torch.Generator, torch.Generator]:
+        """One generator for the augmentation of a micro-batch, and one, equal in all processes, to shuffle keys."""
+        own = micro * self.group.world + self.group.rank
+        return self._generator(iteration, own), self._generator(iteration, micro, 1)
+
+    def _generator(self, *names: int) -> torch.Generator:
+        iteration, *others = names
+        seed = np.random.SeedSequence([self.config.seed, iteration + 1, *others]).generate_state(1)[0]
         return torch.Generator().manual_seed(int(seed))
 
     def _fill_randomly(self) -> None:
@@ -217,7 +264,6 @@ class Pretrainer(TrainerBase):
         path = self.out / "not_finite.json"
         write_atomic(path, json.dumps({"iteration": self.iter, "pairs": batch.pairs.tolist()}).encode())
         raise FloatingPointError(f"step {self.iter}: the loss is {loss.item()}; the batch's pairs are in {path}")
-
 
 
 def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:

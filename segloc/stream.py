@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -167,7 +168,7 @@ class PairStream:
         self.mix_shards = mix_shards
         self.threads = threads
 
-    def batches(self, start: int = 0, epoch: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Iterate without end over the batches from number `start`, counted from the beginning of `epoch`.
 
         Raises:
@@ -178,11 +179,13 @@ class PairStream:
         with ThreadPoolExecutor(self.threads) as pool:
             samples = self._samples(pool, epoch + skipped_epochs, offset)
             ahead: deque[Future[Batch]] = deque()
+            numbers = itertools.count(start)
             try:
                 while True:
                     while len(ahead) <= self.threads:
                         chunk = [next(samples) for _ in range(self.batch)]
-                        ahead.append(pool.submit(make_batch, chunk, self.image_size))
+                        if next(numbers) % world == rank:
+                            ahead.append(pool.submit(make_batch, chunk, self.image_size))
                     yield ahead.popleft().result()
             finally:
                 for future in ahead:

@@ -15,6 +15,7 @@ LAYERS = (
     ("segloc.contract",),
     ("segloc.cli", "segloc.schedules", "segloc.losses", "segloc.queues", "segloc.charts"),
     ("segloc.config", "segloc.engine", "segloc.lazy", "segloc.checkpoint"),
+    ("segloc.distributed",),
     ("segloc.models", "segloc.runs"),
     ("segloc.stream", "segloc.augment", "segloc.gauges", "segloc.detection"),
     ("segloc.pretrainer",),

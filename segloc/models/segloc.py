@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from segloc.config import HeadConfig, ModelConfig
-from segloc.models.backbone import SegLocBackbone, normalize
+from segloc.distributed import ALONE, Group
+from segloc.models.backbone import WHITE, SegLocBackbone, normalize
 from segloc.models.roi_head import InsLocHead, pool_boxes
 
 
@@ -56,16 +57,33 @@ class SegLoc(nn.Module):
         super().__init__()
         self.query = Encoder(model, head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
+        self.has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.query.modules())
 
     @torch.no_grad()
-    def embed_keys(self, images: torch.Tensor, boxes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def embed_keys(
+        self, images: torch.Tensor, boxes: torch.Tensor, generator: torch.Generator, group: Group = ALONE
+    ) -> torch.Tensor:
         """Embed with the key network: [levels, N, dim].
 
-        The images go through in a random order and are put back after (shuffle-BN): with split batch norm a query and
-        its key then share no statistics. Without batch norm the order makes no difference.
+        The images of all processes go through in a random order and are put back after (shuffle-BN): a query and its
+        key then share no batch statistics, neither those of a process nor those of a part of its batch (split batch
+        norm). Without batch norm the order makes no difference, and nothing is sent.
+
+        Args:
+            images: [N, 3, H, W] of this process.
+            boxes: [N, 4].
+            generator: the same one in every process, on the CPU.
+            group: the processes.
         """
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        return self.key(images[order], boxes[order])[:, order.argsort()]
+        if not self.has_batch_norm:
+            return self.key(images, boxes)
+        count, part = len(images), slice(group.rank * len(images), (group.rank + 1) * len(images))
+        order = torch.randperm(count * group.world, generator=generator).to(images.device)
+        every_box = group.gather(boxes).flatten(0, 1)
+        every_image = images if group.world == 1 else group.gather_images(images, WHITE)
+        mine = self.key(every_image[order[part]], every_box[order[part]])
+        keys = group.gather(mine).permute(1, 0, 2, 3).flatten(1, 2)  # [levels, all, dim], in shuffled order
+        return keys[:, order.argsort()[part]]
 
     @torch.no_grad()
     def update_keys(self, momentum: float) -> None:

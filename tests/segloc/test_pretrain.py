@@ -13,6 +13,7 @@ import torch
 
 from segloc import checkpoint, pretrain, pretrainer
 from segloc.config import load_config
+from segloc.distributed import ALONE
 from segloc.runs import read_metrics, read_run
 from segloc.stream import ShardFolder
 from tests.segloc.conftest import write_shards
@@ -28,8 +29,8 @@ def tiny(*overrides):
     return load_config(None, [*TINY, *overrides])
 
 
-def trainer_of(config, shards, out, fill=True):
-    trainer = pretrainer.Pretrainer(config, ShardFolder.open(str(shards)), out, torch.device("cpu"))
+def trainer_of(config, shards, out, fill=True, group=ALONE):
+    trainer = pretrainer.Pretrainer(config, ShardFolder.open(str(shards)), out, torch.device("cpu"), group)
     if fill:
         trainer.fill_queues()
     return trainer
