@@ -224,9 +224,19 @@ def _floor(even: Image, distance: npt.NDArray[np.float32], depth: int, fine: int
         for part in np.flatnonzero(areas >= _FLOOR_PART * areas[largest])
         if part == largest or np.percentile(distance[labels == part], 10) >= _FLOOR_DISTANCE * side
     ]
+    # Where a wall shows as a rim within the rim, what is between the two is no floor.
+    parts = [part for part in parts if not any(_encloses(statistics[part], statistics[other]) for other in parts)]
     floor = np.isin(labels, parts)
     hull = hull_of(floor.astype(np.uint8))
     return floor if cv2.contourArea(hull) >= _LEAST_FLOOR * size else None
+
+
+def _encloses(outer: npt.NDArray[np.int32], inner: npt.NDArray[np.int32]) -> bool:
+    """Tell from two rows of OpenCV's statistics whether one part's box holds another that is half as large or more."""
+    x, y, width, height, area = (int(value) for value in outer)
+    left, top, columns, rows, least = (int(value) for value in inner)
+    within = x < left and y < top and left + columns < x + width and top + rows < y + height
+    return within and least >= area / 2
 
 
 def hull_of(mask: Image) -> Outline:

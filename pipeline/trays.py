@@ -15,7 +15,7 @@ from pipeline.tray_floor import TONE, WALL_DARKNESS, Tray
 _WALL_MARGIN = 8  # grey levels that what lies over a wall is darker than the darkest walls
 _LEAST_DEPTH = 0.1  # and how deep inside it reaches, as a part of the tray's shorter side
 _EDGE_FILL = 0.3  # an edge of the floor's hull is the floor's own when it runs along the floor for this part
-_EDGE_INSET_PX = 2
+_EDGE_INSET_PX = 2  # so much nearer the floor's middle than the hull, to keep the soft edge of a wall out
 
 
 def contents(small: Image, outline: Outline, level: int, glance: Image) -> tuple[Outline, float] | None:
