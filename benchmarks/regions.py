@@ -74,8 +74,8 @@ def scaling(root: Path, names: list[str], mode: str, rounds: int = 3) -> float:
     for _ in range(rounds):
         times = []
         for workers in (1, 2):
-            results = run_tasks(task, names, workers=workers, chunk=16)
-            for _ in range(64):  # by then both have started
+            results = run_tasks(task, names, workers=workers, chunk=regions.CHUNK)
+            for _ in range(4 * regions.CHUNK):  # by then both have started
                 next(results)
             start = time.perf_counter()
             for _ in results:

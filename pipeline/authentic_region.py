@@ -17,12 +17,13 @@ from segloc.contract import Box
 
 PAPER_KERNEL_PX = 9
 PAPER_THRESHOLD = 50
+_KERNEL, _KERNEL_ROW = (np.ones((rows, PAPER_KERNEL_PX), np.uint8) for rows in (PAPER_KERNEL_PX, 1))
 
 
 def paper_steps(grey: Image) -> dict[str, Image]:
     """Return the pictures that the paper's rule passes through (its figure 5), each uint8 [height, width]."""
     inverted = 255 - grey
-    eroded = np.asarray(cv2.erode(inverted, np.ones((PAPER_KERNEL_PX, PAPER_KERNEL_PX), np.uint8)), np.uint8)
+    eroded = np.asarray(cv2.erode(inverted, _KERNEL), np.uint8)
     kept = np.where(eroded > PAPER_THRESHOLD, 255, 0).astype(np.uint8)
     return {"grey": grey, "inverted": inverted, "eroded": eroded, f"above {PAPER_THRESHOLD}": kept}
 
@@ -42,16 +43,21 @@ def paper(grey: Image) -> Box | None:
     return _paper_by_strips(grey) if grey.size >= _LARGE_PX and min(grey.shape) > _STRIP_PX else _dark_box(grey)
 
 
-def _dark_box(grey: Image, above: int = 0, below: int = 0) -> Box | None:
-    """Bound the survivors; the first and last rows given as `above` and `below` only lend them their windows."""
-    brightest = cv2.dilate(grey, np.ones((PAPER_KERNEL_PX, PAPER_KERNEL_PX), np.uint8))
-    _, kept = cv2.threshold(brightest, 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV)
-    x, y, width, height = cv2.boundingRect(kept[above : len(kept) - below])
-    return (x, y, x + width, y + height) if width else None
+def _dark_box(grey: Image, lent: tuple[int, int, int, int] = (0, 0, 0, 0)) -> Box | None:
+    """Bound the survivors, in the whole picture; those of its outermost rows and columns do not count.
+
+    Args:
+        grey: uint8 [height, width].
+        lent: rows and columns at the top, bottom, left and right that are only there for the windows of the others.
+    """
+    top, bottom, left, right = lent
+    _, kept = cv2.threshold(cv2.dilate(grey, _KERNEL), 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV)
+    x, y, width, height = cv2.boundingRect(kept[top : grey.shape[0] - bottom, left : grey.shape[1] - right])
+    return (left + x, top + y, left + x + width, top + y + height) if width else None
 
 
 # Above this size it is faster to look from the four sides than at all pixels.
-_LARGE_PX, _STRIP_PX = 500_000, 32
+_LARGE_PX, _STRIP_PX = 200_000, 16
 
 
 def _paper_by_strips(grey: Image) -> Box | None:
@@ -63,9 +69,7 @@ def _paper_by_strips(grey: Image) -> Box | None:
     height, width = grey.shape
     reach = PAPER_KERNEL_PX // 2
     sampled = np.concatenate([grey[reach::PAPER_KERNEL_PX], grey[-1:]])
-    _, dark = cv2.threshold(
-        cv2.dilate(sampled, np.ones((1, PAPER_KERNEL_PX), np.uint8)), 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV
-    )
+    _, dark = cv2.threshold(cv2.dilate(sampled, _KERNEL_ROW), 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV)
     x, first, columns, rows = cv2.boundingRect(dark)
     if not columns:
         return None
@@ -73,21 +77,30 @@ def _paper_by_strips(grey: Image) -> Box | None:
     top = _first_dark(grey, first * PAPER_KERNEL_PX)
     if top is None:
         return None
-    bottom = _first_dark(grey[::-1], max(0, height - 1 - last)) or 0
-    left = _first_dark(grey.T, x) or 0
-    right = _first_dark(grey.T[::-1], width - x - columns) or 0
-    return left, top, width - right, height - bottom
+    bottom = height - (_first_dark(grey[::-1], max(0, height - 1 - last)) or 0)
+    # Beyond those rows nothing survives, but the next few are in the windows of what does.
+    above, below = min(reach, top), min(reach, height - bottom)
+    band = grey[top - above : bottom + below].T
+    left = _first_dark(band, x, (above, below)) or 0
+    right = _first_dark(band[::-1], width - x - columns, (above, below)) or 0
+    return left, top, width - right, bottom
 
 
-def _first_dark(lines: Image, start: int) -> int | None:
-    """Return the first line from `start` on that holds a survivor; None if none does."""
+def _first_dark(lines: Image, start: int, lent: tuple[int, int] = (0, 0)) -> int | None:
+    """Return the first line from `start` on that holds a survivor; None if none does.
+
+    Args:
+        lines: uint8 [lines, length].
+        start: where to begin.
+        lent: how many pixels at the ends of the lines are only there for the windows of the others.
+    """
     reach = PAPER_KERNEL_PX // 2
     for line in range(start, len(lines), _STRIP_PX):
-        lent = min(reach, line)
-        strip = np.ascontiguousarray(lines[line - lent : line + _STRIP_PX + reach])
-        box = _dark_box(strip, lent, max(0, len(strip) - lent - _STRIP_PX))
+        before = min(reach, line)
+        strip = np.ascontiguousarray(lines[line - before : line + _STRIP_PX + reach])
+        box = _dark_box(strip, (before, max(0, len(strip) - before - _STRIP_PX), *lent))
         if box is not None:
-            return line + box[1]
+            return line - before + box[1]
     return None
 
 

@@ -41,7 +41,9 @@ SCHEMA = pa.schema(
 MODES = ("adaptive", "paper")
 # A region narrower than this at native resolution holds no recognisable item.
 LEAST_SIDE_PX = 32
-_CHUNK, _GROUP_ROWS = 16, 65_536
+# Scans sent to a worker at a time: they take a millisecond each, and sending costs.
+CHUNK = 64
+_GROUP_ROWS = 65_536
 _GALLERY_TILES, _GALLERY_COLUMNS = 60, 6
 _STEP_PX = 360
 
@@ -165,7 +167,7 @@ def _write(args: argparse.Namespace, names: list[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     task = functools.partial(measure, root=args.backgrounds.absolute(), mode=args.mode)
     results: Iterator[dict[str, Any]] = run_tasks(
-        task, names, workers=args.workers, executor=args.executor, chunk=_CHUNK
+        task, names, workers=args.workers, executor=args.executor, chunk=CHUNK
     )
     with TableWriter(args.out, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS) as table:
         for row in tqdm(results, total=len(names), unit="scan", desc="regions", disable=None):
