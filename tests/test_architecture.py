@@ -16,6 +16,8 @@ LAYERS = (
     ("segloc.cli", "segloc.schedules", "segloc.losses", "segloc.queues", "segloc.charts"),
     ("segloc.config", "segloc.engine", "segloc.lazy", "segloc.checkpoint"),
     ("segloc.models", "segloc.runs"),
+    ("segloc.shard_folder",),
+    ("segloc.batches",),
     ("segloc.stream", "segloc.augment", "segloc.gauges", "segloc.detection"),
     ("segloc.pretrainer",),
     ("segloc.pretrain", "segloc.finetune", "segloc.evaluate", "segloc.export", "segloc.report"),
