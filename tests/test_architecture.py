@@ -17,6 +17,8 @@ LAYERS = (
     ("segloc.config", "segloc.engine", "segloc.lazy", "segloc.checkpoint"),
     ("segloc.distributed",),
     ("segloc.models", "segloc.runs"),
+    ("segloc.shard_folder",),
+    ("segloc.batches",),
     ("segloc.stream", "segloc.augment", "segloc.gauges", "segloc.detection"),
     ("segloc.pretrainer",),
     ("segloc.pretrain", "segloc.finetune", "segloc.evaluate", "segloc.export", "segloc.report"),

@@ -34,8 +34,17 @@ def draw(rng, class_id, width=96, height=64):
     return image, (x0, y0, x0 + w, y0 + h)
 
 
-def write_shards(folder, shards=3, per_shard=8, seed=0):
-    """Write a finished shard folder and return its path."""
+def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=None):
+    """Write a finished shard folder and return its path.
+
+    Args:
+        folder: where.
+        shards: how many.
+        per_shard: pairs in each.
+        seed: of the pictures.
+        heights: of the images, taken in turn, pixels.
+        spoil: function that may damage a pair: (its files' contents by name, its number) -> the contents to write.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     infos = []
@@ -46,13 +55,14 @@ def write_shards(folder, shards=3, per_shard=8, seed=0):
                 class_id = int(rng.integers(len(CLASSES)))
                 classes[class_id] += 1
                 images, views = [], []
-                for _ in range(2):
-                    image, box = draw(rng, class_id)
+                for side in range(2):
+                    image, box = draw(rng, class_id, height=heights[(2 * i + side) % len(heights)])
                     size = (image.shape[1], image.shape[0])
                     images.append(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
                     views.append(View(box, size, "b.jpg", "s", (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False))
                 pair = Pair(i, class_id, CLASSES[class_id], *views)
-                for name, data in zip(("query.jpg", "key.jpg", "json"), (*images, pair.to_json()), strict=True):
+                files = {"query.jpg": images[0], "key.jpg": images[1], "json": pair.to_json()}
+                for name, data in (spoil(files, i) if spoil else files).items():
                     entry = tarfile.TarInfo(f"{pair_key(i)}.{name}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))

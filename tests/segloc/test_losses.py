@@ -1,5 +1,7 @@
 import numpy as np
+import pytest
 import torch
+from torch.nn import functional as F
 from torch.nn.functional import normalize
 
 from segloc.losses import info_nce
@@ -17,6 +19,32 @@ def test_info_nce_equals_the_formula_written_out():
         negatives = sum(np.exp(float(query[i] @ bank[j]) / 0.2) for j in range(30) if valid[i, j])
         losses.append(-np.log(positive / (positive + negatives)))
     assert np.isclose(float(result.loss), np.mean(losses), rtol=1e-5)
+
+
+def plain(query, key, bank, valid, temperature):
+    """The loss by torch's own cross-entropy and autograd."""
+    negatives = (query @ bank.T).masked_fill(~valid, -torch.inf)
+    logits = torch.cat([(query * key).sum(1, keepdim=True), negatives], 1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long)), logits
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_loss_gradient_and_gauges_equal_autograd(temperature, share):
+    generator = torch.Generator().manual_seed(1)
+    query, key, bank = (normalize(torch.randn(n, 16, generator=generator), dim=1) for n in (7, 7, 40))
+    valid = torch.rand(7, 40, generator=generator) < share
+    key[:3] = query[:3]  # some as near as can be
+    ours, theirs = query.clone().requires_grad_(), query.clone().double().requires_grad_()
+    result = info_nce(ours, key, bank, valid, temperature)
+    loss, logits = plain(theirs, key.double(), bank.double(), valid, temperature)
+    (3 * result.loss).backward()
+    (3 * loss).backward()
+    assert torch.isclose(result.loss.double(), loss, rtol=1e-5, atol=1e-5)
+    assert (ours.grad - theirs.grad).abs().max() < 1e-5 / temperature
+    assert result.top1 == (logits.argmax(1) == 0).float().mean()
+    similarity = (query @ bank.T)[valid]
+    assert torch.isclose(result.negative, similarity.mean() if len(similarity) else torch.zeros(()), atol=1e-6)
 
 
 def test_masked_slots_have_no_influence_and_keys_no_gradient():

@@ -94,6 +94,21 @@ def test_twelve_classes_with_wrap_around_and_resume(name):
     assert queues.keys.shape[1] <= 80
 
 
+@pytest.mark.parametrize("name", ["uniform", "skewed", "runs of one class"])
+def test_a_resumed_store_puts_keys_where_the_old_one_would(name):
+    queues, resumed = ClassQueues(12, 40, 2, 2), ClassQueues(12, 40, 2, 2)
+    for step, (numbers, labels) in enumerate(numbered(streams(np.random.default_rng(1))[name])):
+        if step == 23:
+            resumed.load_state_dict(queues.state_dict())
+        for store in (queues, resumed)[: 1 if step < 23 else 2]:
+            store.enqueue(keys_of(numbers), np.array(labels))
+    for label in range(12):
+        mask = queues.valid(torch.tensor([label]))[0]
+        assert torch.equal(mask, resumed.valid(torch.tensor([label]))[0])
+        assert torch.equal(queues.keys[:, mask], resumed.keys[:, mask])
+    assert torch.equal(queues.slot_labels(), resumed.slot_labels())
+
+
 def test_worst_case_needs_twice_the_size():
     queues = ClassQueues(3, 10, 2, 2)
     queues.enqueue(keys_of(range(1, 11)), torch.zeros(10, dtype=torch.int64))
