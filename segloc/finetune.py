@@ -18,7 +18,8 @@ from segloc.detection.coco import read_split
 from segloc.detection.data import TrainingData, train_split
 from segloc.detection.detector import Detector, engine_label
 from segloc.detection.trainer import Checkpoints, FinetuneTrainer, Progress
-from segloc.detection.weights import detector_content, load_start, load_strict
+from segloc.detection.weights import detector_content
+from segloc.models.start import load_start, load_strict
 from segloc.schedules import step_schedule
 
 MODEL = "model.pth"

@@ -4,9 +4,10 @@ from torchvision.models import resnet18
 
 from segloc import checkpoint
 from segloc.contract import InputError
-from segloc.detection import weights
-from segloc.detection.weights import load_start, load_strict, read_backbone, read_detector
+from segloc.detection.weights import read_detector
+from segloc.models import start
 from segloc.models.backbone import SegLocBackbone
+from segloc.models.start import load_start, load_strict, read_backbone
 
 SETTINGS = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True}
 
@@ -84,7 +85,7 @@ def test_imagenet_fills_the_resnet_and_nothing_else(monkeypatch):
         def get_state_dict(self, **_):
             return dict(published)
 
-    monkeypatch.setattr(weights, "get_model_weights", lambda arch: type("W", (), {"IMAGENET1K_V1": Downloaded()}))
+    monkeypatch.setattr(start, "get_model_weights", lambda arch: type("W", (), {"IMAGENET1K_V1": Downloaded()}))
     settings = {**SETTINGS, "norm": "bn"}
     backbone = SegLocBackbone(**settings)
     fpn = backbone.fpn.inner_blocks[0][0].weight.clone()
