@@ -1,4 +1,4 @@
-"""What a fine-tuning checkpoint holds, and the detector it is read back into."""
+"""What a detector takes from pretraining besides its backbone, and what it is saved as and read back from."""
 
 from __future__ import annotations
 
@@ -7,12 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
 
 from segloc import checkpoint, lazy
 from segloc.contract import InputError
 from segloc.detection import recipe
 from segloc.detection.detector import Detector
-from segloc.models.start import BACKBONE_SETTINGS, load_strict
+from segloc.models.start import BACKBONE_SETTINGS, IMAGENET, RANDOM, load_strict, read_backbone
+
+
+def load_box_heads(detector: Detector, weights: str) -> None:
+    """Start every box head of a new detector from the layers pretrained with ``head.kind=box2fc``.
+
+    Args:
+        detector: changed in place.
+        weights: the start weights of its backbone.
+
+    Raises:
+        InputError: they hold no such layers, or layers of another width.
+    """
+    head = {} if weights in (RANDOM, IMAGENET) else read_backbone(weights).get("head", {})
+    layers = {name.removeprefix("box."): tensor for name, tensor in head.items() if name.startswith("box.")}
+    if not layers:
+        raise InputError(f"{weights}: no box head in it; train.box_heads=pretrained needs one pretrained by box2fc")
+    for fc1, fc2 in detector.box_layers:
+        load_strict(nn.ModuleDict({"fc1": fc1, "fc2": fc2}), layers, weights)
 
 
 def detector_content(detector: Detector, config: DictConfig, classes: Sequence[str], iteration: int) -> dict[str, Any]:
