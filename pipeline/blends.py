@@ -59,6 +59,11 @@ def _attenuate(host: Image, patch: Patch, clear: npt.NDArray[np.float64], floor:
     return np.asarray(cv2.multiply(host, factor, dtype=cv2.CV_8U), np.uint8)
 
 
+def paste_blend(host: Image, patch: Patch, donor: npt.NDArray[np.float32], weight: float) -> Image:
+    """InsLoc's composition: the item hides what is under it. The weight is 1."""
+    return patch.rgb
+
+
 @dataclasses.dataclass(frozen=True)
 class Blend:
     """A composition mode: how it mixes, and the range its coefficient (`View.alpha`) is drawn from, uniformly."""
@@ -71,4 +76,5 @@ BLENDS = {
     "alpha": Blend(alpha_blend, (0.25, 0.65)),
     "multiply": Blend(multiply_blend, (0.6, 1.4)),
     "ratio": Blend(ratio_blend, (0.6, 1.4)),
+    "paste": Blend(paste_blend, (1.0, 1.0)),
 }

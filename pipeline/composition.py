@@ -38,12 +38,14 @@ class Segment:
         rgba: uint8 [h, w, 4], alpha 0 or 255, tight around the mask; colours under alpha 0 are the donor's.
         scan_width: of the donor, in pixels.
         background: float32 [3], what the donor shows around the item (RGB, 0..255).
+        upright: whether it is pasted as it lies, neither turned nor mirrored.
     """
 
     segment_id: str
     rgba: Image
     scan_width: int
     background: npt.NDArray[np.float32]
+    upright: bool = False
 
     @functools.cached_property
     def hull(self) -> npt.NDArray[np.float64]:
@@ -116,6 +118,8 @@ def draw_geometry(
     rng: np.random.Generator, segment: Segment, width: int, scales: tuple[float, float] = SCALE
 ) -> Geometry:
     """Draw rotation, scale and flips. Scale 1 shows an item as large in the frame as it was in its donor's."""
+    if segment.upright:
+        return Geometry(0.0, float(rng.uniform(*scales)) * width / segment.scan_width, flip_h=False, flip_v=False)
     return Geometry(
         rotation_deg=float(rng.uniform(0, 360)),
         scale=float(rng.uniform(*scales)) * width / segment.scan_width,

@@ -30,8 +30,13 @@ def pair_problems(pair: Pair, number: int, index: Index) -> Iterator[str]:
         yield f"both views have background {pair.key.background!r}"
     if pair.query.segment == pair.key.segment:
         yield f"both views have segment {pair.key.segment!r}"
-    elif scan_of(pair.query.segment) == scan_of(pair.key.segment):
-        yield f"both items come from scan {scan_of(pair.key.segment)!r}"
+        return
+    scans = scan_of(pair.query.segment), scan_of(pair.key.segment)
+    if index.parameters.get("positives") == "instance":
+        if scans[0] != scans[1]:
+            yield f"the crops come from two scans, {scans[0]!r} and {scans[1]!r}"
+    elif scans[0] == scans[1]:
+        yield f"both items come from scan {scans[0]!r}"
 
 
 def scan_of(segment_id: str) -> str:
@@ -100,7 +105,7 @@ def recipe_problems(pair: Pair, table: SegmentTable) -> Iterator[str]:
         x0, y0, x1, y1 = view.box
         if (x1 - x0, y1 - y0) != (wide, high):
             yield f"{side} box is {x1 - x0}x{y1 - y0}, the recipe gives {wide}x{high}"
-    if len(bags) == 2 and bags[0] == bags[1]:
+    if len(bags) == 2 and bags[0] == bags[1] and not table.instances:
         yield "both items come from scans of one bag"
 
 

@@ -77,6 +77,7 @@ class SegmentTable:
         classes: names by class id.
         rows: per class a list of bags, each a list of the rows to draw from. Scans of the same bag are one, so items of
             different bags are never the same item.
+        instances: whether the two items of a pair are of one scan (`pipeline.crops`), not of two bags.
         usable: class ids a pair can be made of: those with items from at least two bags.
         segment: ``segment(row)`` reads and decodes a segment; the last used are kept.
     """
@@ -89,6 +90,7 @@ class SegmentTable:
         """
         self._file, parameters = open_table(path, segments.KIND, segments.FORMAT_VERSION, segments.SCHEMA.names)
         self.classes: tuple[str, ...] = tuple(parameters["classes"])
+        self.instances: bool = parameters.get("positives") == "instance"
         columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
         self._ids, self._widths, *around = self._file.read(columns=columns).columns
         self._around = np.stack([channel.to_numpy() for channel in around], 1).astype(np.float32)
@@ -112,6 +114,15 @@ class SegmentTable:
         chosen = (some if len(some) >= 2 else all_of_them for some, all_of_them in zip(uncut, every, strict=True))
         return [list(bags.values()) for bags in chosen]
 
+    def draw(self, rng: np.random.Generator, class_id: int) -> tuple[list[int], list[int]]:
+        """Draw, for each side of a pair, the rows its item is drawn from: two bags, or two crops of one scan."""
+        bags = self.rows[class_id]
+        first = int(rng.integers(len(bags)))
+        if self.instances:
+            query, key = rng.choice(bags[first], 2, replace=False).tolist()
+            return [query], [key]
+        return bags[first], bags[(first + int(rng.integers(1, len(bags)))) % len(bags)]
+
     def find(self, segment_id: str) -> Found | None:
         """Look a segment up; None when the table has none of that id."""
         row = self._row_of.get(segment_id)
@@ -123,7 +134,8 @@ class SegmentTable:
 
     def read_segment(self, row: int) -> Segment:
         """Read and decode the segment of a row."""
-        return Segment(self._ids[row].as_py(), decode_rgba(self.png(row)), self._widths[row].as_py(), self._around[row])
+        rgba, width = decode_rgba(self.png(row)), self._widths[row].as_py()
+        return Segment(self._ids[row].as_py(), rgba, width, self._around[row], upright=self.instances)
 
     def png(self, row: int) -> bytes:
         """Read the PNG of a row."""
@@ -154,11 +166,8 @@ def make_pair(recipe: Recipe, number: int) -> tuple[Pair, Image, Image]:
     hosts, items = tables(recipe.regions, recipe.segments)
     rng = generator(recipe.seed, "pair", number)
     class_id = items.usable[int(rng.integers(len(items.usable)))]
-    bags = items.rows[class_id]
-    first, offset = int(rng.integers(len(bags))), int(rng.integers(1, len(bags)))
     views, pictures, taken = [], [], -1
-    for position in (first, (first + offset) % len(bags)):
-        rows = bags[position]
+    for rows in items.draw(rng, class_id):
         segment = items.segment(rows[int(rng.integers(len(rows)))])
         view, picture, taken = _make_view(rng, recipe, hosts, segment, taken)
         views.append(view)

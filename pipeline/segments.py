@@ -161,6 +161,11 @@ def surroundings(scan: Image, mask: masks.Mask, box: Box) -> np.ndarray:
     return ordered[quarter : len(ordered) - quarter].mean(axis=0).astype(np.float32)
 
 
+def table_writer(path: Path) -> TableWriter:
+    """Prepare a table of segments; its `parameters` need ``classes``, the names by class id."""
+    return TableWriter(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION)
+
+
 def _tasks(instances: tuple[Instance, ...]) -> list[list[Instance]]:
     """Group by class and image, in the table's order: then rows can be written as they come."""
     groups = itertools.groupby(instances, key=lambda instance: (instance.class_id, instance.image))
@@ -180,7 +185,7 @@ def _command(args: argparse.Namespace) -> int:
     )
     # The groups are known when all scans are; until then the rows wait on disk, in a file that ends with the process.
     with (
-        TableWriter(args.out, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION) as table,
+        table_writer(args.out) as table,
         tempfile.TemporaryFile(dir=args.out.parent) as waiting,
     ):
         for rows, reasons in tqdm(results, total=len(tasks), unit="scan", desc="segments", disable=None):

@@ -62,6 +62,8 @@ def parameters(job: Job) -> dict[str, Any]:
         "least_side_px": composition.least_side(job.recipe.width),
         "regions_sha256": sha256_of(job.recipe.regions),
         "segments_sha256": sha256_of(job.recipe.segments),
+        # Absent as a rule, so that folders made before there were crops still go on.
+        **({"positives": "instance"} if items.instances else {}),
         "excluded_classes": [name for number, name in enumerate(items.classes) if number not in usable],
     }
 

@@ -27,6 +27,10 @@ class ModelConfig:
         sda_norm: bn, gn or ln, inside the channel attention.
         attention: whether the SDA modules are there.
         bn_splits: parts into which bn splits a batch; keys are permuted over them (shuffle-BN on one device).
+        init: start weights: ``random`` as in the paper; ``imagenet``, torchvision's for the ResNet (needs norm bn); or
+            the path of a run or checkpoint of this project, whose backbone, and head if it fits, are taken over.
+        frozen: parts of the ResNet that keep their start weights and statistics: 0 none, as the paper found best
+            (section 5.4), 1 the stem and layer1, ... 4 all of it.
     """
 
     arch: str = "resnet101"
@@ -34,14 +38,18 @@ class ModelConfig:
     sda_norm: str = "bn"
     attention: bool = True
     bn_splits: int = 8
+    init: str = "random"
+    frozen: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """The RoI head (`segloc.models.roi_head.InsLocHead`).
+    """The RoI head (`segloc.models.roi_head`).
 
     Attributes:
-        convs: number of convolutions.
+        kind: ``insloc``: convolutions and fully connected layers (the paper has InsLoc's); ``box2fc``: the detector's
+            own two fully connected layers, which fine-tuning can then start from.
+        convs: number of convolutions; box2fc has none.
         conv_dim: their channels.
         fc_dim: width of the fully connected layers.
         dim: size of the embedding.
@@ -50,6 +58,7 @@ class HeadConfig:
         sampling_ratio: RoIAlign's samples per bin and axis; 0 adapts to the box.
     """
 
+    kind: str = "insloc"
     convs: int = 4
     conv_dim: int = 256
     fc_dim: int = 1024
@@ -60,14 +69,17 @@ class HeadConfig:
 
 @dataclasses.dataclass(frozen=True)
 class QueueConfig:
-    """The class queues.
+    """The queues of negatives.
 
     Attributes:
-        size: K, keys per class and level. The paper says both 16385 and 2^14; 2^14 is 16384.
+        kind: ``class``: one a class, of keys of the other classes (the paper's contribution, section 4.1); ``single``:
+            one for all queries, the last K keys whatever their class (MoCo and InsLoc, the paper's baseline).
+        size: K, keys per queue and level. The paper says both 16385 and 2^14; 2^14 is 16384.
         init: ``keys`` fills them from the untrained key network before training (the paper calls this crucial);
             ``random`` fills them with random unit vectors of random classes, the paper's ablation.
     """
 
+    kind: str = "class"
     size: int = 16384
     init: str = "keys"
 
@@ -80,6 +92,8 @@ class DataConfig:
         image_size: images are shrunk to fit a square of this side, pixels.
         augment: photometric set, ``xray``, ``paper`` or ``none`` (`segloc.augment`).
         flip: probability of a horizontal flip, each view by itself.
+        box_augment: ``none``: the item's own box; ``insloc``: the query is pooled on P5 from a random anchor that
+            overlaps the item instead (`segloc.box_augment`).
         mix_shards: shards whose pairs are mixed with each other; their bytes are held in memory.
         threads: decoding threads.
     """
@@ -87,6 +101,7 @@ class DataConfig:
     image_size: int = 500
     augment: str = "xray"
     flip: float = 0.5
+    box_augment: str = "none"
     mix_shards: int = 4
     threads: int = 4
 
@@ -149,7 +164,10 @@ class PretrainConfig:
             "model.norm": ("bn", "gn", "none"),
             "model.sda_norm": ("bn", "gn", "ln"),
             "optim.method": ("sgd", "adamw"),
+            "head.kind": ("insloc", "box2fc"),
+            "queue.kind": ("class", "single"),
             "queue.init": ("keys", "random"),
+            "data.box_augment": ("none", "insloc"),
             "data.augment": ("xray", "paper", "none"),
         }
         not_negative = (
@@ -182,7 +200,16 @@ class PretrainConfig:
                 raise InputError(f"{name} is {_get(self, name)}, it must be at least 1")
         if self.optim.batch % self.optim.micro_batch:
             raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
-        if self.model.norm == "gn" and self.head.conv_dim % GROUPS:
+        if not 0 <= self.model.frozen <= 4:
+            raise InputError(f"model.frozen is {self.model.frozen}, it must be within 0 and 4")
+        if self.model.frozen and self.model.init == "random":
+            raise InputError(
+                f"model.frozen={self.model.frozen} would keep random weights for good; set model.init to imagenet or a "
+                "checkpoint, or model.frozen=0"
+            )
+        if self.model.init == "imagenet" and self.model.norm != "bn":
+            raise InputError(f"model.init=imagenet needs model.norm=bn, not {self.model.norm}")
+        if self.model.norm == "gn" and self.head.kind == "insloc" and self.head.conv_dim % GROUPS:
             raise InputError(f"model.norm=gn needs a head.conv_dim that is a multiple of {GROUPS}")
         splits, part = self.model.bn_splits, self.optim.micro_batch
         # Batch norm over single vectors sees as many values as a part has pairs.

@@ -56,7 +56,7 @@ class View:
         background: path of the background scan, relative to its root, ``/`` separators.
         segment: id of the pasted segment (`segments.parquet`).
         region: authentic region the box lies in, in pixels of the stored image.
-        blend: composition mode, ``alpha``, ``multiply`` or ``ratio``.
+        blend: composition mode, ``alpha``, ``multiply``, ``ratio`` or ``paste``.
         alpha: the mode's coefficient; for ``alpha`` the item's weight.
         rotation_deg: counter-clockwise rotation of the (already flipped) segment, degrees.
         scale: pixels of the stored image per pixel of the donor scan.

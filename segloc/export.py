@@ -20,7 +20,7 @@ import torch
 
 from segloc import cli
 from segloc.contract import check_output, write_atomic
-from segloc.detection.weights import BACKBONE_SETTINGS, read_backbone
+from segloc.models.start import BACKBONE_SETTINGS, read_backbone
 
 FORMATS = ("detectron2", "torchvision", "timm", "mmdet")
 EXAMPLES = """\

@@ -18,7 +18,8 @@ from segloc.detection.coco import read_split
 from segloc.detection.data import TrainingData, train_split
 from segloc.detection.detector import Detector, engine_label
 from segloc.detection.trainer import Checkpoints, FinetuneTrainer, Progress
-from segloc.detection.weights import detector_content, load_start, load_strict
+from segloc.detection.weights import detector_content, load_box_heads
+from segloc.models.start import load_start, load_strict
 from segloc.schedules import step_schedule
 
 MODEL = "model.pth"
@@ -99,6 +100,8 @@ def _detector(config: DictConfig, start: str) -> Detector:
     torch.manual_seed(config.train.seed)
     detector: Detector = lazy.instantiate(config.model, "model")
     load_start(detector.backbone, start, config.model.backbone)
+    if config.train.box_heads == "pretrained":
+        load_box_heads(detector, start)
     return detector.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -128,8 +128,8 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
     runs.refuse_other_kind(out, "pretrain")
     folder = ShardFolder.open(shards)
     present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
-    if present.sum() < 2:
-        raise InputError(f"{shards}: pairs of one class only; the queues need at least two")
+    if present.sum() < 2 and config.queue.kind == "class":
+        raise InputError(f"{shards}: pairs of one class only; class queues need two, or set queue.kind=single")
     trainer = Pretrainer(config, folder, out, group.device(), group)
     last = out / checkpoint.LAST
     start = 0

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from segloc.augment import horizontal_flip, photometric
+from segloc.box_augment import query_boxes
 from segloc.config import OptimConfig, PretrainConfig
 from segloc.contract import InputError, write_atomic
 from segloc.distributed import ALONE, Group
@@ -33,8 +34,8 @@ from segloc.gauges import Compared, gauges
 from segloc.losses import InfoNCE, info_nce
 from segloc.models.backbone import LEVELS
 from segloc.models.segloc import SegLoc
-from segloc.queues import ClassQueues
 from segloc.schedules import cosine_schedule
+from segloc.single_queue import QUEUES
 from segloc.stream import Batch, PairStream, ShardFolder, Views
 
 # Settings that may differ when a run is resumed: they do not change what is computed.
@@ -72,7 +73,7 @@ class Pretrainer(TrainerBase):
             raise InputError(f"{folder.base}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
         torch.manual_seed(config.seed)
         self.model = SegLoc(config.model, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.queues = ClassQueues(
+        self.queues = QUEUES[config.queue.kind](
             len(folder.index.classes), config.queue.size, config.head.dim, len(LEVELS), device=device
         )
         self.stream = PairStream(folder, optim.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads)
@@ -214,6 +215,7 @@ class Pretrainer(TrainerBase):
             One result a level, the query embeddings and the keys, both [levels, N, dim].
         """
         images, boxes = self._augmented(batch.query, generator)
+        boxes = query_boxes(boxes, images.shape[-2:], self.config.data.box_augment, generator)
         with self._autocast():
             queries = self.query(images, boxes)
         keys = self._embed_keys(batch.key, generator, shuffle)
@@ -255,7 +257,7 @@ class Pretrainer(TrainerBase):
         levels, _, dim = self.queues.keys.shape
         while not self.queues.full:
             keys = normalize(torch.randn(levels, self.queues.size, dim, generator=generator), dim=2)
-            labels = torch.randint(self.queues.num_classes, (self.queues.size,), generator=generator)
+            labels = torch.randint(len(self.folder.index.classes), (self.queues.size,), generator=generator)
             self.queues.enqueue(keys.to(self.device), labels)
 
     def _check_finite(self, loss: torch.Tensor, batch: Batch) -> None:

@@ -13,13 +13,13 @@ TORCH = ("torch", "torchvision", "webdataset", "detectron2", "tensorboard")
 # Data flows one way; a module may import from its own row and from those above it.
 LAYERS = (
     ("segloc.contract",),
-    ("segloc.cli", "segloc.schedules", "segloc.losses", "segloc.queues", "segloc.charts"),
+    ("segloc.cli", "segloc.schedules", "segloc.losses", "segloc.queues", "segloc.single_queue", "segloc.charts"),
     ("segloc.config", "segloc.engine", "segloc.lazy", "segloc.checkpoint"),
     ("segloc.distributed",),
     ("segloc.models", "segloc.runs"),
     ("segloc.shard_folder",),
     ("segloc.batches",),
-    ("segloc.stream", "segloc.augment", "segloc.gauges", "segloc.detection"),
+    ("segloc.stream", "segloc.augment", "segloc.box_augment", "segloc.gauges", "segloc.detection"),
     ("segloc.pretrainer",),
     ("segloc.pretrain", "segloc.finetune", "segloc.evaluate", "segloc.export", "segloc.report"),
 )

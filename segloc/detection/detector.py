@@ -92,6 +92,11 @@ class Detector(nn.Module):
         """The backbone inside."""
         raise NotImplementedError
 
+    @property
+    def box_layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """The two fully connected layers of each box head: of three in the cascade, of one in the stand-in."""
+        raise NotImplementedError
+
     def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return the losses by name, weighted, to be added up. Training mode only."""
         raise NotImplementedError

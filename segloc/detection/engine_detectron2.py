@@ -27,6 +27,7 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from segloc.detection.data import Example
 from segloc.detection.detector import (
@@ -112,6 +113,11 @@ class Detectron2Detector(Detector):
     def backbone(self) -> SegLocBackbone:
         """The backbone inside."""
         return self.net.backbone.net
+
+    @property
+    def box_layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """See `Detector.box_layers`."""
+        return [(head.fc1, head.fc2) for head in self.net.roi_heads.box_head]
 
     def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
         """See `Detector.forward`."""

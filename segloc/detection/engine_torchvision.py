@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -42,6 +43,12 @@ class TorchvisionDetector(Detector):
     def backbone(self) -> SegLocBackbone:
         """The backbone inside."""
         return self.net.backbone
+
+    @property
+    def box_layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """See `Detector.box_layers`."""
+        head = self.net.roi_heads.box_head
+        return [(head.fc6, head.fc7)]
 
     def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
         """See `Detector.forward`."""

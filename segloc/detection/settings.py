@@ -91,6 +91,8 @@ class TrainSettings:
         seed: seeds the new weights, the order of the scans, the flips and the sampling of proposals.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of metrics.json.
+        box_heads: ``random``, or ``pretrained``: every box head starts from the layers that were pretrained along with
+            the backbone, which takes start weights of a pretraining with ``head.kind=box2fc``.
     """
 
     epochs: float = 12.0
@@ -98,8 +100,11 @@ class TrainSettings:
     seed: int = 0
     checkpoint_every: int = 1000
     log_every: int = 20
+    box_heads: str = "random"
 
     def __post_init__(self) -> None:
+        if self.box_heads not in ("random", "pretrained"):
+            raise ValueError(f"box_heads is {self.box_heads!r}, not one of random, pretrained")
         for name in ("checkpoint_every", "log_every"):
             _within(self, name, 1)
         for name in ("epochs", "iterations"):

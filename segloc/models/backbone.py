@@ -63,6 +63,24 @@ class SegLocBackbone(nn.Module):
         )
         self.attention = PyramidAttention(CHANNELS, len(LEVELS), sda_norm, bn_splits) if attention else None
         self.out_channels = CHANNELS
+        self._frozen: tuple[nn.Module, ...] = ()  # a tuple, so that they are not registered twice
+
+    def freeze(self, stages: int) -> None:
+        """Keep the first parts of the ResNet as they are: no gradients, batch norm by its running statistics.
+
+        Args:
+            stages: 0 freezes nothing, 1 the stem and layer1, and so on to 4, the whole ResNet (SDANet's
+                ``frozen_stages``; Detectron2's ``FREEZE_AT`` counts one more). FPN and attention always learn.
+        """
+        names = ("conv1", "bn1", *(f"layer{stage}" for stage in range(1, stages + 1))) if stages else ()
+        self._frozen = tuple(self.body[name].requires_grad_(False).eval() for name in names)
+
+    def train(self, mode: bool = True) -> SegLocBackbone:
+        """Switch between training and evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute the feature pyramid.

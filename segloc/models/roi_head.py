@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from segloc.config import HeadConfig
 from segloc.models.backbone import CHANNELS, LEVELS, STRIDES
 from segloc.models.norm import SplitBatchNorm2d, norm_layer
 
@@ -20,22 +22,42 @@ def pool_boxes(features: dict[str, torch.Tensor], boxes: torch.Tensor, sampling_
 
     Args:
         features: ``p2`` .. ``p6``, each [N, C, H_l, W_l].
-        boxes: [N, 4], x0 y0 x1 y1 in image pixels.
+        boxes: [N, 4], x0 y0 x1 y1 in image pixels, or [levels, N, 4] when the levels look at different boxes.
         sampling_ratio: samples per bin and axis; 0 adapts to the box's size.
 
     Returns:
         [levels, N, C, 7, 7].
     """
-    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
-    rois = torch.cat([image[:, None], boxes], 1)
+    image = torch.arange(boxes.shape[-2], device=boxes.device, dtype=boxes.dtype)[:, None]
     pooled = []
-    for level, stride in zip(LEVELS, STRIDES, strict=True):
+    for level, stride, own in zip(LEVELS, STRIDES, boxes.expand(len(LEVELS), -1, -1), strict=True):
         x = features[level]
-        pooled.append(roi_align(x, rois.to(x.dtype), POOLED, 1 / stride, sampling_ratio or -1, aligned=True))
+        rois = torch.cat([image, own], 1).to(x.dtype)
+        pooled.append(roi_align(x, rois, POOLED, 1 / stride, sampling_ratio or -1, aligned=True))
     return torch.stack(pooled)
 
 
-class InsLocHead(nn.Module):
+class RoIHead(nn.Module):
+    """What turns the RoI features of one level into embeddings of unit length; the heads derive from it."""
+
+    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Map RoI features [N, C, 7, 7] to embeddings [N, dim] of any length."""
+        raise NotImplementedError
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Embed RoI features.
+
+        Args:
+            pooled: [levels, N, C, 7, 7].
+
+        Returns:
+            [levels, N, dim], unit length, float32.
+        """
+        # Level by level, so that batch statistics are taken over images, not over levels.
+        return F.normalize(torch.stack([self.embed(level) for level in pooled]).float(), dim=2)
+
+
+class InsLocHead(RoIHead):
     """InsLoc's RoI head: convolutions, fully connected layers, an L2-normalised embedding.
 
     Args:
@@ -79,18 +101,51 @@ class InsLocHead(nn.Module):
         del self.fcs[-1]  # the embedding has no ReLU
         nn.init.normal_(linear.weight, std=0.01)
         if embedding_bn:
-            standardise = SplitBatchNorm2d(dim, bn_splits, affine=False)
-            self.fcs.append(nn.Sequential(nn.Unflatten(1, (dim, 1, 1)), standardise, nn.Flatten()))
+            self.fcs.append(_standardise(dim, bn_splits))
 
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Embed RoI features.
+    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
+        """See `RoIHead.embed`."""
+        return self.fcs(self.convs(pooled).flatten(1))
 
-        Args:
-            pooled: [levels, N, C, 7, 7].
 
-        Returns:
-            [levels, N, dim], unit length, float32.
-        """
-        # Level by level, so that batch statistics are taken over images, not over levels.
-        embedded = [self.fcs(self.convs(level).flatten(1)) for level in pooled]
-        return F.normalize(torch.stack(embedded).float(), dim=2)
+class BoxHead(RoIHead):
+    """The detector's own box head, two fully connected layers, and one more to the embedding.
+
+    ``box`` has the shape and the names of Detectron2's FastRCNNConvFCHead without convolutions, which is SDANet's box
+    head. So what is pretrained leaves nothing of the box head to chance: `segloc.finetune` can start it from ``box``.
+
+    Args:
+        fc_dim: width of the two layers; the detector's has to be the same for the transfer.
+        dim: size of the embedding.
+        embedding_bn: see `InsLocHead`.
+        bn_splits: see `SplitBatchNorm2d`.
+    """
+
+    def __init__(self, fc_dim: int = 1024, dim: int = 128, embedding_bn: bool = False, bn_splits: int = 1) -> None:
+        super().__init__()
+        fc1, fc2, last = nn.Linear(CHANNELS * POOLED**2, fc_dim), nn.Linear(fc_dim, fc_dim), nn.Linear(fc_dim, dim)
+        for linear in (fc1, fc2, last):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.normal_(last.weight, std=0.01)
+        relus = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
+        self.box = nn.Sequential(
+            OrderedDict(flatten=nn.Flatten(), fc1=fc1, fc_relu1=relus[0], fc2=fc2, fc_relu2=relus[1])
+        )
+        self.embedding = nn.Sequential(last, _standardise(dim, bn_splits)) if embedding_bn else last
+
+    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
+        """See `RoIHead.embed`."""
+        return self.embedding(self.box(pooled))
+
+
+def make_head(head: HeadConfig, norm: str, bn_splits: int) -> RoIHead:
+    """Build the head the settings ask for; `norm` and `bn_splits` are the model's."""
+    if head.kind == "box2fc":
+        return BoxHead(head.fc_dim, head.dim, head.embedding_bn, bn_splits)
+    return InsLocHead(head.convs, head.conv_dim, head.fc_dim, head.dim, norm, head.embedding_bn, bn_splits)
+
+
+def _standardise(dim: int, bn_splits: int) -> nn.Module:
+    """Batch norm of vectors [N, dim] with nothing learned."""
+    return nn.Sequential(nn.Unflatten(1, (dim, 1, 1)), SplitBatchNorm2d(dim, bn_splits, affine=False), nn.Flatten())

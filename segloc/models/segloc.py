@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import torch
 from torch import nn
@@ -10,7 +11,8 @@ from torch import nn
 from segloc.config import HeadConfig, ModelConfig
 from segloc.distributed import ALONE, Group
 from segloc.models.backbone import WHITE, SegLocBackbone, normalize
-from segloc.models.roi_head import InsLocHead, pool_boxes
+from segloc.models.roi_head import make_head, pool_boxes
+from segloc.models.start import load_start
 
 
 class Encoder(nn.Module):
@@ -24,9 +26,8 @@ class Encoder(nn.Module):
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
         super().__init__()
         self.backbone = SegLocBackbone(model.arch, model.norm, model.sda_norm, model.attention, model.bn_splits)
-        self.head = InsLocHead(
-            head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, head.embedding_bn, model.bn_splits
-        )
+        self.backbone.freeze(model.frozen)
+        self.head = make_head(head, model.norm, model.bn_splits)
         self.sampling_ratio = head.sampling_ratio
 
     def forward(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
 
         Args:
             images: [N, 3, H, W] RGB in 0..255.
-            boxes: [N, 4], x0 y0 x1 y1 in pixels.
+            boxes: [N, 4], x0 y0 x1 y1 in pixels, or [levels, N, 4], a box a level.
 
         Returns:
             [levels, N, dim] float32, unit length.
@@ -49,13 +50,17 @@ class SegLoc(nn.Module):
     are not averaged: in training both networks normalise by their own batch, so the key network keeps its own.
 
     Args:
-        model: settings of the backbone.
+        model: settings of the backbone, and the weights both networks start from.
         head: settings of the head.
+
+    Raises:
+        InputError: the start weights cannot be had or do not fit.
     """
 
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
         super().__init__()
         self.query = Encoder(model, head)
+        load_start(self.query.backbone, model.init, dataclasses.asdict(model), "model", self.query.head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.query.modules())
 

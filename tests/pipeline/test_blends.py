@@ -37,6 +37,11 @@ def test_alpha_is_the_items_weight() -> None:
     assert (mix("alpha", host, item, 0.65)[CORE] < mix("alpha", host, item, 0.25)[CORE]).all()
 
 
+def test_paste_hides_the_host() -> None:
+    host, item = noise(), noise()
+    assert (mix("paste", host, item)[MASK] == item[MASK]).all()
+
+
 def test_multiply_leaves_an_item_on_white_unchanged() -> None:
     item = np.maximum(noise(), 6)  # above the floor
     assert (mix("multiply", WHITE, item)[CORE] == item[CORE]).all()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.pipeline.conftest import ROOT, run_module
 
-COMMANDS = ("regions", "segments", "synthesize", "audit", "manifest")
+COMMANDS = ("regions", "segments", "crops", "synthesize", "audit", "manifest")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -34,7 +34,7 @@ def draw(rng, class_id, width=96, height=64):
     return image, (x0, y0, x0 + w, y0 + h)
 
 
-def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=None):
+def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=None, classes=3):
     """Write a finished shard folder and return its path.
 
     Args:
@@ -44,16 +44,17 @@ def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=Non
         seed: of the pictures.
         heights: of the images, taken in turn, pixels.
         spoil: function that may damage a pair: (its files' contents by name, its number) -> the contents to write.
+        classes: how many of `CLASSES` the items are of.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     infos = []
     for number in range(shards):
-        buffer, classes = io.BytesIO(), [0] * len(CLASSES)
+        buffer, counts = io.BytesIO(), [0] * classes
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for i in range(number * per_shard, (number + 1) * per_shard):
-                class_id = int(rng.integers(len(CLASSES)))
-                classes[class_id] += 1
+                class_id = int(rng.integers(classes))
+                counts[class_id] += 1
                 images, views = [], []
                 for side in range(2):
                     image, box = draw(rng, class_id, height=heights[(2 * i + side) % len(heights)])
@@ -68,8 +69,8 @@ def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=Non
                     tar.addfile(entry, io.BytesIO(data))
         data = buffer.getvalue()
         (folder / shard_name(number)).write_bytes(data)
-        infos.append(Shard(shard_name(number), per_shard, len(data), hashlib.sha256(data).hexdigest(), tuple(classes)))
-    index = Index(CLASSES, seed, {}, {"pairs": shards * per_shard}, tuple(infos))
+        infos.append(Shard(shard_name(number), per_shard, len(data), hashlib.sha256(data).hexdigest(), tuple(counts)))
+    index = Index(CLASSES[:classes], seed, {}, {"pairs": shards * per_shard}, tuple(infos))
     (folder / INDEX_NAME).write_bytes(index.to_json())
     return folder
 

@@ -31,6 +31,37 @@ def test_numbers_without_a_dot_are_numbers():
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["head.kind=fc"], "head.kind is 'fc', not one of insloc, box2fc"),
+        (["queue.kind=one"], "queue.kind is 'one', not one of class, single"),
+        (["data.box_augment=yes"], "expected str, got True"),
+        (["data.box_augment=random"], "data.box_augment is 'random', not one of none, insloc"),
+        (["model.frozen=5", "model.init=imagenet"], "model.frozen is 5, it must be within 0 and 4"),
+        (["model.frozen=1"], "model.frozen=1 would keep random weights for good"),
+        (["model.init=imagenet", "model.norm=gn"], "model.init=imagenet needs model.norm=bn, not gn"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_sentence(settings, message):
+    with pytest.raises(InputError) as error:
+        load_config(None, settings)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_box2fc_has_no_convolutions_to_normalise():
+    assert load_config(None, ["head.kind=box2fc", "model.norm=gn", "head.conv_dim=40"]).head.kind == "box2fc"
+
+
+def test_inslocs_numbers():
+    config = load_config(ROOT / "detectron_configs" / "pretrain" / "insloc_r50.yaml", [])
+    assert (config.model.arch, config.model.norm, config.model.attention) == ("resnet50", "bn", False)
+    assert (config.queue.kind, config.queue.size, config.data.box_augment) == ("single", 2**16, "insloc")
+    assert (config.optim.batch, config.optim.lr_per_256, config.optim.epochs) == (256, 0.03, 200)
+    assert (config.optim.temperature, config.optim.ema, config.head.dim) == (0.2, 0.999, 128)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("optim: {lr: 1}", "unknown key 'lr'; did you mean 'lr_per_256'"),

@@ -6,7 +6,7 @@ from segloc.config import HeadConfig, ModelConfig
 from segloc.models.attention import ChannelAttention, DependencyRefinement, LevelAttention, PyramidAttention
 from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone, normalize
 from segloc.models.norm import SplitBatchNorm2d
-from segloc.models.roi_head import InsLocHead, pool_boxes
+from segloc.models.roi_head import BoxHead, InsLocHead, pool_boxes
 from segloc.models.segloc import SegLoc
 
 SMALL = ModelConfig(arch="resnet18", norm="gn", sda_norm="gn")
@@ -127,6 +127,103 @@ def test_roi_align_equals_grid_sampling_on_every_level():
         for image in range(2):
             expected = roi_align_by_grid_sample(features[name][image], boxes[image], stride)
             assert torch.allclose(pooled[level, image], expected, atol=1e-4)
+
+
+def position_maps(height, width, scale):
+    """Maps of an image scaled by `scale` whose two channels say where in the unscaled image a cell's centre lies."""
+    maps = {}
+    for name, stride in zip(LEVELS, STRIDES, strict=True):
+        y, x = ((torch.arange(round(side * scale) // stride) + 0.5) * stride / scale for side in (height, width))
+        maps[name] = torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
+    return maps
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize("scale", [0.5, 1, 2])
+def test_image_box_and_map_scaled_together_give_the_same_features(samples, scale):
+    """Bilinear sampling is exact on positions, so each bin, on each level, has to say where its own centre lies."""
+    box = torch.tensor([[290.0, 310, 430, 520]])
+    pooled = pool_boxes(position_maps(896, 768, scale), box * scale, samples)
+    (x0, y0, x1, y1), bins = box[0].tolist(), (torch.arange(7) + 0.5) / 7
+    centres = torch.stack(torch.meshgrid(x0 + (x1 - x0) * bins, y0 + (y1 - y0) * bins, indexing="xy"))
+    for level in pooled:
+        assert torch.allclose(level[0], centres, atol=0.01)
+
+
+def test_every_level_can_have_a_box_of_its_own():
+    generator = torch.Generator().manual_seed(0)
+    features = {
+        name: torch.randn(2, 4, 256 // stride, 320 // stride, generator=generator)
+        for name, stride in zip(LEVELS, STRIDES, strict=True)
+    }
+    boxes = torch.rand(5, 2, 4, generator=generator) * 100 + torch.tensor([0.0, 0, 100, 100])
+    pooled = pool_boxes(features, boxes, 2)
+    for number, own in enumerate(boxes):
+        assert torch.equal(pooled[number], pool_boxes(features, own, 2)[number])
+        assert not torch.equal(pooled[number], pool_boxes(features, boxes[number - 1], 2)[number])
+
+
+def test_box_head_has_the_detectors_names_shapes_and_sums():
+    layers = pytest.importorskip("detectron2.layers", reason="its box head is the model")
+    heads = pytest.importorskip("detectron2.modeling.roi_heads")
+    torch.manual_seed(0)
+    ours = BoxHead()
+    theirs = heads.FastRCNNConvFCHead(
+        layers.ShapeSpec(channels=256, height=7, width=7), conv_dims=[], fc_dims=[1024, 1024]
+    )
+    theirs.load_state_dict(ours.box.state_dict())
+    features = torch.randn(3, 256, 7, 7)
+    assert torch.allclose(theirs(features), ours.box(features), atol=1e-6)
+
+
+def test_box_head_is_the_two_layers_and_one_more():
+    torch.manual_seed(0)
+    head = BoxHead(fc_dim=64, dim=16)
+    assert parameters(BoxHead()) == (256 * 49 + 1) * 1024 + 1025 * 1024 + 1025 * 128
+    pooled = torch.randn(2, 3, 256, 7, 7)
+    state = head.state_dict()
+    x = pooled.reshape(2, 3, -1)
+    for layer in ("box.fc1", "box.fc2"):
+        x = (x @ state[f"{layer}.weight"].T + state[f"{layer}.bias"]).relu()
+    expected = x @ state["embedding.weight"].T + state["embedding.bias"]
+    assert torch.allclose(head(pooled), expected / expected.norm(dim=2, keepdim=True), atol=1e-5)
+    normed = BoxHead(64, 16, embedding_bn=True)
+    assert normed(torch.randn(1, 16, 256, 7, 7) + 5)[0].mean(0).norm() < 0.3
+
+
+def frozen_model(stages, norm="bn"):
+    torch.manual_seed(0)
+    settings = ModelConfig(arch="resnet18", norm=norm, sda_norm="gn", bn_splits=1, frozen=stages)
+    return SegLoc(settings, HeadConfig(kind="box2fc", fc_dim=32, dim=16))
+
+
+@pytest.mark.parametrize("stages", range(5))
+def test_frozen_stages_keep_weights_and_statistics_and_the_rest_learns(stages):
+    model = frozen_model(stages).train()
+    model.eval().train()  # a round trip does not thaw
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, weight_decay=0.1)
+    images, boxes = torch.rand(4, 3, 64, 64) * 255, torch.tensor([[5.0, 6, 50, 40]]).repeat(4, 1)
+    model.query(images, boxes)[..., 0].sum().backward()
+    model.embed_keys(images, boxes, torch.Generator())
+    optimizer.step()
+    after = model.state_dict()
+    names = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
+    expected = names[: stages + 2] if stages else []
+    for part in names:
+        moved = {
+            name.rpartition(".")[2]
+            for name, value in after.items()
+            if name.startswith(f"query.backbone.body.{part}.") and not torch.equal(value, before[name])
+        }
+        assert (not moved) == (part in expected), part
+        # The key network's batch norm looks at the same images, so there too only frozen parts keep their statistics.
+        statistics = [n for n in after if n.startswith(f"key.backbone.body.{part}.") and n.endswith("running_mean")]
+        for name in statistics:
+            assert torch.equal(after[name], before[name]) == (part in expected), name
+    assert not torch.equal(
+        after["query.backbone.fpn.inner_blocks.0.0.weight"], before["query.backbone.fpn.inner_blocks.0.0.weight"]
+    )
 
 
 def test_split_batch_norm_equals_separate_batches():

@@ -1,0 +1,137 @@
+"""InsLoc's data: rectangular crops of unlabelled scans instead of labelled items, as a baseline (paper section 1).
+
+The table is one of segments, which ``pipeline.synthesize`` pastes upright; the two items of a pair are two crops of one
+scan (instance discrimination), as the table itself says. With ``--blend paste`` that is InsLoc's composition, but that
+crops lie in the authentic region and keep to two or more fixed crops a scan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline import cli, regions, scan_groups, segments
+from pipeline.composition import fit
+from pipeline.executors import run_tasks
+from pipeline.files import existing_folder, safe_relative
+from pipeline.images import ImageError, encode_rgba, read_image
+from pipeline.seeds import generator
+from pipeline.segments import Row
+from segloc.contract import Box, InputError, check_output
+
+CLASS = "crop"
+# InsLoc's random-resized crop: share of the scan's area, width over height, and tries before the middle is taken.
+AREA, ASPECT, DRAWS = (0.2, 1.0), (0.5, 2.0), 10
+FRAME_PX = 500  # scans are stored no wider than the paper's frame
+
+
+def draw_crop(rng: np.random.Generator, width: int, height: int) -> Box:
+    """Draw a crop of a scan of `width` x `height` pixels: area uniform, logarithm of the aspect uniform."""
+    low, high = (math.log(aspect) for aspect in ASPECT)
+    for _ in range(DRAWS):
+        area, aspect = width * height * rng.uniform(*AREA), math.exp(rng.uniform(low, high))
+        wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < tall <= height:
+            x, y = int(rng.integers(width - wide, endpoint=True)), int(rng.integers(height - tall, endpoint=True))
+            return x, y, x + wide, y + tall
+    wide, tall = min(width, round(height * ASPECT[1])), min(height, round(width / ASPECT[0]))
+    x, y = (width - wide) // 2, (height - tall) // 2
+    return x, y, x + wide, y + tall
+
+
+def cut(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[Row] | str:
+    """Cut crops out of a scan.
+
+    Args:
+        scan: its number, which seeds the draws and is its group, and its path relative to `root`.
+        root: folder of the scans.
+        per_scan: number of crops.
+        seed: of the command.
+
+    Returns:
+        Rows of the table of segments, or why there are none.
+    """
+    number, name = scan
+    try:
+        image = read_image(root / safe_relative(name))
+    except ImageError as error:
+        return str(error).partition(":")[0]
+    if image.shape[1] > FRAME_PX:
+        image = fit(image, (FRAME_PX, max(1, round(image.shape[0] * FRAME_PX / image.shape[1]))))
+    height, width = image.shape[:2]
+    rng, whole = generator(seed, "crops", number), np.ones((height, width), bool)
+    about = {
+        "class_id": 0, "class_name": CLASS, "image": name, "scan_width": width, "scan_height": height,
+        "background_r": 255.0, "background_g": 255.0, "background_b": 255.0, "cut_by_frame": False, "whole": True,
+        "scan_group": number, "scan_fingerprint": scan_groups.fingerprint(image),
+    }  # fmt: skip
+    rows = []
+    for crop in range(per_scan):
+        x0, y0, x1, y1 = box = draw_crop(rng, width, height)
+        where = {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "area": (x1 - x0) * (y1 - y0)}
+        name_of_crop = {"segment_id": f"{name}#{crop}", "annotation_id": str(crop)}
+        rows.append({**about, **name_of_crop, **where, "png": encode_rgba(segments.crop(image, whole, box))})
+    return rows
+
+
+def _command(args: argparse.Namespace) -> int:
+    check_output(args.out)
+    if args.per_scan < 2:
+        raise InputError(f"--per-scan is {args.per_scan}, a pair needs two crops of one scan")
+    if args.scans < 1:
+        raise InputError(f"--scans is {args.scans}, it must be at least 1")
+    root = existing_folder(args.backgrounds, "backgrounds").absolute()
+    names = regions.load(args.regions).images
+    chosen = np.sort(generator(args.seed, "crops").permutation(len(names))[: args.scans]).tolist()
+    task = functools.partial(cut, root=root, per_scan=args.per_scan, seed=args.seed)
+    scans = [(number, names[number].as_py()) for number in chosen]
+    results: Iterator[list[Row] | str] = run_tasks(task, scans, workers=args.workers, executor=args.executor, chunk=4)
+    counts, skipped = Counter[str](), Counter[str]()
+    with segments.table_writer(args.out) as table:
+        for result in tqdm(results, total=len(scans), unit="scan", desc="crops", disable=None):
+            skipped.update([result] if isinstance(result, str) else [])
+            for row in result if isinstance(result, list) else ():
+                counts[CLASS] += 1
+                table.write(row)
+        if not counts:
+            raise InputError(f"{args.backgrounds}: not one scan can be read; run pipeline.regions again")
+        table.parameters |= {
+            "classes": [CLASS], "counts": dict(counts), "skipped": dict(sorted(skipped.items())), "seed": args.seed,
+            "positives": "instance", "per_scan": args.per_scan,
+        }  # fmt: skip
+    print(f"{args.out}: {counts.total()} crops of {len(scans) - skipped.total()} scans, {skipped.total()} unreadable")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    options = cli.parser(
+        "pipeline.crops",
+        "Cut random rectangles out of unlabelled scans, for InsLoc's pairs. The table goes to pipeline.synthesize.",
+        "  python -m pipeline.crops --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
+        "      --out data/crops.parquet\n"
+        "  python -m pipeline.synthesize --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
+        "      --segments data/crops.parquet --blend paste --scale 0.5:1 --out data/insloc_shards",
+    )
+    options.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="as given to pipeline.regions")
+    options.add_argument("--regions", type=Path, required=True, metavar="FILE", help="table of pipeline.regions")
+    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    options.add_argument(
+        "--scans", type=int, default=10_000, metavar="N", help="at most so many, drawn (default: 10000; 1 MB each)"
+    )
+    options.add_argument("--per-scan", type=int, default=2, metavar="N", help="crops of each (default: 2)")
+    options.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crops (default: 0)")
+    cli.add_executor_options(options)
+    return cli.run(_command, options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

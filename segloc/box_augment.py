@@ -1,0 +1,87 @@
+"""InsLoc's bounding-box augmentation: the query is pooled from a box that only overlaps the pasted item.
+
+"Instance Localization for Self-supervised Detection Pretraining" (Yang et al., CVPR 2021), with the numbers of its
+released code: anchors of the stride-16 level, some reaching beyond the image. SegLoc itself pools the item's own box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torchvision.ops import box_iou, nms
+
+from segloc.models.backbone import LEVELS
+
+STRIDE_PX = 16
+SIDES_PX = (32, 64, 128, 256)  # 16 px times 2, 4, 8 and 16
+RATIOS = (0.5, 0.75, 1.0, 1.5, 2.0)  # height over width
+LEAST_IOU = 0.5
+FALLBACK = 4000
+NMS_IOU = 0.7
+AUGMENTED = LEVELS.index("p5")
+
+
+def query_boxes(boxes: torch.Tensor, size: Sequence[int], kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Choose the boxes that queries are pooled from.
+
+    Args:
+        boxes: [N, 4], x0 y0 x1 y1 in pixels, the items' own.
+        size: height and width of the batch in pixels, multiples of 16.
+        kind: ``none`` or ``insloc``.
+        generator: on the CPU.
+
+    Returns:
+        `boxes` themselves for ``none``; else [levels, N, 4]: an augmented box on P5, the item's own on the others.
+    """
+    if kind == "none":
+        return boxes
+    levels = boxes.repeat(len(LEVELS), 1, 1)
+    levels[AUGMENTED] = augment_boxes(boxes, size, generator)
+    return levels
+
+
+def augment_boxes(boxes: torch.Tensor, size: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Draw for each box one of the anchors that overlap it by more than half (IoU).
+
+    When no anchor does, as for items far smaller than 32 px, the `FALLBACK` best ones take part, which are nearly all
+    of a small image's: as released. Crowded places do not get more than their share, because the anchors are thinned by
+    non-maximum suppression under random scores before one of those left is drawn, each as likely.
+
+    Args:
+        boxes: [N, 4], x0 y0 x1 y1 in pixels.
+        size: height and width of the images in pixels, multiples of 16.
+        generator: on the CPU, whatever the device of `boxes`.
+
+    Returns:
+        [N, 4]; anchors are not clipped to the image.
+    """
+    grid = anchors(size).to(boxes)
+    overlaps = box_iou(boxes, grid)  # [N, anchors]
+    scores = torch.rand(overlaps.shape, generator=generator).to(boxes.device)
+    draws = torch.rand(len(boxes), generator=generator).tolist()
+    chosen = [_choose(grid, overlap, score, draw) for overlap, score, draw in zip(overlaps, scores, draws, strict=True)]
+    return torch.stack(chosen)
+
+
+def anchors(size: Sequence[int]) -> torch.Tensor:
+    """List the anchors around every multiple of 16 px in an image: [cells * 20, 4], x0 y0 x1 y1 in pixels.
+
+    Args:
+        size: height and width of the image in pixels, multiples of 16.
+    """
+    sides, ratios = torch.tensor(SIDES_PX)[:, None], torch.tensor(RATIOS)[None]
+    half = torch.stack([sides / ratios.sqrt(), sides * ratios.sqrt()], -1).reshape(-1, 2) / 2  # width, height
+    rows, columns = (torch.arange(0, side, STRIDE_PX) for side in size)
+    centre_y, centre_x = torch.meshgrid(rows, columns, indexing="ij")
+    centres = torch.stack([centre_x, centre_y], -1).reshape(-1, 1, 2)
+    return torch.cat([centres - half, centres + half], -1).reshape(-1, 4)
+
+
+def _choose(grid: torch.Tensor, overlap: torch.Tensor, score: torch.Tensor, draw: float) -> torch.Tensor:
+    """Pick the anchor [4] for one box; `draw` in [0, 1) decides among those the suppression leaves."""
+    candidates = (overlap > LEAST_IOU).nonzero()[:, 0]
+    if not len(candidates):
+        candidates = overlap.topk(min(FALLBACK, len(overlap))).indices
+    left = candidates[nms(grid[candidates], score[candidates], NMS_IOU)]
+    return grid[left[int(draw * len(left))]]

@@ -1,0 +1,145 @@
+from urllib.error import URLError
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from segloc import checkpoint
+from segloc.config import HeadConfig, load_config
+from segloc.contract import InputError
+from segloc.models import start
+from segloc.models.backbone import SegLocBackbone
+from segloc.models.segloc import SegLoc
+from segloc.models.start import load_start, load_strict, read_backbone
+
+SETTINGS = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True}
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A pretraining run folder and the backbone in it."""
+    backbone = SegLocBackbone(**SETTINGS)
+    content = {"kind": "backbone", **SETTINGS, "iteration": 7, "backbone": backbone.state_dict()}
+    checkpoint.save(tmp_path / "run" / checkpoint.BACKBONE, content)
+    return tmp_path / "run", backbone, content
+
+
+def test_every_tensor_is_loaded(pretrained):
+    folder, backbone, _ = pretrained
+    fresh = SegLocBackbone(**SETTINGS)
+    load_start(fresh, str(folder), SETTINGS)
+    state = fresh.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in backbone.state_dict().items())
+
+
+def test_random_leaves_the_weights_alone():
+    fresh = SegLocBackbone(**SETTINGS)
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    load_start(fresh, "random", SETTINGS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("body.layer3.0.conv1.weight"), r"body\.layer3\.0\.conv1\.weight is missing"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra has no place"),
+        (
+            lambda s: s.update({"body.conv1.weight": torch.zeros(64, 1, 7, 7)}),
+            r"is \(64, 1, 7, 7\), not \(64, 3, 7, 7\)",
+        ),
+        (lambda s: s.clear(), "and 198 more"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(pretrained, change, message):
+    folder, _, content = pretrained
+    change(content["backbone"])
+    checkpoint.save(folder / checkpoint.BACKBONE, content)
+    fresh = SegLocBackbone(**SETTINGS)
+    before = fresh.body["conv1"].weight.clone()
+    with pytest.raises(InputError, match=message):
+        load_start(fresh, str(folder), SETTINGS)
+    assert torch.equal(fresh.body["conv1"].weight, before)
+
+
+@pytest.mark.parametrize("other", [{"arch": "resnet50"}, {"norm": "bn"}, {"attention": False}])
+def test_another_architecture_gives_one_clear_sentence(pretrained, other):
+    folder, _, _ = pretrained
+    name = next(iter(other))
+    with pytest.raises(InputError, match=f"pretrained with {name}={SETTINGS[name]}, the recipe has {other[name]}"):
+        load_start(SegLocBackbone(**SETTINGS), str(folder), {**SETTINGS, **other})
+
+
+def test_checkpoints_of_another_kind_are_refused(tmp_path):
+    checkpoint.save(tmp_path / "other.pth", {"kind": "pretrain", "iteration": 1})
+    with pytest.raises(InputError, match="a pretrain checkpoint without 'backbone'"):
+        read_backbone(tmp_path / "other.pth")
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_start(SegLocBackbone(**SETTINGS), str(tmp_path / "nothing"), SETTINGS)
+
+
+def test_imagenet_fills_the_resnet_and_nothing_else(monkeypatch):
+    published = resnet18().state_dict()
+
+    class Downloaded:
+        def get_state_dict(self, **_):
+            return dict(published)
+
+    monkeypatch.setattr(start, "get_model_weights", lambda arch: type("W", (), {"IMAGENET1K_V1": Downloaded()}))
+    settings = {**SETTINGS, "norm": "bn"}
+    backbone = SegLocBackbone(**settings)
+    fpn = backbone.fpn.inner_blocks[0][0].weight.clone()
+    load_start(backbone, "imagenet", settings)
+    body = backbone.body.state_dict()
+    assert all(torch.equal(body[name], tensor) for name, tensor in published.items() if not name.startswith("fc."))
+    assert torch.equal(backbone.fpn.inner_blocks[0][0].weight, fpn)
+    with pytest.raises(InputError, match="norm=bn"):
+        load_start(SegLocBackbone(**SETTINGS), "imagenet", SETTINGS)
+
+
+def test_strict_loading_lists_a_few_faults_and_counts_the_rest():
+    module = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(10)))
+    with pytest.raises(InputError, match="and 12 more"):
+        load_strict(module, {}, "x.pth")
+
+
+HEAD = HeadConfig(convs=1, conv_dim=32, fc_dim=32, dim=16)
+
+
+def model_from(init, head=HEAD, **changes):
+    settings = {**SETTINGS, **changes}
+    overrides = [f"model.{name}={value}" for name, value in settings.items()]
+    return SegLoc(load_config(None, [*overrides, f"model.init={init}", "optim.micro_batch=64"]).model, head)
+
+
+@pytest.mark.parametrize("same_head", [True, False])
+def test_pretraining_goes_on_from_a_checkpoint_with_its_head_if_that_fits(tmp_path, capsys, same_head):
+    torch.manual_seed(1)
+    old = model_from("random").query
+    parts = {"backbone": old.backbone.state_dict(), "head": old.head.state_dict()}
+    checkpoint.save(tmp_path / checkpoint.BACKBONE, {"kind": "backbone", **SETTINGS, "iteration": 7, **parts})
+    new = model_from(tmp_path, HEAD if same_head else HeadConfig(kind="box2fc", fc_dim=32, dim=16))
+    for network in (new.query, new.key):
+        assert all(torch.equal(x, parts["backbone"][name]) for name, x in network.backbone.state_dict().items())
+        if same_head:
+            assert all(torch.equal(x, parts["head"][name]) for name, x in network.head.state_dict().items())
+    assert f"head {'too' if same_head else 'starts anew'}" in capsys.readouterr().out
+    assert not any(parameter.requires_grad for parameter in new.key.parameters())
+
+
+def test_pretraining_refuses_a_checkpoint_of_another_backbone(pretrained):
+    with pytest.raises(InputError, match=r"pretrained with norm=gn, the recipe has none; set model\.norm=gn"):
+        model_from(pretrained[0], norm="none")
+
+
+def test_without_a_network_imagenet_is_one_clear_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", _no_network)
+    monkeypatch.setattr("torch.hub.urlopen", _no_network)
+    with pytest.raises(InputError, match="the ImageNet weights cannot be downloaded") as error:
+        model_from("imagenet", norm="bn")
+    assert "\n" not in str(error.value)
+
+
+def _no_network(*_, **__):
+    raise URLError("no route to host")
