@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ def gauges(results: list[Compared], queues: ClassQueues) -> dict[str, float]:
     Per level: ``loss``; ``top1``, how often the key is nearer than every negative; ``positive`` and ``negative``
     similarity; ``class_accuracy``, how often the nearest key of all queues is of the query's class; ``embedding_std``,
     the spread of the embeddings, 1 when they point everywhere and 0 when they have collapsed. Without a level's name:
-    the sum of the losses and the means of the others.
+    the sum of the losses and the means of the others. Per class id: ``queue_fill``, the keys in its queue, and
+    ``queue_age``, how many keys have arrived since its oldest did; without an id, the least fill.
     """
     slots = queues.slot_labels()
     labels = torch.cat([result.labels for result in results]).to(slots.device)
@@ -50,4 +52,13 @@ def gauges(results: list[Compared], queues: ClassQueues) -> dict[str, float]:
     for field in ("loss", "top1", "class_accuracy"):
         across = [metrics[f"{field}/{name}"] for name in LEVELS]
         metrics[field] = float(np.sum(across) if field == "loss" else np.mean(across))
-    return metrics | {"queue_fill": float(queues.fill().min())}
+    for number, (fill, age) in enumerate(zip(queues.fill(), queues.age(), strict=True)):
+        metrics |= {f"queue_fill/{number}": float(fill), f"queue_age/{number}": float(age)}
+    return metrics | {"queue_fill": float(queues.fill().min()), "peak_memory_mib": peak_memory_mib(queues.keys.device)}
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory this process has had at once: of the GPU, or resident in the machine's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

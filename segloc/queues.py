@@ -38,6 +38,7 @@ class ClassQueues:
 
     Attributes:
         keys: [levels, slots, dim], the store; which slots are whose negatives is told by `valid`.
+        arrived: how many keys have ever arrived.
 
     Raises:
         ValueError: a size that cannot be.
@@ -100,6 +101,15 @@ class ClassQueues:
         """Number of keys in each class's queue: [C] int64."""
         return self._fill.copy()
 
+    def age(self) -> np.ndarray:
+        """Keys that have arrived since the oldest key of each class's queue did, itself included: [C] int64."""
+        ages = np.zeros(self.num_classes, np.int64)
+        for label, cut in enumerate(self._cuts):
+            others = np.flatnonzero(self._log_labels[cut : self._end] != label)
+            if len(others):
+                ages[label] = self.arrived - self._log_arrivals[cut + others[0]]
+        return ages
+
     @property
     def full(self) -> bool:
         """Whether every queue holds K keys."""
@@ -116,6 +126,8 @@ class ClassQueues:
             "keys": self.keys[:, slots.to(self.keys.device)].cpu(),
             "labels": torch.from_numpy(self._log_labels[live]),
             "slots": slots,
+            "arrivals": torch.from_numpy(self._log_arrivals[live]),
+            "arrived": torch.tensor(self.arrived),
             "capacity": torch.tensor(self.keys.shape[1]),
         }
 
@@ -128,6 +140,7 @@ class ClassQueues:
         labels, slots = state["labels"].numpy(), state["slots"].numpy()
         self._end = len(labels)
         self._log_labels[: self._end], self._log_slots[: self._end] = labels, slots
+        self._log_arrivals[: self._end], self.arrived = state["arrivals"].numpy(), int(state["arrived"])
         self._slot_labels[slots] = labels
         for label in range(self.num_classes):
             others = np.flatnonzero(labels != label)[-self.size :]
@@ -141,8 +154,8 @@ class ClassQueues:
         self._valid = torch.zeros(self.num_classes, capacity, dtype=torch.bool, device=device)
         self._slot_labels = np.full(capacity, -1, np.int64)
         # The log of arrivals is its first _end entries. Some may be of keys that nobody needs any more.
-        self._log_labels, self._log_slots = np.empty((2, 4 * self.size), np.int64)
-        self._end = 0
+        self._log_labels, self._log_slots, self._log_arrivals = np.empty((3, 4 * self.size), np.int64)
+        self._end = self.arrived = 0
         self._cuts = np.zeros(self.num_classes, np.int64)  # where in the log each queue begins
         self._fill = np.zeros(self.num_classes, np.int64)
 
@@ -151,7 +164,8 @@ class ClassQueues:
         self._make_room(len(labels))
         new = slice(self._end, self._end + len(labels))
         self._log_labels[new] = labels
-        self._end = new.stop
+        self._log_arrivals[new] = self.arrived + np.arange(len(labels))
+        self._end, self.arrived = new.stop, self.arrived + len(labels)
         needed = _oldest_needed(self._cuts)
         self._fill += len(labels) - np.bincount(labels, minlength=self.num_classes)
         excess = np.maximum(self._fill - self.size, 0)
@@ -215,7 +229,7 @@ class ClassQueues:
             return
         live = self._live()
         self._end = len(live)
-        for log in (self._log_labels, self._log_slots):
+        for log in (self._log_labels, self._log_slots, self._log_arrivals):
             log[: self._end] = log[live]
         self._cuts = np.searchsorted(live, self._cuts)
 

@@ -54,5 +54,9 @@ class SingleQueue(ClassQueues):
         """Number of keys in the queue: [1] int64."""
         return super().fill()[self._nobody :]
 
+    def age(self) -> np.ndarray:
+        """See `ClassQueues.age`: [1] int64."""
+        return super().age()[self._nobody :]
+
 
 QUEUES: dict[str, type[ClassQueues]] = {"class": ClassQueues, "single": SingleQueue}

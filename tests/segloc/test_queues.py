@@ -39,6 +39,9 @@ def check_equal(queues, deques, num_classes, levels=2):
         mask = queues.valid(torch.tensor([label]))[0]
         assert sorted(queues.keys[0, mask, 0].tolist()) == sorted(deques.queues[label])
     assert queues.fill().tolist() == [len(queue) for queue in deques.queues]
+    # Arrival numbers count from 1.
+    ages = [queues.arrived - queue[0] + 1 if queue else 0 for queue in deques.queues]
+    assert queues.age().tolist() == ages
 
 
 def numbered(batches):
