@@ -36,6 +36,7 @@ from segloc.shard_folder import KEY, QUERY
 from segloc.stream import PairStream, ShardFolder
 
 BATCH = 16
+WARM_UP = 8  # batches
 WIDTH = 500
 HEIGHTS = {"one size": (375, 376), "varied height": (250, 500)}
 MULTIPLE = 32
@@ -86,9 +87,10 @@ def decode_only(images: list[np.ndarray]) -> float:
 
 
 def consume(batches: Iterable[Any], count: int) -> float:
-    """Seconds for so many batches, from the first one on, which starts threads or processes and is not counted."""
+    """Seconds for so many batches after the first ones, which start threads or processes and fill what runs ahead."""
     stream = iter(batches)
-    next(stream)
+    for _ in itertools.islice(stream, WARM_UP):
+        pass
     start = time.perf_counter()
     for _ in itertools.islice(stream, count):
         pass

@@ -140,8 +140,8 @@ def _select(index: Index, pattern: str, source: str) -> tuple[Shard, ...]:
 def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """List the plain files in a tar file: names, and contents that share its memory.
 
-    Written out because the standard library's and webdataset's readers copy every file and take 6 to 7 % of the time
-    that decoding the images takes; this takes 1 %. Extended headers are passed over: names of a shard are short.
+    Written out because webdataset's reader takes 7 % of the time that decoding the images takes (measured at 210 KB a
+    pair), and this takes less than 1 %. Extended headers are passed over: names of a shard are short.
     """
     start = 0
     while start + _BLOCK <= len(data):
