@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
-HEAD = """# Speed of stage 1
+HEAD = """# Speed
 
 Made by `python -m benchmarks.table` from the files in `benchmarks/results/`, whose names say the machine. A ratio is
 the median over rounds of two times taken in the same run, interleaved item by item; absolute times differ from machine

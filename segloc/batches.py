@@ -74,8 +74,7 @@ class Group:
 class Buffers:
     """Memory for images, handed out again once nothing refers to the array it was handed out as.
 
-    A page the system has to provide anew costs more than copying a page's worth of pixels, so a batch in fresh memory
-    would take about half as long again as decoding it does.
+    A page the system has to provide anew costs more than copying a page's worth of pixels.
     """
 
     def __init__(self) -> None:

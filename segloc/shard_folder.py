@@ -64,6 +64,7 @@ class ShardFolder:
 
     base: str
     index: Index
+    _checked: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str) -> ShardFolder:
@@ -100,6 +101,8 @@ class ShardFolder:
     def load(self, shard: Shard) -> list[Sample]:
         """Read a shard whole, its pairs in order.
 
+        Its length is checked each time, its digest the first time: that takes a twentieth of decoding its images.
+
         Raises:
             InputError: it is missing or is not the file the index describes.
         """
@@ -107,8 +110,10 @@ class ShardFolder:
         data = _read(source)
         if len(data) != shard.bytes:
             raise InputError(f"{source}: {len(data)} bytes, the index says {shard.bytes}; is it cut short?")
-        if hashlib.sha256(data.data).hexdigest() != shard.sha256:
-            raise InputError(f"{source}: not the file the index describes (another sha256)")
+        if shard.name not in self._checked:
+            if hashlib.sha256(data.data).hexdigest() != shard.sha256:
+                raise InputError(f"{source}: not the file the index describes (another sha256)")
+            self._checked.add(shard.name)
         samples: dict[str, Sample] = {}
         try:
             for name, content in _members(data):
@@ -135,8 +140,8 @@ def _select(index: Index, pattern: str, source: str) -> tuple[Shard, ...]:
 def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """List the plain files in a tar file: names, and contents that share its memory.
 
-    Written out because the standard library's and webdataset's readers copy every file and take 6 to 7 % of the time
-    that decoding the images takes; this takes 1 %. Extended headers are passed over: names of a shard are short.
+    Written out because webdataset's reader takes 7 % of the time that decoding the images takes (measured at 210 KB a
+    pair), and this takes less than 1 %. Extended headers are passed over: names of a shard are short.
     """
     start = 0
     while start + _BLOCK <= len(data):

@@ -1,0 +1,123 @@
+"""The class queues against MoCo's single queue, time and memory: ``python -m benchmarks.queues --help``.
+
+What is timed is the queues' own share of a step: similarities with all negatives, loss, gradient to the queries, and
+the arrival of the step's keys. The peer is the plain way with one queue for all classes: `torch.cat`, `cross_entropy`,
+autograd, a pointer that goes round. Both take the same queries and keys, in turn in random order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from benchmarks.common import machine, ratio, save
+from segloc.losses import info_nce
+from segloc.queues import ClassQueues
+
+BATCH, CLASSES, SIZE, DIM, TEMPERATURE = 64, 12, 16384, 128, 0.2
+
+
+class SingleQueue:
+    """MoCo's dictionary: the last K keys of every level, whatever their class."""
+
+    def __init__(self, levels: int, generator: torch.Generator) -> None:
+        self.keys = normalize(torch.randn(levels, SIZE, DIM, generator=generator), dim=2)
+        self.pointer = 0
+
+    def step(self, queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the loss and its gradient, then enqueue."""
+        losses = []
+        for query, key, bank in zip(queries, keys, self.keys, strict=True):
+            positive = torch.einsum("nd,nd->n", query, key)[:, None]
+            logits = torch.cat([positive, query @ bank.T], 1) / TEMPERATURE
+            losses.append(cross_entropy(logits, torch.zeros_like(labels)))
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        self.keys[:, self.pointer : self.pointer + BATCH] = keys
+        self.pointer = (self.pointer + BATCH) % SIZE
+        return loss.detach()
+
+
+class Ours:
+    """The class queues, used as the trainer uses them."""
+
+    def __init__(self, levels: int, generator: torch.Generator) -> None:
+        self.queues = ClassQueues(CLASSES, SIZE, DIM, levels)
+        while not self.queues.full:
+            keys = normalize(torch.randn(levels, SIZE // 8, DIM, generator=generator), dim=2)
+            self.queues.enqueue(keys, torch.randint(CLASSES, (SIZE // 8,), generator=generator))
+
+    def step(self, queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the loss and its gradient, then enqueue."""
+        valid = self.queues.valid(labels)
+        levels = zip(queries, keys, self.queues.keys, strict=True)
+        loss = torch.stack([info_nce(q, k, bank, valid, TEMPERATURE).loss for q, k, bank in levels]).sum()
+        loss.backward()
+        self.queues.enqueue(keys, labels)
+        return loss.detach()
+
+
+def time_steps(levels: int, threads: int, steps: int) -> dict[str, Any]:
+    """Compare the time of steps with so many levels and threads."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    variants: dict[str, SingleQueue | Ours] = {
+        name: kind(levels, generator) for name, kind in (("single", SingleQueue), ("ours", Ours))
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    order = list(variants)
+    for step in range(steps + 3):
+        queries, keys = normalize(torch.randn(2, levels, BATCH, DIM, generator=generator), dim=3)
+        labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+        random.shuffle(order)
+        for name in order:
+            leaf = queries.clone().requires_grad_()
+            start = time.perf_counter()
+            variants[name].step(leaf, keys, labels)
+            if step >= 3:  # the first ones get their memory from the system
+                seconds[name].append(time.perf_counter() - start)
+    row = {"measured": "time", "stream": "balanced", "levels": levels, "threads": threads, "steps": steps}
+    single = 1000 * float(np.median(seconds["single"]))
+    return row | {"single_ms": round(single, 2), "ours/single": round(ratio(seconds, "ours", "single"), 3)}
+
+
+def streams(rng: np.random.Generator, keys: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Sequences of class ids, by name."""
+    yield "balanced", rng.integers(CLASSES, size=keys)
+    weights = 1 / np.arange(1, CLASSES + 1)
+    yield "skewed (1/rank)", rng.choice(CLASSES, keys, p=weights / weights.sum())
+    yield "runs of 1000 of a class", np.repeat(rng.integers(CLASSES, size=keys // 1000 + 1), 1000)[:keys]
+    yield "balanced, then one class", np.where(np.arange(keys) < keys // 2, rng.integers(CLASSES, size=keys), 3)
+
+
+def memory(name: str, labels: np.ndarray) -> dict[str, Any]:
+    """Compare the key memory after a stream of keys, on one level, with that of K keys."""
+    queues = ClassQueues(CLASSES, SIZE, 1, 1)
+    for start in range(0, len(labels), BATCH):
+        some = labels[start : start + BATCH]
+        queues.enqueue(torch.zeros(1, len(some), 1), some)
+    row = {"measured": "memory", "stream": name, "levels": 1, "threads": 1, "steps": len(labels) // BATCH}
+    return row | {"single_ms": "", "ours/single": round(queues.keys.shape[1] / SIZE, 3)}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.queues", description=__doc__.splitlines()[0])
+    options.add_argument("--steps", type=int, default=60, help="timed steps a variant (default: 60)")
+    options.add_argument("--keys", type=int, default=400_000, help="keys of the memory streams (default: 400000)")
+    args = options.parse_args()
+    rows = [time_steps(levels, threads, args.steps) for levels in (1, 5) for threads in (1, 2)]
+    rows += [memory(name, labels) for name, labels in streams(np.random.default_rng(0), args.keys)]
+    print(f"machine: {machine()}")
+    save("queues", rows)
+
+
+if __name__ == "__main__":
+    main()
