@@ -17,7 +17,7 @@ LAYERS = (
     ("segloc.config", "segloc.engine", "segloc.lazy", "segloc.checkpoint"),
     ("segloc.models", "segloc.runs"),
     ("segloc.stream", "segloc.augment", "segloc.gauges", "segloc.detection"),
-    ("segloc.pretrainer",),
+    ("segloc.pretrainer", "segloc.export_formats", "segloc.bn_export"),
     ("segloc.pretrain", "segloc.finetune", "segloc.evaluate", "segloc.export", "segloc.report"),
 )
 
