@@ -145,9 +145,7 @@ def _image_notes(format_: str) -> list[str]:
             "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and PIXEL_STD [127.5, 127.5, 127.5]; here it pads with grey, not white"
         ]
     if format_ == "mmdet":
-        return [
-            "data_preprocessor: mean and std [127.5]*3, bgr_to_rgb=True, pad_size_divisor=32, pad_value=1 (white)"
-        ]
+        return ["data_preprocessor: mean and std [127.5]*3, bgr_to_rgb=True, pad_size_divisor=32, pad_value=1 (white)"]
     return ["images are RGB, (x - 127.5) / 127.5, padded with white to multiples of 32"]
 
 

@@ -46,11 +46,12 @@ def write_shards(folder, shards=3, per_shard=8, seed=0):
                 class_id = int(rng.integers(len(CLASSES)))
                 classes[class_id] += 1
                 images, views = [], []
-                for _ in range(2):
+                for side in ("query", "key"):
                     image, box = draw(rng, class_id)
                     size = (image.shape[1], image.shape[0])
                     images.append(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
-                    views.append(View(box, size, "b.jpg", "s", (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False))
+                    item = f"{i}-{side}"
+                    views.append(View(box, size, "b.jpg", item, (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False))
                 pair = Pair(i, class_id, CLASSES[class_id], *views)
                 for name, data in zip(("query.jpg", "key.jpg", "json"), (*images, pair.to_json()), strict=True):
                     entry = tarfile.TarInfo(f"{pair_key(i)}.{name}")
