@@ -5,7 +5,8 @@ so is, of every class, a third of its segments. Training views are views of the 
 views are views of held-out segments in held-out shards. What is neither is left out. So neither a picture nor an item
 occurs on both sides, however few segments the shards were made of.
 
-What the shards do not tell, this cannot part: two segments cut from two scans of one bag count as two items.
+What the shards do not tell, this cannot part: two segments cut from two scans of one bag count as two items. And the
+split is the classifier's: a network pretrained on the same shards has seen both sides of it.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ The recipe is for random (the network a run of that recipe starts from) and imag
 
 The shards are split once: the last third of the shards and a third of every class's segments are held out, and the
 test views are the held-out segments in the held-out shards, so no item and no picture is on both sides.
-Pretraining knows nothing of this split: on the shards it ran on it has seen the test views and their classes. To compare
-pretrained weights with a random start, take shards of segments that pretraining had not.
+Pretraining knows nothing of this split: on the shards it ran on it has seen the test views and their classes. To see
+what it is worth on items that are new to it, give shards made of other segments.
 k-NN: the 20 training views of highest cosine similarity vote with the weight exp(cosine / 0.07). Linear: logistic
 regression on standardised features by L-BFGS, L2 0.001. Chance is the share of the largest class among the test views.
 """
