@@ -1,16 +1,10 @@
-"""``python -m segloc.export``: the backbone's weights under the names other libraries use.
-
-Every tensor is accounted for: kept under its name, renamed, or left out for a stated reason. A tensor no rule knows
-stops the export, because one that is skipped in silence is found out by nobody.
-"""
+"""``python -m segloc.export``: the backbone's weights for other libraries, or with batch norm put in."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,53 +12,20 @@ from typing import Any
 
 import torch
 
-from segloc import cli
+from segloc import bn_export, cli
 from segloc.contract import check_output, write_atomic
+from segloc.export_formats import FORMATS, convert, notes, wrapped
 from segloc.models.start import BACKBONE_SETTINGS, read_backbone
 
-FORMATS = ("detectron2", "torchvision", "timm", "mmdet")
 EXAMPLES = """\
   python -m segloc.export --weights runs/pretrain --format detectron2 --out segloc_r101_d2.pth
   python -m segloc.export --weights runs/finetune-segloc --format timm --out segloc_r101_timm.pth
-The report goes beside the file, as NAME.report.json.
+  python -m segloc.export --weights runs/paper --insert-bn --shards data/shards --format segloc --out runs/paper-bn.pth
+The report goes beside the file, as NAME.report.json. segloc is this project's own format, which segloc.finetune and
+this command read; detectron2-sda keeps the attention, for Detectron2 models on this project's own backbone.
+--insert-bn gives weights that were pretrained with norm=none the batch norm layers of norm=bn without changing what
+the network computes: each starts from statistics measured on the shards and has an affine part that undoes them.
 """
-NO_ATTENTION = "the format has no selective dense attention; without it the pyramid's maps are those of a plain FPN"
-NO_SCALE = "a norm-free residual branch's learned scale; the format's ResNet has nowhere to put it"
-NO_FPN = "the format is a ResNet without an FPN"
-LEVEL_NOTE = "images are RGB, (x - 127.5) / 127.5, padded with white to multiples of 32"
-FREEZE_NOTE = "train all of it: freezing the stem or the batch statistics is meant for ImageNet weights"
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What happens to the tensors whose whole name matches.
-
-    Attributes:
-        pattern: regular expression.
-        name: the new name, with groups of the pattern; None leaves the tensor out.
-        reason: why it is left out.
-    """
-
-    pattern: str
-    name: str | None
-    reason: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Tensors under their new names, and what became of each.
-
-    Attributes:
-        state: the state dict.
-        matched: names that stay.
-        renamed: new name by old name.
-        left_out: reason by old name.
-    """
-
-    state: dict[str, torch.Tensor]
-    matched: list[str]
-    renamed: dict[str, str]
-    left_out: dict[str, str]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,100 +34,38 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--weights", required=True, help="pretraining or fine-tuning run or checkpoint")
     options.add_argument("--format", required=True, choices=FORMATS)
     options.add_argument("--out", required=True, help="file to write")
+    bn_export.add_arguments(options)
     return cli.run(run, options, argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     check_output(args.out)
+    bn_export.check_arguments(args)
     content = read_backbone(args.weights)
+    # Only the backbone is exported: nothing downstream has a place for the head of pretraining.
+    content = {name: content.get(name) for name in (*BACKBONE_SETTINGS, "iteration", "backbone")}
+    inserted = None
+    if args.insert_bn:
+        content, inserted = bn_export.insert_batch_norm(content, args)
+    about = {name: value for name, value in content.items() if name != "backbone"}
     export = convert(content["backbone"], args.format, content["norm"])
     report = {
         "format": args.format,
         "weights": str(args.weights),
-        **{name: content[name] for name in BACKBONE_SETTINGS},
-        "iteration": content.get("iteration"),
+        **about,
+        "inserted": inserted,
         "notes": notes(args.format, content["norm"]),
         **{name: getattr(export, name) for name in ("matched", "renamed", "left_out")},
     }
     out = Path(args.out)
     buffer = io.BytesIO()
-    torch.save(_wrapped(export.state, args.format), buffer)
+    torch.save(wrapped(export.state, args.format, about), buffer)
     write_atomic(out, buffer.getvalue())
     report_path = out.with_name(f"{out.stem}.report.json")
     write_atomic(report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     print(summary(report))
     print(f"wrote {out} and {report_path}")
-
-
-def convert(state: Mapping[str, torch.Tensor], format_: str, norm: str) -> Export:
-    """Rename a backbone's tensors.
-
-    Args:
-        state: state dict of a `SegLocBackbone`.
-        format_: one of `FORMATS`.
-        norm: the backbone's norm, ``bn``, ``gn`` or ``none``.
-
-    Raises:
-        ValueError: no rule, or more than one, knows a tensor.
-    """
-    rules = rename_rules(format_, norm)
-    export = Export({}, [], {}, {})
-    for old, tensor in state.items():
-        matches = [(rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, old))]
-        if len(matches) != 1:
-            raise ValueError(f"{format_}: {len(matches)} rules know the tensor {old!r}, there must be one")
-        rule, match = matches[0]
-        if rule.name is None:
-            export.left_out[old] = rule.reason
-            continue
-        new = match.expand(rule.name)
-        export.state[new] = tensor
-        if new == old:
-            export.matched.append(old)
-        else:
-            export.renamed[old] = new
-    return export
-
-
-def rename_rules(format_: str, norm: str) -> list[Rule]:
-    """List the rules of a format: what the ResNet, the FPN and the attention are called there."""
-    resnet = _detectron2_resnet() if format_ == "detectron2" else _torchvision_resnet(format_, norm)
-    if norm == "none":
-        # What stands under a norm's name is a residual scale; see segloc.models.norm.
-        kept = [rule for rule in resnet if "bn" not in rule.pattern and "norm" not in rule.pattern]
-        resnet = [*kept, Rule(r"body\.layer\d\.\d+\.bn\d\.(weight|bias)", None, NO_SCALE)]
-    return [*resnet, *_fpn(format_), Rule(r"attention\..+", None, NO_ATTENTION)]
-
-
-def notes(format_: str, norm: str) -> list[str]:
-    """Say what the user has to set so that the weights mean there what they mean here."""
-    setting = {
-        "detectron2": {"bn": "RESNETS.NORM BN", "gn": "RESNETS.NORM GN", "none": 'RESNETS.NORM ""'},
-        "torchvision": {
-            "bn": "norm_layer=nn.BatchNorm2d",
-            "gn": "norm_layer=lambda channels: nn.GroupNorm(32, channels)",
-            "none": "norm_layer=lambda channels: nn.Identity()",
-        },
-        "timm": {
-            "bn": "the default norm",
-            "gn": "norm_layer='groupnorm' (32 groups)",
-            "none": "norm_layer=nn.Identity",
-        },
-        "mmdet": {
-            "bn": "norm_cfg=dict(type='BN'), norm_eval=False",
-            "gn": "norm_cfg=dict(type='GN', num_groups=32)",
-            "none": "norm_cfg has no equivalent",
-        },
-    }[format_][norm]
-    result = [f"norm: {setting}", LEVEL_NOTE, FREEZE_NOTE]
-    if format_ == "detectron2":
-        result += ["RESNETS.STRIDE_IN_1X1 False, BACKBONE.FREEZE_AT 0", "resnet18: RESNETS.RES2_OUT_CHANNELS 64"]
-    if format_ == "mmdet":
-        result += ["style='pytorch', frozen_stages=-1"]
-    if norm == "none":
-        result += ["without the residual scales (left out) the network does not compute what it was trained to"]
-    return result
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -175,66 +74,16 @@ def summary(report: Mapping[str, Any]) -> str:
         f"{report['arch']}, norm {report['norm']} -> {report['format']}: {len(report['matched'])} tensors matched, "
         f"{len(report['renamed'])} renamed, {len(report['left_out'])} left out"
     ]
+    if inserted := report["inserted"]:
+        lines.append(
+            f"  inserted {len(inserted['layers'])} batch norm layers, measured on {inserted['measured_views']} views; "
+            f"on {inserted['compared_views']} others the outputs differ by at most "
+            f"{inserted['largest_relative_difference']:.1e} of the largest value"
+        )
     for reason in dict.fromkeys(report["left_out"].values()):
         count = sum(other == reason for other in report["left_out"].values())
         lines.append(f"  left out {count}: {reason}")
     return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"])])
-
-
-def _detectron2_resnet() -> list[Rule]:
-    rules = [
-        Rule(r"body\.conv1\.weight", "bottom_up.stem.conv1.weight"),
-        Rule(r"body\.bn1\.(\w+)", r"bottom_up.stem.conv1.norm.\1"),
-    ]
-    for layer in range(1, 5):
-        here, there = rf"body\.layer{layer}\.(\d+)\.", rf"bottom_up.res{layer + 1}.\1."
-        rules += [
-            Rule(here + r"conv(\d)\.weight", there + r"conv\2.weight"),
-            Rule(here + r"bn(\d)\.(\w+)", there + r"conv\2.norm.\3"),
-            Rule(here + r"downsample\.0\.weight", there + "shortcut.weight"),
-            Rule(here + r"downsample\.1\.(\w+)", there + r"shortcut.norm.\2"),
-        ]
-    return rules
-
-
-def _torchvision_resnet(format_: str, norm: str) -> list[Rule]:
-    """Name things as torchvision does, as timm and mmdet do but for the prefix and mmdet's name of a group norm."""
-    prefix = {"torchvision": "body.", "timm": "", "mmdet": "backbone."}[format_]
-    normed = "gn" if format_ == "mmdet" and norm == "gn" else "bn"
-    block = r"(layer\d\.\d+)\."
-    return [
-        Rule(r"body\.conv1\.weight", prefix + "conv1.weight"),
-        Rule(r"body\.bn1\.(\w+)", prefix + normed + r"1.\1"),
-        Rule(rf"body\.{block}conv(\d)\.weight", prefix + r"\1.conv\2.weight"),
-        Rule(rf"body\.{block}bn(\d)\.(\w+)", prefix + rf"\1.{normed}\2.\3"),
-        Rule(rf"body\.{block}downsample\.(\d)\.(\w+)", prefix + r"\1.downsample.\2.\3"),
-    ]
-
-
-def _fpn(format_: str) -> list[Rule]:
-    if format_ == "timm":
-        return [Rule(r"fpn\..+", None, NO_FPN)]
-    if format_ == "torchvision":
-        return [Rule(r"(fpn\..+)", r"\1")]
-    rules = []
-    for level in range(4):
-        inner, outer = {
-            "detectron2": (f"fpn_lateral{level + 2}", f"fpn_output{level + 2}"),
-            "mmdet": (f"neck.lateral_convs.{level}.conv", f"neck.fpn_convs.{level}.conv"),
-        }[format_]
-        rules.append(Rule(rf"fpn\.inner_blocks\.{level}\.0\.(\w+)", inner + r".\1"))
-        rules.append(Rule(rf"fpn\.layer_blocks\.{level}\.0\.(\w+)", outer + r".\1"))
-    return rules
-
-
-def _wrapped(state: dict[str, torch.Tensor], format_: str) -> dict[str, Any]:
-    """Put the state dict into the envelope the library's own loader expects."""
-    if format_ == "detectron2":
-        # With the heuristics its checkpointer finds the names under any prefix, such as a detector's "backbone.".
-        return {"model": state, "__author__": "segloc", "matching_heuristics": True}
-    if format_ == "mmdet":
-        return {"state_dict": state, "meta": {}}
-    return state
 
 
 if __name__ == "__main__":

@@ -13,15 +13,23 @@ TORCH = ("torch", "torchvision", "webdataset", "detectron2", "tensorboard")
 # Data flows one way; a module may import from its own row and from those above it.
 LAYERS = (
     ("segloc.contract",),
-    ("segloc.cli", "segloc.schedules", "segloc.losses", "segloc.queues", "segloc.single_queue", "segloc.charts"),
+    (
+        "segloc.cli",
+        "segloc.schedules",
+        "segloc.losses",
+        "segloc.queues",
+        "segloc.single_queue",
+        "segloc.charts",
+        "segloc.classifiers",
+    ),
     ("segloc.config", "segloc.engine", "segloc.lazy", "segloc.checkpoint"),
     ("segloc.distributed",),
     ("segloc.models", "segloc.runs"),
     ("segloc.shard_folder",),
     ("segloc.batches",),
     ("segloc.stream", "segloc.augment", "segloc.box_augment", "segloc.gauges", "segloc.detection"),
-    ("segloc.pretrainer",),
-    ("segloc.pretrain", "segloc.finetune", "segloc.evaluate", "segloc.export", "segloc.report"),
+    ("segloc.pretrainer", "segloc.export_formats", "segloc.bn_export", "segloc.held_out", "segloc.roi_features"),
+    ("segloc.pretrain", "segloc.finetune", "segloc.evaluate", "segloc.export", "segloc.probe", "segloc.report"),
 )
 
 

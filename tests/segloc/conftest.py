@@ -56,11 +56,12 @@ def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=Non
                 class_id = int(rng.integers(classes))
                 counts[class_id] += 1
                 images, views = [], []
-                for side in range(2):
-                    image, box = draw(rng, class_id, height=heights[(2 * i + side) % len(heights)])
+                for second, side in enumerate(("query", "key")):
+                    image, box = draw(rng, class_id, height=heights[(2 * i + second) % len(heights)])
                     size = (image.shape[1], image.shape[0])
                     images.append(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
-                    views.append(View(box, size, "b.jpg", "s", (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False))
+                    item = f"{i}-{side}"
+                    views.append(View(box, size, "b.jpg", item, (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False))
                 pair = Pair(i, class_id, CLASSES[class_id], *views)
                 files = {"query.jpg": images[0], "key.jpg": images[1], "json": pair.to_json()}
                 for name, data in (spoil(files, i) if spoil else files).items():

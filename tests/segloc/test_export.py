@@ -2,11 +2,13 @@ import json
 
 import pytest
 import torch
-from torchvision.models import resnet50
+from torchvision.models import resnet18, resnet50
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from segloc import checkpoint, export
-from segloc.models.backbone import LEVELS, SegLocBackbone
+from segloc import checkpoint, export, export_formats
+from segloc.models.backbone import LEVELS, SegLocBackbone, normalize
+from segloc.models.start import load_start
+from segloc.stream import PairStream, ShardFolder
 
 NORMS = {"bn": torch.nn.BatchNorm2d, "gn": lambda channels: torch.nn.GroupNorm(32, channels)}
 
@@ -34,76 +36,118 @@ def assert_same_pyramid(backbone, other, names):
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_torchvision_computes_the_same_pyramid(arch, norm):
     backbone = trained(arch, norm)
-    converted = export.convert(backbone.state_dict(), "torchvision", norm)
+    converted = export_formats.convert(backbone.state_dict(), "torchvision", norm)
     other = resnet_fpn_backbone(backbone_name=arch, weights=None, trainable_layers=5, norm_layer=NORMS[norm])
     other.load_state_dict(converted.state)
     assert (converted.renamed, converted.left_out) == ({}, {})
     assert_same_pyramid(backbone, other, ["0", "1", "2", "3", "pool"])
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn"])
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_detectron2_computes_the_same_pyramid(arch, norm):
-    pytest.importorskip("detectron2", reason="loads into Detectron2's own ResNet-FPN")
+def detectron2_config(arch, norm):
+    """Detectron2's configuration with what the export's notes ask for."""
     from detectron2.config import get_cfg
-    from detectron2.layers import ShapeSpec
-    from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 
     cfg = get_cfg()
     resnets = cfg.MODEL.RESNETS
     resnets.DEPTH, resnets.NORM, resnets.STRIDE_IN_1X1 = int(arch.removeprefix("resnet")), norm.upper(), False
     resnets.RES2_OUT_CHANNELS = 64 if arch == "resnet18" else 256
     resnets.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    other = build_resnet_fpn_backbone(cfg, ShapeSpec(channels=3))
+    cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.BACKBONE.NAME = 0, "build_resnet_fpn_backbone"
+    cfg.MODEL.RPN.IN_FEATURES = list(LEVELS)
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[side] for side in (32, 64, 128, 256, 512)]
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "ProposalNetwork", "cpu"
+    return cfg
+
+
+@pytest.mark.parametrize(("arch", "norm"), [("resnet18", "bn"), ("resnet50", "gn"), ("resnet50", "bn")])
+def test_detectron2_finds_the_weights_by_its_own_checkpointer(arch, norm, tmp_path):
+    """In a whole detector, where every name has a prefix, and with the settings of the notes."""
+    pytest.importorskip("detectron2", reason="loads into Detectron2's own ResNet-FPN")
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+
     backbone = trained(arch, norm)
-    other.load_state_dict(export.convert(backbone.state_dict(), "detectron2", norm).state)
-    assert_same_pyramid(backbone, other, LEVELS)
+    state = export_formats.convert(backbone.state_dict(), "detectron2", norm).state
+    torch.save(export_formats.wrapped(state, "detectron2", {}), tmp_path / "d2.pth")
+    model = build_model(detectron2_config(arch, norm))
+    DetectionCheckpointer(model).load(str(tmp_path / "d2.pth"))
+    assert set(state) == set(model.backbone.state_dict())
+    assert_same_pyramid(backbone, model.backbone, LEVELS)
+
+
+def test_detectron2_with_our_own_backbone_keeps_the_attention(tmp_path):
+    pytest.importorskip("detectron2", reason="loads into the adapter for Detectron2")
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from segloc.detection.engine_detectron2 import PyramidBackbone
+
+    backbone = trained("resnet18", "none", attention=True)
+    state = export_formats.convert(backbone.state_dict(), "detectron2-sda", "none").state
+    torch.save(export_formats.wrapped(state, "detectron2-sda", {}), tmp_path / "sda.pth")
+    adapter = PyramidBackbone(SegLocBackbone("resnet18", "none", "gn"))
+    model = torch.nn.ModuleDict({"backbone": adapter, "rpn": torch.nn.Conv2d(256, 3, 1)})
+    DetectionCheckpointer(model).load(str(tmp_path / "sda.pth"))
+    assert_same_pyramid(backbone, adapter, LEVELS)
+
+
+@pytest.mark.parametrize(("arch", "norm"), [("resnet18", "bn"), ("resnet50", "bn"), ("resnet50", "gn")])
+def test_timm_computes_the_same_maps(arch, norm, tmp_path):
+    timm = pytest.importorskip("timm", reason="loads into timm's own ResNet")
+    backbone = trained(arch, norm)
+    torch.save(export_formats.convert(backbone.state_dict(), "timm", norm).state, tmp_path / "timm.pth")
+    options = {"norm_layer": "groupnorm"} if norm == "gn" else {}
+    model = timm.create_model(arch, num_classes=0, checkpoint_path=str(tmp_path / "timm.pth"), **options).eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        ours, theirs = list(backbone.body(images).values()), model.forward_intermediates(images)[1][1:]
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * one.abs().max())
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "resnet101"])
 def test_timm_gets_a_plain_resnet(arch):
-    converted = export.convert(SegLocBackbone(arch).state_dict(), "timm", "bn")
+    converted = export_formats.convert(SegLocBackbone(arch).state_dict(), "timm", "bn")
     expected = set(resnet50().state_dict()) - {"fc.weight", "fc.bias"}  # timm keeps torchvision's names
     assert set(converted.state) >= expected
     assert (set(converted.state) == expected) == (arch == "resnet50")
-    assert set(converted.left_out.values()) == {export.NO_FPN, export.NO_ATTENTION}
+    assert set(converted.left_out.values()) == {export_formats.NO_FPN, export_formats.NO_ATTENTION}
 
 
-@pytest.mark.parametrize(("norm", "name"), [("bn", "bn"), ("gn", "gn")])
-def test_mmdet_names(norm, name):
-    state = export.convert(SegLocBackbone("resnet18", norm, "gn").state_dict(), "mmdet", norm).state
-    expected = {
-        "backbone.conv1.weight",
-        f"backbone.{name}1.weight",
-        f"backbone.layer4.1.{name}2.bias",
-        "backbone.layer2.0.downsample.0.weight",
-        "backbone.layer2.0.downsample.1.weight",
-        *(
-            f"neck.{part}_convs.{i}.conv.{kind}"
-            for part in ("lateral", "fpn")
-            for i in range(4)
-            for kind in ("weight", "bias")
-        ),
-    }
-    assert expected <= set(state)
-    assert all(key.startswith(("backbone.", "neck.")) for key in state)
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+@pytest.mark.parametrize(("arch", "reference"), [("resnet18", resnet18), ("resnet50", resnet50)])
+def test_mmdet_names_and_shapes(arch, reference, norm):
+    """mmdet's ResNet has torchvision's names, but for a group norm's outside the shortcuts; its FPN has its own."""
+    expected = {}
+    for name, tensor in reference(norm_layer=NORMS[norm]).state_dict().items():
+        if not name.startswith("fc."):
+            expected["backbone." + name.replace("bn", norm)] = tensor.shape
+    widths = [64, 128, 256, 512] if arch == "resnet18" else [256, 512, 1024, 2048]
+    for i, width in enumerate(widths):
+        expected[f"neck.lateral_convs.{i}.conv.weight"] = (256, width, 1, 1)
+        expected[f"neck.fpn_convs.{i}.conv.weight"] = (256, 256, 3, 3)
+        expected |= {f"neck.{part}_convs.{i}.conv.bias": (256,) for part in ("lateral", "fpn")}
+    state = export_formats.convert(SegLocBackbone(arch, norm, "gn").state_dict(), "mmdet", norm).state
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {k: tuple(v) for k, v in expected.items()}
 
 
-@pytest.mark.parametrize("format_", export.FORMATS)
+@pytest.mark.parametrize("format_", export_formats.FORMATS)
 @pytest.mark.parametrize("norm", ["bn", "gn", "none"])
 def test_every_tensor_is_accounted_for_once(format_, norm):
     state = SegLocBackbone("resnet18", norm, "gn").state_dict()
-    done = export.convert(state, format_, norm)
+    done = export_formats.convert(state, format_, norm)
     assert sorted([*done.matched, *done.renamed, *done.left_out]) == sorted(state)
     assert set(done.state) == {*done.matched, *done.renamed.values()}
-    scales = [name for name, reason in done.left_out.items() if reason == export.NO_SCALE]
-    assert len(scales) == (16 if norm == "none" else 0)  # 8 blocks, weight and bias
+    scales = [name for name, reason in done.left_out.items() if reason == export_formats.NO_SCALE]
+    own = format_ in export_formats.OWN_NAMES
+    assert len(scales) == (16 if norm == "none" and not own else 0)  # 8 blocks, weight and bias
+    assert export_formats.notes(format_, norm)
+    if own:
+        assert len(done.state) == len(state)
 
 
 def test_a_tensor_no_rule_knows_stops_the_export():
     with pytest.raises(ValueError, match=r"0 rules know the tensor 'head\.weight'"):
-        export.convert({"head.weight": torch.zeros(1)}, "timm", "bn")
+        export_formats.convert({"head.weight": torch.zeros(1)}, "timm", "bn")
 
 
 def test_command_writes_weights_and_report(tmp_path, capsys):
@@ -119,3 +163,94 @@ def test_command_writes_weights_and_report(tmp_path, capsys):
     assert report["renamed"]["body.layer3.1.bn2.running_mean"] == "bottom_up.res4.1.conv2.norm.running_mean"
     assert f"{len(report['left_out'])} left out" in capsys.readouterr().out
     assert export.main(["--weights", str(tmp_path / "no.pth"), "--format", "timm", "--out", str(out)]) == 2
+
+
+@pytest.fixture
+def norm_free(tmp_path):
+    """A norm-free pretraining run as training might leave it."""
+    backbone = trained("resnet18", "none", attention=True)
+    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True}
+    content = {"kind": "backbone", **settings, "iteration": 3, "backbone": backbone.state_dict(), "head": {}}
+    checkpoint.save(tmp_path / "run" / "backbone.pth", content)
+    return tmp_path / "run", backbone
+
+
+def with_bn(run, shards, out, format_="segloc", *more):
+    command = ["--weights", str(run), "--insert-bn", "--shards", str(shards), "--format", format_, "--out", str(out)]
+    return export.main([*command, *more])
+
+
+def test_inserted_batch_norm_loads_for_fine_tuning_and_computes_the_same(norm_free, shards, tmp_path, capsys):
+    run, backbone = norm_free
+    assert with_bn(run, shards, tmp_path / "bn.pth", "segloc", "--views", "20") == 0
+    settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "gn", "attention": True}
+    loaded = SegLocBackbone(**settings)
+    load_start(loaded, str(tmp_path / "bn.pth"), settings)
+    assert_same_pyramid(backbone, loaded, LEVELS)
+    inserted = json.loads((tmp_path / "bn.report.json").read_text())["inserted"]
+    expected = {name: m.num_features for name, m in loaded.body.named_modules() if "Norm" in type(m).__name__}
+    assert inserted["layers"] == {f"body.{name}": width for name, width in expected.items()}
+    assert len(expected) == 20
+    assert (inserted["measured_views"], inserted["compared_views"]) == (20, 16)
+    assert 0 < inserted["largest_relative_difference"] < 1e-4
+    assert "inserted 20 batch norm layers" in capsys.readouterr().out
+
+
+def test_statistics_are_those_of_the_first_pairs_in_training_order(norm_free, shards, tmp_path):
+    run, backbone = norm_free
+    assert with_bn(run, shards, tmp_path / "bn.pth", "segloc", "--views", "6", "--seed", "5") == 0
+    stream = PairStream(ShardFolder.open(str(shards)), 3, 500, 5, 4, 1)
+    batch = next(stream.batches())
+    with torch.no_grad():
+        images = normalize(torch.cat([batch.query.images, batch.key.images])).double()
+        values = backbone.double().body["conv1"](images).transpose(0, 1).flatten(1)
+    state = checkpoint.load(tmp_path / "bn.pth")["backbone"]
+    torch.testing.assert_close(state["body.bn1.running_mean"].double(), values.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["body.bn1.running_var"].double(), values.var(1), rtol=1e-3, atol=1e-6)
+
+
+def test_other_formats_get_a_whole_network_with_batch_norm(norm_free, shards, tmp_path):
+    """Exported as it is, the norm-free network loses its residual scales; with batch norm it computes the same."""
+    run, backbone = norm_free
+    assert with_bn(run, shards, tmp_path / "tv.pth", "torchvision") == 0
+    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=NORMS["bn"])
+    body.load_state_dict(torch.load(tmp_path / "tv.pth", weights_only=True))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        ours, theirs = backbone.fpn(backbone.body(images)), body.eval()(images)
+    for one, other in zip(ours.values(), theirs.values(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * one.abs().max())
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_weights_that_have_a_norm_get_no_second_one(norm, shards, tmp_path, capsys):
+    settings = {"arch": "resnet18", "norm": norm, "sda_norm": "gn", "attention": True}
+    state = SegLocBackbone(**settings).state_dict()
+    checkpoint.save(tmp_path / "backbone.pth", {"kind": "backbone", **settings, "backbone": state})
+    assert with_bn(tmp_path, shards, tmp_path / "bn.pth") == 2
+    error = capsys.readouterr().err
+    assert f"has norm={norm}; batch norm is inserted where there is none" in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "bn.pth").exists()
+
+
+def test_bad_arguments_of_the_insertion_are_one_line(norm_free, shards, tmp_path, capsys):
+    run, _ = norm_free
+    command = ["--weights", str(run), "--format", "segloc", "--out", str(tmp_path / "bn.pth")]
+    assert export.main([*command, "--insert-bn"]) == 2
+    assert "give both or neither" in capsys.readouterr().err
+    assert export.main([*command, "--shards", str(shards)]) == 2
+    assert "give both or neither" in capsys.readouterr().err
+    assert with_bn(run, tmp_path, tmp_path / "bn.pth") == 2
+    assert "no index.json" in capsys.readouterr().err.replace("Index", "index")
+    assert with_bn(run, shards, tmp_path / "bn.pth", "segloc", "--views", "0") == 2
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_a_diverged_network_is_refused(norm_free, shards, tmp_path, capsys):
+    run, _ = norm_free
+    content = checkpoint.load(run / "backbone.pth")
+    content["backbone"]["body.layer1.0.conv1.weight"][0] = float("nan")
+    checkpoint.save(run / "backbone.pth", content)
+    assert with_bn(run, shards, tmp_path / "bn.pth") == 2
+    assert "body.layer1.0.bn1 is not finite" in capsys.readouterr().err
