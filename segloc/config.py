@@ -123,6 +123,7 @@ class OptimConfig:
         ema: momentum m of the key network.
         temperature: T of InfoNCE.
         amp: bfloat16 autocast.
+        compile: torch.compile of both networks; pays on a GPU and in long runs, as the first steps take minutes.
     """
 
     method: str = "sgd"
@@ -137,6 +138,7 @@ class OptimConfig:
     ema: float = 0.999
     temperature: float = 0.2
     amp: bool = False
+    compile: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -197,7 +197,13 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m segloc.pretrain --shards data/shards --processes 4    # one for each GPU of this machine\n"
         "  torchrun --nnodes 2 --nproc_per_node 8 ... -m segloc.pretrain --shards s3://bucket/shards",
     )
-    options.add_argument("--shards", required=True, metavar="DIR_OR_URL", help="finished folder of shards")
+    options.add_argument(
+        "--shards",
+        required=True,
+        metavar="DIR_OR_URL",
+        help="finished folder of shards, local or s3://, https:// and what else fsspec opens; or some of its shards, "
+        "FOLDER/pairs-{000000..000003}.tar",
+    )
     options.add_argument("--config", metavar="YAML", help="recipe (default: the recommended ResNet-101 recipe)")
     options.add_argument("--out", default="runs/pretrain", metavar="RUN", help="run folder (default: %(default)s)")
     options.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")

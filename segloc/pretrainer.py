@@ -79,6 +79,9 @@ class Pretrainer(TrainerBase):
         self.stream = PairStream(folder, optim.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads)
         self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
         self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
+        if optim.compile:
+            for network in (self.model.query, self.model.key):
+                network.compile(dynamic=True)
         self.query: nn.Module = self.model.query
         if group.world > 1:
             # Averages the gradients over the processes. Running statistics stay each process's own, as in MoCo.
@@ -145,7 +148,9 @@ class Pretrainer(TrainerBase):
         self.model.update_keys(self.config.optim.ema)
         if self._measuring:
             # Before the step's own keys enter, or a query would find its own positive.
-            self.metrics = self.group.mean(gauges(results, self.queues), self.device)
+            measured = gauges(results, self.queues)
+            measured["pairs_skipped"] = float(self.stream.skipped * self.group.world)  # so the mean is their sum
+            self.metrics = self.group.mean(measured, self.device)
             step_time = time.perf_counter() - started
             self.metrics |= {
                 "learning_rate": float(self.learning_rates[self.iter]),
