@@ -187,7 +187,7 @@ def audit(
 
 
 def _command(args: argparse.Namespace) -> int:
-    for path in (args.report, args.gallery):
+    for path in (args.report, args.gallery, args.tables and args.tables / "classes.csv"):
         check_output(path)
     folder = open_target(args.shards)
     index = folder.index()
@@ -227,11 +227,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--shards", required=True, metavar="DIR_OR_URL", help="folder of pipeline.synthesize")
     options.add_argument(
-        "--segments", type=Path, metavar="FILE", help="table they were made of: draw every item again, compare boxes"
+        "--segments", type=cli.path, metavar="FILE", help="table they were made of: draw all items again, compare boxes"
     )
-    options.add_argument("--report", type=Path, metavar="FILE", help="write violations and statistics as JSON")
-    options.add_argument("--tables", type=Path, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
-    options.add_argument("--gallery", type=Path, metavar="PNG", help="draw some pairs with their boxes")
+    options.add_argument("--report", type=cli.path, metavar="FILE", help="write violations and statistics as JSON")
+    options.add_argument("--tables", type=cli.path, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
+    options.add_argument("--gallery", type=cli.path, metavar="PNG", help="draw some pairs with their boxes")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

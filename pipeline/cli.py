@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.executors import WorkerLostError
 from pipeline.files import describe
@@ -38,9 +39,17 @@ def run(
         return 130
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
 def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Build the parser of ``python -m module`` with worked examples at the end of its help."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m {module}",
         description=description,
         epilog=f"examples:\n{examples}",
@@ -54,6 +63,13 @@ def add_executor_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--executor", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster"
     )
+
+
+def path(value: str) -> Path:
+    """Read a path option; an empty one, such as a variable that is not set, would be the current folder."""
+    if not value:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(value)
 
 
 def optional_path(value: str) -> Path | None:

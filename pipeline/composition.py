@@ -257,26 +257,27 @@ def paste(background: Image, segment: Segment, view: View, occluder: tuple[Image
     return host
 
 
-def place_occluder(rng: np.random.Generator, box: Box, size: tuple[int, int], room: Box) -> tuple[Box, tuple[int, int]]:
+def place_occluder(rng: np.random.Generator, box: Box, bag: Box, room: Box) -> tuple[Box, tuple[int, int]]:
     """Draw which piece of another scan goes over an item, and where: of about the item's size, its centre on the item.
 
     Args:
         rng: source of all that is drawn.
         box: of the item, in pixels of the stored image.
-        size: (width, height) of the stored image.
-        room: authentic region of the other scan at the stored width.
+        bag: the region the item lies in, which the piece stays within.
+        room: a bag of the other scan, at the stored width.
 
     Returns:
-        The piece, a box within `room`, and its top left corner (x, y) in the stored image, within `size`.
+        The piece, a box within `room`, and its top left corner (x, y) in the stored image.
     """
     piece, corner = [], []
     for axis in (0, 1):
         low, high = box[axis], box[axis + 2]
-        side = min(round((high - low) * rng.uniform(*OCCLUDER_SIDES)), room[axis + 2] - room[axis], size[axis])
-        piece.append(
-            (start := int(rng.integers(room[axis], room[axis + 2] - side, endpoint=True)), start + max(1, side))
-        )
-        corner.append(min(max(0, int(rng.integers(low, high)) - side // 2), size[axis] - side))
+        first, last = bag[axis], bag[axis + 2]
+        side = max(1, round((high - low) * rng.uniform(*OCCLUDER_SIDES)))
+        side = min(side, room[axis + 2] - room[axis], last - first)
+        start = int(rng.integers(room[axis], room[axis + 2] - side, endpoint=True))
+        piece.append((start, start + side))
+        corner.append(min(max(first, int(rng.integers(low, high)) - side // 2), last - side))
     (x0, x1), (y0, y1) = piece
     return (x0, y0, x1, y1), (corner[0], corner[1])
 

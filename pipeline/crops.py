@@ -121,9 +121,9 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.synthesize --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
         "      --segments data/crops.parquet --blend paste --scale 0.5:1 --out data/insloc_shards",
     )
-    options.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="as given to pipeline.regions")
-    options.add_argument("--regions", type=Path, required=True, metavar="FILE", help="table of pipeline.regions")
-    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    options.add_argument("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
+    options.add_argument("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")
+    options.add_argument("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
     options.add_argument(
         "--scans", type=int, default=10_000, metavar="N", help="at most so many, drawn (default: 10000; 1 MB each)"
     )

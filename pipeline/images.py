@@ -108,9 +108,14 @@ def encode_rgba(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def decode_rgba(png: bytes) -> Image:
-    """Undo `encode_rgba`."""
+    """Undo `encode_rgba`.
+
+    Raises:
+        ImageError: the bytes are damaged.
+    """
     bgra = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    assert bgra is not None  # the table's own bytes
+    if bgra is None or bgra.ndim != 3 or bgra.shape[2] != 4:
+        raise ImageError("not an RGBA picture")
     return np.asarray(cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA), np.uint8)
 
 

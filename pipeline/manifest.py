@@ -110,8 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime    # copies compare equal\n"
         "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime --digest    # only equal copies do",
     )
-    options.add_argument("--root", type=Path, required=True, metavar="DIR", help="the folder")
-    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the manifest to write")
+    options.add_argument("--root", type=cli.path, required=True, metavar="DIR", help="the folder")
+    options.add_argument("--out", type=cli.path, required=True, metavar="FILE", help="the manifest to write")
     options.add_argument("--no-mtime", action="store_true", help="leave modification times out")
     options.add_argument("--digest", action="store_true", help="add SHA-256 digests, for which every file is read")
     return cli.run(_command, options, argv)

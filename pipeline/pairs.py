@@ -18,12 +18,14 @@ from pipeline.composition import Segment, blend, fit, frame, occlude, place, pla
 from pipeline.files import safe_relative
 from pipeline.images import Image, ImageError, decode, decode_rgba, read_file
 from pipeline.seeds import generator
-from pipeline.tables import open_table
+from pipeline.tables import open_table, reading
 from segloc.contract import Box, InputError, Occluder, Pair, View
 
 # Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
 RECIPE_VERSION = 3
 _BACKGROUND_DRAWS = 100
+# Times that other items are drawn when no background can hold one; a line of a few pixels may fit nowhere.
+_ITEM_DRAWS = 10
 # Decoded segments a process keeps, of some tens of kB each: a twentieth of PIDray's, all of a small data set's.
 _CACHED_SEGMENTS = 2048
 
@@ -88,14 +90,17 @@ class SegmentTable:
         Raises:
             InputError: not a table of segments.
         """
+        self._path = path
         self._file, parameters = open_table(path, segments.KIND, segments.FORMAT_VERSION, segments.SCHEMA.names)
         self.classes: tuple[str, ...] = tuple(parameters["classes"])
         self.instances: bool = parameters.get("positives") == "instance"
         columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
-        self._ids, self._widths, *around = self._file.read(columns=columns).columns
+        with reading(path):
+            self._ids, self._widths, *around = self._file.read(columns=columns).columns
+            columns = ["class_id", "scan_group", "cut_by_frame"]
+            named = self._file.read(columns=columns).columns
         self._around = np.stack([channel.to_numpy() for channel in around], 1).astype(np.float32)
-        columns = ["class_id", "scan_group", "cut_by_frame"]
-        self._class_ids, self._groups, cut = (column.to_numpy() for column in self._file.read(columns=columns).columns)
+        self._class_ids, self._groups, cut = (column.to_numpy() for column in named)
         self.rows = self._bags(cut)
         self.usable = [class_id for class_id, bags in enumerate(self.rows) if len(bags) >= 2]
         self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
@@ -133,14 +138,23 @@ class SegmentTable:
         return {segment_id: row for row, segment_id in enumerate(self._ids.to_pylist())}
 
     def read_segment(self, row: int) -> Segment:
-        """Read and decode the segment of a row."""
-        rgba, width = decode_rgba(self.png(row)), self._widths[row].as_py()
-        return Segment(self._ids[row].as_py(), rgba, width, self._around[row], upright=self.instances)
+        """Read and decode the segment of a row.
+
+        Raises:
+            InputError: the table is damaged.
+        """
+        name, width = self._ids[row].as_py(), self._widths[row].as_py()
+        try:
+            rgba = decode_rgba(self.png(row))
+        except ImageError as error:
+            raise InputError(f"{self._path}: segment {name!r}: {error}; make the table again") from error
+        return Segment(name, rgba, width, self._around[row], upright=self.instances)
 
     def png(self, row: int) -> bytes:
         """Read the PNG of a row."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        pngs = self._file.read_row_group(group, columns=["png"], use_threads=False).column(0)
+        with reading(self._path):
+            pngs = self._file.read_row_group(group, columns=["png"], use_threads=False).column(0)
         return pngs[row - int(self._starts[group])].as_py()
 
 
@@ -161,31 +175,36 @@ def make_pair(recipe: Recipe, number: int) -> tuple[Pair, Image, Image]:
         The description, the query image and the key image (uint8 RGB).
 
     Raises:
-        InputError: a background cannot be read any more, or no background can hold the item.
+        InputError: a table or background cannot be read any more, or no background can hold items of the pair's class.
     """
     hosts, items = tables(recipe.regions, recipe.segments)
     rng = generator(recipe.seed, "pair", number)
     class_id = items.usable[int(rng.integers(len(items.usable)))]
-    views, pictures, taken = [], [], -1
-    for rows in items.draw(rng, class_id):
-        segment = items.segment(rows[int(rng.integers(len(rows)))])
-        view, picture, taken = _make_view(rng, recipe, hosts, segment, taken)
-        views.append(view)
-        pictures.append(picture)
-    return Pair(number, class_id, items.classes[class_id], *views), pictures[0], pictures[1]
+    for _ in range(_ITEM_DRAWS):
+        segments = [items.segment(rows[int(rng.integers(len(rows)))]) for rows in items.draw(rng, class_id)]
+        query = _make_view(rng, recipe, hosts, segments[0], -1)
+        key = query and _make_view(rng, recipe, hosts, segments[1], query[2])
+        if query and key:
+            return Pair(number, class_id, items.classes[class_id], query[0], key[0]), query[1], key[1]
+    raise InputError(
+        f"no background of {_BACKGROUND_DRAWS} tried can hold an item like {segments[0].segment_id!r} or "
+        f"{segments[1].segment_id!r}; choose a larger --width or another --scale"
+    )
 
 
 def _make_view(
     rng: np.random.Generator, recipe: Recipe, hosts: regions.Regions, segment: Segment, taken: int
-) -> tuple[View, Image, int]:
-    """Paste a segment on a background other than number `taken`; the number of the one used comes third."""
+) -> tuple[View, Image, int] | None:
+    """Paste a segment on a background other than number `taken`; the number of the one used comes third.
+
+    None when no background can hold it.
+    """
     mode = BLENDS[recipe.blend]
     for _ in range(_BACKGROUND_DRAWS):
         chosen = int(rng.integers(len(hosts.images)))
         if chosen == taken:
             continue
-        native = int(hosts.sizes[chosen, 0]), int(hosts.sizes[chosen, 1])
-        size, region = frame(native, tuple(map(int, hosts.boxes[chosen])), recipe.width)  # type: ignore[arg-type]
+        size, region = _bag(rng, hosts, chosen, recipe.width)
         placed = place(rng, segment, region, recipe.width, recipe.scales)
         if placed is None:
             continue
@@ -197,7 +216,7 @@ def _make_view(
         blend(host, patch, box, segment.background, recipe.blend, coefficient)
         occluder = None
         if recipe.occluded and rng.random() < recipe.occluded:
-            occluder = _occlude(rng, recipe, hosts, host, box, {chosen, taken})
+            occluder = _occlude(rng, recipe, hosts, host, box, region, {chosen, taken})
         view = View(
             box=box,
             size=size,
@@ -210,20 +229,36 @@ def _make_view(
             occluder=occluder,
         )
         return view, host, chosen
-    raise InputError(f"no background of {_BACKGROUND_DRAWS} tried can hold segment {segment.segment_id!r}")
+    return None
+
+
+def _bag(rng: np.random.Generator, hosts: regions.Regions, number: int, width: int) -> tuple[tuple[int, int], Box]:
+    """Draw a bag of a background: the stored (width, height), and the bag's box in its pixels."""
+    native = int(hosts.sizes[number, 0]), int(hosts.sizes[number, 1])
+    return frame(native, hosts.draw_bag(rng, number), width)
 
 
 def _occlude(
-    rng: np.random.Generator, recipe: Recipe, hosts: regions.Regions, host: Image, box: Box, others: set[int]
+    rng: np.random.Generator,
+    recipe: Recipe,
+    hosts: regions.Regions,
+    host: Image,
+    box: Box,
+    bag: Box,
+    others: set[int],
 ) -> Occluder | None:
-    """Lay a piece of a background that is none of the `others` over the item in `box`; None when there is no third."""
+    """Lay a piece of a background that is none of the `others` over the item in `box`, within its bag.
+
+    None when there is no third background.
+    """
     if len(hosts.images) <= len(others):
         return None
     while (chosen := int(rng.integers(len(hosts.images)))) in others:
         pass
-    native = int(hosts.sizes[chosen, 0]), int(hosts.sizes[chosen, 1])
-    size, region = frame(native, tuple(map(int, hosts.boxes[chosen])), recipe.width)  # type: ignore[arg-type]
-    piece, corner = place_occluder(rng, box, (host.shape[1], host.shape[0]), region)
+    size, room = _bag(rng, hosts, chosen, recipe.width)
+    if min(room[2] - room[0], room[3] - room[1]) < 1:  # a bag that shrinks to nothing
+        return None
+    piece, corner = place_occluder(rng, box, bag, room)
     name = hosts.images[chosen].as_py()
     x0, y0, x1, y1 = piece
     clutter = fit(read_background(recipe, hosts, chosen), size)[y0:y1, x0:x1]

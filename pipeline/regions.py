@@ -21,7 +21,7 @@ from pipeline import authentic_region, cli, gallery
 from pipeline.datasets import backgrounds
 from pipeline.executors import run_tasks
 from pipeline.images import Image, ImageError, decode, encode_png, read_file, read_image
-from pipeline.tables import TableWriter, open_table
+from pipeline.tables import TableWriter, open_table, reading
 from segloc.contract import Box, InputError, check_output, write_atomic
 
 KIND, FORMAT_VERSION = "regions", 3
@@ -130,16 +130,24 @@ class Regions:
     Attributes:
         images: paths relative to the root, sorted.
         sizes: int32 [n, 2], (width, height) in pixels.
-        boxes: int32 [n, 4], authentic regions in pixels of the scan.
+        bags: of each scan its bags, from left to right, a list of x0, y0, x1, y1 in pixels of the scan each.
         levels: uint8 [n], grey level of the empty belt.
         crcs: uint32 [n], CRC-32 of the file.
     """
 
     images: pa.ChunkedArray
     sizes: np.ndarray
-    boxes: np.ndarray
+    bags: pa.ChunkedArray
     levels: np.ndarray
     crcs: np.ndarray
+
+    def draw_bag(self, rng: np.random.Generator, number: int) -> Box:
+        """Draw one of the bags of scan `number`, a larger one as much likelier as it is larger."""
+        bags = self.bags[number].as_py()
+        areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in bags]
+        place = rng.random() * sum(areas) if len(bags) > 1 else 0.0
+        x0, y0, x1, y1 = bags[min(int(np.searchsorted(np.cumsum(areas), place, side="right")), len(bags) - 1)]
+        return x0, y0, x1, y1
 
 
 def load(path: Path) -> Regions:
@@ -149,17 +157,14 @@ def load(path: Path) -> Regions:
         InputError: not a table of regions, or fewer than the two backgrounds a pair needs.
     """
     file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
-    table = file.read(
-        columns=["image", "width", "height", "x0", "y0", "x1", "y1", "background_level", "crc32", "status"]
-    )
+    with reading(path):
+        table = file.read(columns=["image", "width", "height", "bags", "background_level", "crc32", "status"])
     table = table.filter(pc.equal(table["status"], "ok"))
     if len(table) < 2:
         raise InputError(f"{path}: {len(table)} usable backgrounds, a pair needs two")
-    numbers = [
-        np.stack([table[c].to_numpy() for c in names], 1) for names in (("width", "height"), ("x0", "y0", "x1", "y1"))
-    ]
+    sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
     return Regions(
-        table["image"], numbers[0], numbers[1], table["background_level"].to_numpy(), table["crc32"].to_numpy()
+        table["image"], sizes, table["bags"], table["background_level"].to_numpy(), table["crc32"].to_numpy()
     )
 
 
@@ -219,15 +224,15 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.regions --steps scans/N0000001.jpg --out steps.png",
     )
     source = options.add_mutually_exclusive_group(required=True)
-    source.add_argument("--backgrounds", type=Path, metavar="DIR", help="SIXray, or any folder of scans")
-    source.add_argument("--steps", type=Path, metavar="IMAGE", help="only draw how the region of this scan is found")
+    source.add_argument("--backgrounds", type=cli.path, metavar="DIR", help="SIXray, or any folder of scans")
+    source.add_argument("--steps", type=cli.path, metavar="IMAGE", help="only draw how the region of a scan is found")
     options.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG"
+        "--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG"
     )
     options.add_argument(
         "--mode", choices=MODES, default="adaptive", help="how the region is found (default: adaptive)"
     )
-    options.add_argument("--gallery", type=Path, metavar="PNG", help="also draw the regions of up to 60 scans")
+    options.add_argument("--gallery", type=cli.path, metavar="PNG", help="also draw the regions of up to 60 scans")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

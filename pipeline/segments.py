@@ -230,10 +230,10 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.segments --annotations train.json --images train --out segments.parquet",
     )
     options.add_argument(
-        "--annotations", type=Path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root folder"
+        "--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root"
     )
     options.add_argument("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found by itself)")
-    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    options.add_argument("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -56,7 +56,7 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
         Its entry for the index, and whether it was made now.
     """
     recorded = read_record(job.out, number)
-    if recorded is not None and _is_intact(job.out, recorded):
+    if recorded is not None and is_intact(job.out, recorded):
         return recorded.shard, False
     # A folder with an index claims to be complete, which from here on it is not.
     job.out.delete(INDEX_NAME)
@@ -154,7 +154,7 @@ class Record:
     tag: str | None = None
 
 
-def _is_intact(out: Target, record: Record) -> bool:
+def is_intact(out: Target, record: Record) -> bool:
     """Whether the shard is what was recorded: by the store's tag, else by its digest."""
     shard = record.shard
     found = out.stat(shard.name)

@@ -14,7 +14,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -24,7 +23,16 @@ from pipeline.blends import BLENDS
 from pipeline.executors import run_tasks
 from pipeline.files import existing_folder, sha256_of
 from pipeline.pairs import RECIPE_VERSION, Recipe, tables
-from pipeline.shards import PROGRESS_NAME, Job, Record, ensure_shard, read_record, remove_strays, write_record
+from pipeline.shards import (
+    PROGRESS_NAME,
+    Job,
+    Record,
+    ensure_shard,
+    is_intact,
+    read_record,
+    remove_strays,
+    write_record,
+)
 from pipeline.targets import Target, open_target
 from segloc.contract import INDEX_NAME, Index, InputError, Shard
 
@@ -151,10 +159,13 @@ def synthesize(job: Job, args: argparse.Namespace) -> int:
         print(f"left out, with segments from fewer than two bags: {', '.join(values['excluded_classes'])}")
     prepare(job, {"seed": job.recipe.seed, **values}, args.if_changed)
     done = _run(job, range(*(args.shards_range or (0, job.num_shards))), args)
-    shards = {number: shard for number, (shard, _) in done.items()} | _others(job, done)
-    if len(shards) < job.num_shards:
-        print(f"{job.out}: {len(shards)} of {job.num_shards} shards; the index follows with the last")
+    others = _others(job, done)
+    if len(done) + len(others) < job.num_shards:
+        print(f"{job.out}: {len(done) + len(others)} of {job.num_shards} shards; the index follows with the last")
         return 0
+    _check(job, others)
+    shards = {number: shard for number, (shard, _) in done.items()}
+    shards |= {number: record.shard for number, record in others.items()}
     classes = tables(job.recipe.regions, job.recipe.segments)[1].classes
     made = sum(is_new for _, is_new in done.values())
     if made or job.out.stat(INDEX_NAME) is None:
@@ -167,11 +178,26 @@ def synthesize(job: Job, args: argparse.Namespace) -> int:
     return 0
 
 
-def _others(job: Job, done: Iterable[int]) -> dict[int, Shard]:
-    """Shards that other runs have finished, by their notes."""
+def _others(job: Job, done: Iterable[int]) -> dict[int, Record]:
+    """Notes of the shards that other runs have finished."""
     numbers = sorted({*range(job.num_shards)} - {*done})
     records = zip(numbers, _each(functools.partial(read_record, job.out), numbers), strict=True)
-    return {number: record.shard for number, record in records if record is not None}
+    return {number: record for number, record in records if record is not None}
+
+
+def _check(job: Job, others: dict[int, Record]) -> None:
+    """Check that what other runs made is still there, as the index will vouch for it.
+
+    Raises:
+        InputError: a shard is missing or damaged.
+    """
+    intact = _each(functools.partial(is_intact, job.out), others.values())
+    for number, is_there in zip(others, intact, strict=True):
+        if not is_there:
+            again = f"run again with --shards-range {number}:{number + 1}"
+            raise InputError(
+                f"{job.out}: {others[number].shard.name}, made by another run, is gone or damaged; {again}"
+            )
 
 
 def _run(job: Job, numbers: range, args: argparse.Namespace) -> dict[int, tuple[Shard, bool]]:
@@ -252,9 +278,9 @@ def main(argv: list[str] | None = None) -> int:
         "  ... --shards-range 0:50    # one job of an array; whichever ends last writes the index\n"
         "  ... --out s3://bucket/shards    # needs pip install 'segloc[s3]'",
     )
-    options.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="as given to pipeline.regions")
-    options.add_argument("--regions", type=Path, required=True, metavar="FILE", help="table of pipeline.regions")
-    options.add_argument("--segments", type=Path, required=True, metavar="FILE", help="table of pipeline.segments")
+    options.add_argument("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
+    options.add_argument("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")
+    options.add_argument("--segments", type=cli.path, required=True, metavar="FILE", help="table of pipeline.segments")
     options.add_argument(
         "--out", required=True, metavar="DIR_OR_URL", help="folder of the shards; also s3:// or what else fsspec opens"
     )

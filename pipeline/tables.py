@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -93,6 +93,15 @@ class TableWriter:
             self._file.__exit__(type(failure), failure, failure.__traceback__)
             raise
         self._file.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what goes wrong while a table is read into an `InputError` that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: damaged, make it again ({' '.join(str(error).split())})") from error
 
 
 def open_table(

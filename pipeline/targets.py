@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import secrets
 import shutil
 import tempfile
@@ -85,12 +86,16 @@ def open_target(place: str) -> Target:
     """Make a target of a path or URL; nothing is created.
 
     Raises:
-        InputError: nothing installed opens such URLs.
+        InputError: it names no folder, or nothing installed opens such URLs.
     """
     protocol, separator, path = place.partition("://")
+    if not path.strip("/") if separator else not place:
+        raise InputError(f"{place!r} names no folder")
     if not separator or protocol in ("file", "local"):
         # Absolute, as workers of a cluster start in a folder of their own.
         return LocalFolder(Path(path if separator else place).absolute())
+    if set(place) & set("*?[]"):
+        raise InputError(f"{place}: stores take *, ?, [ and ] for patterns; choose a name without them")
     try:
         fsspec.get_filesystem_class(protocol.rpartition("::")[2])
     except ImportError as error:
@@ -166,7 +171,7 @@ class RemoteFolder:
     @property
     def is_shared(self) -> bool:
         """Whether other processes see what is written."""
-        return not self.url.startswith("memory://")
+        return "memory" not in re.split("::|://", self.url)
 
     def names(self, folder: str = "") -> list[str]:
         """See `Target`."""

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import NoReturn
 
 from segloc.contract import InputError
 
@@ -29,9 +30,17 @@ def run(
         return 130
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
 def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Build the parser of ``python -m module`` with worked examples at the end of its help."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m {module}",
         description=description,
         epilog=f"examples:\n{examples}",

@@ -105,7 +105,7 @@ class Pair:
         try:
             raw = json.loads(data)
             views = {side: _view(raw[side]) for side in ("query", "key")}
-            return cls(int(raw["pair"]), int(raw["class_id"]), str(raw["class_name"]), **views)
+            return cls(_whole(raw["pair"]), _whole(raw["class_id"]), _text(raw["class_name"]), **views)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"not a pair description: {error!r}") from error
 
@@ -115,21 +115,39 @@ def _plain(view: View) -> dict[str, Any]:
 
 
 def _occluder(raw: dict[str, Any]) -> Occluder:
-    box, corner = (tuple(int(value) for value in raw[name]) for name in ("box", "corner"))
+    box, corner = (tuple(map(_whole, raw[name])) for name in ("box", "corner"))
     if (len(box), len(corner)) != (4, 2):
         raise ValueError("an occluder has a box of four numbers and a corner of two")
-    return Occluder(str(raw["background"]), box, corner)  # type: ignore[arg-type]
+    return Occluder(_text(raw["background"]), box, corner)  # type: ignore[arg-type]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    value.encode()  # what no file can hold is a ValueError
+    return value
+
+
+def _whole(value: Any) -> int:
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"{value} is no number of a pixel, class or pair")
+    return int(value)
 
 
 def _view(raw: dict[str, Any]) -> View:
     fields = {field.name: raw[field.name] for field in dataclasses.fields(View) if field.name != "occluder"}
     fields["occluder"] = _occluder(raw["occluder"]) if raw.get("occluder") else None
     for name, length in (("box", 4), ("size", 2), ("region", 4)):
-        fields[name] = tuple(int(value) for value in fields[name])
+        fields[name] = tuple(map(_whole, fields[name]))
         if len(fields[name]) != length:
             raise ValueError(f"{name} has {len(fields[name])} numbers, not {length}")
     for name in ("alpha", "rotation_deg", "scale"):
         fields[name] = float(fields[name])
+    for name in ("background", "segment", "blend"):
+        _text(fields[name])
+    for name in ("flip_h", "flip_v"):
+        if not isinstance(fields[name], bool):
+            raise TypeError(f"{name} is {fields[name]!r}")
     return View(**fields)
 
 

@@ -32,7 +32,7 @@ EXAMPLES = """  python -m pipeline.simulate --out data/raw
 def make_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     parser = cli.parser("pipeline.simulate", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="folder to make")
     add_options(parser)
     cli.add_executor_options(parser)
     return parser

@@ -74,6 +74,14 @@ def edit_members(change: Callable[[Members], object]) -> Callable[[Path], None]:
     return spoil
 
 
+def edit_index(**parameters: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        index = read_index(folder)
+        write_index(folder, dataclasses.replace(index, parameters=index.parameters | parameters))
+
+    return spoil
+
+
 def append(data: bytes) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         with (folder / "pairs-000001.tar").open("ab") as file:
@@ -149,6 +157,23 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "key blend 'ratio' is not the index's 'alpha'",
     ),
     "no scale": (edit_pair(lambda p: p["key"].update(scale=0)), "key scale 0"),
+    "occluder of nobody": (
+        edit_pair(lambda p: p["key"].update(occluder={"background": "x.jpg", "box": [0, 0, 9, 9], "corner": [0, 0]})),
+        "key has an occluder, the index says that none has",
+    ),
+    "impossible occluder": (
+        edit_pair(
+            lambda p: p["key"].update(
+                occluder={"background": p["key"]["background"], "box": [-5, 900, -9, 7], "corner": [5000, -3]}
+            )
+        ),
+        "key occluder's piece .* is impossible",
+    ),
+    "occluder elsewhere": (
+        edit_pair(lambda p: p["key"].update(occluder={"background": "x", "box": [0, 0, 1, 1], "corner": [0, 0]})),
+        "key occluder at .* is not inside region",
+    ),
+    "excluded classes of no kind": (edit_index(excluded_classes=7), "excluded_classes is 7"),
     "other image": (edit_members(lambda m: m.__setitem__(3, (m[3][0], OTHER))), "query image is 70x50"),
     "broken image": (edit_members(lambda m: m.__setitem__(4, (m[4][0], m[4][1][:-50]))), "key image: truncated file"),
 }
@@ -165,6 +190,35 @@ def not_a_tar(folder: Path) -> None:
     data = bytes(range(256)) * 20
     (folder / "pairs-000001.tar").write_bytes(data)
     edit_shard(folder, 1, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+ODD = [None, True, 7, -1, 10**30, 1e308, float("nan"), float("-inf"), "", "x", "\ud800", [], [1], {}, {"box": 1}]
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_whatever_a_field_holds_the_audit_ends(
+    value: object, shards: Path, segment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each field of pair 5 holds the odd value in turn, in a shard of its own."""
+    fields = [("class_id",), ("class_name",), ("pair",), *((side,) for side in ("query", "key"))]
+    raw = json.loads(read_members(shards / "pairs-000001.tar")[5][1])
+    fields += [("key", name) for name in raw["key"]]
+    options = ["--workers", "1", "--segments", str(segment_file), "--gallery", str(tmp_path / "g.png")]
+    for number, field in enumerate(fields):
+        folder = shutil.copytree(shards, tmp_path / str(number))
+
+        def change(pair: dict, field: tuple[str, ...] = field) -> None:
+            for name in field[:-1]:
+                pair = pair[name]
+            pair[field[-1]] = value
+
+        edit_pair(change)(folder)
+        report = tmp_path / f"{number}.json"
+        code = audit.main(["--shards", str(folder), *options, "--report", str(report)])
+        found = json.loads(report.read_text())["violations"]
+        assert code == (1 if found else 0), field
+        assert found or field[-1] not in ("box", "region", "size", "segment", "class_id", "alpha"), field
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("name", SPOILT)

@@ -4,12 +4,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline import segments
 from pipeline.composition import fit, frame, paste
-from pipeline.images import encode_jpeg
+from pipeline.images import encode_jpeg, encode_rgba
 from pipeline.pairs import Recipe, SegmentTable, make_pair, read_background, tables
 from pipeline.tables import TableWriter
 from segloc.contract import Box, InputError, Occluder
@@ -96,10 +97,15 @@ def test_occluders_lie_over_the_item_and_are_in_the_description(recipe: Recipe) 
         assert view.occluder.background != view.background
         assert _overlap(view.box, view.occluder) > 0
         at = numbers[view.occluder.background]
-        size, room = frame(tuple(hosts.sizes[at]), tuple(map(int, hosts.boxes[at])), recipe.width)
+        size, room = frame(tuple(hosts.sizes[at]), tuple(hosts.bags[at].as_py()[0]), recipe.width)
         assert room[0] <= view.occluder.box[0] < view.occluder.box[2] <= room[2]
         clutter = fit(scan(view.occluder.background), size), int(hosts.levels[at])
         assert (paste(scan(view.background), by_id[view.segment], view, clutter) == query).all()
+        x = view.occluder.corner[0]
+        assert view.region[0] <= x
+        assert x + view.occluder.box[2] - view.occluder.box[0] <= view.region[2]
+        with pytest.raises(ValueError, match="is not given"):
+            paste(scan(view.background), by_id[view.segment], view)
         bare = paste(scan(view.background), by_id[view.segment], dataclasses.replace(view, occluder=None))
         assert (query <= bare).all()  # matter only darkens
         darker += (query < bare).any()
@@ -145,6 +151,59 @@ def rewritten(segment_file: Path, out: Path, change) -> Path:
         for row in rows:
             writer.write(row)
     return out
+
+
+def test_items_lie_in_a_bag_not_between_bags(recipe: Recipe, region_file: Path, tmp_path: Path) -> None:
+    """Every scan has two bags, the second three times as large."""
+    table = pq.read_table(region_file)
+    bags = [[20, 30, 80, 110], [100, 20, 200, 164]]
+    column = pa.array([bags if row is not None else None for row in table["bags"].to_pylist()], table["bags"].type)
+    out = tmp_path / "two bags.parquet"
+    pq.write_table(table.set_column(table.schema.get_field_index("bags"), "bags", column), out)
+    two = dataclasses.replace(recipe, regions=out, scales=(0.5, 0.6))
+    hosts = tables(out, recipe.segments)[0]
+    sizes = dict(zip(hosts.images.to_pylist(), hosts.sizes.tolist(), strict=True))
+    counts = [0, 0]
+    for number in range(80):
+        pair = make_pair(two, number)[0]
+        for view in (pair.query, pair.key):
+            expected = [frame(tuple(sizes[view.background]), tuple(bag), recipe.width)[1] for bag in bags]
+            assert view.region in expected
+            counts[expected.index(view.region)] += 1
+    assert counts[1] / sum(counts) == pytest.approx(0.75, abs=0.12)
+
+
+def test_an_item_that_fits_nowhere_is_left_for_another(recipe: Recipe, segment_file: Path, tmp_path: Path) -> None:
+    line = encode_rgba(np.full((300, 1, 4), 255, np.uint8))
+
+    def stretch(every: bool):
+        def change(row: dict) -> None:
+            if row["class_name"] == "Gun" and (every or "00000" in row["image"]):
+                row["png"] = line
+
+        return change
+
+    some = dataclasses.replace(recipe, segments=rewritten(segment_file, tmp_path / "some.parquet", stretch(False)))
+    made = [make_pair(some, number)[0] for number in range(60)]
+    used = {view.segment for pair in made if pair.class_name == "Gun" for view in (pair.query, pair.key)}
+    assert len(used) == 5
+    every = dataclasses.replace(recipe, segments=rewritten(segment_file, tmp_path / "every.parquet", stretch(True)))
+    with pytest.raises(InputError, match=r"can hold an item like .*; choose a larger --width"):
+        [make_pair(every, number) for number in range(20)]
+
+
+def test_a_damaged_table_is_named(recipe: Recipe, segment_file: Path, tmp_path: Path) -> None:
+    def spoil(row: dict) -> None:
+        row["png"] = row["png"][:40]
+
+    spoilt = rewritten(segment_file, tmp_path / "pictures.parquet", spoil)
+    with pytest.raises(InputError, match=r"pictures.parquet: segment '.*': not an RGBA picture; make the table again"):
+        make_pair(dataclasses.replace(recipe, segments=spoilt), 0)
+    data = bytearray(segment_file.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    (tmp_path / "pages.parquet").write_bytes(data)
+    with pytest.raises(InputError, match=r"pages.parquet: damaged, make it again"):
+        [make_pair(dataclasses.replace(recipe, segments=tmp_path / "pages.parquet"), number) for number in range(20)]
 
 
 def test_both_items_never_come_from_one_bag(recipe: Recipe, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_only_good_rows_reach_synthesis(dirty: Path, tmp_path: Path) -> None:
     loaded = regions.load(out)
     assert loaded.images.to_pylist() == sorted(name for name, (_, status, _) in DIRT.items() if status == "ok")
     assert (loaded.sizes == (200, 150)).all()
-    assert (np.abs(loaded.boxes - (40, 30, 160, 120)) <= 2).all()
+    bags = np.array(loaded.bags.to_pylist())
+    assert (np.abs(bags - (40, 30, 160, 120)) <= 2).all()
 
 
 def test_belt_level_is_recorded(region_file: Path) -> None:

@@ -116,6 +116,19 @@ def test_ranges_on_s3_together_make_the_whole(synthesis: Synthesis, shards: Path
     assert content(url) == digests(shards)
 
 
+def test_the_index_does_not_vouch_for_what_is_gone(
+    synthesis: Synthesis, shards: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert synthesis(url, shards_range="0:5") == 0
+    open_target(url).delete("pairs-000003.tar")
+    assert synthesis(url, shards_range="5:6") == 2
+    assert "pairs-000003.tar, made by another run, is gone or damaged; run again with --shards-range 3:4" in (
+        capsys.readouterr().err
+    )
+    assert synthesis(url, shards_range="3:4") == 0
+    assert content(url) == digests(shards)
+
+
 def test_a_spoilt_object_is_made_again(
     synthesis: Synthesis, shards: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +180,8 @@ def test_killed_and_started_again_gives_the_same_bytes(
     while not folder.names() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert len(folder.names()) < 7
     for name in folder.names():
         assert folder.read(name) == (shards / name).read_bytes()
     assert synthesis(url) == 0
@@ -194,6 +208,11 @@ def test_audit_reads_s3(
 @pytest.mark.parametrize(
     ("place", "message"),
     [
+        ("", "'' names no folder"),
+        ("s3://", "'s3://' names no folder"),
+        ("file://", "'file://' names no folder"),
+        ("s3://bucket/run*", "choose a name without them"),
+        ("simplecache::memory://shards", "only this process sees"),
         ("memory://shards", "only this process sees what is written there; use --workers 1"),
         ("nowhere://bucket/shards", "nowhere"),
         ("s3://no-such-bucket-here/shards", "s3://no-such-bucket-here/shards: "),

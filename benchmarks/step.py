@@ -1,0 +1,150 @@
+"""A step of pretraining as it is configured against the plain one: ``python -m benchmarks.step --help``.
+
+The plain step is the same model in float32 with contiguous tensors, run eagerly; ours is bfloat16 with channels-last
+tensors. Both read the same shards. The share of the card's matrix rate is the floating-point operations that torch
+counts in a step over what a large matrix product reaches on the same device, in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import machine, ratio, save
+from benchmarks.loader import write
+from segloc.config import load_config
+from segloc.gauges import peak_memory_mib
+from segloc.pretrainer import Pretrainer
+from segloc.stream import Batch, ShardFolder
+
+WARM_UP = 3
+
+
+class Waiting:
+    """Batches, and how long was waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.seconds += time.perf_counter() - start
+        return batch
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        self.batches.close()  # type: ignore[attr-defined]
+
+
+def trainer_of(settings: list[str], folder: ShardFolder, out: Path, plain: bool) -> Pretrainer:
+    """Build a trainer whose queues are full."""
+    config = load_config(None, [*settings, "queue.init=random", "log_every=1000000", f"optim.amp={not plain}"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Pretrainer(config, folder, out, device)
+    if plain:
+        trainer.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    trainer.fill_queues()
+    return trainer
+
+
+def steps(trainer: Pretrainer, count: int) -> tuple[float, float]:
+    """Seconds a step takes, and the share of them spent waiting for data, after a few steps to warm up."""
+    trainer._batches = waiting = Waiting(trainer.stream.batches())
+    for trainer.iter in range(1, WARM_UP + 1):  # step 0 would be measured
+        trainer.run_step()
+    _finish(trainer.device)
+    waiting.seconds, start = 0.0, time.perf_counter()
+    for trainer.iter in range(WARM_UP + 1, WARM_UP + 1 + count):
+        trainer.run_step()
+    _finish(trainer.device)
+    total = time.perf_counter() - start
+    trainer.close()
+    return total / count, waiting.seconds / total
+
+
+def operations(trainer: Pretrainer) -> float:
+    """Floating-point operations of a step, as torch counts them."""
+    trainer.iter = 1
+    with FlopCounterMode(display=False) as counter:
+        trainer.run_step()
+    trainer.close()
+    return float(counter.get_total_flops())
+
+
+def matrix_rate(device: torch.device, side: int) -> float:
+    """Operations a second of a bfloat16 product of two square matrices, the best of a few."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        _finish(device)
+        start = time.perf_counter()
+        a @ b
+        _finish(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.step",
+        description=__doc__.splitlines()[0],
+        epilog="example: python -m benchmarks.step model.arch=resnet50 optim.batch=8 optim.micro_batch=8",
+    )
+    options.add_argument("--steps", type=int, default=10, help="a round (default: 10)")
+    options.add_argument("--rounds", type=int, default=3, help="default: 3")
+    options.add_argument("settings", nargs="*", metavar="key=value", help="over the recommended recipe")
+    args = options.parse_intermixed_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        write(Path(temporary), (375, 376), 8, 64)
+        folder = ShardFolder.open(temporary)
+        seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+        waits, memory, flops = [], 0.0, 0.0
+        for _ in range(args.rounds):
+            for name in seconds:
+                if torch.cuda.is_available():
+                    torch.cuda.reset_peak_memory_stats()
+                trainer = trainer_of(args.settings, folder, Path(temporary), plain=name == "plain")
+                step, waited = steps(trainer, args.steps)
+                seconds[name].append(step)
+                if name == "ours":
+                    waits.append(waited)
+                    memory = peak_memory_mib(trainer.device)
+                    flops = flops or operations(trainer)
+        config, device = trainer.config, trainer.device
+        rate = matrix_rate(device, 8192 if device.type == "cuda" else 2048)
+    median = statistics.median(seconds["ours"])
+    row: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else machine(),
+        "model": f"{config.model.arch} {config.model.norm}",
+        "image_size": config.data.image_size,
+        "batch": config.optim.batch,
+        "plain/ours": round(ratio(seconds, "plain", "ours"), 2),
+        "pairs_per_s": round(config.optim.batch / median, 2),
+        "waiting_for_data": round(statistics.median(waits), 3),
+        "peak_mib": round(memory),
+        "gflop_per_step": round(flops / 1e9),
+        "share_of_matrix_rate": round(flops / median / rate, 3),
+    }
+    save("step", [row])
+
+
+if __name__ == "__main__":
+    main()
