@@ -8,11 +8,12 @@ from pathlib import Path
 from benchmarks.common import RESULTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
-HEAD = """# Speed
+HEAD = """# Measurements
 
-Made by `python -m benchmarks.table` from the files in `benchmarks/results/`, whose names say the machine. A ratio is
-the median over rounds of two times taken in the same run, interleaved item by item; absolute times differ from machine
-to machine, ratios less. Repeat a table with the command above it.
+Made by `python -m benchmarks.table` from the files in `benchmarks/results/`, whose names say the machine. A ratio is of
+two times taken in the same run, the median over rounds where there are rounds; the script's `--help` and its first
+lines say what is timed against what. Absolute times differ from machine to machine, ratios less. Repeat a table with
+the command above it.
 """
 
 

@@ -154,7 +154,7 @@ def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) ->
     try:
         import ray
     except ImportError as error:
-        raise InputError("--executor ray needs Ray: pip install 'segloc[ray]'") from error
+        raise InputError("--executor ray needs Ray: pip install ray") from error
     if not ray.is_initialized():
         ray.init(include_dashboard=False)
     workers = workers or int(ray.cluster_resources().get("CPU", 1))

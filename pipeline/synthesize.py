@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.synthesize --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
         "      --segments data/segments.parquet --out data/shards --pairs 200000 --seed 0\n"
         "  ... --shards-range 0:50    # one job of an array; whichever ends last writes the index\n"
-        "  ... --out s3://bucket/shards    # needs pip install 'segloc[s3]'",
+        "  ... --out s3://bucket/shards    # needs s3fs: pip install s3fs",
     )
     options.add_argument("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
     options.add_argument("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")

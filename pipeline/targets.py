@@ -99,7 +99,7 @@ def open_target(place: str) -> Target:
     try:
         fsspec.get_filesystem_class(protocol.rpartition("::")[2])
     except ImportError as error:
-        extra = "; pip install 'segloc[s3]'" if protocol in ("s3", "s3a") else ""
+        extra = "; pip install s3fs" if protocol in ("s3", "s3a") else ""
         raise InputError(f"{place}: {error}{extra}") from error
     except ValueError as error:
         raise InputError(f"{place}: {error}") from error

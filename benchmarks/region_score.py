@@ -1,0 +1,54 @@
+"""Score of both rules of the authentic region against boxes drawn by eye: ``python -m benchmarks.region_score FOLDER``.
+
+The boxes are committed (tests/pipeline/region_boxes.csv), the scans are not: the folder holds ``sixray/`` and
+``pidray/`` as the boxes name them. The constants of the adaptive rule were set on the same scans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.common import save
+from pipeline import authentic_region, regions
+from pipeline.images import read_image
+from segloc.contract import Box
+
+BOXES = Path(__file__).parent.parent / "tests" / "pipeline" / "region_boxes.csv"
+
+
+def iou(a: Box | None, b: Box) -> float:
+    """Intersection over union of two half-open boxes; 0 where there is none."""
+    if a is None:
+        return 0.0
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, width) * max(0, height)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.region_score", description=__doc__.splitlines()[0])
+    options.add_argument("folder", type=Path, help="holds sixray/ and pidray/")
+    folder = options.parse_args().folder
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: {mode: [] for mode in regions.MODES})
+    with BOXES.open(newline="") as file:
+        for row in csv.DictReader(file):
+            grey = read_image(folder / row["image"], "grey")
+            drawn = (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]))
+            for mode, found in scores[row["group"]].items():
+                found.append(iou(authentic_region.union(regions.find(grey, mode)[0]), drawn))
+    rows = []
+    for group, by_mode in scores.items():
+        figures = {f"{mode}_{what}": round(of(found), 3) for mode, found in by_mode.items()
+                   for what, of in (("mean_iou", statistics.mean), ("least_iou", min))}  # fmt: skip
+        rows.append({"scans": group, "number": len(by_mode["paper"]), **figures})
+    save("region_score", rows)
+
+
+if __name__ == "__main__":
+    main()
