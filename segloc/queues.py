@@ -113,7 +113,7 @@ class ClassQueues:
     @property
     def full(self) -> bool:
         """Whether every queue holds K keys."""
-        return bool((self._fill == self.size).all())
+        return bool((self.fill() == self.size).all())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the live keys and their classes in order of arrival, and the slots they lie in.
