@@ -55,7 +55,7 @@ class View:
         size: (width, height) of the stored image in pixels.
         background: path of the background scan, relative to its root, ``/`` separators.
         segment: id of the pasted segment (`segments.parquet`).
-        region: authentic region the box lies in, in pixels of the stored image.
+        region: authentic region the box lies in (of several bags, the one drawn), in pixels of the stored image.
         blend: composition mode, ``alpha``, ``multiply``, ``ratio`` or ``paste``.
         alpha: the mode's coefficient; for ``alpha`` the item's weight.
         rotation_deg: counter-clockwise rotation of the (already flipped) segment, degrees.
