@@ -109,7 +109,7 @@ def main() -> None:
     options.add_argument("folders", nargs="*", type=Path, help="folders of scans (default: simulated scans)")
     options.add_argument("--scans", type=int, default=60, help="scans of a folder that are used (default: 60)")
     options.add_argument("--rounds", type=int, default=7, help="default: 7")
-    options.add_argument("--repeats", type=int, default=20, help="passes over the scans to see scaling (default: 20)")
+    options.add_argument("--repeats", type=int, default=50, help="passes over the scans to see scaling (default: 50)")
     args = options.parse_args()
     tune_process()
     with tempfile.TemporaryDirectory() as temporary:
