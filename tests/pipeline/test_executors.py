@@ -74,7 +74,7 @@ def test_bad_arguments() -> None:
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"pip install 'segloc\[ray\]'"):
+    with pytest.raises(InputError, match=r"pip install ray"):
         list(run_tasks(slow_square, [1], executor="ray"))
 
 
