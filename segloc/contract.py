@@ -106,7 +106,7 @@ class Pair:
             raw = json.loads(data)
             views = {side: _view(raw[side]) for side in ("query", "key")}
             return cls(_whole(raw["pair"]), _whole(raw["class_id"]), _text(raw["class_name"]), **views)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(f"not a pair description: {error!r}") from error
 
 
@@ -225,8 +225,12 @@ class Index:
             )
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(f"{source}: not a shard index ({error!r})") from error
+        if any(min(shard.pairs, shard.bytes, *shard.classes, 0) < 0 for shard in index.shards):
+            raise InputError(f"{source}: a shard of less than nothing")
+        if any(len(shard.classes) != len(index.classes) for shard in index.shards):
+            raise InputError(f"{source}: a shard whose histogram is not of the index's classes")
         for number, shard in enumerate(index.shards):
             if shard.name != shard_name(number):
                 raise InputError(f"{source}: shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")

@@ -137,7 +137,7 @@ def _run(function: Callable[..., int], args: tuple[Any, ...]) -> None:
     with join() as group:
         try:
             code = function(*args, group)
-        except InputError as error:
+        except (InputError, OSError) as error:
             print(error, file=sys.stderr)
             code = 2
     if code:

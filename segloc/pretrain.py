@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from segloc import checkpoint, cli, runs
@@ -88,7 +89,10 @@ class Writer(HookBase):
 
 
 def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
-    """Save the state after `iteration` steps for resuming; the main process's, which all others equal."""
+    """Save the state after `iteration` steps for resuming: the main process's.
+
+    The others equal it but for the running statistics of batch norm, which training does not read.
+    """
     if trainer.group.is_main:
         checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), "iteration": iteration})
 
@@ -130,13 +134,15 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
     present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
     if present.sum() < 2 and config.queue.kind == "class":
         raise InputError(f"{shards}: pairs of one class only; class queues need two, or set queue.kind=single")
-    trainer = Pretrainer(config, folder, out, group.device(), group)
     last = out / checkpoint.LAST
+    state = checkpoint.load(last) if last.is_file() else None
+    trainer = Pretrainer(config, folder, out, group.device(), group, resuming=state is not None)
     start = 0
-    if last.is_file():
-        state = checkpoint.load(last)
+    if state is not None:
         trainer.load_state(state)
         start = state["iteration"]
+    if len(set(group.gather(torch.tensor(start, device=trainer.device)).tolist())) > 1:
+        raise InputError(f"{out}: the processes find different checkpoints there; it must be one folder that all see")
     say = print if group.is_main else lambda text: None
     say(f"engine: {NAME}; device: {trainer.device.type}; processes: {group.world}")
     if start >= trainer.steps:

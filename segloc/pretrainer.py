@@ -34,6 +34,7 @@ from segloc.gauges import Compared, gauges
 from segloc.losses import InfoNCE, info_nce
 from segloc.models.backbone import LEVELS
 from segloc.models.segloc import SegLoc
+from segloc.models.start import RANDOM
 from segloc.schedules import cosine_schedule
 from segloc.single_queue import QUEUES
 from segloc.stream import Batch, PairStream, ShardFolder, Views
@@ -51,32 +52,45 @@ class Pretrainer(TrainerBase):
         out: run folder.
         device: where to train.
         group: the processes that train together. Which pairs a step sees, and in which order their keys enter the
-            queues, depends on the batch and the micro-batch, not on how many processes share them.
+            queues, depends on the batch and the micro-batch, not on how many processes share them. A micro-batch is
+            never larger than a process's share of the batch.
+        resuming: whether a `state` will be taken over; the start weights are then not needed.
 
     Attributes:
         metrics: numbers of the last step that was measured, averaged over the processes.
     """
 
     def __init__(
-        self, config: PretrainConfig, folder: ShardFolder, out: Path, device: torch.device, group: Group = ALONE
+        self,
+        config: PretrainConfig,
+        folder: ShardFolder,
+        out: Path,
+        device: torch.device,
+        group: Group = ALONE,
+        resuming: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.folder, self.out, self.device, self.group = config, folder, out, device, group
         optim, data = config.optim, config.data
-        if optim.batch % (optim.micro_batch * group.world):
+        self.micro_batch = min(optim.micro_batch, max(1, optim.batch // group.world))
+        if optim.batch % (self.micro_batch * group.world):
             raise InputError(
                 f"optim.batch {optim.batch} cannot be shared by {group.world} processes in micro-batches of "
-                f"{optim.micro_batch}"
+                f"{self.micro_batch}; set another optim.micro_batch"
             )
+        # The processes' own statistics part a batch as splits do, so fewer splits leave the parts as large.
+        model = dataclasses.replace(config.model, bn_splits=max(1, config.model.bn_splits // group.world))
+        if resuming:  # what it started from is in the checkpoint, with all that was learned since
+            model = dataclasses.replace(model, init=RANDOM)
         self.steps = optim.steps or optim.epochs * folder.index.num_pairs // optim.batch
         if not self.steps:
             raise InputError(f"{folder.base}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
         torch.manual_seed(config.seed)
-        self.model = SegLoc(config.model, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = SegLoc(model, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.queues = QUEUES[config.queue.kind](
             len(folder.index.classes), config.queue.size, config.head.dim, len(LEVELS), device=device
         )
-        self.stream = PairStream(folder, optim.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads)
+        self.stream = PairStream(folder, self.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads)
         self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
         self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
         if optim.compile:
@@ -92,7 +106,7 @@ class Pretrainer(TrainerBase):
     @property
     def accumulate(self) -> int:
         """Micro-batches per optimiser step and process."""
-        return self.config.optim.batch // self.config.optim.micro_batch // self.group.world
+        return self.config.optim.batch // self.micro_batch // self.group.world
 
     @property
     def chance_loss(self) -> float:
@@ -107,7 +121,11 @@ class Pretrainer(TrainerBase):
         batches = self.stream.batches(epoch=-1, rank=self.group.rank, world=self.group.world)
         silent = None if self.group.is_main else True
         with tqdm(total=self.config.queue.size, desc="filling queues", unit="key", disable=silent) as bar:
+            a_pass, least = -(-self.folder.index.num_pairs // self.config.optim.batch), -1
             for step in itertools.count():
+                if step % a_pass == 0 and least == (least := int(self.queues.fill().min())):
+                    name = self.folder.index.classes[int(self.queues.fill().argmin())]
+                    raise InputError(f"{self.folder.base}: no usable pair is of another class than {name!r}")
                 micro_batches = list(itertools.islice(batches, self.accumulate))
                 first = step * self.accumulate
                 keys = [
@@ -179,15 +197,23 @@ class Pretrainer(TrainerBase):
         Raises:
             InputError: it belongs to other settings or other shards.
         """
-        difference = _first_difference(yaml.safe_load(state["config"]), dataclasses.asdict(self.config))
+        if state.get("kind") != "pretrain" or not {*self.state(), "iteration"} <= {*state}:
+            raise InputError(f"{self.out}: its checkpoint is not that of a pretraining run of this version")
+        settings = yaml.safe_load(state["config"])
+        if not isinstance(settings, dict):
+            raise InputError(f"{self.out}: its checkpoint has no settings")
+        difference = _first_difference(settings, dataclasses.asdict(self.config))
         if difference:
             raise InputError(f"{self.out}: its run has another {difference}; use another --out, or the same settings")
         if state["shards"] != index_digest(self.folder):
             raise InputError(f"{self.out}: its run was on other shards than {self.folder.base}; use another --out")
-        self.model.query.load_state_dict(state["query"])
-        self.model.key.load_state_dict(state["key"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.queues.load_state_dict(state["queues"])
+        try:
+            self.model.query.load_state_dict(state["query"])
+            self.model.key.load_state_dict(state["key"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.queues.load_state_dict(state["queues"])
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise InputError(f"{self.out}: its checkpoint is damaged or of another version ({_line(error)})") from error
 
     def close(self) -> None:
         """End the decoding threads."""
@@ -291,6 +317,10 @@ def config_yaml(config: PretrainConfig) -> str:
 def index_digest(folder: ShardFolder) -> str:
     """Digest of the shards' index, which names the digest of every shard."""
     return hashlib.sha256(folder.index.to_json()).hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

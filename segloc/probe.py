@@ -31,7 +31,7 @@ EXAMPLES = """\
   python -m segloc.probe --weights runs/pretrain --shards data/shards --out runs/pretrain/probe.json
   python -m segloc.probe --weights imagenet --shards data/shards
   python -m segloc.probe --weights random --shards data/shards --config detectron_configs/pretrain/demo_r18.yaml
-The recipe is for random (the network a run of that recipe starts from) and imagenet; a checkpoint knows its own.
+The recipe is for random (fresh weights of its network) and imagenet; a checkpoint knows its own.
 
 The shards are split once: the last third of the shards and a third of every class's segments are held out, and the
 test views are the held-out segments in the held-out shards, so no item and no picture is on both sides.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,9 @@ class ShardFolder:
 
 
 def _select(index: Index, pattern: str, source: str) -> tuple[Shard, ...]:
+    for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern):
+        if abs(int(last) - int(first)) >= len(index.shards):
+            raise InputError(f"{source}: {first}..{last} are more than the {len(index.shards)} shards of the index")
     try:
         names = set(itertools.islice(braceexpand(pattern), 10 * len(index.shards) + 10))
     except ValueError as error:

@@ -58,7 +58,7 @@ PLAIN = ["data.augment=none", "data.flip=0"]
 # Settings of several processes, and of one that must do the same.
 EQUALS = {
     "micro-batches": ([], []),
-    "one large batch": ([*PLAIN, "optim.micro_batch=4"], [*PLAIN, "optim.micro_batch=8"]),
+    "one large batch": ([*PLAIN, "optim.micro_batch=8"], [*PLAIN, "optim.micro_batch=8"]),
 }
 
 

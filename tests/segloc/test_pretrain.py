@@ -203,6 +203,46 @@ def test_a_single_queue_holds_keys_of_the_querys_own_class(shards, tmp_path):
     assert losses["single"] != losses["class"]
 
 
+def without_other_classes(files, number):
+    """Damage every pair that is not of class 0."""
+    return files if json.loads(files["json"])["class_id"] == 0 else files | {"query.jpg": b"", "key.jpg": b""}
+
+
+def test_queues_that_cannot_fill_are_one_sentence(tmp_path, capsys):
+    folder = write_shards(tmp_path / "one", spoil=without_other_classes)
+    assert pretrain.main(["--shards", str(folder), "--out", str(tmp_path / "run"), *TINY]) == 2
+    assert "no usable pair is of another class than 'Gun'" in capsys.readouterr().err
+
+
+CONTENTS = {
+    "nothing": lambda state: state.clear(),
+    "a backbone": lambda state: state.update(kind="backbone"),
+    "no iteration": lambda state: state.pop("iteration"),
+    "settings of another kind": lambda state: state.update(config="[1, 2]"),
+    "a tensor missing": lambda state: state["query"].pop("backbone.body.conv1.weight"),
+    "a queue of another version": lambda state: state["queues"].pop("arrivals"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_checkpoint_of_other_contents_is_one_sentence(name, shards, undisturbed, tmp_path, capsys):
+    state = checkpoint.load(undisturbed / checkpoint.LAST)
+    CONTENTS[name](state)
+    checkpoint.save(tmp_path / checkpoint.LAST, state)
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path), *TINY]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_goes_on_without_the_weights_it_started_from(shards, undisturbed, tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / checkpoint.BACKBONE).write_bytes((undisturbed / checkpoint.BACKBONE).read_bytes())
+    command = ["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY, f"model.init={start}"]
+    assert pretrain.main(command) == 0
+    (start / checkpoint.BACKBONE).unlink()
+    assert pretrain.main(command) == 0
+
+
 def test_augmented_boxes_reach_p5_of_the_queries_and_nothing_else(shards, tmp_path, monkeypatch):
     trainer = trainer_of(tiny("data.box_augment=insloc", "data.flip=0"), shards, tmp_path, fill=False)
     seen = []

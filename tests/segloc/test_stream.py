@@ -126,6 +126,23 @@ def test_shards_on_s3_are_read_as_local_ones(shards, bucket, tmp_path):
     assert all(torch.equal(a.query.images, b.query.images) for a, b in zip(local, remote, strict=True))
 
 
+def test_a_pattern_far_beyond_the_index_is_refused_at_once(shards):
+    with pytest.raises(InputError, match=r"000000\.\.999999999 are more than the 3 shards"):
+        ShardFolder.open(f"{shards}/pairs-{{000000..999999999}}.tar")
+
+
+@pytest.mark.parametrize("change", [{"pairs": -5}, {"classes": [1, 2]}, {"bytes": -1}])
+def test_an_index_that_cannot_be_is_one_sentence(change, shards, tmp_path):
+    raw = json.loads((shards / "index.json").read_text())
+    raw["shards"][1].update(change)
+    (tmp_path / "index.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"index\.json: a shard "):
+        ShardFolder.open(str(tmp_path))
+    (tmp_path / "index.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not a shard index"):
+        ShardFolder.open(str(tmp_path))
+
+
 @pytest.mark.parametrize("url", ["s3://no-such-bucket-here/shards", "s3://bucket/no such folder"])
 def test_missing_shards_on_s3_are_one_sentence(url, bucket):
     with pytest.raises(InputError, match=r"index\.json: cannot be read") as error:
