@@ -30,7 +30,7 @@ def train(variant: str, shards: str, settings: list[str], out: Path) -> str:
     make = backbone._scale_residuals if variant == "residual scales" else lambda body: None
     try:
         with mock.patch.object(backbone, "_scale_residuals", make):
-            pretrain(load_config(RECIPE, settings), shards, out, torch.device("cpu"))
+            pretrain(load_config(RECIPE, settings), shards, out)
     except FloatingPointError as error:
         return f"stopped at {error}"
     rows = read_metrics(out)

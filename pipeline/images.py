@@ -98,7 +98,7 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-# Crops of scans shrink to no less than 0.6 of their size, and would take six times as long to decode.
+# Crops of scans shrink to no less than 0.6 of their size, and would take much longer to decode.
 _UNCOMPRESSED = (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
 
 

@@ -84,7 +84,7 @@ def remove_strays(out: Target, numbers: range) -> None:
 class TarWriter:
     """Writes pairs into a tar whose headers are all fixed but for name and size.
 
-    The bytes are those of `tarfile` in USTAR format, which takes twice as long to make them.
+    The bytes are those of `tarfile` in USTAR format, which takes longer to make them.
 
     Args:
         file: open for writing.

@@ -125,7 +125,8 @@ def _found(out: Target) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
             return {}, ()
         return {"seed": index.seed, **index.parameters}, index.shards
     try:
-        return json.loads(out.read(_PLAN)), ()
+        found = json.loads(out.read(_PLAN))
+        return found if isinstance(found, dict) else {}, ()
     except InputError:
         raise
     except (OSError, ValueError):

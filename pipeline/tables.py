@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import existing_file
-from segloc.contract import InputError, atomic_file
+from segloc.contract import InputError, atomic_file, one_line
 
 _VERSION_KEY, _PARAMETERS_KEY = "segloc.{kind}.format_version", "segloc.parameters"
 
@@ -101,7 +101,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: damaged, make it again ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: damaged, make it again ({one_line(error)})") from error
 
 
 def open_table(

@@ -18,7 +18,7 @@ from typing import IO, Any, ClassVar, NamedTuple, Protocol
 
 import fsspec
 
-from segloc.contract import INDEX_NAME, Index, InputError, atomic_file, read_index
+from segloc.contract import INDEX_NAME, Index, InputError, atomic_file, one_line, read_index
 
 # Stores that show an object only when its upload is complete, and that would rename by copying.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"}
@@ -275,4 +275,4 @@ def _sentence(error: Exception) -> str:
     """Say what a store complained about; some of its exceptions are without a word."""
     if isinstance(error, NotImplementedError):
         return "this kind of store cannot do that"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import weakref
 from collections import deque
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -104,7 +105,7 @@ class _Draw:
         InputError: all pairs of the group are damaged.
     """
 
-    def __init__(self, group: Group, place: int, classes: int) -> None:
+    def __init__(self, group: Group, place: int, classes: Sequence[str]) -> None:
         self.group, self.place, self.classes = group, place, classes
         self.tried = 0
         self.damage = ""  # of the pair whose place this is
@@ -138,11 +139,11 @@ class Batcher:
     """Makes batches; threads may share one.
 
     Args:
-        classes: how many classes there are.
+        classes: names of the classes, as in the index.
         image_size: images larger than this square are shrunk to fit it, pixels.
     """
 
-    def __init__(self, classes: int, image_size: int) -> None:
+    def __init__(self, classes: Sequence[str], image_size: int) -> None:
         self.classes = classes
         self.image_size = image_size
         self.buffers = Buffers()

@@ -7,6 +7,7 @@ depends on what else is in a batch. The pairs after the measured ones serve to c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -54,7 +55,7 @@ def insert_batch_norm(content: dict[str, Any], args: argparse.Namespace) -> tupl
     """Turn a norm-free backbone into one with batch norm that computes the same.
 
     Args:
-        content: settings and state dict; see `segloc.detection.weights.read_backbone`.
+        content: settings and state dict; see `segloc.models.start.read_backbone`.
         args: the arguments of `add_arguments`, and ``weights``.
 
     Returns:
@@ -98,11 +99,10 @@ def _views(folder: ShardFolder, pairs: int, args: argparse.Namespace, device: to
     """Normalised images [1, 3, H, W] of the first `pairs` pairs in training order: query, key, query, ..."""
     data = DataConfig()
     stream = PairStream(folder, 1, args.image_size, args.seed, data.mix_shards, data.threads)
-    batches = stream.batches()
-    for batch in tqdm(itertools.islice(batches, pairs), total=pairs, desc="batch norm", unit="pair"):
-        for images in (batch.query.images, batch.key.images):
-            yield normalize(images.to(device))
-    batches.close()  # type: ignore[attr-defined]
+    with contextlib.closing(stream.batches()) as batches:
+        for batch in tqdm(itertools.islice(batches, pairs), total=pairs, desc="batch norm", unit="pair"):
+            for images in (batch.query.images, batch.key.images):
+                yield normalize(images.to(device))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segloc.contract import InputError, write_atomic
+from segloc.contract import InputError, one_line, write_atomic
 
 FORMAT_VERSION = 1
 LAST = "checkpoint.pth"
@@ -28,16 +28,30 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not one of our checkpoints, or it holds more than data.
     """
+    content = read(path)
+    if not is_ours(content):
+        raise InputError(f"{path}: not a segloc checkpoint of format {FORMAT_VERSION}")
+    return content
+
+
+def is_ours(content: Any) -> bool:
+    """Whether what `read` returned is a checkpoint of this project, of the format this version knows."""
+    return isinstance(content, dict) and content.get("format_version") == FORMAT_VERSION
+
+
+def read(path: str | Path) -> Any:
+    """Read what anybody's ``torch.save`` wrote, as long as it is nothing but data, onto the CPU.
+
+    Raises:
+        InputError: no such file, damaged, or it holds more than data.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in many ways
-        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({_first_line(error)})") from error
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path}: not a segloc checkpoint of format {FORMAT_VERSION}")
-    return content
+        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({one_line(error)})") from error
 
 
 def find(path: str | Path) -> Path:
@@ -55,7 +69,3 @@ def find(path: str | Path) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     return path
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

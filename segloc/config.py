@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 
 from segloc.cli import split_override, unknown_key
-from segloc.contract import InputError
+from segloc.contract import InputError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,9 @@ class ModelConfig:
         sda_norm: bn, gn or ln, inside the channel attention.
         attention: whether the SDA modules are there.
         bn_splits: parts into which bn splits a batch; keys are permuted over them (shuffle-BN on one device).
-        init: start weights: ``random`` as in the paper; ``imagenet``, torchvision's for the ResNet (needs norm bn); or
-            the path of a run or checkpoint of this project, whose backbone, and head if it fits, are taken over.
+        init: start weights: ``random`` as in the paper; ``imagenet``, torchvision's for the ResNet (needs norm bn); the
+            path of the state dict of a torchvision ResNet (likewise); or the path of a run or checkpoint of this
+            project, whose backbone, and head if it fits, are taken over.
         frozen: parts of the ResNet that keep their start weights and statistics: 0 none, as the paper found best
             (section 5.4), 1 the stem and layer1, ... 4 all of it.
     """
@@ -251,7 +252,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> PretrainConfig
         try:
             raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+            raise InputError(f"{path}: not YAML ({one_line(error)})") from error
         if not isinstance(raw, dict):
             raise InputError(f"{path}: not a mapping of settings")
     from_dict(PretrainConfig, raw, str(path))  # so that an error in the recipe names the recipe

@@ -24,11 +24,18 @@ from typing import Any, BinaryIO
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 
+LONGEST_MESSAGE = 400
+
 Box = tuple[int, int, int, int]
 
 
 class InputError(ValueError):
     """Bad input the user can mend. Commands print its message in one line and exit with code 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """Say what an exception says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +98,7 @@ class Pair:
 
     def to_json(self) -> bytes:
         """Serialise to the bytes stored as ``KEY.json`` (sorted keys, so equal pairs give equal bytes)."""
-        # `dataclasses.asdict` copies every value, which would take four times as long.
+        # `dataclasses.asdict` copies every value, which takes several times as long.
         views = {"query": _plain(self.query), "key": _plain(self.key)}
         return json.dumps(vars(self) | views, sort_keys=True, ensure_ascii=False).encode()
 

@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--weights",
         required=True,
-        help="start of the backbone: a pretraining run or checkpoint, 'random', or 'imagenet' (torchvision's ResNet)",
+        help="start of the backbone: a pretraining run or checkpoint, a torchvision ResNet's .pth, 'random', or "
+        "'imagenet' (torchvision's ResNet, downloaded)",
     )
     options.add_argument("--config", required=True, help="recipe, a .py file of detectron_configs/finetune")
     options.add_argument("--data", help="PIDray folder of either release; otherwise the recipe's data section")
@@ -99,7 +100,7 @@ def _data(config: DictConfig) -> tuple[TrainingData, list[str]]:
 def _detector(config: DictConfig, start: str) -> Detector:
     torch.manual_seed(config.train.seed)
     detector: Detector = lazy.instantiate(config.model, "model")
-    load_start(detector.backbone, start, config.model.backbone)
+    print(load_start(detector.backbone, start, config.model.backbone))
     if config.train.box_heads == "pretrained":
         load_box_heads(detector, start)
     return detector.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from segloc.contract import InputError, Pair, Shard, View, pair_key
+from segloc.contract import InputError, Pair, Shard, View
 from segloc.shard_folder import Sample, ShardFolder
 
 SHARE = 3
@@ -139,15 +139,12 @@ def _enough(shards: Sequence[Shard], views: int) -> list[Shard]:
 
 
 def _views(samples: Iterable[Sample], folder: ShardFolder) -> list[Chosen]:
-    classes = dict(enumerate(folder.index.classes))
     chosen = []
     for sample in samples:
-        pair = sample.describe(len(classes))
-        if classes.get(pair.class_id) != pair.class_name:
-            raise InputError(
-                f"{folder.base}: pair {pair_key(pair.pair)} has class {pair.class_id} {pair.class_name!r}, "
-                "which is not in the index's class list"
-            )
+        try:
+            pair = sample.describe(folder.index.classes)
+        except InputError as error:
+            raise InputError(f"{folder.base}: pair {sample.name}: {error}") from error
         chosen += [Chosen(sample, pair, side) for side in SIDES]
     return chosen
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segloc.cli import split_override, unknown_key
-from segloc.contract import InputError
+from segloc.contract import InputError, one_line
 
 __all__ = ["LazyCall", "apply_overrides", "complete", "from_yaml", "instantiate", "load", "to_yaml"]
 
@@ -77,7 +77,7 @@ def load(path: str | Path) -> DictConfig:
     try:
         return _load(str(path))
     except Exception as error:  # the recipe is the user's code, so anything can come out of it
-        raise InputError(f"{path}: not a recipe ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: not a recipe ({type(error).__name__}: {one_line(error)})") from error
 
 
 def complete(config: DictConfig, sections: Iterable[str], where: str) -> None:
@@ -179,7 +179,7 @@ def from_yaml(text: str, targets: Iterable[Callable[..., Any]], where: str) -> D
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{where}: the recipe inside is not YAML ({' '.join(str(error).split())})") from error
+        raise InputError(f"{where}: the recipe inside is not YAML ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: the recipe inside is not a mapping")
     allowed = {_name(target) for target in targets}

@@ -73,13 +73,14 @@ class _Contrast(torch.autograd.Function):
         torch.sum(query * key, 1, out=positive).div_(temperature)
         negatives.copy_(valid.view(torch.uint8)).sub_(1).mul_(-MASKED)
         negatives.addmm_(query, bank.T, alpha=1 / temperature)
-        greatest = logits.amax(1)
+        greatest_negative = negatives.amax(1)
+        greatest = torch.maximum(positive, greatest_negative)
         probabilities = torch.softmax(logits, 1)
         # log of the sum of exponentials: the greatest logit has the greatest probability, which never underflows.
         losses = greatest - probabilities.amax(1).log() - positive
         ctx.save_for_backward(key, bank, probabilities)
         ctx.temperature = temperature
-        top1 = positive >= greatest
+        top1 = positive > greatest_negative  # of equals, as after a collapse, none is closer
         ctx.mark_non_differentiable(top1)
         return losses, top1
 

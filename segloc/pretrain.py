@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,33 +26,37 @@ class StopTraining(Exception):
     """Raised between two steps to leave the loop early."""
 
 
+@contextlib.contextmanager
+def sigterm() -> Iterator[Callable[[], bool]]:
+    """Hold SIGTERM back; yields a function that tells whether one came."""
+    came: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 class Keeper(HookBase):
-    """Saves checkpoints, and stops all processes after the same step when one of them is asked to by SIGTERM."""
+    """Saves checkpoints, and stops all processes after the same step when one of them is asked to.
+
+    Args:
+        stop: tells whether this process is.
+    """
 
     trainer: Pretrainer
 
-    def __init__(self) -> None:
-        self.stop = False
-
-    def before_train(self) -> None:
-        """Listen for SIGTERM."""
-        self.previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.stop = stop
 
     def after_step(self) -> None:
         """Save now and then, and before stopping."""
         trainer, done = self.trainer, self.trainer.iter + 1
-        stop = trainer.group.any(self.stop, trainer.device)
+        stop = trainer.group.any(self.stop(), trainer.device)
         if done % trainer.config.checkpoint_every == 0 or done == trainer.steps or stop:
             save_checkpoint(trainer, done)
         if stop:
             raise StopTraining
-
-    def after_train(self) -> None:
-        """Stop listening."""
-        signal.signal(signal.SIGTERM, self.previous)
-
-    def _on_sigterm(self, *_: object) -> None:
-        self.stop = True
 
 
 class Writer(HookBase):
@@ -93,8 +99,9 @@ def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
 
     The others equal it but for the running statistics of batch norm, which training does not read.
     """
+    counters = {"iteration": iteration, "pairs_skipped": trainer.pairs_skipped()}
     if trainer.group.is_main:
-        checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), "iteration": iteration})
+        checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), **counters})
 
 
 def save_backbone(trainer: Pretrainer) -> Path:
@@ -156,14 +163,15 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
             processes=group.world,
         )  # fmt: skip
     if not start:
-        trainer.fill_queues()
-    trainer.register_hooks([Writer(start), Keeper()] if group.is_main else [Keeper()])
-    try:
-        trainer.train(start, trainer.steps)
-    except StopTraining:
-        return None
-    finally:
-        trainer.close()
+        say(trainer.model.started_from)
+    with sigterm() as stop, contextlib.closing(trainer):
+        if not start and not trainer.fill_queues(stop):
+            return None
+        trainer.register_hooks([Writer(start), Keeper(stop)] if group.is_main else [Keeper(stop)])
+        try:
+            trainer.train(start, trainer.steps)
+        except StopTraining:
+            return None
     return save_backbone(trainer)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from segloc.augment import horizontal_flip, photometric
 from segloc.box_augment import query_boxes
 from segloc.config import OptimConfig, PretrainConfig
-from segloc.contract import InputError, write_atomic
+from segloc.contract import InputError, one_line, write_atomic
 from segloc.distributed import ALONE, Group
 from segloc.engine import TrainerBase
 from segloc.gauges import Compared, gauges
@@ -41,6 +41,7 @@ from segloc.stream import Batch, PairStream, ShardFolder, Views
 
 # Settings that may differ when a run is resumed: they do not change what is computed.
 HARMLESS = ("checkpoint_every", "log_every", "data.threads")
+_STATE = ("config", "shards", "query", "key", "optimizer", "queues", "iteration", "pairs_skipped")
 
 
 class Pretrainer(TrainerBase):
@@ -58,6 +59,7 @@ class Pretrainer(TrainerBase):
 
     Attributes:
         metrics: numbers of the last step that was measured, averaged over the processes.
+        skipped_before: damaged pairs that were replaced before this run was resumed.
     """
 
     def __init__(
@@ -101,7 +103,8 @@ class Pretrainer(TrainerBase):
             # Averages the gradients over the processes. Running statistics stay each process's own, as in MoCo.
             self.query = DistributedDataParallel(self.model.query, broadcast_buffers=False)
         self.metrics: dict[str, float] = {}
-        self._batches: Iterator[Batch] | None = None
+        self.skipped_before = 0
+        self._batches: Generator[Batch, None, None] | None = None
 
     @property
     def accumulate(self) -> int:
@@ -113,14 +116,20 @@ class Pretrainer(TrainerBase):
         """Loss of embeddings that say nothing: log(1 + K) on every level."""
         return len(LEVELS) * float(np.log1p(self.config.queue.size))
 
-    def fill_queues(self) -> None:
-        """Fill every queue before the first step (paper section 5.4: crucial for convergence)."""
+    def fill_queues(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Fill every queue before the first step (paper section 5.4: crucial for convergence).
+
+        Returns:
+            Whether they are full: not when `stop` came true in any process before.
+        """
         if self.config.queue.init == "random":
             self._fill_randomly()
-            return
-        batches = self.stream.batches(epoch=-1, rank=self.group.rank, world=self.group.world)
+            return True
         silent = None if self.group.is_main else True
-        with tqdm(total=self.config.queue.size, desc="filling queues", unit="key", disable=silent) as bar:
+        with (
+            contextlib.closing(self.stream.batches(epoch=-1, rank=self.group.rank, world=self.group.world)) as batches,
+            tqdm(total=self.config.queue.size, desc="filling queues", unit="key", disable=silent) as bar,
+        ):
             a_pass, least = -(-self.folder.index.num_pairs // self.config.optim.batch), -1
             for step in itertools.count():
                 if step % a_pass == 0 and least == (least := int(self.queues.fill().min())):
@@ -135,8 +144,10 @@ class Pretrainer(TrainerBase):
                 self._enqueue(keys, [batch.labels for batch in micro_batches])
                 bar.update(int(self.queues.fill().min()) - bar.n)
                 if self.queues.full:
-                    break
-        batches.close()  # type: ignore[attr-defined]
+                    return True
+                if self.group.any(stop(), self.device):
+                    return False
+        raise AssertionError("the batches have no end")
 
     def run_step(self) -> None:
         """Do one optimiser step over `accumulate` micro-batches."""
@@ -147,7 +158,7 @@ class Pretrainer(TrainerBase):
         self.metrics = {}
         self.optimizer.param_groups[0]["lr"] = float(self.learning_rates[self.iter])
         self.optimizer.zero_grad(set_to_none=True)
-        results, keys, labels = [], [], []
+        results, keys, labels, losses, pairs = [], [], [], [], []
         for micro in range(self.accumulate):
             before = time.perf_counter()
             batch = next(self._batches)
@@ -155,22 +166,24 @@ class Pretrainer(TrainerBase):
             with self._without_sync(micro):
                 levels, queries, batch_keys = self._compare(batch, *self._generators(self.iter, micro))
                 loss = torch.stack([level.loss for level in levels]).sum() / self.accumulate
-                self._check_finite(loss, batch)
                 loss.backward()
             results.append(Compared(levels, queries.detach(), batch.labels))
             keys.append(batch_keys)
             labels.append(batch.labels)
+            losses.append(loss.detach())
+            pairs.append(batch.pairs)
+        self._check_finite(losses, pairs)
         gradients = [p.grad for p in self.model.query.parameters() if p.grad is not None]
         gradient_norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step()
         self.model.update_keys(self.config.optim.ema)
         if self._measuring:
             # Before the step's own keys enter, or a query would find its own positive.
-            measured = gauges(results, self.queues)
-            measured["pairs_skipped"] = float(self.stream.skipped * self.group.world)  # so the mean is their sum
-            self.metrics = self.group.mean(measured, self.device)
+            self.metrics = self.group.mean(gauges(results, self.queues), self.device)
+            skipped = self.pairs_skipped()
             step_time = time.perf_counter() - started
             self.metrics |= {
+                "pairs_skipped": float(skipped),
                 "learning_rate": float(self.learning_rates[self.iter]),
                 "gradient_norm": float(gradient_norm),
                 "data_time_s": waited,
@@ -179,8 +192,13 @@ class Pretrainer(TrainerBase):
             }
         self._enqueue(keys, labels)
 
+    def pairs_skipped(self) -> int:
+        """Count the damaged pairs that were replaced, in all processes since the run began; all must ask."""
+        here = torch.tensor(self.stream.skipped, device=self.device)
+        return self.skipped_before + int(self.group.gather(here).sum())
+
     def state(self) -> dict[str, Any]:
-        """Return everything a resumed run needs, as tensors, numbers and strings."""
+        """Return what a resumed run needs, but for its counters, as tensors, numbers and strings."""
         return {
             "kind": "pretrain",
             "config": config_yaml(self.config),
@@ -192,17 +210,18 @@ class Pretrainer(TrainerBase):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a `state`.
+        """Take over a `state` with its counters, `iteration` and `pairs_skipped`.
 
         Raises:
             InputError: it belongs to other settings or other shards.
         """
-        if state.get("kind") != "pretrain" or not {*self.state(), "iteration"} <= {*state}:
+        if state.get("kind") != "pretrain" or not {*_STATE} <= {*state}:
             raise InputError(f"{self.out}: its checkpoint is not that of a pretraining run of this version")
         settings = yaml.safe_load(state["config"])
         if not isinstance(settings, dict):
             raise InputError(f"{self.out}: its checkpoint has no settings")
-        difference = _first_difference(settings, dataclasses.asdict(self.config))
+        defaults = dataclasses.asdict(PretrainConfig())
+        difference = _first_difference(settings, dataclasses.asdict(self.config), defaults)
         if difference:
             raise InputError(f"{self.out}: its run has another {difference}; use another --out, or the same settings")
         if state["shards"] != index_digest(self.folder):
@@ -212,13 +231,16 @@ class Pretrainer(TrainerBase):
             self.model.key.load_state_dict(state["key"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.queues.load_state_dict(state["queues"])
+            self.skipped_before = int(state["pairs_skipped"])
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise InputError(f"{self.out}: its checkpoint is damaged or of another version ({_line(error)})") from error
+            raise InputError(
+                f"{self.out}: its checkpoint is damaged or of another version ({one_line(error)})"
+            ) from error
 
     def close(self) -> None:
         """End the decoding threads."""
         if self._batches is not None:
-            self._batches.close()  # type: ignore[attr-defined]
+            self._batches.close()
             self._batches = None
 
     @property
@@ -291,12 +313,19 @@ class Pretrainer(TrainerBase):
             labels = torch.randint(len(self.folder.index.classes), (self.queues.size,), generator=generator)
             self.queues.enqueue(keys.to(self.device), labels)
 
-    def _check_finite(self, loss: torch.Tensor, batch: Batch) -> None:
-        if torch.isfinite(loss):
+    def _check_finite(self, losses: list[torch.Tensor], pairs: list[torch.Tensor]) -> None:
+        """Stop all processes before the step is taken when a micro-batch of any of them has no finite loss."""
+        every_loss = self.group.gather(torch.stack(losses))  # [world, micro-batches]
+        bad = ~torch.isfinite(every_loss)
+        if not bad.any():
             return
+        every_pair = self.group.gather(torch.stack(pairs).to(self.device))  # [world, micro-batches, N]
+        found = {"iteration": self.iter, "pairs": every_pair[bad].flatten().tolist()}
         path = self.out / "not_finite.json"
-        write_atomic(path, json.dumps({"iteration": self.iter, "pairs": batch.pairs.tolist()}).encode())
-        raise FloatingPointError(f"step {self.iter}: the loss is {loss.item()}; the batch's pairs are in {path}")
+        if self.group.is_main:
+            write_atomic(path, json.dumps(found).encode())
+        loss = every_loss[bad][0].item()
+        raise FloatingPointError(f"step {self.iter}: the loss is {loss}; the pairs it came from are in {path}")
 
 
 def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:
@@ -319,17 +348,16 @@ def index_digest(folder: ShardFolder) -> str:
     return hashlib.sha256(folder.index.to_json()).hexdigest()
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
-
-
-def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+def _first_difference(
+    old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any], prefix: str = ""
+) -> str | None:
+    """Name a setting that differs. One that `old` lacks came later, and its default is what was done until then."""
     for key, value in new.items():
-        name = prefix + key
+        name, before = prefix + key, old.get(key, defaults[key])
         if isinstance(value, dict):
-            difference = _first_difference(old.get(key, {}), value, f"{name}.")
+            difference = _first_difference(before, value, defaults[key], f"{name}.")
             if difference:
                 return difference
-        elif name not in HARMLESS and old.get(key) != value:
-            return f"{name} ({old.get(key)!r}, not {value!r})"
+        elif name not in HARMLESS and before != value:
+            return f"{name} ({before!r}, not {value!r})"
     return None

@@ -118,7 +118,8 @@ def features(
     samples = {chosen.pair.pair: chosen.sample for chosen in views}
     wanted = {(chosen.pair.pair, chosen.side) for chosen in views}
     numbers = list(samples)
-    batcher = Batcher(1 + max(chosen.label for chosen in views), image_size)
+    names = {chosen.label: chosen.pair.class_name for chosen in views}
+    batcher = Batcher([names.get(label, "") for label in range(1 + max(names))], image_size)
     levels, embeddings, labels = [], [], []
     with tqdm(total=len(views), desc=label, unit="view") as bar:
         for first in range(0, len(numbers), PAIRS):

@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fsspec
 import numpy as np
 from braceexpand import braceexpand
 
-from segloc.contract import INDEX_NAME, Index, InputError, Pair, Shard, View, read_index
+from segloc.contract import INDEX_NAME, Index, InputError, Pair, Shard, View, one_line, read_index
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"
 _BLOCK = 512  # of a tar file, bytes
@@ -31,8 +31,8 @@ class Sample:
     name: str
     files: dict[str, np.ndarray]
 
-    def describe(self, classes: int) -> Pair:
-        """Parse the description of a pair of one of so many classes.
+    def describe(self, classes: Sequence[str]) -> Pair:
+        """Parse the description of a pair of one of these classes.
 
         Raises:
             InputError: it is not valid, or a file of the pair is missing.
@@ -41,8 +41,10 @@ class Sample:
             if name not in self.files:
                 raise InputError(f"no {name}")
         pair = Pair.from_json(self.files[DESCRIPTION].tobytes())
-        if not 0 <= pair.class_id < classes:
-            raise InputError(f"class id {pair.class_id} is not one of the index's {classes}")
+        if not 0 <= pair.class_id < len(classes):
+            raise InputError(f"class id {pair.class_id} is not one of the index's {len(classes)}")
+        if pair.class_name != classes[pair.class_id]:
+            raise InputError(f"class {pair.class_id} is {pair.class_name!r}, in the index {classes[pair.class_id]!r}")
         for side, view in (("query", pair.query), ("key", pair.key)):
             if not _holds_box(view):
                 raise InputError(f"{side} box {view.box} is not in an image of {view.size[0]}x{view.size[1]}")
@@ -167,6 +169,4 @@ def _read(source: str) -> np.ndarray:
         with fsspec.open(source, "rb") as file:
             return np.frombuffer(file.read(), np.uint8)
     except Exception as error:  # every store has exceptions of its own
-        raise InputError(
-            f"{source}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
-        ) from error
+        raise InputError(f"{source}: cannot be read ({one_line(error)})") from error

@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -94,7 +94,7 @@ class PairStream:
         self.threads = threads
         self.skipped = 0
 
-    def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """Iterate without end over the batches from number `start`, counted from the beginning of `epoch`.
 
         Of several processes that share the batches, each takes those whose number, divided by `world`, leaves its
@@ -114,7 +114,7 @@ class PairStream:
             InputError: a shard is missing, cut short or not the file the index describes, or all pairs of a group of
                 shards are damaged.
         """
-        batcher = Batcher(len(self.folder.index.classes), self.image_size)
+        batcher = Batcher(self.folder.index.classes, self.image_size)
         epochs, offset = divmod(start * self.batch, self.folder.index.num_pairs)
         readers, decoders = ThreadPoolExecutor(READERS), ThreadPoolExecutor(self.threads)
         places = self._places(readers, epoch + epochs, offset)

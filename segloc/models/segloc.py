@@ -53,6 +53,9 @@ class SegLoc(nn.Module):
         model: settings of the backbone, and the weights both networks start from.
         head: settings of the head.
 
+    Attributes:
+        started_from: what was taken over from the start weights, in words.
+
     Raises:
         InputError: the start weights cannot be had or do not fit.
     """
@@ -60,7 +63,8 @@ class SegLoc(nn.Module):
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
         super().__init__()
         self.query = Encoder(model, head)
-        load_start(self.query.backbone, model.init, dataclasses.asdict(model), "model", self.query.head)
+        settings = dataclasses.asdict(model)
+        self.started_from = load_start(self.query.backbone, model.init, settings, "model", self.query.head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.query.modules())
 

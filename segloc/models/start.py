@@ -16,11 +16,13 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from segloc import checkpoint
-from segloc.contract import InputError
+from segloc.contract import InputError, one_line
 from segloc.models.backbone import SegLocBackbone
 
 RANDOM = "random"
 IMAGENET = "imagenet"
+# Names by which a ResNet of torchvision is known.
+_RESNET_TENSORS = {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}
 BACKBONE_SETTINGS = ("arch", "norm", "sda_norm", "attention")
 SHOWN = 8
 
@@ -36,7 +38,10 @@ def read_backbone(path: str | Path) -> dict[str, Any]:
         InputError: no such file, or it holds no backbone by itself.
     """
     file = checkpoint.find(path)
-    content = checkpoint.load(file)
+    return _with_backbone(checkpoint.load(file), file)
+
+
+def _with_backbone(content: dict[str, Any], file: Path) -> dict[str, Any]:
     missing = [key for key in ("backbone", *BACKBONE_SETTINGS) if key not in content]
     if missing:
         kind = content.get("kind", "unknown")
@@ -50,25 +55,40 @@ def load_start(
     settings: Mapping[str, Any],
     node: str = "model.backbone",
     head: nn.Module | None = None,
-) -> None:
+) -> str:
     """Give a new backbone, and a new head if there is one for it, their start weights.
 
     Args:
         backbone: changed in place.
-        weights: ``random`` (left as it is), ``imagenet`` (torchvision's, for the ResNet), or a path.
+        weights: ``random`` (left as it is), ``imagenet`` (torchvision's for the ResNet, downloaded), or a path: of a
+            run or checkpoint of this project, or of the state dict of a torchvision ResNet.
         settings: the recipe's settings of the backbone.
         node: what the recipe calls them, for messages.
-        head: changed in place when the path's file has a head of the same tensors; which of the two it was is printed.
+        head: changed in place when the path's file has a head of the same tensors.
+
+    Returns:
+        What was taken over, in words.
 
     Raises:
         InputError: the weights cannot be had or do not fit the recipe.
     """
     if weights == RANDOM:
-        return
+        return "everything starts at random"
     if weights == IMAGENET:
-        _load_imagenet(backbone, settings, node)
-        return
-    content = read_backbone(weights)
+        source = f"torchvision's {settings['arch']}"
+        _check_norm(source, settings, node)
+        return _load_resnet(backbone, _download(settings["arch"]), source)
+    file = checkpoint.find(weights)
+    content = checkpoint.read(file)
+    if isinstance(content, dict) and {*content} >= _RESNET_TENSORS:
+        _check_norm(weights, settings, node)
+        return _load_resnet(backbone, content, weights)
+    if not checkpoint.is_ours(content):
+        raise InputError(
+            f"{weights}: neither a segloc checkpoint of format {checkpoint.FORMAT_VERSION} nor the state dict of a "
+            "torchvision ResNet"
+        )
+    content = _with_backbone(content, file)
     for name in BACKBONE_SETTINGS:
         if content[name] != settings[name]:
             raise InputError(
@@ -77,11 +97,11 @@ def load_start(
             )
     load_strict(backbone, content["backbone"], weights)
     if head is None:
-        return
+        return f"{weights}: backbone taken over"
     faults = misfits(head, content.get("head", {}))
     if not faults:
         head.load_state_dict(content["head"])
-    print(f"{weights}: backbone taken over, head {'starts anew' if faults else 'too'}")
+    return f"{weights}: backbone taken over, head {'starts anew' if faults else 'too'}"
 
 
 def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -110,13 +130,22 @@ def misfits(module: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
     return faults
 
 
-def _load_imagenet(backbone: SegLocBackbone, settings: Mapping[str, Any], node: str) -> None:
-    """Load torchvision's ImageNet weights into the ResNet; FPN and attention stay random."""
+def _check_norm(source: str, settings: Mapping[str, Any], node: str) -> None:
     if settings["norm"] != "bn":
-        raise InputError(f"ImageNet weights need {node}.norm=bn, the recipe has {settings['norm']}")
+        raise InputError(f"{source}: has batch norm and needs {node}.norm=bn, the recipe has {settings['norm']}")
+
+
+def _load_resnet(backbone: SegLocBackbone, state: Mapping[str, torch.Tensor], source: str) -> str:
+    """Load a torchvision state dict into the ResNet; FPN and attention stay as they are."""
+    body = backbone.body
+    # Files of old releases lack the counters of batches, which are no weights.
+    counters = {name: count for name, count in body.state_dict().items() if name.endswith("num_batches_tracked")}
+    load_strict(body, counters | {name: x for name, x in state.items() if not name.startswith("fc.")}, source)
+    return f"{source}: ResNet taken over, FPN and attention start at random"
+
+
+def _download(arch: str) -> Mapping[str, torch.Tensor]:
     try:
-        state = get_model_weights(settings["arch"]).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        return get_model_weights(arch).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)  # type: ignore[no-any-return]
     except (URLError, OSError, RuntimeError) as error:
-        raise InputError(f"the ImageNet weights cannot be downloaded ({error})") from error
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    load_strict(backbone.body, state, f"torchvision's {settings['arch']}")
+        raise InputError(f"the ImageNet weights cannot be downloaded ({one_line(error)})") from error

@@ -1,4 +1,4 @@
-"""Boxes to compare with: how well two agree, and those drawn by eye on real scans."""
+"""Boxes to compare with, drawn by eye on real scans."""
 
 import csv
 from pathlib import Path
@@ -8,12 +8,6 @@ import pytest
 
 from pipeline.images import read_image
 from segloc.contract import Box
-
-
-def iou(a: Box, b: Box) -> float:
-    overlap = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b))
-    return overlap / (areas - overlap)
 
 
 def drawn_boxes(group: str, real_scans: Path) -> list[tuple[str, np.ndarray, Box]]:

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.region_score import iou
 from pipeline.authentic_region import _paper_by_strips, adaptive, bags, belt_level, paper, paper_steps, union
 from pipeline.images import read_image
 from segloc.contract import Box
-from tests.pipeline.boxes import drawn_boxes, iou
+from tests.pipeline.boxes import drawn_boxes
 
 
 def plain_paper(grey: np.ndarray) -> Box | None:

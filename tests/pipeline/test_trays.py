@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.region_score import iou
 from pipeline.authentic_region import adaptive, bags
-from tests.pipeline.boxes import drawn_boxes, iou
+from tests.pipeline.boxes import drawn_boxes
 from tests.pipeline.drawn_trays import Tray, draw
 
 VIEWS = [

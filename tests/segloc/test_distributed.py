@@ -1,5 +1,7 @@
 """Several processes make what one makes of the same global batch."""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -11,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from segloc import checkpoint, distributed
+from segloc import checkpoint, distributed, pretrainer
 from segloc.config import HeadConfig, ModelConfig, load_config
 from segloc.models.segloc import SegLoc
+from segloc.pretrain import pretrain
 from segloc.pretrainer import Pretrainer
 from segloc.runs import read_metrics, read_run
 from segloc.stream import ShardFolder
 from tests.imports import ROOT
-from tests.segloc.test_pretrain import TINY
+from tests.segloc.test_pretrain import ONE_THREAD, TINY
 
 # Eight pairs a step, as micro-batches of two.
 EIGHT = [*TINY, "optim.batch=8", "optim.micro_batch=2", "optim.lr_per_256=0.01"]
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | ONE_THREAD
 
 
 def command(shards, out, *more, module=("-m", "segloc.pretrain"), settings=EIGHT):
@@ -31,7 +34,7 @@ def command(shards, out, *more, module=("-m", "segloc.pretrain"), settings=EIGHT
 
 def run(*arguments, **options):
     done = subprocess.run(
-        command(*arguments, **options), cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=180
+        command(*arguments, **options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
     return arguments[1]
@@ -103,6 +106,31 @@ def test_two_processes_equal_one_to_float64(name, in_double):
             torch.testing.assert_close(value, two[part][tensor], rtol=1e-6, atol=1e-9, msg=tensor)
 
 
+def break_second(shards, out, group):
+    """Pretrain where only the second process has a loss that is not finite; returns 1 where it is noticed."""
+    if group.rank == 1:
+        compare = pretrainer.info_nce
+
+        def broken(*arguments):
+            result = compare(*arguments)
+            return dataclasses.replace(result, loss=result.loss * float("nan"))
+
+        pretrainer.info_nce = broken
+    try:
+        pretrain(load_config(None, EIGHT), shards, Path(out), group)
+    except FloatingPointError as error:
+        Path(f"{out}-{group.rank}.txt").write_text(str(error))
+    return 0
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(shards, tmp_path):
+    assert distributed.launch(break_second, 2, str(shards), str(tmp_path / "run")) == 0
+    for rank in range(2):
+        assert "step 0: the loss is nan" in (tmp_path / f"run-{rank}.txt").read_text()
+    pairs = json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]
+    assert len(set(pairs)) == 4  # the half that process had
+
+
 def test_torchrun_equals_one_process(shards, alone, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "segloc.pretrain")
     assert_alike(run(shards, tmp_path / "run", module=torchrun), alone)
@@ -113,7 +141,7 @@ def test_without_detectron2_the_stand_in_launches(shards, alone, tmp_path):
     module = ("-c", hidden + "runpy.run_module('segloc.pretrain', run_name='__main__', alter_sys=True)")
     # The children import what they need anew, so the stand-in's own function has to be found there too.
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['detectron2'] = None\n")
-    environment = ONE_THREAD | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     arguments = command(shards, tmp_path / "run", "--processes", "2", module=module)
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
@@ -124,7 +152,7 @@ def test_without_detectron2_the_stand_in_launches(shards, alone, tmp_path):
 def test_stopped_in_two_processes_goes_on_in_one(shards, alone, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command(shards, out, "--processes", "2"), cwd=ROOT, env=ONE_THREAD, text=True, stdout=subprocess.PIPE
+        command(shards, out, "--processes", "2"), cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
     while len(losses(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -150,7 +178,7 @@ def test_stopped_in_two_processes_goes_on_in_one(shards, alone, tmp_path):
 )
 def test_what_cannot_be_shared_is_one_sentence(more, message, shards, tmp_path):
     done = subprocess.run(
-        command(shards, tmp_path / "r", *more), cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
+        command(shards, tmp_path / "r", *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert message in done.stderr

@@ -109,5 +109,5 @@ def test_shards_that_do_not_serve_are_one_sentence():
         split(folder_of([[(0, 1, 1), (1, 1, 1)]] * 3), 10, 10, 0)
     folder = folder_of([[(0, 1, 2), (1, 1, 2)]] * 3)
     wrong = dataclasses.replace(folder, index=dataclasses.replace(folder.index, classes=("a", "x")))
-    with pytest.raises(InputError, match="has class 1 'b', which is not in the index's class list"):
+    with pytest.raises(InputError, match="class 1 is 'b', in the index 'x'"):
         split(wrong, 10, 10, 0)

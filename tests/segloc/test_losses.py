@@ -28,6 +28,11 @@ def plain(query, key, bank, valid, temperature):
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long)), logits
 
 
+def test_a_collapsed_network_is_never_right():
+    same = normalize(torch.ones(4, 16), dim=1)
+    assert info_nce(same, same, same, torch.ones(4, 4, dtype=torch.bool), 0.2).top1 == 0
+
+
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2, 1.0])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_loss_gradient_and_gauges_equal_autograd(temperature, share):

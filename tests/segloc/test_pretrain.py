@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from segloc import checkpoint, pretrain, pretrainer
 from segloc.config import load_config
@@ -23,6 +24,9 @@ TINY = [
     "head.fc_dim=32", "head.dim=16", "queue.size=20", "data.image_size=64", "data.threads=1", "optim.batch=4",
     "optim.micro_batch=4", "optim.steps=6", "optim.lr_per_256=0.5", "checkpoint_every=3", "log_every=1",
 ]  # fmt: skip
+
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def tiny(*overrides):
@@ -73,7 +77,17 @@ def test_classes_that_are_easy_to_tell_apart_are_learned(shards, tmp_path):
     assert np.mean([row["embedding_std/p4"] for row in last]) > 0.5
 
 
-def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, undisturbed, tmp_path, monkeypatch):
+VARIANTS = {
+    "group norm": [],
+    "batch norm, AdamW, a single queue, micro-batches": [
+        "model.norm=bn", "model.sda_norm=bn", "model.bn_splits=1", "head.embedding_bn=true", "optim.method=adamw",
+        "optim.lr_per_256=0.01", "queue.kind=single", "optim.micro_batch=2", "queue.size=22",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(variant, shards, tmp_path, monkeypatch):
     """Stop after step 4, which has a metrics line but, with a checkpoint every 3 steps, is not in the checkpoint."""
     run_step = pretrainer.Pretrainer.run_step
 
@@ -82,17 +96,73 @@ def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, undisturbed,
             raise KeyboardInterrupt
         run_step(self)
 
-    arguments = ["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
+    arguments = ["--shards", str(shards), *TINY, *VARIANTS[variant], "--out"]
+    undisturbed, resumed = str(tmp_path / "undisturbed"), str(tmp_path / "resumed")
+    assert pretrain.main([*arguments, undisturbed]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(pretrainer.Pretrainer, "run_step", killed_at_5)
-        assert pretrain.main(arguments) == 130
-    assert sorted(losses(tmp_path / "run")) == [0, 1, 2, 3, 4]
-    assert pretrain.main(arguments) == 0
-    assert losses(tmp_path / "run") == losses(undisturbed)
-    one, other = (checkpoint.load(run / checkpoint.LAST) for run in (undisturbed, tmp_path / "run"))
+        assert pretrain.main([*arguments, resumed]) == 130
+    assert sorted(losses(tmp_path / "resumed")) == [0, 1, 2, 3, 4]
+    assert pretrain.main([*arguments, resumed]) == 0
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "undisturbed")
+    one, other = (checkpoint.load(tmp_path / run / checkpoint.LAST) for run in ("undisturbed", "resumed"))
     for part in ("query", "key", "queues"):
         assert all(torch.equal(value, other[part][name]) for name, value in one[part].items()), part
-    assert pretrain.main(arguments) == 0  # finished already: says so
+    assert pretrain.main([*arguments, resumed]) == 0  # finished already: says so
+
+
+def test_both_engines_compute_the_same(shards, tmp_path):
+    pytest.importorskip("detectron2", reason="compares the stand-in with Detectron2's engine")
+    hide = "import sys; sys.modules['detectron2'] = None; "
+    found = {}
+    for name, first in (("detectron2", ""), ("stand-in", hide)):
+        code = first + "import runpy; runpy.run_module('segloc.pretrain', run_name='__main__')"
+        command = [sys.executable, "-c", code, "--shards", str(shards), "--out", str(tmp_path / name), *TINY]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=os.environ | ONE_THREAD)
+        assert f"engine: {name};" in done.stdout, done.stderr
+        found[name] = losses(tmp_path / name)
+    assert found["detectron2"] == found["stand-in"]
+    assert len(found["stand-in"]) == 6
+
+
+def test_sigterm_while_the_queues_fill_ends_well(shards, tmp_path, monkeypatch, capsys):
+    fill = pretrainer.Pretrainer._enqueue
+
+    def interrupted(self, *arguments):
+        fill(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    arguments = ["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrainer.Pretrainer, "_enqueue", interrupted)
+        assert pretrain.main(arguments) == 0
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "run" / checkpoint.LAST).exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert pretrain.main(arguments) == 0
+
+
+def damaged_7(files, number):
+    return files | {"query.jpg": b""} if number == 7 else files
+
+
+def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "shards", spoil=damaged_7)
+    save = pretrain.save_checkpoint
+
+    def stop(trainer, done):
+        save(trainer, done)
+        raise pretrain.StopTraining
+
+    arguments = ["--shards", str(folder), *TINY, "optim.steps=18", "checkpoint_every=12", "--out"]
+    assert pretrain.main([*arguments, str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "save_checkpoint", stop)
+        assert pretrain.main([*arguments, str(tmp_path / "parts")]) == 0
+    assert pretrain.main([*arguments, str(tmp_path / "parts")]) == 0
+    whole, parts = ([row["pairs_skipped"] for row in read_metrics(tmp_path / run)] for run in ("whole", "parts"))
+    assert whole == parts
+    assert whole[-1] == 4  # while the queues filled, and once an epoch
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(shards, tmp_path):
@@ -318,6 +388,14 @@ def test_other_settings_or_shards_do_not_resume(shards, undisturbed, tmp_path, c
     other = write_shards(tmp_path / "other", seed=5)
     assert pretrain.main(["--shards", str(other), "--out", str(run), *TINY]) == 2
     assert "other shards" in capsys.readouterr().err
+
+
+def test_a_setting_that_came_later_does_not_keep_a_run_from_going_on(shards, undisturbed, tmp_path):
+    state = checkpoint.load(undisturbed / checkpoint.LAST)
+    settings = yaml.safe_load(state["config"])
+    del settings["model"]["init"], settings["data"]["box_augment"]
+    checkpoint.save(tmp_path / checkpoint.LAST, state | {"config": yaml.safe_dump(settings)})
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path), *TINY]) == 0
 
 
 def test_hostile_checkpoint_is_refused(shards, tmp_path, capsys):

@@ -15,7 +15,7 @@ from segloc.models.segloc import SegLoc
 from segloc.pretrain import save_backbone
 from segloc.pretrainer import Pretrainer
 from segloc.stream import ShardFolder
-from tests.segloc.conftest import write_shards
+from tests.segloc.conftest import CLASSES, write_shards
 from tests.segloc.test_pretrain import TINY
 
 OVERRIDES = [item for item in TINY if item.startswith(("model.", "head."))]
@@ -83,7 +83,7 @@ def test_features_are_the_means_of_the_pooled_cells_and_the_head_s_embedding(sha
     by_pair = sorted({c.pair.pair for c in views})
     rank = {pair: i // roi_features.PAIRS for i, pair in enumerate(by_pair)}
     for chosen in sorted(views, key=lambda c: (rank[c.pair.pair], c.side == "key", c.pair.pair)):
-        side = getattr(roi_features.make_batch([chosen.sample], Batcher(3, 500)), chosen.side)
+        side = getattr(roi_features.make_batch([chosen.sample], Batcher(CLASSES, 500)), chosen.side)
         with torch.no_grad():
             pooled = pool_boxes(encoder.backbone(normalize(side.images)), side.boxes, 2)
             expected.append((pooled.mean((3, 4)), encoder.head(pooled)))
@@ -151,9 +151,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, shards, tmp_path, capsys
         (["--weights", tmp_path / "text.pth", "--shards", shards], "not a checkpoint"),
         (["--weights", tmp_path / "empty", "--shards", shards], "holds no checkpoint"),
         (["--weights", tmp_path / "nan.pth", "--shards", shards, "--train", "8", "--test", "4"], "are not finite"),
-        (["--weights", run, "--shards", renamed_classes(tmp_path / "renamed")], "not in the index's class list"),
+        (["--weights", run, "--shards", renamed_classes(tmp_path / "renamed")], "in the index 'Baton'"),
         (["--weights", run, "--shards", shards, "model.arch=resnet50"], "has its own settings"),
-        (["--weights", "imagenet", "--shards", shards, "model.norm=none"], "ImageNet weights need"),
+        (["--weights", "imagenet", "--shards", shards, "model.norm=none"], "has batch norm and needs"),
         (["--weights", "random", "--shards", shards, "model.arhc=resnet50"], "did you mean 'model.arch'"),
         (["--weights", run, "--shards", shards, "--train", "0"], "must be at least 1"),
         (["--weights", run, "--shards", shards, "--out", tmp_path], "is a folder"),

@@ -97,6 +97,29 @@ def test_imagenet_fills_the_resnet_and_nothing_else(monkeypatch):
         load_start(SegLocBackbone(**SETTINGS), "imagenet", SETTINGS)
 
 
+@pytest.mark.parametrize("counters", [True, False], ids=["", "of an old release"])
+def test_a_torchvision_file_fills_the_resnet_and_nothing_else(tmp_path, counters):
+    published = resnet18().state_dict()
+    published = {name: x for name, x in published.items() if counters or not name.endswith("num_batches_tracked")}
+    torch.save(published, tmp_path / "resnet18.pth")
+    model = model_from(tmp_path / "resnet18.pth", norm="bn")
+    assert "ResNet taken over, FPN and attention start at random" in model.started_from
+    for network in (model.query, model.key):
+        body = network.backbone.body.state_dict()
+        assert all(torch.equal(body[name], x) for name, x in published.items() if not name.startswith("fc."))
+
+
+def test_other_files_are_refused_in_one_sentence(tmp_path):
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(InputError, match=r"has batch norm and needs model\.norm=bn, the recipe has gn"):
+        model_from(tmp_path / "resnet18.pth")
+    with pytest.raises(InputError, match=r"does not fit the model: layer1\.0\.conv3\.weight is missing"):
+        model_from(tmp_path / "resnet18.pth", norm="bn", arch="resnet50")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="neither a segloc checkpoint of format 1 nor the state dict of a torchvision"):
+        model_from(tmp_path / "list.pth")
+
+
 def test_strict_loading_lists_a_few_faults_and_counts_the_rest():
     module = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(10)))
     with pytest.raises(InputError, match="and 12 more"):
@@ -113,7 +136,7 @@ def model_from(init, head=HEAD, **changes):
 
 
 @pytest.mark.parametrize("same_head", [True, False])
-def test_pretraining_goes_on_from_a_checkpoint_with_its_head_if_that_fits(tmp_path, capsys, same_head):
+def test_pretraining_goes_on_from_a_checkpoint_with_its_head_if_that_fits(tmp_path, same_head):
     torch.manual_seed(1)
     old = model_from("random").query
     parts = {"backbone": old.backbone.state_dict(), "head": old.head.state_dict()}
@@ -123,7 +146,7 @@ def test_pretraining_goes_on_from_a_checkpoint_with_its_head_if_that_fits(tmp_pa
         assert all(torch.equal(x, parts["backbone"][name]) for name, x in network.backbone.state_dict().items())
         if same_head:
             assert all(torch.equal(x, parts["head"][name]) for name, x in network.head.state_dict().items())
-    assert f"head {'too' if same_head else 'starts anew'}" in capsys.readouterr().out
+    assert f"head {'too' if same_head else 'starts anew'}" in new.started_from
     assert not any(parameter.requires_grad for parameter in new.key.parameters())
 
 

@@ -271,6 +271,7 @@ DAMAGE = {
     "description not JSON": lambda files: files | {"json": b"{"},
     "class unknown": changed(class_id=3),
     "class negative": changed(class_id=-1),
+    "class of another name": changed(class_name="Baton"),
     "box outside": changed_view(box=[0, 0, 97, 10]),
     "box empty": changed_view(box=[5, 5, 5, 10]),
     "box negative": changed_view(box=[-1, 5, 5, 10]),
