@@ -10,10 +10,12 @@ import argparse
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 
+from benchmarks.common import save
 from segloc import checkpoint
 from segloc.config import load_config
 from segloc.models import backbone
@@ -25,23 +27,29 @@ SMALL = ("data.image_size=64", "optim.batch=8", "optim.micro_batch=8", "queue.si
 VARIANTS = ("residual scales", "plain")
 
 
-def train(variant: str, shards: str, settings: list[str], out: Path) -> str:
-    """Train one variant and say how its loss went."""
+def train(variant: str, shards: str, settings: list[str], out: Path) -> dict[str, Any]:
+    """Train one variant and tell how its loss went."""
     make = backbone._scale_residuals if variant == "residual scales" else lambda body: None
     try:
         with mock.patch.object(backbone, "_scale_residuals", make):
             pretrain(load_config(RECIPE, settings), shards, out)
-    except FloatingPointError as error:
-        return f"stopped at {error}"
+        ended = "finished"
+    except FloatingPointError:
+        ended = "loss not finite"
     rows = read_metrics(out)
     tenth = max(1, len(rows) // 10)
     first, last = (statistics.mean(row["loss"] for row in part) for part in (rows[:tenth], rows[-tenth:]))
-    gradient = max(row["gradient_norm"] for row in rows)
-    chance = read_run(out)["chance_loss"]
-    return (
-        f"{len(rows)} steps, loss {first:.2f} in the first tenth and {last:.2f} in the last, {last / first:.2f} of it "
-        f"(chance {chance:.2f}); largest gradient {gradient:.3g}; scales moved by {moved(out):.2g} on average"
-    )
+    return {
+        "variant": variant,
+        "settings": " ".join(settings),
+        "ended": ended,
+        "steps": len(rows),
+        "chance_loss": round(read_run(out)["chance_loss"], 2),
+        "first_tenth_loss": round(first, 2),
+        "last_tenth_loss": round(last, 2),
+        "largest_gradient": round(max(row["gradient_norm"] for row in rows), 1),
+        "scales_at_the_end": round(moved(out), 4) if ended == "finished" else "",
+    }
 
 
 def moved(out: Path) -> float:
@@ -59,9 +67,11 @@ def main() -> None:
     options.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the paper's recipe made small")
     args = options.parse_args()
     settings = [*SMALL, f"optim.steps={args.steps}", *args.overrides]
+    rows = []
     for variant in VARIANTS:
         with tempfile.TemporaryDirectory() as folder:
-            print(f"{variant}: {train(variant, args.shards, settings, Path(folder) / 'run')}", flush=True)
+            rows.append(train(variant, args.shards, settings, Path(folder) / "run"))
+    save("norm_free", rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """A step of pretraining as it is configured against the plain one: ``python -m benchmarks.step --help``.
 
-The plain step is the same model in float32 with contiguous tensors, run eagerly; ours is bfloat16 with channels-last
-tensors. Both read the same shards. The share of the card's matrix rate is the floating-point operations that torch
-counts in a step over what a large matrix product reaches on the same device, in the same run.
+The plain step is the same model in float32 with contiguous tensors, run eagerly; ours is in channels-last and, on a
+GPU, bfloat16. Both read the same shards. The share of the card's matrix rate is the floating-point operations that
+torch counts in a step over what a large matrix product reaches on the same device, in the same run. The queues' share
+is the time of their own work (comparison, loss, gradient to the queries, arrival of the keys) by itself over that of a
+step.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import machine, ratio, save
 from benchmarks.loader import write
 from segloc.config import load_config
 from segloc.gauges import peak_memory_mib
+from segloc.losses import info_nce
+from segloc.models.backbone import LEVELS
 from segloc.pretrainer import Pretrainer
 from segloc.stream import Batch, ShardFolder
 
@@ -50,8 +55,9 @@ class Waiting:
 
 def trainer_of(settings: list[str], folder: ShardFolder, out: Path, plain: bool) -> Pretrainer:
     """Build a trainer whose queues are full."""
-    config = load_config(None, [*settings, "queue.init=random", "log_every=1000000", f"optim.amp={not plain}"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    amp = device.type == "cuda" and not plain
+    config = load_config(None, [*settings, "queue.init=random", "log_every=1000000", f"optim.amp={amp}"])
     trainer = Pretrainer(config, folder, out, device)
     if plain:
         trainer.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -61,7 +67,8 @@ def trainer_of(settings: list[str], folder: ShardFolder, out: Path, plain: bool)
 
 def steps(trainer: Pretrainer, count: int) -> tuple[float, float]:
     """Seconds a step takes, and the share of them spent waiting for data, after a few steps to warm up."""
-    trainer._batches = waiting = Waiting(trainer.stream.batches())
+    waiting = Waiting(trainer.stream.batches())
+    trainer._batches = waiting  # type: ignore[assignment]
     for trainer.iter in range(1, WARM_UP + 1):  # step 0 would be measured
         trainer.run_step()
     _finish(trainer.device)
@@ -83,9 +90,33 @@ def operations(trainer: Pretrainer) -> float:
     return float(counter.get_total_flops())
 
 
-def matrix_rate(device: torch.device, side: int) -> float:
-    """Operations a second of a bfloat16 product of two square matrices, the best of a few."""
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+def queue_seconds(trainer: Pretrainer) -> float:
+    """Seconds a step's queue work takes, the median of a few."""
+    queues, config, device = trainer.queues, trainer.config, trainer.device
+    found = []
+    for _ in range(9):
+        queries, keys = normalize(
+            torch.randn(2, len(LEVELS), config.optim.batch, config.head.dim, device=device), dim=3
+        )
+        labels = torch.randint(len(trainer.folder.index.classes), (config.optim.batch,))
+        queries.requires_grad_()
+        _finish(device)
+        start = time.perf_counter()
+        valid = queues.valid(labels.to(device))
+        banks = zip(queries, keys, queues.keys, strict=True)
+        torch.stack(
+            [info_nce(q, k, bank, valid, config.optim.temperature).loss for q, k, bank in banks]
+        ).sum().backward()
+        queues.enqueue(keys, labels)
+        _finish(device)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Operations a second of a product of two large square matrices in our step's type, the best of a few."""
+    side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):
         _finish(device)
@@ -128,8 +159,8 @@ def main() -> None:
                     waits.append(waited)
                     memory = peak_memory_mib(trainer.device)
                     flops = flops or operations(trainer)
-        config, device = trainer.config, trainer.device
-        rate = matrix_rate(device, 8192 if device.type == "cuda" else 2048)
+        config, device, queue_time = trainer.config, trainer.device, queue_seconds(trainer)
+        rate = matrix_rate(device)
     median = statistics.median(seconds["ours"])
     row: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else machine(),
@@ -139,6 +170,7 @@ def main() -> None:
         "plain/ours": round(ratio(seconds, "plain", "ours"), 2),
         "pairs_per_s": round(config.optim.batch / median, 2),
         "waiting_for_data": round(statistics.median(waits), 3),
+        "queues": round(queue_time / median, 4),
         "peak_mib": round(memory),
         "gflop_per_step": round(flops / 1e9),
         "share_of_matrix_rate": round(flops / median / rate, 3),

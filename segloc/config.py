@@ -162,47 +162,33 @@ class PretrainConfig:
     optim: OptimConfig = OptimConfig()
 
     def __post_init__(self) -> None:
-        choices = {
-            "model.arch": ("resnet18", "resnet50", "resnet101"),
-            "model.norm": ("bn", "gn", "none"),
-            "model.sda_norm": ("bn", "gn", "ln"),
-            "optim.method": ("sgd", "adamw"),
-            "head.kind": ("insloc", "box2fc"),
-            "queue.kind": ("class", "single"),
-            "queue.init": ("keys", "random"),
-            "data.box_augment": ("none", "insloc"),
-            "data.augment": ("xray", "paper", "none"),
-        }
-        not_negative = (
-            "seed",
-            "optim.steps",
-            "optim.warmup",
-            "optim.weight_decay",
-            "head.convs",
-            "head.sampling_ratio",
-        )
-        for name in not_negative:
+        self._check_ranges()
+        self._check_start()
+        self._check_norms()
+
+    def _check_ranges(self) -> None:
+        for name in NOT_NEGATIVE:
             if not 0 <= _get(self, name) < math.inf:
                 raise InputError(f"{name} is {_get(self, name)}, it must not be negative")
         if self.seed > MAX_SEED:
             raise InputError(f"seed is {self.seed}, it must be at most {MAX_SEED}")
-        for name in ("optim.ema", "optim.momentum", "data.flip"):
+        for name in SHARES:
             if not 0 <= _get(self, name) <= 1:
                 raise InputError(f"{name} is {_get(self, name)}, it must be within 0 and 1")
-        for name in ("optim.temperature", "optim.lr_per_256"):
+        for name in POSITIVE:
             if not 0 < _get(self, name) < math.inf:
                 raise InputError(f"{name} is {_get(self, name)}, it must be more than 0")
-        for name, valid in choices.items():
+        for name, valid in CHOICES.items():
             value = _get(self, name)
             if value not in valid:
                 raise InputError(f"{name} is {value!r}, not one of {', '.join(valid)}")
-        widths = ("head.conv_dim", "head.fc_dim", "head.dim")
-        positive = ("queue.size", "data.image_size", "data.mix_shards", "data.threads", "optim.batch", "log_every")
-        for name in (*positive, "optim.micro_batch", "optim.epochs", "checkpoint_every", "model.bn_splits", *widths):
+        for name in AT_LEAST_ONE:
             if _get(self, name) < 1:
                 raise InputError(f"{name} is {_get(self, name)}, it must be at least 1")
         if self.optim.batch % self.optim.micro_batch:
             raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
+
+    def _check_start(self) -> None:
         if not 0 <= self.model.frozen <= 4:
             raise InputError(f"model.frozen is {self.model.frozen}, it must be within 0 and 4")
         if self.model.frozen and self.model.init == "random":
@@ -212,23 +198,58 @@ class PretrainConfig:
             )
         if self.model.init == "imagenet" and self.model.norm != "bn":
             raise InputError(f"model.init=imagenet needs model.norm=bn, not {self.model.norm}")
-        if self.model.norm == "gn" and self.head.kind == "insloc" and self.head.conv_dim % GROUPS:
+
+    def _check_norms(self) -> None:
+        model, part = self.model, self.optim.micro_batch
+        if model.norm == "gn" and self.head.kind == "insloc" and self.head.conv_dim % GROUPS:
             raise InputError(f"model.norm=gn needs a head.conv_dim that is a multiple of {GROUPS}")
-        splits, part = self.model.bn_splits, self.optim.micro_batch
         # Batch norm over single vectors sees as many values as a part has pairs.
         over_vectors = {
-            "model.sda_norm=bn": self.model.sda_norm == "bn" and self.model.attention,
+            "model.sda_norm=bn": model.sda_norm == "bn" and model.attention,
             "head.embedding_bn=true": self.head.embedding_bn,
+            f"data.image_size={self.data.image_size}": model.norm == "bn" and self.data.image_size <= STRIDE,
         }
         for name, used in over_vectors.items():
-            if used and part < 2 * splits:
+            if used and part < 2 * model.bn_splits:
                 raise InputError(
-                    f"{name} needs an optim.micro_batch of at least 2 * bn_splits, {2 * splits}; or set another norm"
+                    f"{name} needs an optim.micro_batch of at least 2 * bn_splits, {2 * model.bn_splits}; or set "
+                    "another norm"
                 )
-        if (self.model.norm == "bn" or any(over_vectors.values())) and part % splits:
-            raise InputError(f"optim.micro_batch {part} is no multiple of model.bn_splits {splits}")
+        if (model.norm == "bn" or any(over_vectors.values())) and part % model.bn_splits:
+            raise InputError(f"optim.micro_batch {part} is no multiple of model.bn_splits {model.bn_splits}")
 
 
+CHOICES = {
+    "model.arch": ("resnet18", "resnet50", "resnet101"),
+    "model.norm": ("bn", "gn", "none"),
+    "model.sda_norm": ("bn", "gn", "ln"),
+    "optim.method": ("sgd", "adamw"),
+    "head.kind": ("insloc", "box2fc"),
+    "queue.kind": ("class", "single"),
+    "queue.init": ("keys", "random"),
+    "data.box_augment": ("none", "insloc"),
+    "data.augment": ("xray", "paper", "none"),
+}
+NOT_NEGATIVE = ("seed", "optim.steps", "optim.warmup", "optim.weight_decay", "head.convs", "head.sampling_ratio")
+SHARES = ("optim.ema", "optim.momentum", "data.flip")
+POSITIVE = ("optim.temperature", "optim.lr_per_256")
+AT_LEAST_ONE = (
+    "log_every",
+    "checkpoint_every",
+    "model.bn_splits",
+    "head.conv_dim",
+    "head.fc_dim",
+    "head.dim",
+    "queue.size",
+    "data.image_size",
+    "data.mix_shards",
+    "data.threads",
+    "optim.batch",
+    "optim.micro_batch",
+    "optim.epochs",
+)
+# An image of this side is a single position in the ResNet's last stage.
+STRIDE = 32
 MAX_SEED = 2**63 - 1  # torch takes no larger one
 # Groups of group norm in the ResNet and the head (Wu & He 2018).
 GROUPS = 32
