@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segloc.batches import Batch, Batcher, Group
+from segloc.batches import Batch, Batcher, Group, Views
 from segloc.config import HeadConfig, PretrainConfig
 from segloc.contract import InputError
 from segloc.held_out import SIDES, Chosen
@@ -113,8 +113,9 @@ def features(
         InputError: an image cannot be decoded, or the features are not finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = network.backbone.to(device)
-    head = network.head.to(device) if network.head else None
+    network.backbone.to(device)
+    if network.head is not None:
+        network.head.to(device)
     samples = {chosen.pair.pair: chosen.sample for chosen in views}
     wanted = {(chosen.pair.pair, chosen.side) for chosen in views}
     numbers = list(samples)
@@ -129,14 +130,11 @@ def features(
                 rows = [row for row, number in enumerate(chunk) if (number, side) in wanted]
                 if not rows:
                     continue
-                images, boxes = (
-                    getattr(batch, side).images[rows].to(device),
-                    getattr(batch, side).boxes[rows].to(device),
-                )
-                pooled = pool_boxes(backbone(normalize(images)), boxes, HeadConfig().sampling_ratio)
+                seen: Views = getattr(batch, side)
+                pooled = _pool(network.backbone, seen.images[rows].to(device), seen.boxes[rows].to(device))
                 levels.append(pooled.mean((3, 4)).double().cpu())
-                if head is not None:
-                    embeddings.append(head(pooled).double().cpu())
+                if network.head is not None:
+                    embeddings.append(network.head(pooled).double().cpu())
                 labels.append(batch.labels[rows])
                 bar.update(len(rows))
     found = {"levels": torch.cat(levels, 1)}
@@ -145,6 +143,10 @@ def features(
     if not all(torch.isfinite(x).all() for x in found.values()):
         raise InputError("the features are not finite; these weights must have diverged in training")
     return found, torch.cat(labels)
+
+
+def _pool(backbone: SegLocBackbone, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    return pool_boxes(backbone(normalize(images)), boxes, HeadConfig().sampling_ratio)
 
 
 def make_batch(samples: list[Sample], batcher: Batcher) -> Batch:
