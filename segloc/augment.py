@@ -1,4 +1,7 @@
-"""Augmentation of whole batches on the device. Every draw comes from a generator, so a step can be repeated exactly.
+"""Augmentation of whole batches on the device.
+
+Each image has a generator of its own, on the CPU: what is drawn for it depends neither on the rest of its batch nor on
+the device, and a step can be repeated exactly.
 
 Grey-scaling, part of MoCo v2's set, is in none of the sets: in X-ray scans colour is material (paper, page 4).
 """
@@ -6,6 +9,7 @@ Grey-scaling, part of MoCo v2's set, is in none of the sets: in X-ray scans colo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -47,13 +51,13 @@ SETS: dict[str, Photometric | None] = {
 }
 
 
-def photometric(images: torch.Tensor, name: str, generator: torch.Generator) -> torch.Tensor:
+def photometric(images: torch.Tensor, name: str, generators: Sequence[torch.Generator]) -> torch.Tensor:
     """Apply the set `name`, each image by itself.
 
     Args:
         images: [N, 3, H, W] float RGB in 0..255.
         name: key of `SETS`.
-        generator: on the CPU, whatever the device of `images`.
+        generators: one an image.
 
     Returns:
         The same shape, in 0..255.
@@ -61,29 +65,27 @@ def photometric(images: torch.Tensor, name: str, generator: torch.Generator) -> 
     strength = SETS[name]
     if strength is None:
         return images
-    n = len(images)
-    on = torch.rand(n, generator=generator) < strength.jitter
+    jitter, brightness, contrast, saturation, hue, width, blur = _uniform(generators, 7)
+    on = jitter < strength.jitter
 
-    def draw(spread: float) -> torch.Tensor:
-        drawn = 2 * torch.rand(n, generator=generator) - 1
-        return (drawn * spread * on).to(images)[:, None, None, None]
+    def within(spread: float, drawn: torch.Tensor) -> torch.Tensor:
+        return ((2 * drawn - 1) * spread * on).to(images)[:, None, None, None]
 
-    images = (images * (1 + draw(strength.brightness))).clamp(0, 255)
+    images = (images * (1 + within(strength.brightness, brightness))).clamp(0, 255)
     mean = _grey(images).mean((1, 2, 3), keepdim=True)
-    images = torch.lerp(mean, images, 1 + draw(strength.contrast)).clamp(0, 255)
-    images = torch.lerp(_grey(images).expand_as(images), images, 1 + draw(strength.saturation)).clamp(0, 255)
-    hue = draw(strength.hue).flatten().tolist()
+    images = torch.lerp(mean, images, 1 + within(strength.contrast, contrast)).clamp(0, 255)
+    grey = _grey(images).expand_as(images)
+    images = torch.lerp(grey, images, 1 + within(strength.saturation, saturation)).clamp(0, 255)
     if strength.hue:
-        images = torch.stack([adjust_hue(x / 255, h) * 255 for x, h in zip(images, hue, strict=True)])
+        turns = within(strength.hue, hue).flatten().tolist()
+        images = torch.stack([adjust_hue(x / 255, turn) * 255 for x, turn in zip(images, turns, strict=True)])
     low, high = strength.sigma
-    sigma = low + (high - low) * torch.rand(n, generator=generator)
-    blurred = torch.rand(n, generator=generator) < strength.blur
     # A Gaussian of no width leaves the image as it is.
-    return _blur(images, torch.where(blurred, sigma, torch.zeros(n)).to(images))
+    return _blur(images, ((low + (high - low) * width) * (blur < strength.blur)).to(images))
 
 
 def horizontal_flip(
-    images: torch.Tensor, boxes: torch.Tensor, probability: float, generator: torch.Generator
+    images: torch.Tensor, boxes: torch.Tensor, probability: float, generators: Sequence[torch.Generator]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mirror some images left-right, and their boxes with them.
 
@@ -91,13 +93,18 @@ def horizontal_flip(
         images: [N, 3, H, W].
         boxes: [N, 4], x0 y0 x1 y1 in pixels.
         probability: of each image.
-        generator: on the CPU.
+        generators: one an image.
     """
-    chosen = (torch.rand(len(images), generator=generator) < probability).to(images.device)
+    chosen = (_uniform(generators, 1)[0] < probability).to(images.device)
     width = images.shape[-1]
     mirrored = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
     images = torch.where(chosen[:, None, None, None], images.flip(-1), images)
     return images, torch.where(chosen[:, None], mirrored, boxes)
+
+
+def _uniform(generators: Sequence[torch.Generator], count: int) -> torch.Tensor:
+    """Draw so many numbers in [0, 1) for every image: [count, N]."""
+    return torch.stack([torch.rand(count, generator=generator) for generator in generators], 1)
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:

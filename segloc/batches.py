@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -135,30 +136,59 @@ class _Draw:
             raise InputError(f"all {self.tried} pairs of a group of shards are damaged ({self.damage})")
 
 
+class Step:
+    """The pairs of an optimiser step. However they are cut into batches, all are padded to one size.
+
+    The network sees the padding (attention and pooling reach over the whole image), so a size that depended on what
+    else is in a batch would make the result depend on how many batches, or processes, share a step.
+
+    Args:
+        places: of the pairs, in order; threads may use parts of them at the same time.
+        classes: names of the classes, as in the index.
+    """
+
+    def __init__(self, places: list[tuple[Group, int]], classes: Sequence[str]) -> None:
+        self.places, self.classes = places, classes
+        self._lock = threading.Lock()
+        self._draws: list[_Draw] = []
+
+    def draws(self) -> list[_Draw]:
+        """What is drawn for each place, as far as the descriptions tell."""
+        with self._lock:
+            if not self._draws:
+                self._draws = [_Draw(group, place, self.classes) for group, place in self.places]
+                self._sizes = {
+                    side: [getattr(draw.pair, side).size for draw in self._draws] for side in ("query", "key")
+                }
+        return self._draws
+
+    def sizes(self, side: str) -> list[tuple[int, int]]:
+        """(width, height) of a side's images, after `draws`; an image found damaged later is not followed."""
+        return self._sizes[side]
+
+
 class Batcher:
     """Makes batches; threads may share one.
 
     Args:
-        classes: names of the classes, as in the index.
         image_size: images larger than this square are shrunk to fit it, pixels.
     """
 
-    def __init__(self, classes: Sequence[str], image_size: int) -> None:
-        self.classes = classes
+    def __init__(self, image_size: int) -> None:
         self.image_size = image_size
         self.buffers = Buffers()
 
-    def make(self, places: list[tuple[Group, int]]) -> tuple[Batch, list[str]]:
-        """Decode the pairs at these places; also return what is damaged of the pairs that had to be replaced.
+    def make(self, step: Step, part: slice = slice(None)) -> tuple[Batch, list[str]]:
+        """Decode some of a step's pairs; also return what is damaged of those that had to be replaced.
 
         Raises:
             InputError: all pairs of a group are damaged.
         """
-        draws = [_Draw(group, place, self.classes) for group, place in places]
+        draws = step.draws()[part]
         while True:
             bad: dict[int, str] = {}
-            query = self._views([(d.sample.files[QUERY], d.pair.query) for d in draws], bad)
-            key = self._views([(d.sample.files[KEY], d.pair.key) for d in draws], bad)
+            query = self._views([(d.sample.files[QUERY], d.pair.query) for d in draws], step.sizes("query"), bad)
+            key = self._views([(d.sample.files[KEY], d.pair.key) for d in draws], step.sizes("key"), bad)
             if not bad:
                 break
             # Another pair may need another height or width, so the batch is made anew. It happens rarely.
@@ -167,10 +197,13 @@ class Batcher:
         labels, pairs = (torch.tensor([getattr(d.pair, name) for d in draws]) for name in ("class_id", "pair"))
         return Batch(query, key, labels, pairs), [d.damage for d in draws if d.tried]
 
-    def _views(self, stored: list[tuple[np.ndarray, View]], bad: dict[int, str]) -> Views:
-        """Decode one side's images; what cannot be is noted in `bad` by its row."""
+    def _views(
+        self, stored: list[tuple[np.ndarray, View]], together: list[tuple[int, int]], bad: dict[int, str]
+    ) -> Views:
+        """Decode one side's images, padded with those of the sizes `together`; note in `bad` what cannot be, by row."""
         sizes = [self._fit(view.size) for _, view in stored]
-        width, height = (-(-max(side) // MULTIPLE) * MULTIPLE for side in zip(*sizes, strict=True))
+        sides = zip(*sizes, *map(self._fit, together), strict=True)
+        width, height = (-(-max(side) // MULTIPLE) * MULTIPLE for side in sides)
         images = self.buffers.take((len(stored), height, width, 3))
         boxes = np.empty((len(stored), 4), np.float32)
         for row, ((data, view), size) in enumerate(zip(stored, sizes, strict=True)):

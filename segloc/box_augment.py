@@ -22,14 +22,16 @@ NMS_IOU = 0.7
 AUGMENTED = LEVELS.index("p5")
 
 
-def query_boxes(boxes: torch.Tensor, size: Sequence[int], kind: str, generator: torch.Generator) -> torch.Tensor:
+def query_boxes(
+    boxes: torch.Tensor, size: Sequence[int], kind: str, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
     """Choose the boxes that queries are pooled from.
 
     Args:
         boxes: [N, 4], x0 y0 x1 y1 in pixels, the items' own.
         size: height and width of the batch in pixels, multiples of 16.
         kind: ``none`` or ``insloc``.
-        generator: on the CPU.
+        generators: one an image, on the CPU.
 
     Returns:
         `boxes` themselves for ``none``; else [levels, N, 4]: an augmented box on P5, the item's own on the others.
@@ -37,11 +39,11 @@ def query_boxes(boxes: torch.Tensor, size: Sequence[int], kind: str, generator: 
     if kind == "none":
         return boxes
     levels = boxes.repeat(len(LEVELS), 1, 1)
-    levels[AUGMENTED] = augment_boxes(boxes, size, generator)
+    levels[AUGMENTED] = augment_boxes(boxes, size, generators)
     return levels
 
 
-def augment_boxes(boxes: torch.Tensor, size: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+def augment_boxes(boxes: torch.Tensor, size: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
     """Draw for each box one of the anchors that overlap it by more than half (IoU).
 
     When no anchor does, as for items far smaller than 32 px, the `FALLBACK` best ones take part, which are nearly all
@@ -51,16 +53,17 @@ def augment_boxes(boxes: torch.Tensor, size: Sequence[int], generator: torch.Gen
     Args:
         boxes: [N, 4], x0 y0 x1 y1 in pixels.
         size: height and width of the images in pixels, multiples of 16.
-        generator: on the CPU, whatever the device of `boxes`.
+        generators: one an image, on the CPU, whatever the device of `boxes`.
 
     Returns:
         [N, 4]; anchors are not clipped to the image.
     """
     grid = anchors(size).to(boxes)
     overlaps = box_iou(boxes, grid)  # [N, anchors]
-    scores = torch.rand(overlaps.shape, generator=generator).to(boxes.device)
-    draws = torch.rand(len(boxes), generator=generator).tolist()
-    chosen = [_choose(grid, overlap, score, draw) for overlap, score, draw in zip(overlaps, scores, draws, strict=True)]
+    chosen = []
+    for overlap, generator in zip(overlaps, generators, strict=True):
+        scores = torch.rand(len(grid), generator=generator).to(boxes)
+        chosen.append(_choose(grid, overlap, scores, float(torch.rand((), generator=generator))))
     return torch.stack(chosen)
 
 

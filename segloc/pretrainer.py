@@ -92,7 +92,10 @@ class Pretrainer(TrainerBase):
         self.queues = QUEUES[config.queue.kind](
             len(folder.index.classes), config.queue.size, config.head.dim, len(LEVELS), device=device
         )
-        self.stream = PairStream(folder, self.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads)
+        self.stream = PairStream(
+            folder, self.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads,
+            padded_together=optim.batch // self.micro_batch,
+        )  # fmt: skip
         self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
         self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
         if optim.compile:
@@ -172,9 +175,9 @@ class Pretrainer(TrainerBase):
             labels.append(batch.labels)
             losses.append(loss.detach())
             pairs.append(batch.pairs)
-        self._check_finite(losses, pairs)
         gradients = [p.grad for p in self.model.query.parameters() if p.grad is not None]
         gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        self._check_finite(losses, pairs, gradient_norm)
         self.optimizer.step()
         self.model.update_keys(self.config.optim.ema)
         if self._measuring:
@@ -260,18 +263,18 @@ class Pretrainer(TrainerBase):
         self.queues.enqueue(every_key.permute(2, 1, 0, 3, 4).flatten(1, 3), every_label.transpose(0, 1).flatten().cpu())
 
     def _compare(
-        self, batch: Batch, generator: torch.Generator, shuffle: torch.Generator
+        self, batch: Batch, generators: list[torch.Generator], shuffle: torch.Generator
     ) -> tuple[list[InfoNCE], torch.Tensor, torch.Tensor]:
         """Compare the queries of a micro-batch with their keys and queues.
 
         Returns:
             One result a level, the query embeddings and the keys, both [levels, N, dim].
         """
-        images, boxes = self._augmented(batch.query, generator)
-        boxes = query_boxes(boxes, images.shape[-2:], self.config.data.box_augment, generator)
+        images, boxes = self._augmented(batch.query, generators)
+        boxes = query_boxes(boxes, images.shape[-2:], self.config.data.box_augment, generators)
         with self._autocast():
             queries = self.query(images, boxes)
-        keys = self._embed_keys(batch.key, generator, shuffle)
+        keys = self._embed_keys(batch.key, generators, shuffle)
         valid = self.queues.valid(batch.labels.to(self.device))
         temperature = self.config.optim.temperature
         levels = [
@@ -280,25 +283,29 @@ class Pretrainer(TrainerBase):
         ]
         return levels, queries, keys
 
-    def _embed_keys(self, views: Views, generator: torch.Generator, shuffle: torch.Generator) -> torch.Tensor:
-        images, boxes = self._augmented(views, generator)
+    def _embed_keys(self, views: Views, generators: list[torch.Generator], shuffle: torch.Generator) -> torch.Tensor:
+        images, boxes = self._augmented(views, generators)
         with self._autocast():
             return self.model.embed_keys(images, boxes, shuffle, self.group)
 
-    def _augmented(self, views: Views, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _augmented(self, views: Views, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
         data = self.config.data
         images = views.images.to(self.device, non_blocking=True).float()
         boxes = views.boxes.to(self.device, non_blocking=True)
-        images, boxes = horizontal_flip(images, boxes, data.flip, generator)
-        return photometric(images, data.augment, generator), boxes
+        images, boxes = horizontal_flip(images, boxes, data.flip, generators)
+        return photometric(images, data.augment, generators), boxes
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.amp)
 
-    def _generators(self, iteration: int, micro: int) -> tuple[torch.Generator, torch.Generator]:
-        """One generator for the augmentation of a micro-batch, and one, equal in all processes, to shuffle keys."""
-        own = micro * self.group.world + self.group.rank
-        return self._generator(iteration, own), self._generator(iteration, micro, 1)
+    def _generators(self, iteration: int, micro: int) -> tuple[list[torch.Generator], torch.Generator]:
+        """One generator for the augmentation of each pair of a micro-batch, and one, equal everywhere, to shuffle keys.
+
+        A pair's depends on its place in the batch of the step alone.
+        """
+        first = (micro * self.group.world + self.group.rank) * self.micro_batch
+        own = [self._generator(iteration, place) for place in range(first, first + self.micro_batch)]
+        return own, self._generator(iteration, micro, 1)
 
     def _generator(self, *names: int) -> torch.Generator:
         iteration, *others = names
@@ -313,19 +320,23 @@ class Pretrainer(TrainerBase):
             labels = torch.randint(len(self.folder.index.classes), (self.queues.size,), generator=generator)
             self.queues.enqueue(keys.to(self.device), labels)
 
-    def _check_finite(self, losses: list[torch.Tensor], pairs: list[torch.Tensor]) -> None:
-        """Stop all processes before the step is taken when a micro-batch of any of them has no finite loss."""
+    def _check_finite(self, losses: list[torch.Tensor], pairs: list[torch.Tensor], gradient_norm: torch.Tensor) -> None:
+        """Stop all processes before the step is taken when a loss of any of them, or the gradient, is not finite."""
         every_loss = self.group.gather(torch.stack(losses))  # [world, micro-batches]
         bad = ~torch.isfinite(every_loss)
         if not bad.any():
-            return
+            if torch.isfinite(gradient_norm):
+                return
+            bad[:] = True  # the gradient is the sum over all
         every_pair = self.group.gather(torch.stack(pairs).to(self.device))  # [world, micro-batches, N]
         found = {"iteration": self.iter, "pairs": every_pair[bad].flatten().tolist()}
         path = self.out / "not_finite.json"
         if self.group.is_main:
             write_atomic(path, json.dumps(found).encode())
-        loss = every_loss[bad][0].item()
-        raise FloatingPointError(f"step {self.iter}: the loss is {loss}; the pairs it came from are in {path}")
+        raise FloatingPointError(
+            f"step {self.iter}: the loss is {every_loss[bad][0].item()}, the norm of its gradient "
+            f"{gradient_norm.item()}; the pairs they came from are in {path}"
+        )
 
 
 def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segloc.batches import Batch, Batcher, Group, Views
+from segloc.batches import Batch, Batcher, Group, Step, Views
 from segloc.config import HeadConfig, PretrainConfig
 from segloc.contract import InputError
 from segloc.held_out import SIDES, Chosen
@@ -120,12 +120,13 @@ def features(
     wanted = {(chosen.pair.pair, chosen.side) for chosen in views}
     numbers = list(samples)
     names = {chosen.label: chosen.pair.class_name for chosen in views}
-    batcher = Batcher([names.get(label, "") for label in range(1 + max(names))], image_size)
+    classes = [names.get(label, "") for label in range(1 + max(names))]
+    batcher = Batcher(image_size)
     levels, embeddings, labels = [], [], []
     with tqdm(total=len(views), desc=label, unit="view") as bar:
         for first in range(0, len(numbers), PAIRS):
             chunk = numbers[first : first + PAIRS]
-            batch = make_batch([samples[number] for number in chunk], batcher)
+            batch = make_batch([samples[number] for number in chunk], classes, batcher)
             for side in SIDES:
                 rows = [row for row, number in enumerate(chunk) if (number, side) in wanted]
                 if not rows:
@@ -149,14 +150,14 @@ def _pool(backbone: SegLocBackbone, images: torch.Tensor, boxes: torch.Tensor) -
     return pool_boxes(backbone(normalize(images)), boxes, HeadConfig().sampling_ratio)
 
 
-def make_batch(samples: list[Sample], batcher: Batcher) -> Batch:
+def make_batch(samples: list[Sample], classes: Sequence[str], batcher: Batcher) -> Batch:
     """Decode these pairs and no others.
 
     Raises:
         InputError: one is damaged.
     """
     group = Group(np.array([[0, position] for position in range(len(samples))]), {0: samples})
-    batch, damaged = batcher.make([(group, place) for place in range(len(samples))])
+    batch, damaged = batcher.make(Step([(group, place) for place in range(len(samples))], classes))
     if damaged:
         raise InputError(damaged[0])
     return batch

@@ -156,6 +156,8 @@ def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             return
         size = int(header[124:136].strip(b"\0 ") or b"0", 8)
         start += _BLOCK
+        if not 0 <= size <= len(data) - start:
+            raise ValueError(f"a member of {size} bytes at byte {start}")
         if header[156:157] in (b"0", b"\0"):
             yield header[:100].partition(b"\0")[0].decode(), data[start : start + size]
         start += -(-size // _BLOCK) * _BLOCK

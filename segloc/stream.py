@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from segloc.batches import Batch, Batcher, Group, Views
+from segloc.batches import Batch, Batcher, Group, Step, Views
 from segloc.contract import Index
 from segloc.shard_folder import Sample, ShardFolder
 
@@ -78,13 +78,21 @@ class PairStream:
         seed: of the run.
         mix_shards: see `epoch_order`.
         threads: decoding threads.
+        padded_together: batches, counted over all processes, whose images are padded to one size: those of a step.
 
     Attributes:
         skipped: how often a damaged pair was replaced in the batches handed out; the first is logged, with its reason.
     """
 
     def __init__(
-        self, folder: ShardFolder, batch: int, image_size: int, seed: int, mix_shards: int, threads: int
+        self,
+        folder: ShardFolder,
+        batch: int,
+        image_size: int,
+        seed: int,
+        mix_shards: int,
+        threads: int,
+        padded_together: int = 1,
     ) -> None:
         self.folder = folder
         self.batch = batch
@@ -92,6 +100,7 @@ class PairStream:
         self.seed = seed
         self.mix_shards = mix_shards
         self.threads = threads
+        self.padded_together = padded_together
         self.skipped = 0
 
     def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
@@ -105,7 +114,7 @@ class PairStream:
         more: keep it as long as you like, and let go of it soon, for speed.
 
         Args:
-            start: number of the first batch over all processes.
+            start: number of the first batch over all processes, a multiple of `padded_together`.
             epoch: see `epoch_order`.
             rank: number of this process.
             world: number of processes.
@@ -114,18 +123,19 @@ class PairStream:
             InputError: a shard is missing, cut short or not the file the index describes, or all pairs of a group of
                 shards are damaged.
         """
-        batcher = Batcher(self.folder.index.classes, self.image_size)
+        assert start % self.padded_together == 0
+        batcher = Batcher(self.image_size)
         epochs, offset = divmod(start * self.batch, self.folder.index.num_pairs)
         readers, decoders = ThreadPoolExecutor(READERS), ThreadPoolExecutor(self.threads)
-        places = self._places(readers, epoch + epochs, offset)
+        parts = self._parts(self._places(readers, epoch + epochs, offset))
         ahead: deque[Future[tuple[Batch, list[str]]]] = deque()
         numbers = itertools.count(start)
         try:
             while True:
                 while len(ahead) <= self.threads:
-                    chunk = list(itertools.islice(places, self.batch))
+                    step, part = next(parts)
                     if next(numbers) % world == rank:
-                        ahead.append(decoders.submit(batcher.make, chunk))
+                        ahead.append(decoders.submit(batcher.make, step, part))
                 batch, damaged = ahead.popleft().result()
                 self._count(damaged)
                 yield batch
@@ -138,6 +148,13 @@ class PairStream:
         if damaged and not self.skipped:
             _log.warning("%s: a pair is left out, and perhaps more: %s", self.folder.base, damaged[0])
         self.skipped += len(damaged)
+
+    def _parts(self, places: Iterator[tuple[Group, int]]) -> Iterator[tuple[Step, slice]]:
+        """Each batch as a part of the batches that are padded together."""
+        while True:
+            step = Step(list(itertools.islice(places, self.batch * self.padded_together)), self.folder.index.classes)
+            for first in range(0, len(step.places), self.batch):
+                yield step, slice(first, first + self.batch)
 
     def _places(self, readers: ThreadPoolExecutor, epoch: int, offset: int) -> Iterator[tuple[Group, int]]:
         """Places from `offset` of `epoch` on; the next group is read while one is used."""

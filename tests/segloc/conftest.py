@@ -79,3 +79,9 @@ def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=Non
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="session")
+def varied(tmp_path_factory):
+    """Shards whose images differ in height, so that what a batch is padded to depends on what is in it."""
+    return write_shards(tmp_path_factory.mktemp("varied") / "shards", heights=(64, 40, 96, 80, 50))

@@ -9,8 +9,8 @@ SIZE = (128, 192)
 BOXES = torch.tensor([[20.0, 30, 90, 100], [100, 10, 180, 60], [60, 40, 100, 120]])
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def generators(seed=0, n=3):
+    return [torch.Generator().manual_seed(100 * seed + i) for i in range(n)]
 
 
 def iou(a, b):
@@ -32,7 +32,7 @@ def test_anchors_are_the_published_ones():
 
 def test_every_drawn_box_is_an_anchor_that_overlaps_its_own_item():
     grid = {tuple(anchor) for anchor in anchors(SIZE).tolist()}
-    drawn = [augment_boxes(BOXES, SIZE, generator(seed)) for seed in range(30)]
+    drawn = [augment_boxes(BOXES, SIZE, generators(seed)) for seed in range(30)]
     for boxes in drawn:
         for box, item in zip(boxes.tolist(), BOXES.tolist(), strict=True):
             assert tuple(box) in grid
@@ -53,12 +53,12 @@ def thinned(candidates, scores):
 def test_anchors_are_thinned_and_those_left_are_equally_likely(seed):
     """All steps again with plain loops, on the same random numbers."""
     grid = anchors(SIZE).tolist()
-    rng = generator(seed)
-    scores, draws = torch.rand(len(BOXES), len(grid), generator=rng), torch.rand(len(BOXES), generator=rng)
+    drawn = [(torch.rand(len(grid), generator=g), torch.rand((), generator=g)) for g in generators(seed)]
+    scores, draws = zip(*drawn, strict=True)
     shrunk = 0
-    for number, drawn in enumerate(augment_boxes(BOXES, SIZE, generator(seed)).tolist()):
+    for number, drawn in enumerate(augment_boxes(BOXES, SIZE, generators(seed)).tolist()):
         chosen = [i for i, anchor in enumerate(grid) if iou(anchor, BOXES[number].tolist()) > LEAST_IOU]
-        left = thinned([grid[i] for i in chosen], scores[number, chosen].tolist())
+        left = thinned([grid[i] for i in chosen], scores[number][chosen].tolist())
         assert drawn == left[int(draws[number] * len(left))]
         shrunk += len(chosen) - len(left)
     assert shrunk > 0
@@ -67,7 +67,7 @@ def test_anchors_are_thinned_and_those_left_are_equally_likely(seed):
 def test_an_item_no_anchor_fits_takes_part_all_the_same():
     tiny = torch.tensor([[50.0, 50, 54, 90]])
     assert box_iou(tiny, anchors(SIZE)).max() < LEAST_IOU
-    box = augment_boxes(tiny, SIZE, generator())
+    box = augment_boxes(tiny, SIZE, generators(n=1))
     assert box.shape == (1, 4)
     assert tuple(box[0].tolist()) in {tuple(anchor) for anchor in anchors(SIZE).tolist()}
 
@@ -77,28 +77,28 @@ def test_fallback_keeps_to_the_best_anchors_of_a_large_image():
     overlaps = box_iou(tiny, anchors(size))[0]
     least = overlaps.topk(4000).values[-1]
     for seed in range(20):
-        assert box_iou(tiny, augment_boxes(tiny, size, generator(seed)))[0, 0] >= least
+        assert box_iou(tiny, augment_boxes(tiny, size, generators(seed, 1)))[0, 0] >= least
 
 
-def test_draws_depend_on_the_generator_alone():
-    first, again, other = (augment_boxes(BOXES, SIZE, generator(seed)) for seed in (3, 3, 4))
+def test_draws_depend_on_the_generators_alone():
+    first, again, other = (augment_boxes(BOXES, SIZE, generators(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_only_p5_looks_at_another_box():
-    boxes = query_boxes(BOXES, SIZE, "insloc", generator())
+    boxes = query_boxes(BOXES, SIZE, "insloc", generators())
     assert LEVELS[AUGMENTED] == "p5"
     for number, level in enumerate(boxes):
         assert torch.equal(level, BOXES) == (number != AUGMENTED)
-    assert torch.equal(boxes[AUGMENTED], augment_boxes(BOXES, SIZE, generator()))
+    assert torch.equal(boxes[AUGMENTED], augment_boxes(BOXES, SIZE, generators()))
 
 
-def test_none_leaves_the_boxes_and_the_generator_alone():
-    rng = generator()
-    before = rng.get_state()
-    assert query_boxes(BOXES, SIZE, "none", rng) is BOXES
-    assert torch.equal(rng.get_state(), before)
+def test_none_leaves_the_boxes_and_the_generators_alone():
+    own = generators()
+    before = [g.get_state() for g in own]
+    assert query_boxes(BOXES, SIZE, "none", own) is BOXES
+    assert all(torch.equal(g.get_state(), state) for g, state in zip(own, before, strict=True))
 
 
 @pytest.mark.parametrize("shift", [16, 64])

@@ -57,11 +57,10 @@ def alone(shards, tmp_path_factory):
     return run(shards, tmp_path_factory.mktemp("alone") / "run")
 
 
-PLAIN = ["data.augment=none", "data.flip=0"]
 # Settings of several processes, and of one that must do the same.
 EQUALS = {
     "micro-batches": ([], []),
-    "one large batch": ([*PLAIN, "optim.micro_batch=8"], [*PLAIN, "optim.micro_batch=8"]),
+    "one large batch": (["optim.micro_batch=8"], ["optim.micro_batch=8"]),
 }
 
 
@@ -88,10 +87,10 @@ def train_in_double(shards, out, number, group):
 
 
 @pytest.fixture(scope="module")
-def in_double(shards, tmp_path_factory):
+def in_double(varied, tmp_path_factory):
     out = tmp_path_factory.mktemp("double")
-    train_in_double(str(shards), str(out), 1, distributed.ALONE)
-    assert distributed.launch(train_in_double, 2, str(shards), str(out), 0) == 0
+    train_in_double(str(varied), str(out), 1, distributed.ALONE)
+    assert distributed.launch(train_in_double, 2, str(varied), str(out), 0) == 0
     return out
 
 

@@ -15,6 +15,7 @@ import yaml
 from segloc import checkpoint, pretrain, pretrainer
 from segloc.config import load_config
 from segloc.distributed import ALONE
+from segloc.models import roi_head
 from segloc.runs import read_metrics, read_run
 from segloc.stream import ShardFolder
 from tests.segloc.conftest import write_shards
@@ -181,18 +182,16 @@ def test_sigterm_saves_and_the_same_command_goes_on(shards, tmp_path):
 
 
 @pytest.mark.parametrize("norm", ["gn", "none"])
-def test_micro_batches_give_the_same_steps_as_whole_batches(shards, tmp_path, monkeypatch, norm):
+def test_micro_batches_give_the_same_steps_as_whole_batches(varied, tmp_path, monkeypatch, norm):
     """In float64 nothing but rounding is left between them: losses, weights, moving average and queues."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    settings = [f"model.norm={norm}", "data.image_size=32", "data.flip=0", "data.augment=none", "optim.ema=0.9"]
+    settings = [f"model.norm={norm}", "optim.ema=0.9", "data.box_augment=insloc", "data.augment=paper"]
     ends, losses = [], []
     for micro in (4, 1):
         torch.set_default_dtype(torch.float64)
         try:
-            trainer = trainer_of(tiny(*settings, f"optim.micro_batch={micro}"), shards, tmp_path, fill=False)
+            trainer = trainer_of(tiny(*settings, f"optim.micro_batch={micro}"), varied, tmp_path)
             start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-            keys = torch.randn(5, 60, 16, generator=torch.Generator().manual_seed(0))
-            trainer.queues.enqueue(torch.nn.functional.normalize(keys, dim=2), torch.arange(60) % 3)
             for trainer.iter in range(3):
                 trainer.run_step()
             trainer.close()
@@ -207,6 +206,87 @@ def test_micro_batches_give_the_same_steps_as_whole_batches(shards, tmp_path, mo
         assert torch.allclose(value, many[name], rtol=1e-9, atol=1e-11), name
     moved = [f"{network}.head.fcs.0.weight" for network in ("query", "key")]
     assert all((one[name] - start[name]).abs().max() > 1e-6 for name in moved)
+
+
+def test_a_step_is_the_published_one(shards, tmp_path):
+    """SGD with Nesterov momentum, weight decay and the scaled learning rate, on the step's own gradient."""
+    trainer = trainer_of(tiny("optim.weight_decay=0.1", "optim.momentum=0.8", "optim.warmup=2"), shards, tmp_path)
+    weight = trainer.model.query.head.fcs[0].weight
+    momentum = torch.zeros_like(weight)
+    for trainer.iter in range(3):
+        before = weight.detach().clone()
+        trainer.run_step()
+        rate = 0.5 * 4 / 256 * (1 / 3, 2 / 3, 1)[trainer.iter]
+        gradient = weight.grad + 0.1 * before
+        momentum = 0.8 * momentum + gradient
+        assert trainer.metrics["learning_rate"] == pytest.approx(rate)
+        assert torch.allclose(weight, before - rate * (gradient + 0.8 * momentum), rtol=1e-4, atol=1e-7)
+    trainer.close()
+
+
+def test_the_settings_reach_what_they_set(shards, tmp_path, monkeypatch):
+    seen = {}
+
+    def spy(module, name, pick):
+        original = getattr(module, name)
+
+        def wrapped(*arguments, **named):
+            seen.setdefault(name, []).append(pick(*arguments, **named))
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(module, name, wrapped)
+
+    spy(pretrainer, "photometric", lambda images, name, generators: (name, [g.initial_seed() for g in generators]))
+    spy(pretrainer, "horizontal_flip", lambda images, boxes, probability, generators: probability)
+    spy(pretrainer, "info_nce", lambda *arguments: arguments[-1])
+    spy(torch, "autocast", lambda device, dtype, enabled: (device, dtype, enabled))
+    spy(roi_head, "roi_align", lambda *arguments, **named: named.get("sampling_ratio", arguments[-1]))
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(module))
+    settings = ["data.augment=paper", "data.flip=0.25", "optim.temperature=0.7", "optim.amp=true", "optim.compile=true"]
+    trainer = trainer_of(tiny(*settings, "head.sampling_ratio=3"), shards, tmp_path)
+    seen["photometric"].clear()
+    for trainer.iter in range(2):
+        trainer.run_step()
+    trainer.close()
+    names, seeds = zip(*seen["photometric"], strict=True)
+    assert set(names) == {"paper"}
+    assert seeds[0] == seeds[1] != seeds[2]  # query and key of a pair share a generator, steps do not
+    assert len({*seeds[0], *seeds[2]}) == 8
+    assert set(seen["horizontal_flip"]) == {0.25}
+    assert set(seen["info_nce"]) == {0.7}
+    assert set(seen["autocast"]) == {("cpu", torch.bfloat16, True)}
+    assert compiled == [trainer.model.query, trainer.model.key]
+    assert set(seen["roi_align"]) == {3}
+
+
+def test_flipped_images_have_flipped_boxes(shards, tmp_path):
+    trainer = trainer_of(tiny("data.flip=1", "data.augment=none"), shards, tmp_path, fill=False)
+    views = next(trainer.stream.batches()).query
+    images, boxes = trainer._augmented(views, trainer._generators(0, 0)[0])
+    width = images.shape[-1]
+    assert torch.equal(images, views.images.float().flip(-1))
+    assert torch.equal(boxes[:, [0, 2]], width - views.boxes[:, [2, 0]])
+
+
+def test_the_seed_decides_weights_and_order(shards, tmp_path):
+    trainers = [trainer_of(tiny(f"seed={seed}"), shards, tmp_path, fill=False) for seed in (0, 0, 1)]
+    weights = [trainer.model.query.backbone.body["conv1"].weight for trainer in trainers]
+    pairs = [next(trainer.stream.batches()).pairs.tolist() for trainer in trainers]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert pairs[0] == pairs[1] != pairs[2]
+
+
+def test_the_query_network_is_what_is_saved(shards, tmp_path):
+    trainer = trainer_of(tiny("optim.ema=0.5", "optim.batch=4"), shards, tmp_path)
+    trainer.iter = 0
+    trainer.run_step()
+    trainer.close()
+    saved = checkpoint.load(pretrain.save_backbone(trainer))
+    query, key = trainer.model.query.backbone.state_dict(), trainer.model.key.backbone.state_dict()
+    assert all(torch.equal(x, query[name]) for name, x in saved["backbone"].items())
+    assert not all(torch.equal(x, key[name]) for name, x in saved["backbone"].items())
 
 
 def test_queues_start_full_of_keys_of_the_untrained_network(shards, tmp_path):
@@ -355,6 +435,25 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(shards, tmp_path, m
     assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]) == 1
     assert "the loss is nan" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]) == 4
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_does_harm(shards, tmp_path, monkeypatch, capsys):
+    """Its loss may still be finite; neither the weights nor the last checkpoint may take it up."""
+    norm = torch.nn.utils.get_total_norm
+    calls = []
+
+    def third_is_infinite(gradients):
+        calls.append(gradients)
+        return norm(gradients) * (float("inf") if len(calls) == 3 else 1)
+
+    arguments = ["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY, "checkpoint_every=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "get_total_norm", third_is_infinite)
+        assert pretrain.main(arguments) == 1
+    assert "step 2: the loss is" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "not_finite.json").read_text())["iteration"] == 2
+    assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["iteration"] == 2
+    assert pretrain.main(arguments) == 0
 
 
 @pytest.mark.parametrize(

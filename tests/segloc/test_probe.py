@@ -83,7 +83,7 @@ def test_features_are_the_means_of_the_pooled_cells_and_the_head_s_embedding(sha
     by_pair = sorted({c.pair.pair for c in views})
     rank = {pair: i // roi_features.PAIRS for i, pair in enumerate(by_pair)}
     for chosen in sorted(views, key=lambda c: (rank[c.pair.pair], c.side == "key", c.pair.pair)):
-        side = getattr(roi_features.make_batch([chosen.sample], Batcher(CLASSES, 500)), chosen.side)
+        side = getattr(roi_features.make_batch([chosen.sample], CLASSES, Batcher(500)), chosen.side)
         with torch.no_grad():
             pooled = pool_boxes(encoder.backbone(normalize(side.images)), side.boxes, 2)
             expected.append((pooled.mean((3, 4)), encoder.head(pooled)))
