@@ -185,7 +185,7 @@ def test_a_recipe_for_detectron2_says_so_when_it_is_missing(monkeypatch):
 
 
 def test_the_published_recipe_is_sdanets():
-    config = recipe.read(RECIPES / "sdanet_r101.py", ["model.backbone.arch=resnet18"])  # 101 layers take seconds
+    config = recipe.read(RECIPES / "sdanet_r101_fair.py", ["model.backbone.arch=resnet18"])  # 101 layers take seconds
     recipe.settle(config, [f"class {i}" for i in range(12)])
     model = lazy.instantiate(config.model, "model")
     data, optim, train = recipe.settings(config)
