@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,15 @@ def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
     counters = {"iteration": iteration, "pairs_skipped": trainer.pairs_skipped()}
     if trainer.group.is_main:
         checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), **counters})
+
+
+def _keeper(trainer: Pretrainer, stop: Callable[[], bool]) -> Keeper:
+    """Save for all processes, which stop after the same step when one of them is asked to."""
+
+    def save(done: int) -> None:
+        save_checkpoint(trainer, done)
+
+    return Keeper(save, trainer.config.checkpoint_every, lambda: trainer.group.any(stop(), trainer.device))
 
 
 def save_backbone(trainer: Pretrainer) -> Path:
@@ -129,12 +139,7 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
     with sigterm() as stop, contextlib.closing(trainer):
         if not start and not trainer.fill_queues(stop):
             return None
-        # All processes stop after the same step when one of them is asked to.
-        keeper = Keeper(
-            lambda done: save_checkpoint(trainer, done),
-            config.checkpoint_every,
-            lambda: group.any(stop(), trainer.device),
-        )
+        keeper = _keeper(trainer, stop)
         trainer.register_hooks([Writer(start), keeper] if group.is_main else [keeper])
         try:
             trainer.train(start, trainer.steps)

@@ -124,13 +124,15 @@ def load_start(
     if strict:
         _check_settings(content, settings, weights, node)
     started = _load(backbone, content["backbone"], weights, strict)
-    if head is None:
-        return started
-    faults = misfits(head, content.get("head", {}))
+    return started if head is None else _with_head(started, head, content.get("head", {}))
+
+
+def _with_head(started: Started, head: nn.Module, state: Mapping[str, torch.Tensor]) -> Started:
+    """Load the head, too, if all of it fits."""
+    faults = misfits(head, state)
     if not faults:
-        head.load_state_dict(content["head"])
-    summary = f"{started.summary}, head {'starts anew' if faults else 'too'}"
-    return dataclasses.replace(started, summary=summary)
+        head.load_state_dict(dict(state))
+    return dataclasses.replace(started, summary=f"{started.summary}, head {'starts anew' if faults else 'too'}")
 
 
 def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
