@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
 import re
 import statistics
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from segloc.run_results import KINDS, MEAN, METRICS, POOLED, RANDOM, Run
 PUBLISHED = Path(__file__).with_name("published.yaml")
 # The test sets that the published figures are of.
 PIDRAY = ("easy", "hard", "hidden")
-# Settings that do not change what is compared: seeds, paths (the data's digest counts instead), and how often is logged.
+# Settings that do not change what is compared: seeds, paths (the data's digest counts instead), how often is logged.
 INCIDENTAL = (
     "train.seed",
     "train.checkpoint_every",
@@ -115,12 +114,13 @@ def group(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Name each group after what its folders' names have in common; a name taken already gets a number."""
+    """Name each group after its folders, without the seed at the end of their names; a name taken already gets a number."""
     names: list[str] = []
     for members in groups:
-        common = members[0].name if len(members) == 1 else os.path.commonprefix([run.name for run in members])
-        name = re.sub(r"[-_. ]*(seed|s)?[-_. ]*$", "", common) if len(members) > 1 else common
-        name = name or members[0].name
+        name = members[0].name
+        if len(members) > 1:
+            without_seed = {re.sub(r"[-_. ]*(seed|s)?[-_. ]*\d+$", "", run.name) for run in members}
+            name = without_seed.pop() if len(without_seed) == 1 else f"{name} and {len(members) - 1} more"
         taken = sum(other == name or other.startswith(f"{name} (") for other in names)
         names.append(f"{name} ({taken + 1})" if taken else name)
     return names
@@ -167,8 +167,7 @@ def to_csv(table: Table) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
-        ["name", "origin", "engine", "runs", "metric", "task", "test_set", "value", "standard_deviation"]
-        + ["difference", "difference_to"]
+        "name origin engine runs metric task test_set value standard_deviation difference difference_to".split()
     )
     for block in table.blocks:
         for metric, row in block.figures.items():
