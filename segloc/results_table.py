@@ -30,6 +30,10 @@ INCIDENTAL = (
 )
 # Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
 OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", "train.box_heads")
+CSV_COLUMNS = (
+    *("name", "origin", "engine", "runs", "metric", "task", "test_set"),
+    *("value", "standard_deviation", "difference", "difference_to"),
+)
 
 Column = tuple[str, str]
 
@@ -114,7 +118,7 @@ def group(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Name each group after its folders, without the seed at the end of their names; a name taken already gets a number."""
+    """Name groups after their folders, without the seed at the end; a name taken already gets a number."""
     names: list[str] = []
     for members in groups:
         name = members[0].name
@@ -166,9 +170,7 @@ def to_csv(table: Table) -> str:
     """Write a line per figure, undefined ones left out; values have six digits."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        "name origin engine runs metric task test_set value standard_deviation difference difference_to".split()
-    )
+    writer.writerow(CSV_COLUMNS)
     for block in table.blocks:
         for metric, row in block.figures.items():
             for (kind, subset), figure in zip(table.columns, row, strict=True):

@@ -20,6 +20,7 @@ LAYERS = (
         "segloc.queues",
         "segloc.single_queue",
         "segloc.charts",
+        "segloc.locks",
         "segloc.classifiers",
     ),
     ("segloc.config", "segloc.engine", "segloc.lazy", "segloc.checkpoint"),
@@ -29,7 +30,18 @@ LAYERS = (
     ("segloc.batches", "segloc.results_table"),
     ("segloc.stream", "segloc.augment", "segloc.box_augment", "segloc.gauges", "segloc.detection"),
     ("segloc.pretrainer", "segloc.export_formats", "segloc.bn_export", "segloc.held_out", "segloc.roi_features"),
-    ("segloc.pretrain", "segloc.finetune", "segloc.evaluate", "segloc.export", "segloc.probe", "segloc.report"),
+    (
+        "segloc.pretrain",
+        "segloc.finetune",
+        "segloc.evaluate",
+        "segloc.export",
+        "segloc.probe",
+        "segloc.report",
+        "segloc.pictures",
+    ),
+    ("segloc.experiment_recipe",),
+    ("segloc.experiment_jobs",),
+    ("segloc.experiment",),
 )
 
 
