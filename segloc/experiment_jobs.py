@@ -116,8 +116,8 @@ def plan(experiment: Experiment, out: Path) -> list[Job]:
     """
     cells: dict[str, Job] = {}
     for seed in experiment.seeds:
-        for protocol in experiment.protocols:
-            for start in experiment.starts:
+        for protocol, about in experiment.protocols.items():
+            for start in about.starts or experiment.starts:
                 cell = _cell(experiment, out, start, protocol, seed)
                 if cell.name in cells:
                     raise InputError(f"two cells would be called {cell.name}; rename a start or a protocol")

@@ -61,10 +61,12 @@ class Protocol:
     Attributes:
         config: ``--config``, a recipe of detectron_configs/finetune.
         overrides: ``key=value`` settings of it.
+        starts: names of the starts it is for; left out, all.
     """
 
     config: str = ""
     overrides: list = dataclasses.field(default_factory=list)  # type: ignore[type-arg]
+    starts: list = dataclasses.field(default_factory=list)  # type: ignore[type-arg]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +126,19 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     for override in overrides:
         _set(raw, override)
     fields = from_dict(_Fields, raw, str(path))
+    starts = _starts(fields, str(path))
+    protocols = _entries(Protocol, fields.protocols, f"{path}: protocols", ("train.seed",))
+    for name, protocol in protocols.items():
+        for start in protocol.starts:
+            if start not in starts:
+                raise unknown_key(str(start), starts, f"{path}: protocols: {name}: starts")
     return Experiment(
         fields.title,
         fields.data,
         _seeds(fields.seeds, f"{path}: seeds"),
         _entries(Pretraining, fields.pretrainings, f"{path}: pretrainings", ("seed",)),
-        _starts(fields, str(path)),
-        _entries(Protocol, fields.protocols, f"{path}: protocols", ("train.seed",)),
+        starts,
+        protocols,
     )
 
 

@@ -19,7 +19,7 @@ from pycocotools import mask as mask_api
 from segloc import cli
 from segloc.contract import InputError, check_output, write_atomic
 from segloc.detection.coco import CocoSplit, Split, read_split, to_rle
-from segloc.detection.coco_eval import IOU_TYPES, evaluate
+from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
 from segloc.detection.data import read_image
 from segloc.detection.image_scores import Judged, examples, rank
 
@@ -59,13 +59,11 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--each must be at least 1, and --score within 0 and 1")
     results = read_results(Path(args.results))
     split = read_split(Split(Path(args.annotations).stem, Path(args.annotations), Path(args.images)))
-    figures = {}
-    for kind in IOU_TYPES:  # checks every result, too
-        if kind == "bbox" or (results and all("segmentation" in result for result in results)):
-            try:
-                figures[kind] = evaluate(split.ground_truth, results, kind)["AP"]
-            except InputError as error:
-                raise InputError(f"{args.results}: {error}") from error
+    kinds = [kind for kind in IOU_TYPES if any(FIELDS[kind] in result for result in results)] or ["bbox"]
+    try:
+        figures = {kind: evaluate(split.ground_truth, results, kind)["AP"] for kind in kinds}  # checks the results, too
+    except InputError as error:
+        raise InputError(f"{args.results}: {error}") from error
     ranked = rank(split, results, args.score)
     if not ranked:
         raise InputError(f"{args.annotations}: no image with an item or a detection")
@@ -137,11 +135,12 @@ def _panel(
         # The ten strong colours of the map first, then their pale twins.
         colour = matplotlib.colormaps["tab20"]((2 * class_id + class_id // 10) % 20)
         line = "-" if place in paired else (0, (2, 1.5))
-        for outline in _outlines(one, height, width):
+        outlines = _outlines(one, height, width)
+        x, y = np.concatenate(outlines).min(axis=0) if outlines else (0, 0)  # an empty mask has none
+        for outline in outlines:
             # Scans have these colours too: a white rim sets the line off.
             axes.plot(*outline.T, color="white", linewidth=3.2)
             axes.plot(*outline.T, color=colour, linewidth=1.6, linestyle=line)
-        x, y = one["bbox"][:2]
         score = f" {one['score']:.2f}" if "score" in one else ""
         axes.text(
             min(max(x, 0), width * 0.8),

@@ -29,7 +29,7 @@ INCIDENTAL = (
     "data.threads",
 )
 # Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
-OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", "train.box_heads")
+OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", "train.box_heads", "train.unmatched")
 CSV_COLUMNS = (
     *("name", "origin", "engine", "runs", "metric", "task", "test_set"),
     *("value", "standard_deviation", "difference", "difference_to"),
@@ -155,10 +155,10 @@ def baseline(groups: Sequence[Sequence[Run]], members: Sequence[Run]) -> int | N
 
 def published(columns: Sequence[Column]) -> list[Block]:
     """Read the published figures; their mean is that of the three test sets."""
-    content = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    by_name = {entry["name"]: entry for entry in content}
+    rows = _published()["rows"]
+    by_name = {entry["name"]: entry for entry in rows}
     blocks = []
-    for entry in content:
+    for entry in rows:
         base = by_name.get(entry.get("base"))
         figures = {metric: [_reference(entry, base, column, metric) for column in columns] for metric in METRICS}
         shown = {metric: row for metric, row in figures.items() if any(figure.value is not None for figure in row)}
@@ -220,7 +220,12 @@ def notes(table: Table) -> list[str]:
             "Published rows are not measured here. They are of the real scans of PIDray's first release; figures of "
             "simulated or other scans cannot be compared with them."
         )
+        found += [f"{name}: {source}." for name, source in _published()["sources"].items()]
     return found
+
+
+def _published() -> dict[str, Any]:
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def _columns(runs: Sequence[Run]) -> list[Column]:

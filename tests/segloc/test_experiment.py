@@ -186,6 +186,13 @@ def test_a_command_that_leaves_no_file_has_failed(grid, tmp_path, fake, capsys, 
     assert "exit code 0 and no model.pth: stopped early" in capsys.readouterr().err
 
 
+def test_a_protocol_can_be_for_some_starts_only(grid, tmp_path, fake):
+    grid["protocols"]["other"] = {**grid["protocols"]["fair"], "starts": ["segloc"]}
+    cells = experiment_jobs.plan(experiment_recipe.read(write(tmp_path, grid)), tmp_path)
+    assert [cell.name for cell in cells if "other" in cell.name] == ["segloc-other-seed0", "segloc-other-seed1"]
+    assert len(cells) == 6 + 2
+
+
 def test_seeds_can_share_a_pretraining(grid, tmp_path, fake):
     grid["pretrainings"]["keys"]["seed"] = 7
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out")]) == 0
@@ -276,6 +283,7 @@ BAD = [
         "starts: {a: {pretraining: kes}}\npretrainings: {keys: {shards: s}}\nprotocols: {p: {config: x}}",
         "unknown key 'kes'; did you mean 'keys'?",
     ),
+    ("starts: {ab: {weights: w}}\nprotocols: {p: {config: x, starts: [a]}}", "unknown key 'a'; did you mean 'ab'?"),
     ("starts: {a: {weights: w, overrides: [3]}}", "overrides: expected key=value, got 3"),
     ("starts: {a: {weights: w, overrides: [train.seed=3]}}", "the experiment's seeds set the seed"),
     ("starts: {a: {weights: w}}\nprotocols: {p: {}}", "protocols: p: config is not set"),
@@ -414,7 +422,8 @@ def test_the_recipes_can_be_planned(name, pidray, shards, monkeypatch):
     path = ROOT / "detectron_configs" / "experiment" / f"{name}.yaml"
     cells = experiment_jobs.plan(experiment_recipe.read(path, [f"data={pidray}"]), Path("out"))
     recipe = yaml.safe_load(path.read_text())
-    assert len(cells) == len(recipe["starts"]) * len(recipe["protocols"]) * len(recipe["seeds"])
+    grids = [protocol.get("starts", recipe["starts"]) for protocol in recipe["protocols"].values()]
+    assert len(cells) == sum(map(len, grids)) * len(recipe["seeds"])
 
 
 @pytest.mark.slow

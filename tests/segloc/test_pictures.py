@@ -129,12 +129,16 @@ def test_the_picture_shows_the_items_and_what_was_found(data):
     assert cv2.imread(str(data / "p.png")).shape[1] == image.shape[1] // 2
 
 
-def test_results_without_masks_and_names_with_dollars(data):
+def test_results_without_masks_or_boxes_and_names_with_dollars(data):
     content = json.loads((data / "truth.json").read_text())
     for category in content["categories"]:
-        category["name"] = "$Messer_$ Ä"
+        category["name"] = f"$Messer_$ Ä{category['id']}"
     (data / "truth.json").write_text(json.dumps(content))
-    assert run(data, [{k: v for k, v in r.items() if k != "segmentation"} for r in perfect(data)]) == 0
+    pages = []
+    for left_out in ("segmentation", "bbox"):
+        assert run(data, [{k: v for k, v in r.items() if k != left_out} for r in perfect(data)]) == 0
+        pages.append((data / "p.png").read_bytes())
+    assert pages[0] != pages[1]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +148,7 @@ def test_results_without_masks_and_names_with_dollars(data):
         ("{}", [], "not COCO results"),
         ([{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], [], "of image 99"),
         ([{"image_id": 0, "category_id": 1, "score": 1}], [], "has no 'bbox'"),
+        ([{"image_id": 0, "category_id": 1, "bbox": [0, 0, 1, 1], "segmentation": {}, "score": 1}], [], "no RLE"),
         ([], ["--score", "2"], "--score within 0 and 1"),
         ([], ["--each", "0"], "--each must be at least 1"),
         ([], ["--out", "p.jpg"], "--out writes a .png file"),
