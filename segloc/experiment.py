@@ -221,7 +221,8 @@ def report(cells: Sequence[Job], out: Path, title: str) -> list[str]:
         What failed, a line if anything.
     """
     finished = [cell for cell in cells if cell.finished]
-    needed = [need.folder for cell in finished for need in cell.all_needs]
+    # A pretraining may have been removed once nothing needed it any more.
+    needed = [need.folder for cell in finished for need in cell.all_needs if need.finished]
     folders = map(str, dict.fromkeys([*needed, *(cell.folder for cell in finished)]))
     page, *tables = (out / name for name in ("report.html", "table.md", "table.csv"))
     written = [part for table in tables for part in ("--table", str(table))]

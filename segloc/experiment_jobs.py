@@ -118,7 +118,10 @@ def plan(experiment: Experiment, out: Path) -> list[Job]:
     for seed in experiment.seeds:
         for protocol, about in experiment.protocols.items():
             for start in about.starts or experiment.starts:
-                cell = _cell(experiment, out, start, protocol, seed)
+                try:
+                    cell = _cell(experiment, out, start, protocol, seed)
+                except InputError as error:
+                    raise InputError(f"start {start}, protocol {protocol}: {error}") from error
                 if cell.name in cells:
                     raise InputError(f"two cells would be called {cell.name}; rename a start or a protocol")
                 cells[cell.name] = cell

@@ -175,6 +175,8 @@ def _entries(cls: type[Entry], raw: dict[Any, Any], where: str, ours: Sequence[s
         needed = "shards" if cls is Pretraining else "config"
         if cls is not Start and not getattr(entry, needed):
             raise InputError(f"{where}: {name}: {needed} is not set")
+        if isinstance(entry, Pretraining) and entry.processes < 1:
+            raise InputError(f"{where}: {name}: processes is {entry.processes}, it must be at least 1")
         entries[name] = entry
     return entries
 

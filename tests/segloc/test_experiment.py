@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,13 @@ def test_cells_of_a_pretraining_that_was_changed_and_made_anew_are_refused_too(g
     )
 
 
+def test_a_pretraining_may_be_removed_once_its_cells_are_finished(grid, tmp_path, fake):
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    shutil.rmtree(out / "pretrain")
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+
+
 def test_more_seeds_and_starts_only_add_cells(grid, tmp_path, fake):
     out = tmp_path / "out"
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(out)]) == 0
@@ -287,6 +295,7 @@ BAD = [
     ("starts: {a: {weights: w, overrides: [3]}}", "overrides: expected key=value, got 3"),
     ("starts: {a: {weights: w, overrides: [train.seed=3]}}", "the experiment's seeds set the seed"),
     ("starts: {a: {weights: w}}\nprotocols: {p: {}}", "protocols: p: config is not set"),
+    ("starts: {a: {weights: w}}\npretrainings: {p: {processes: 0, shards: s}}", "processes is 0, it must be"),
     ("starts: {a: {weights: w}}\npretrainings: {p: {seed: x, shards: s}}\nprotocols: {p: {config: x}}", "p: seed"),
 ]
 
@@ -308,7 +317,10 @@ def test_a_bad_recipe_is_one_sentence(tmp_path, capsys, content, message):
         (["starts.random.weights=nowhere.pth"], "nowhere.pth: no such checkpoint"),
         (["starts.radnom.weights=x"], "unknown key 'starts.radnom.weights'; did you mean 'starts.random.weights'?"),
         (["protocols.fair.config=nowhere.py"], "nowhere.py: no such recipe"),
-        (["protocols.fair.overrides=[train.epoch=3]"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        (
+            ["protocols.fair.overrides=[train.epoch=3]"],
+            "start random, protocol fair: override: unknown key 'train.epoch'; did you mean 'train.epochs'?",
+        ),
         (["pretrainings.keys.overrides=[optim.step=3]"], "unknown key 'optim.step'; did you mean 'optim.steps'?"),
         (["seeds=[0"], "the value cannot be read"),
         (["--out", "grid.yaml"], "is a file, not a folder"),
