@@ -126,20 +126,15 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     for override in overrides:
         _set(raw, override)
     fields = from_dict(_Fields, raw, str(path))
+    seeds = _seeds(fields.seeds, f"{path}: seeds")
+    pretrainings = _entries(Pretraining, fields.pretrainings, f"{path}: pretrainings", ("seed",))
     starts = _starts(fields, str(path))
     protocols = _entries(Protocol, fields.protocols, f"{path}: protocols", ("train.seed",))
     for name, protocol in protocols.items():
         for start in protocol.starts:
             if start not in starts:
                 raise unknown_key(str(start), starts, f"{path}: protocols: {name}: starts")
-    return Experiment(
-        fields.title,
-        fields.data,
-        _seeds(fields.seeds, f"{path}: seeds"),
-        _entries(Pretraining, fields.pretrainings, f"{path}: pretrainings", ("seed",)),
-        starts,
-        protocols,
-    )
+    return Experiment(fields.title, fields.data, seeds, pretrainings, starts, protocols)
 
 
 def _starts(fields: _Fields, path: str) -> dict[str, Start]:
