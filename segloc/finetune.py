@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +15,28 @@ import torch
 from omegaconf import DictConfig
 
 from segloc import checkpoint, cli, lazy, runs
-from segloc.contract import InputError
+from segloc.contract import InputError, write_atomic
 from segloc.detection import recipe
 from segloc.detection.coco import read_split
 from segloc.detection.data import TrainingData, train_split
 from segloc.detection.detector import Detector, engine_label
-from segloc.detection.trainer import Checkpoints, FinetuneTrainer, Progress
-from segloc.detection.weights import detector_content, load_box_heads
-from segloc.models.start import load_start, load_strict
+from segloc.detection.settings import TrainSettings
+from segloc.detection.trainer import FinetuneTrainer, Progress
+from segloc.detection.weights import detector_content, start_detector
+from segloc.models.start import Started, load_strict
 from segloc.schedules import step_schedule
+from segloc.stopping import Keeper, StopTraining, sigterm
 
 MODEL = "model.pth"
+START = "start.json"
 EXAMPLES = """\
-  python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101.py \\
+  python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101_fair.py \\
       --data data/raw/pidray --out runs/finetune-segloc
+  python -m segloc.finetune --weights imagenet --config detectron_configs/finetune/sdanet_r101_published.py \\
+      --data data/raw/pidray --out runs/finetune-imagenet
   python -m segloc.finetune --weights random --config detectron_configs/finetune/demo_r18.py \\
       --data data/simulated/pidray --out runs/demo-random train.iterations=20 optim.batch=2
-The same command resumes a run that was stopped.
+The same command resumes a run that was stopped, by SIGTERM or otherwise.
 """
 
 
@@ -49,42 +57,65 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def finetune(args: argparse.Namespace) -> int:
-    """Carry out the command; returns 1 when the training diverges."""
+    """Carry out the command; returns 1 when the training diverges, 0 also when SIGTERM stopped it."""
     overrides = [*recipe.data_overrides(args.data), *args.overrides]
     config = recipe.read(args.config, overrides)
     start = str(args.weights)
     folder = Path(args.out or f"runs/finetune-{Path(args.config).stem}-{_run_name(start)}")
     runs.refuse_other_kind(folder, "finetune")
     data, classes = _data(config)
-    detector = _detector(config, start)
-    trainer = _trainer(config, detector, data)
-    text = lazy.to_yaml(config)
     digest = _digest(data)
-    first = _resume(folder, trainer, text, start, digest)
-    steps = len(trainer.learning_rates)
+    text = lazy.to_yaml(config)
+    before = _left_by(folder, text, start, digest)
+    detector, started = _detector(config, start, resuming=bool(before))
+    trainer = _trainer(config, detector, data)
+    first, steps = _resume(trainer, before, folder), len(trainer.learning_rates)
     print(f"engine {engine_label(detector.engine)}, start {start}, {len(data)} scans, {steps} steps, run {folder}")
-    if first == steps:
+    if (folder / MODEL).is_file():
         print(f"{folder / MODEL}: this run is finished")
         return 0
     details = {"engine": engine_label(detector.engine), "weights": start, "classes": classes, "scans": len(data)}
     runs.describe(folder, "finetune", text, **details, data_digest=digest)
+    if started:
+        write_atomic(folder / START, (json.dumps(dataclasses.asdict(started), indent=1) + "\n").encode())
 
     def content(iteration: int) -> dict[str, Any]:
         return {**detector_content(detector, config, classes, iteration), "start": start, "data_digest": digest}
 
-    train = recipe.settings(config)[2]
-    # In this order: the log of a step is on disk before a checkpoint that is past it.
-    checkpoints = Checkpoints(folder / checkpoint.LAST, train.checkpoint_every, content)
-    trainer.register_hooks([Progress(folder, train.log_every), checkpoints])
     try:
-        trainer.fit(first)
+        finished = _train(trainer, folder, recipe.settings(config)[2], first, content)
     except FloatingPointError as error:
         print(f"python -m segloc.finetune: {error}", file=sys.stderr)
         return 1
+    if not finished:
+        print(f"stopped early; the same command goes on from {folder}")
+        return 0
     checkpoint.save(folder / MODEL, content(steps))
     (folder / checkpoint.LAST).unlink(missing_ok=True)
     print(f"wrote {folder / MODEL}")
     return 0
+
+
+def _train(
+    trainer: FinetuneTrainer,
+    folder: Path,
+    settings: TrainSettings,
+    first: int,
+    content: Callable[[int], dict[str, Any]],
+) -> bool:
+    """Train from step `first` on; returns whether to the end."""
+
+    def save(done: int) -> None:
+        checkpoint.save(folder / checkpoint.LAST, {**content(done), "optimizer": trainer.optimizer.state_dict()})
+
+    with sigterm() as stop:
+        # In this order: the log of a step is on disk before a checkpoint that is past it.
+        trainer.register_hooks([Progress(folder, settings.log_every), Keeper(save, settings.checkpoint_every, stop)])
+        try:
+            trainer.fit(first)
+        except StopTraining:
+            return False
+    return True
 
 
 def _data(config: DictConfig) -> tuple[TrainingData, list[str]]:
@@ -97,13 +128,18 @@ def _data(config: DictConfig) -> tuple[TrainingData, list[str]]:
     return TrainingData(split, data, optim.batch, train.seed), list(split.classes)
 
 
-def _detector(config: DictConfig, start: str) -> Detector:
+def _detector(config: DictConfig, start: str, resuming: bool) -> tuple[Detector, Started | None]:
+    """Build the detector and, unless its weights are in a checkpoint, give it its start weights."""
     torch.manual_seed(config.train.seed)
     detector: Detector = lazy.instantiate(config.model, "model")
-    print(load_start(detector.backbone, start, config.model.backbone))
-    if config.train.box_heads == "pretrained":
-        load_box_heads(detector, start)
-    return detector.to("cuda" if torch.cuda.is_available() else "cpu")
+    if detector.engine == "torchvision" and config.model.heads.stages > 1:
+        print(
+            f"torchvision has no cascade: instead of {config.model.heads.stages} stages, this is a Mask R-CNN, of one"
+        )
+    started = None if resuming else start_detector(detector, start, config)
+    if started:
+        print(started.summary)
+    return detector.to("cuda" if torch.cuda.is_available() else "cpu"), started
 
 
 def _trainer(config: DictConfig, detector: Detector, data: TrainingData) -> FinetuneTrainer:
@@ -114,17 +150,24 @@ def _trainer(config: DictConfig, detector: Detector, data: TrainingData) -> Fine
     return FinetuneTrainer(detector, data, optim, rates, train.seed)
 
 
-def _resume(folder: Path, trainer: FinetuneTrainer, config: str, start: str, digest: str) -> int:
-    """Load what an earlier, stopped run of the same command left in `folder`; returns the next iteration."""
+def _left_by(folder: Path, config: str, start: str, digest: str) -> dict[str, Any]:
+    """Read what an earlier run of the same command left in `folder`; nothing if there was none."""
     path = next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
     if path is None:
-        return 0
+        return {}
     content = checkpoint.load(path)
     if content.get("config") != config or content.get("start") != start:
         raise InputError(f"{folder}: holds another run (other settings or start weights); choose another --out")
     if content.get("data_digest") != digest:
         raise InputError(f"{folder}: its run was on another training set; choose another --out")
-    load_strict(trainer.detector.net, content["model"], str(path))
+    return content
+
+
+def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> int:
+    """Take over a checkpoint, if there is one; returns the next iteration."""
+    if not content:
+        return 0
+    load_strict(trainer.detector.net, content["model"], str(folder))
     if "optimizer" in content:
         trainer.optimizer.load_state_dict(content["optimizer"])
     return int(content["iteration"])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,44 +18,8 @@ from segloc.contract import InputError
 from segloc.distributed import ALONE, Group, join, launch
 from segloc.engine import NAME, HookBase
 from segloc.pretrainer import Pretrainer, config_yaml, index_digest
+from segloc.stopping import Keeper, StopTraining, sigterm
 from segloc.stream import ShardFolder
-
-
-class StopTraining(Exception):
-    """Raised between two steps to leave the loop early."""
-
-
-@contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """Hold SIGTERM back; yields a function that tells whether one came."""
-    came: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-class Keeper(HookBase):
-    """Saves checkpoints, and stops all processes after the same step when one of them is asked to.
-
-    Args:
-        stop: tells whether this process is.
-    """
-
-    trainer: Pretrainer
-
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self.stop = stop
-
-    def after_step(self) -> None:
-        """Save now and then, and before stopping."""
-        trainer, done = self.trainer, self.trainer.iter + 1
-        stop = trainer.group.any(self.stop(), trainer.device)
-        if done % trainer.config.checkpoint_every == 0 or done == trainer.steps or stop:
-            save_checkpoint(trainer, done)
-        if stop:
-            raise StopTraining
 
 
 class Writer(HookBase):
@@ -102,6 +65,15 @@ def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
     counters = {"iteration": iteration, "pairs_skipped": trainer.pairs_skipped()}
     if trainer.group.is_main:
         checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), **counters})
+
+
+def _keeper(trainer: Pretrainer, stop: Callable[[], bool]) -> Keeper:
+    """Save for all processes, which stop after the same step when one of them is asked to."""
+
+    def save(done: int) -> None:
+        save_checkpoint(trainer, done)
+
+    return Keeper(save, trainer.config.checkpoint_every, lambda: trainer.group.any(stop(), trainer.device))
 
 
 def save_backbone(trainer: Pretrainer) -> Path:
@@ -167,7 +139,8 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
     with sigterm() as stop, contextlib.closing(trainer):
         if not start and not trainer.fill_queues(stop):
             return None
-        trainer.register_hooks([Writer(start), Keeper(stop)] if group.is_main else [Keeper(stop)])
+        keeper = _keeper(trainer, stop)
+        trainer.register_hooks([Writer(start), keeper] if group.is_main else [keeper])
         try:
             trainer.train(start, trainer.steps)
         except StopTraining:

@@ -24,7 +24,7 @@ LAYERS = (
         "segloc.classifiers",
     ),
     ("segloc.config", "segloc.engine", "segloc.lazy", "segloc.checkpoint"),
-    ("segloc.distributed",),
+    ("segloc.distributed", "segloc.stopping"),
     ("segloc.models", "segloc.runs"),
     ("segloc.shard_folder", "segloc.run_results"),
     ("segloc.batches", "segloc.results_table"),

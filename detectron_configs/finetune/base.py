@@ -12,15 +12,17 @@ model = L(detector)(
     engine="auto",  # Detectron2 when installed, else torchvision, labelled as the stand-in
     num_classes=0,  # as many as the annotations have
     backbone=L(SegLocBackbone)(arch="resnet101", norm="bn", sda_norm="bn", attention=True),
-    heads=L(HeadSettings)(anchor_scale=8, fc_dim=1024, score_threshold=0.05, detections=100),
+    heads=L(HeadSettings)(stages=3, anchor_scale=8, fc_dim=1024, score_threshold=0.05, detections=100),
+    frozen=0,
+    fixed_statistics=False,
 )
 
 data = L(DataSettings)(root="", image_size=500, flip=0.5)
 
 optim = L(OptimSettings)(
     method="sgd",
-    batch=16,
-    lr_per_16=0.02,
+    batch=2,  # of the paper and of SDANet's configuration
+    lr_per_16=0.02,  # SDANet's library means 16 images by it; at 2 it gives 0.0025
     momentum=0.9,
     weight_decay=1e-4,
     warmup=500,

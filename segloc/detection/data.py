@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -138,7 +138,7 @@ class TrainingData:
         flip = np.random.default_rng([self.seed, FLIP, iteration, slot]).random() < self.settings.flip
         return make_example(scan, self.class_of, self.settings.image_size, flip)
 
-    def batches(self, start: int, stop: int) -> Iterator[list[Example]]:
+    def batches(self, start: int, stop: int) -> Generator[list[Example], None, None]:
         """Yield the batches of steps ``start`` up to but not including ``stop``, decoded ahead in threads."""
         ahead: collections.deque[list[Future[Example]]] = collections.deque()
         with ThreadPoolExecutor(self.settings.threads) as pool:

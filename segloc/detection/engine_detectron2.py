@@ -1,7 +1,9 @@
-"""The detector of SDANet on Detectron2: a three-stage Cascade Mask R-CNN.
+"""The detector of SDANet on Detectron2: a three-stage Cascade Mask R-CNN. With one stage, a Mask R-CNN.
 
-One thing differs from SDANet's own library: Detectron2 has a single mask head, trained on the first stage's proposals,
-where that library has one a stage and averages their masks.
+What SDANet's configuration sets is set here (`tests/segloc/test_sdanet_settings.py` reads it off the built model). What
+its library does and Detectron2 does not stays Detectron2's: it has a single mask head, trained on the first stage's
+proposals, where that library has one a stage and averages their masks; it does not sample the proposals of the later
+stages anew; it trains on anchors that cross the image's edge; and its RoIAlign is not half a pixel off.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -24,6 +27,7 @@ from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
     FastRCNNOutputLayers,
     MaskRCNNConvUpsampleHead,
+    StandardROIHeads,
 )
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
@@ -42,13 +46,9 @@ from segloc.detection.detector import (
 )
 from segloc.models.backbone import CHANNELS, LEVELS, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone
 
-# Per stage: the IoU from which a proposal counts as an item, the weight of its losses, and the scale of its regression
-# targets (the inverse of SDANet's standard deviations .1 .2, .05 .1, .033 .067).
-STAGES = (
-    (0.5, 1.0, (10.0, 10.0, 5.0, 5.0)),
-    (0.6, 0.5, (20.0, 20.0, 10.0, 10.0)),
-    (0.7, 0.25, (30.0, 30.0, 15.0, 15.0)),
-)
+# Per stage: the IoU from which a proposal counts as an item, the weight of its losses, and what the regression targets
+# of centre and size are divided by.
+STAGES = ((0.5, 1.0, (0.1, 0.2)), (0.6, 0.5, (0.05, 0.1)), (0.7, 0.25, (0.033, 0.067)))
 RPN_BETA = 1 / 9
 
 # Its anchors and its test for tracing call torch in ways that newer versions comment on, to no use of ours.
@@ -117,7 +117,9 @@ class Detectron2Detector(Detector):
     @property
     def box_layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
         """See `Detector.box_layers`."""
-        return [(head.fc1, head.fc2) for head in self.net.roi_heads.box_head]
+        heads = self.net.roi_heads.box_head
+        cascade: list[Any] = list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+        return [(head.fc1, head.fc2) for head in cascade]
 
     def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
         """See `Detector.forward`."""
@@ -134,7 +136,7 @@ class Detectron2Detector(Detector):
 
 
 def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> Detectron2Detector:
-    """Build the Cascade Mask R-CNN."""
+    """Build the Cascade Mask R-CNN, or the Mask R-CNN of one stage."""
     net = WhitePaddedRCNN(
         backbone=PyramidBackbone(backbone),
         proposal_generator=_rpn(heads),
@@ -154,7 +156,7 @@ def _rpn(heads: HeadSettings) -> RPN:
             sizes=[[heads.anchor_scale * stride] for stride in STRIDES],
             aspect_ratios=[0.5, 1.0, 2.0],
             strides=list(STRIDES),
-            offset=0.0,
+            offset=0.5,  # SDANet's library centres an anchor on its cell; Detectron2's own models, on the cell's corner
         ),
         anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
@@ -167,24 +169,30 @@ def _rpn(heads: HeadSettings) -> RPN:
     )
 
 
-def _roi_heads(heads: HeadSettings, num_classes: int) -> WeightedCascade:
-    return WeightedCascade(
-        num_classes=num_classes,
-        batch_size_per_image=heads.roi_batch,
-        positive_fraction=0.25,
-        box_in_features=list(POOL_LEVELS),
-        box_pooler=_pooler(7),
-        box_heads=[_box_head(heads) for _ in STAGES],
-        box_predictors=[_box_predictor(heads, num_classes, weight, scales) for _, weight, scales in STAGES],
-        proposal_matchers=[Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou, _, _ in STAGES],
-        mask_in_features=list(POOL_LEVELS),
-        mask_pooler=_pooler(14),
-        mask_head=MaskRCNNConvUpsampleHead(
+def _roi_heads(heads: HeadSettings, num_classes: int) -> StandardROIHeads:
+    shared: dict[str, Any] = {
+        "num_classes": num_classes,
+        "batch_size_per_image": heads.roi_batch,
+        "positive_fraction": 0.25,
+        "box_in_features": list(POOL_LEVELS),
+        "box_pooler": _pooler(7),
+        "mask_in_features": list(POOL_LEVELS),
+        "mask_pooler": _pooler(14),
+        "mask_head": MaskRCNNConvUpsampleHead(
             ShapeSpec(channels=CHANNELS, width=14, height=14),
             num_classes=num_classes,
             conv_dims=[heads.mask_dim] * (heads.mask_convs + 1),  # the last one is the upsampling layer's
         ),
-    )
+    }
+    stages = STAGES[: heads.stages]
+    matchers = [Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou, _, _ in stages]
+    box_heads = [_box_head(heads) for _ in stages]
+    # A cascade regresses one box for all classes, a single head one for each, in SDANet's library as in Detectron2.
+    agnostic = len(stages) > 1
+    predictors = [_box_predictor(heads, num_classes, agnostic, weight, std) for _, weight, std in stages]
+    if agnostic:
+        return WeightedCascade(box_heads=box_heads, box_predictors=predictors, proposal_matchers=matchers, **shared)
+    return StandardROIHeads(box_head=box_heads[0], box_predictor=predictors[0], proposal_matcher=matchers[0], **shared)
 
 
 def _pooler(size: int) -> ROIPooler:
@@ -199,16 +207,17 @@ def _box_head(heads: HeadSettings) -> FastRCNNConvFCHead:
 
 
 def _box_predictor(
-    heads: HeadSettings, num_classes: int, weight: float, scales: tuple[float, ...]
+    heads: HeadSettings, num_classes: int, agnostic: bool, weight: float, std: tuple[float, float]
 ) -> FastRCNNOutputLayers:
+    centre, size = (1 / value for value in std)
     return FastRCNNOutputLayers(
         ShapeSpec(channels=heads.fc_dim),
-        box2box_transform=Box2BoxTransform(weights=scales),
+        box2box_transform=Box2BoxTransform(weights=(centre, centre, size, size)),
         num_classes=num_classes,
         test_score_thresh=heads.score_threshold,
         test_nms_thresh=heads.nms_threshold,
         test_topk_per_image=heads.detections,
-        cls_agnostic_bbox_reg=True,
+        cls_agnostic_bbox_reg=agnostic,
         smooth_l1_beta=heads.smooth_l1_beta,
         loss_weight=weight,
     )

@@ -1,6 +1,7 @@
 """The stand-in for machines without Detectron2: torchvision's Mask R-CNN on the same backbone.
 
-Same data, weights, anchors, RoI sizes and evaluation; one box head instead of a cascade of three.
+Same data, weights, RoI sizes and evaluation; one box head instead of a cascade of three, and anchors of the same sizes
+on the corners of their cells.
 """
 
 from __future__ import annotations

@@ -59,8 +59,10 @@ def settle(config: DictConfig, classes: Sequence[str]) -> None:
         )
     config.model.num_classes = len(classes)
     config.model.engine = engine_name(config.model.engine)
-    if config.model.backbone.sda_norm == "bn" and config.model.backbone.attention and config.optim.batch < 2:
-        raise InputError("model.backbone.sda_norm=bn needs optim.batch of at least 2; use sda_norm=gn or ln")
+    optim = settings(config)[1]
+    if config.model.backbone.sda_norm == "bn" and config.model.backbone.attention and optim.per_pass < 2:
+        name = "micro_batch" if optim.micro_batch else "batch"
+        raise InputError(f"model.backbone.sda_norm=bn needs optim.{name} of at least 2; use sda_norm=gn or ln")
 
 
 def settings(config: DictConfig) -> tuple[DataSettings, OptimSettings, TrainSettings]:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from segloc.config import MAX_SEED
+from segloc.models.start import REFUSE, UNMATCHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,9 @@ class OptimSettings:
     Attributes:
         method: ``sgd`` with momentum, as in SDANet, or ``adamw``, which gets further in very short runs.
         batch: scans per step.
+        micro_batch: scans per forward pass; less than `batch` accumulates gradients, 0 takes all at once. A step's loss
+            is the mean of its micro-batches' losses, as in every library. The detector's losses are means over sampled
+            proposals, so that is the loss of the whole batch where all scans have as many samples, and close elsewhere.
         lr_per_16: learning rate at 16 scans per step; it scales with `batch`.
         momentum: of SGD; AdamW keeps its own.
         weight_decay: on every parameter.
@@ -56,7 +60,8 @@ class OptimSettings:
     """
 
     method: str = "sgd"
-    batch: int = 16
+    batch: int = 2
+    micro_batch: int = 0
     lr_per_16: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -72,6 +77,9 @@ class OptimSettings:
         for name in ("lr_per_16", "weight_decay", "warmup", "warmup_start", "gamma", "clip"):
             _within(self, name, 0)
         _within(self, "momentum", 0, 1)
+        _within(self, "micro_batch", 0)
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
         if self.method not in ("sgd", "adamw"):
             raise ValueError(f"method is {self.method!r}, not one of sgd, adamw")
 
@@ -79,6 +87,11 @@ class OptimSettings:
     def lr(self) -> float:
         """Learning rate after the warm-up."""
         return self.lr_per_16 * self.batch / 16
+
+    @property
+    def per_pass(self) -> int:
+        """Scans per forward pass."""
+        return self.micro_batch or self.batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +106,9 @@ class TrainSettings:
         log_every: steps between lines of metrics.json.
         box_heads: ``random``, or ``pretrained``: every box head starts from the layers that were pretrained along with
             the backbone, which takes start weights of a pretraining with ``head.kind=box2fc``.
+        unmatched: ``refuse``: start weights have to fit the backbone tensor by tensor; ``start_anew``: what fits by
+            name and shape is taken over, the rest starts at random, and start.json lists both. So weights pretrained
+            without batch norm go into a backbone with it, as in the paper, which names that as its weak spot.
     """
 
     epochs: float = 12.0
@@ -101,8 +117,11 @@ class TrainSettings:
     checkpoint_every: int = 1000
     log_every: int = 20
     box_heads: str = "random"
+    unmatched: str = REFUSE
 
     def __post_init__(self) -> None:
+        if self.unmatched not in UNMATCHED:
+            raise ValueError(f"unmatched is {self.unmatched!r}, not one of {', '.join(UNMATCHED)}")
         if self.box_heads not in ("random", "pretrained"):
             raise ValueError(f"box_heads is {self.box_heads!r}, not one of random, pretrained")
         for name in ("checkpoint_every", "log_every"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segloc import checkpoint
 from segloc.detection.data import Example, TrainingData
 from segloc.detection.detector import Detector
 from segloc.detection.settings import OptimSettings
@@ -46,16 +46,16 @@ class FinetuneTrainer(TrainerBase):
         self.seed = seed
         self.optimizer = _optimizer(detector, settings)
         self.measured: dict[str, float] = {}
-        self._batches: Iterator[Sequence[Example]] = iter(())
+        self._batches: Generator[list[Example], None, None]
 
     def fit(self, start: int) -> None:
         """Train from iteration `start` to the end of the schedule."""
         self.detector.train()
-        self._batches = self.data.batches(start, len(self.learning_rates))
-        self.train(start, len(self.learning_rates))
+        with contextlib.closing(self.data.batches(start, len(self.learning_rates))) as self._batches:
+            self.train(start, len(self.learning_rates))
 
     def run_step(self) -> None:
-        """Load, forward, backward, step.
+        """Load, then forward and backward for each micro-batch, then step.
 
         Raises:
             FloatingPointError: the loss is not finite; names the images.
@@ -65,24 +65,32 @@ class FinetuneTrainer(TrainerBase):
         loaded = time.perf_counter()
         # Anchors and proposals are sampled from torch's global generator.
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.iter]).generate_state(1)[0]))
-        losses = self._losses(batch)
-        loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(self._diverged(batch))
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.learning_rates[self.iter])
         self.optimizer.zero_grad()
-        loss.backward()
+        size = self.settings.per_pass
+        parts = [self._backward(batch[first : first + size]) for first in range(0, len(batch), size)]
+        losses = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
         norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.settings.clip or float("inf"))
         self.optimizer.step()
         self.measured = {
-            "loss": loss.item(),
+            "loss": torch.stack(list(losses.values())).sum().item(),
             **{name: value.item() for name, value in losses.items()},
             "grad_norm": norm.item(),
             "lr": float(self.learning_rates[self.iter]),
             "data_s": loaded - began,
             "step_s": time.perf_counter() - began,
         }
+
+    def _backward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Add a micro-batch's share of the step's gradient; returns its share of each loss."""
+        share = len(batch) / self.settings.batch
+        losses = {name: value * share for name, value in self._losses(batch).items()}
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(self._diverged(batch))
+        loss.backward()
+        return {name: value.detach() for name, value in losses.items()}
 
     def _losses(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
         try:
@@ -133,24 +141,3 @@ class Progress(HookBase):
         """Close both."""
         self.bar.close()
         self.log.close()
-
-
-class Checkpoints(HookBase):
-    """Writes the intermediate checkpoint.
-
-    Args:
-        path: where.
-        every: iterations between checkpoints.
-        content: makes what it holds besides the optimiser, given the number of finished iterations.
-    """
-
-    def __init__(self, path: Path, every: int, content: Callable[[int], dict[str, Any]]) -> None:
-        self.path = path
-        self.every = every
-        self.content = content
-
-    def after_step(self) -> None:
-        """Write every so often; the end of the run is somebody else's."""
-        done = self.trainer.iter + 1
-        if done % self.every == 0 and done < self.trainer.max_iter:
-            checkpoint.save(self.path, {**self.content(done), "optimizer": self.trainer.optimizer.state_dict()})

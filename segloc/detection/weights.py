@@ -13,7 +13,50 @@ from segloc import checkpoint, lazy
 from segloc.contract import InputError
 from segloc.detection import recipe
 from segloc.detection.detector import Detector
-from segloc.models.start import BACKBONE_SETTINGS, IMAGENET, RANDOM, load_strict, read_backbone
+from segloc.models.start import (
+    BACKBONE_SETTINGS,
+    IMAGENET,
+    RANDOM,
+    Misfit,
+    Started,
+    load_start,
+    load_strict,
+    read_backbone,
+)
+
+
+def start_detector(detector: Detector, weights: str, config: DictConfig) -> Started:
+    """Give a new detector its start weights: the backbone's and, if the recipe says so, the box heads'.
+
+    Args:
+        detector: changed in place.
+        weights: see `segloc.models.start.load_start`.
+        config: the recipe it was built by.
+
+    Raises:
+        InputError: the weights cannot be had or do not fit, or something random would be frozen.
+    """
+    model, train = config.model, config.train
+    if weights == RANDOM and model.fixed_statistics:
+        raise InputError(
+            "model.fixed_statistics=true would normalise random weights by statistics nobody measured; give start "
+            "--weights, or use a recipe of the fair protocol"
+        )
+    try:
+        started = load_start(detector.backbone, weights, model.backbone, unmatched=train.unmatched)
+    except Misfit as error:
+        raise Misfit(f"{error}; train.unmatched=start_anew would take over what fits and list the rest") from error
+    state = detector.backbone.state_dict()
+    # Scales, shifts and statistics start as the identity, not at random.
+    lost = [name for name in started.anew if name in detector.backbone.frozen and state[name].dim() > 1]
+    if lost:
+        raise InputError(
+            f"model.frozen={model.frozen} would keep random weights for good ({lost[0]} and {len(lost) - 1} more); "
+            "give start --weights that have them, or use a recipe of the fair protocol"
+        )
+    if train.box_heads == "pretrained":
+        load_box_heads(detector, weights)
+    return started
 
 
 def load_box_heads(detector: Detector, weights: str) -> None:

@@ -63,22 +63,37 @@ class SegLocBackbone(nn.Module):
         )
         self.attention = PyramidAttention(CHANNELS, len(LEVELS), sda_norm, bn_splits) if attention else None
         self.out_channels = CHANNELS
-        self._frozen: tuple[nn.Module, ...] = ()  # a tuple, so that they are not registered twice
+        # Tuples, so that they are not registered twice.
+        self._frozen: tuple[nn.Module, ...] = ()
+        self._evaluating: tuple[nn.Module, ...] = ()
 
-    def freeze(self, stages: int) -> None:
+    def freeze(self, stages: int, fixed_statistics: bool = False) -> None:
         """Keep the first parts of the ResNet as they are: no gradients, batch norm by its running statistics.
+
+        Nothing of it shows in the state dict. FPN and attention always learn, with the statistics of their batch.
 
         Args:
             stages: 0 freezes nothing, 1 the stem and layer1, and so on to 4, the whole ResNet (SDANet's
-                ``frozen_stages``; Detectron2's ``FREEZE_AT`` counts one more). FPN and attention always learn.
+                ``frozen_stages``; Detectron2's ``FREEZE_AT`` counts one more).
+            fixed_statistics: whether batch norm goes by its running statistics in all of the ResNet; its scales and
+                shifts still learn (SDANet's ``norm_eval``).
         """
         names = ("conv1", "bn1", *(f"layer{stage}" for stage in range(1, stages + 1))) if stages else ()
-        self._frozen = tuple(self.body[name].requires_grad_(False).eval() for name in names)
+        self._frozen = tuple(self.body[name].requires_grad_(False) for name in names)
+        norms = [part for part in self.body.modules() if isinstance(part, nn.BatchNorm2d)]
+        self._evaluating = (*self._frozen, *(norms if fixed_statistics else ()))
+        self.train(self.training)
+
+    @property
+    def frozen(self) -> set[str]:
+        """Names of the parameters that `freeze` keeps as they are."""
+        kept = {id(parameter) for part in self._frozen for parameter in part.parameters()}
+        return {name for name, parameter in self.named_parameters() if id(parameter) in kept}
 
     def train(self, mode: bool = True) -> SegLocBackbone:
-        """Switch between training and evaluation; what is frozen stays in evaluation."""
+        """Switch between training and evaluation; what `freeze` keeps stays in evaluation."""
         super().train(mode)
-        for part in self._frozen:
+        for part in self._evaluating:
             part.eval()
         return self
 

@@ -64,7 +64,7 @@ class SegLoc(nn.Module):
         super().__init__()
         self.query = Encoder(model, head)
         settings = dataclasses.asdict(model)
-        self.started_from = load_start(self.query.backbone, model.init, settings, "model", self.query.head)
+        self.started_from = load_start(self.query.backbone, model.init, settings, "model", self.query.head).summary
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.query.modules())
 

@@ -1,11 +1,13 @@
 """Start weights: loading what was pretrained, all of it or not at all.
 
 Weights that quietly fail to load are the commonest mistake in transfer experiments: the run works, and its result is
-that of a random start. So every tensor has to match, in both directions.
+that of a random start. So every tensor has to match, in both directions, unless the user says that the rest may start
+anew; what did is then listed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,33 @@ IMAGENET = "imagenet"
 # Names by which a ResNet of torchvision is known.
 _RESNET_TENSORS = {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}
 BACKBONE_SETTINGS = ("arch", "norm", "sda_norm", "attention")
+# What happens to tensors without a counterpart.
+REFUSE = "refuse"
+START_ANEW = "start_anew"
+UNMATCHED = (REFUSE, START_ANEW)
 SHOWN = 8
+COUNTER = "num_batches_tracked"
+
+
+class Misfit(InputError):
+    """Start weights that are not those of the recipe's model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """What a backbone took over from its start weights.
+
+    Attributes:
+        summary: in words.
+        loaded: names of the backbone's tensors that were.
+        anew: names of those that were not and start at random, or at what new layers start at.
+        unused: the start weights' tensors that have no place in the backbone, or another shape there, and why.
+    """
+
+    summary: str
+    loaded: tuple[str, ...] = ()
+    anew: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def read_backbone(path: str | Path) -> dict[str, Any]:
@@ -55,7 +83,8 @@ def load_start(
     settings: Mapping[str, Any],
     node: str = "model.backbone",
     head: nn.Module | None = None,
-) -> str:
+    unmatched: str = REFUSE,
+) -> Started:
     """Give a new backbone, and a new head if there is one for it, their start weights.
 
     Args:
@@ -65,55 +94,57 @@ def load_start(
         settings: the recipe's settings of the backbone.
         node: what the recipe calls them, for messages.
         head: changed in place when the path's file has a head of the same tensors.
-
-    Returns:
-        What was taken over, in words.
+        unmatched: ``refuse``: every tensor has to match; ``start_anew``: those that match by name and shape are taken
+            over, the others start anew. FPN and attention, which a torchvision ResNet does not have, always may.
 
     Raises:
-        InputError: the weights cannot be had or do not fit the recipe.
+        Misfit: the weights do not fit the recipe; nothing has been loaded then.
+        InputError: they cannot be had.
     """
     if weights == RANDOM:
-        return "everything starts at random"
+        return Started("everything starts at random", anew=tuple(backbone.state_dict()))
+    strict = unmatched == REFUSE
     if weights == IMAGENET:
         source = f"torchvision's {settings['arch']}"
-        _check_norm(source, settings, node)
-        return _load_resnet(backbone, _download(settings["arch"]), source)
+        if strict:
+            _check_norm(source, settings, node)
+        return _from_resnet(backbone, _download(settings["arch"]), source, strict)
     file = checkpoint.find(weights)
     content = checkpoint.read(file)
     if isinstance(content, dict) and {*content} >= _RESNET_TENSORS:
-        _check_norm(weights, settings, node)
-        return _load_resnet(backbone, content, weights)
+        if strict:
+            _check_norm(weights, settings, node)
+        return _from_resnet(backbone, content, weights, strict)
     if not checkpoint.is_ours(content):
         raise InputError(
             f"{weights}: neither a segloc checkpoint of format {checkpoint.FORMAT_VERSION} nor the state dict of a "
             "torchvision ResNet"
         )
     content = _with_backbone(content, file)
-    for name in BACKBONE_SETTINGS:
-        if content[name] != settings[name]:
-            raise InputError(
-                f"{weights}: was pretrained with {name}={content[name]}, the recipe has {settings[name]}; "
-                f"set {node}.{name}={content[name]}"
-            )
-    load_strict(backbone, content["backbone"], weights)
-    if head is None:
-        return f"{weights}: backbone taken over"
-    faults = misfits(head, content.get("head", {}))
+    if strict:
+        _check_settings(content, settings, weights, node)
+    started = _load(backbone, content["backbone"], weights, strict)
+    return started if head is None else _with_head(started, head, content.get("head", {}))
+
+
+def _with_head(started: Started, head: nn.Module, state: Mapping[str, torch.Tensor]) -> Started:
+    """Load the head, too, if all of it fits."""
+    faults = misfits(head, state)
     if not faults:
-        head.load_state_dict(content["head"])
-    return f"{weights}: backbone taken over, head {'starts anew' if faults else 'too'}"
+        head.load_state_dict(dict(state))
+    return dataclasses.replace(started, summary=f"{started.summary}, head {'starts anew' if faults else 'too'}")
 
 
 def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
     """Load a state dict whose names and shapes all match.
 
     Raises:
-        InputError: some do not; nothing has been loaded then.
+        Misfit: some do not; nothing has been loaded then.
     """
     faults = misfits(module, state)
     if faults:
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise InputError(f"{source}: does not fit the model: {', '.join(faults[:SHOWN])}{more}")
+        raise Misfit(f"{source}: does not fit the model: {', '.join(faults[:SHOWN])}{more}")
     module.load_state_dict(dict(state))
 
 
@@ -130,18 +161,60 @@ def misfits(module: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
     return faults
 
 
+def _check_settings(content: Mapping[str, Any], settings: Mapping[str, Any], source: str, node: str) -> None:
+    for name in BACKBONE_SETTINGS:
+        if content[name] != settings[name]:
+            raise Misfit(
+                f"{source}: was pretrained with {name}={content[name]}, the recipe has {settings[name]}; "
+                f"set {node}.{name}={content[name]}"
+            )
+
+
 def _check_norm(source: str, settings: Mapping[str, Any], node: str) -> None:
     if settings["norm"] != "bn":
-        raise InputError(f"{source}: has batch norm and needs {node}.norm=bn, the recipe has {settings['norm']}")
+        raise Misfit(f"{source}: has batch norm and needs {node}.norm=bn, the recipe has {settings['norm']}")
 
 
-def _load_resnet(backbone: SegLocBackbone, state: Mapping[str, torch.Tensor], source: str) -> str:
+def _from_resnet(backbone: SegLocBackbone, state: Mapping[str, torch.Tensor], source: str, strict: bool) -> Started:
     """Load a torchvision state dict into the ResNet; FPN and attention stay as they are."""
-    body = backbone.body
     # Files of old releases lack the counters of batches, which are no weights.
-    counters = {name: count for name, count in body.state_dict().items() if name.endswith("num_batches_tracked")}
-    load_strict(body, counters | {name: x for name, x in state.items() if not name.startswith("fc.")}, source)
-    return f"{source}: ResNet taken over, FPN and attention start at random"
+    counters = {name: count for name, count in backbone.body.state_dict().items() if name.endswith(COUNTER)}
+    body = counters | {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    started = _load(backbone.body, body, source, strict)
+    loaded = tuple(f"body.{name}" for name in started.loaded)
+    anew = tuple(name for name in backbone.state_dict() if name not in loaded)
+    if not started.anew and not started.unused:
+        return Started(f"{source}: ResNet taken over, FPN and attention start at random", loaded, anew)
+    return Started(_count(source, loaded, anew, started.unused), loaded, anew, started.unused)
+
+
+def _load(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, strict: bool) -> Started:
+    """Load what matches by name and shape; unless that is all, only if not `strict`."""
+    wanted = module.state_dict()
+    faults = misfits(module, state)
+    if strict or not faults:
+        load_strict(module, state, source)
+        return Started(f"{source}: backbone taken over", tuple(wanted))
+    fitting = {name: x for name, x in state.items() if name in wanted and wanted[name].shape == x.shape}
+    if not any(tensor.dim() > 1 for tensor in fitting.values()):  # counters fit anywhere
+        raise InputError(f"{source}: none of its weights fits the model by name and shape")
+    module.load_state_dict(fitting, strict=False)
+    anew = tuple(name for name in wanted if name not in fitting)
+    unused = tuple(fault for fault in faults if fault.partition(" ")[0] in state)
+    return Started(_count(source, tuple(fitting), anew, unused), tuple(fitting), anew, unused)
+
+
+def _count(source: str, loaded: tuple[str, ...], anew: tuple[str, ...], unused: tuple[str, ...]) -> str:
+    parts = [f"{len(loaded)} of {len(loaded) + len(anew)} tensors taken over"]
+    parts += [f"{len(anew)} start anew ({_some(anew)})"] if anew else []
+    parts += [f"{len(unused)} of the file not used ({_some(unused)})"] if unused else []
+    return f"{source}: {'; '.join(parts)}"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """Name the first and the last few."""
+    few = SHOWN // 2
+    return ", ".join(names if len(names) <= SHOWN else (*names[:few], "...", *names[-few:]))
 
 
 def _download(arch: str) -> Mapping[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from segloc.detection.coco import Split, mask_of, pidray_splits, read_split
 from segloc.detection.data import TrainingData, evaluation_splits, make_example, train_split
 from segloc.detection.settings import DataSettings
 
-from .toy_coco import CATEGORY_IDS, CLASSES, write_pidray, write_split
+from .toy_coco import CATEGORY_IDS, CLASSES, rle, write_pidray, write_split
 
 
 @pytest.fixture
@@ -166,6 +166,34 @@ def test_batches_are_a_pure_function_of_seed_and_iteration(split):
         assert all(torch.equal(a.image, b.image) for a, b in zip(one, other, strict=True))
     order = [i for iteration in range(4) for i in data.indices(iteration)]
     assert all(sorted(order[n : n + 4]) == [0, 1, 2, 3] for n in (0, 4, 8))  # every pass sees every scan once
+
+
+def test_an_example_is_the_same_whatever_its_mask_is_written_as(split):
+    """Polygon, runs as numbers, runs as text."""
+    x, y, w, h = 20, 10, 30, 20
+    mask = np.zeros((56, 80), np.uint8)
+    mask[y : y + h, x : x + w] = 1
+    runs = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=0, append=0)), prepend=0).tolist()
+    polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    numbers = {"size": [56, 80], "counts": [*runs, mask.size - sum(runs)]}
+    found = []
+    for segmentation in (polygon, numbers, rle(mask)):
+        new = {"segmentation": segmentation, "bbox": [x, y, w, h], "area": w * h}
+        change(split, lambda content, new=new: content["annotations"][0].update(new))
+        found.append(make_example(read_split(split).scans[0], {1: 0, 4: 1, 7: 2}, 160, True))
+    for other in found[1:]:
+        assert torch.equal(other.masks, found[0].masks)
+        assert torch.equal(other.boxes, found[0].boxes)
+    assert found[0].masks.sum() == 4 * w * h
+
+
+def test_ids_that_repeat_across_files_stay_apart(tmp_path):
+    """Every file of PIDray counts its images from the same number."""
+    write_pidray(tmp_path, 2, 2)
+    splits = [read_split(s) for s in evaluation_splits(DataSettings(root=str(tmp_path)))]
+    assert all([scan.image_id for scan in split.scans] == [0, 1] for split in splits)
+    assert len({scan.path for split in splits for scan in split.scans}) == 6
+    assert len({repr(split.scans[0].annotations) for split in splits}) == 3
 
 
 @pytest.mark.parametrize("fault", ["size", "bytes", "gone"])

@@ -1,7 +1,10 @@
 import json
+import os
+import signal
 
 import pytest
 import torch
+from torchvision.models import resnet18
 
 from segloc import checkpoint, finetune, pretrain
 from segloc.detection.trainer import FinetuneTrainer
@@ -27,6 +30,18 @@ SMALL = [
 @pytest.fixture(scope="module")
 def pidray(tmp_path_factory):
     return write_pidray(tmp_path_factory.mktemp("pidray"))
+
+
+PUBLISHED = ["model.backbone.norm=bn", "model.frozen=1", "model.fixed_statistics=true"]
+
+
+def torchvision_file(folder):
+    """The state dict of a ResNet, as torchvision's own files are, with statistics that are not a new network's."""
+    torch.manual_seed(4)
+    net = resnet18()
+    net(torch.randn(4, 3, 64, 64))
+    torch.save(net.state_dict(), folder / "resnet18.pth")
+    return folder / "resnet18.pth"
 
 
 def run(data, out, *overrides, weights="random", engine="torchvision"):
@@ -64,6 +79,140 @@ def test_a_killed_run_ends_like_an_undisturbed_one(pidray, tmp_path, monkeypatch
     assert "finished" in capsys.readouterr().out
 
 
+def test_sigterm_saves_and_the_same_command_ends_like_an_undisturbed_run(pidray, tmp_path, monkeypatch, capsys):
+    need("detectron2")
+    start = torchvision_file(tmp_path)
+    settings = [*PUBLISHED, "optim.micro_batch=1"]
+    assert run(pidray, tmp_path / "whole", *settings, weights=start, engine="detectron2") == 0
+    step = FinetuneTrainer.run_step
+
+    def interrupted(self):
+        step(self)
+        if self.iter == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "run_step", interrupted)
+        assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
+    assert f"stopped early; the same command goes on from {out}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert checkpoint.load(out / checkpoint.LAST)["iteration"] == 3
+    start.unlink()  # all that is needed is in the checkpoint
+    assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
+    whole, resumed = (checkpoint.load(path / finetune.MODEL)["model"] for path in (tmp_path / "whole", out))
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_sigterm_in_the_last_step_leaves_a_run_that_ends_without_training(pidray, tmp_path, monkeypatch):
+    step = FinetuneTrainer.run_step
+
+    def interrupted(self):
+        step(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "run_step", interrupted)
+        assert run(pidray, tmp_path, "train.iterations=1") == 0
+    assert not (tmp_path / finetune.MODEL).exists()
+    assert run(pidray, tmp_path, "train.iterations=1") == 0
+    assert checkpoint.load(tmp_path / finetune.MODEL)["iteration"] == 1
+    assert not (tmp_path / checkpoint.LAST).exists()
+
+
+def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path, capsys):
+    start = torchvision_file(tmp_path)
+    assert run(pidray, tmp_path / "out", *PUBLISHED, weights=start) == 0
+    assert "torchvision has no cascade: instead of 3 stages, this is a Mask R-CNN" in capsys.readouterr().out
+    before = checkpoint.read(start)
+    after = checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"]
+    stem = [name for name in before if name.startswith(("conv1.", "bn1.", "layer1."))]
+    statistics = [name for name in before if "running_" in name]
+    assert all(torch.equal(after[f"body.{name}"], before[name]) for name in [*stem, *statistics])
+    assert not torch.equal(after["body.layer2.0.conv1.weight"], before["layer2.0.conv1.weight"])
+    listed = json.loads((tmp_path / "out" / finetune.START).read_text())
+    assert set(listed["loaded"]) == {f"body.{name}" for name in before if not name.startswith("fc.")}
+    assert {name.split(".")[0] for name in listed["anew"]} == {"fpn", "attention"}
+    assert sorted(listed["loaded"] + listed["anew"]) == sorted(after)
+
+
+def test_imagenet_then_segloc_then_the_detector(pidray, tmp_path):
+    start, shards = torchvision_file(tmp_path), write_shards(tmp_path / "shards")
+    settings = ["model.arch=resnet18", "model.norm=bn", "model.sda_norm=gn", "model.bn_splits=1", f"model.init={start}"]
+    # So small a learning rate leaves every weight as it was.
+    settings += ["optim.steps=1", "optim.batch=4", "optim.micro_batch=4", "optim.lr_per_256=1e-30"]
+    settings += ["data.image_size=64", "queue.size=16", "head.convs=1", "head.conv_dim=32", "head.fc_dim=32"]
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "pre"), *settings]) == 0
+    backbone = checkpoint.load(tmp_path / "pre" / checkpoint.BACKBONE)["backbone"]
+    still = ["train.iterations=1", "optim.lr_per_16=0.0", "model.backbone.norm=bn"]
+    assert run(pidray, tmp_path / "out", *still, weights=tmp_path / "pre") == 0
+    found = checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"]
+    weights = [name for name in backbone if "running_" not in name and "num_batches" not in name]
+    assert all(torch.equal(found[name], backbone[name]) for name in weights)
+    imagenet = checkpoint.read(start)
+    body = [name for name in imagenet if f"body.{name}" in weights]
+    assert len(body) > 50
+    assert all(torch.allclose(found[f"body.{name}"], imagenet[name], rtol=0, atol=1e-20) for name in body)
+
+
+def norm_free(tmp_path):
+    """A backbone pretrained without batch norm, every tensor of it different from a new one's."""
+    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True}
+    state = {name: torch.randn_like(x) / 50 for name, x in SegLocBackbone(**settings).state_dict().items()}
+    checkpoint.save(tmp_path / "free.pth", {"kind": "backbone", **settings, "backbone": state})
+    return tmp_path / "free.pth", state
+
+
+def test_norm_free_weights_go_into_a_detector_with_batch_norm_if_told_so(pidray, tmp_path, capsys):
+    path, state = norm_free(tmp_path)
+    settings = ["train.iterations=1", "optim.lr_per_16=0.0", "model.backbone.norm=bn"]
+    assert run(pidray, tmp_path / "out", *settings, weights=path) == 2
+    message = capsys.readouterr().err
+    assert "was pretrained with norm=none, the recipe has bn" in message
+    assert "train.unmatched=start_anew would take over what fits" in message
+    assert run(pidray, tmp_path / "out", *settings, "train.unmatched=start_anew", weights=path) == 0
+    text = capsys.readouterr().out
+    found = checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    listed = json.loads((tmp_path / "out" / finetune.START).read_text())
+    assert set(listed["loaded"]) == set(state)
+    assert set(listed["anew"]) == set(found) - set(state)
+    assert listed["unused"] == []
+    assert f"{len(state)} of {len(found)} tensors taken over; {len(found) - len(state)} start anew (body.bn1." in text
+
+
+def test_batch_norm_that_starts_anew_with_fixed_statistics_keeps_a_norm_free_network(pidray, tmp_path):
+    path, state = norm_free(tmp_path)
+    settings = ["train.iterations=1", "optim.lr_per_16=0.0", *PUBLISHED, "train.unmatched=start_anew"]
+    assert run(pidray, tmp_path / "out", *settings, weights=path) == 0
+    plain, normed = (SegLocBackbone("resnet18", norm, "gn").eval() for norm in ("none", "bn"))
+    plain.load_state_dict(state)
+    normed.load_state_dict(checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"])
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for level, expected in plain(image).items():
+            assert torch.allclose(normed(image)[level], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_nothing_is_registered_with_detectron2(pidray, tmp_path):
+    need("detectron2")
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = DatasetCatalog.list(), MetadataCatalog.list()
+    assert run(pidray, tmp_path, "train.iterations=1", engine="detectron2") == 0
+    assert (DatasetCatalog.list(), MetadataCatalog.list()) == before
+
+
+def test_scans_without_items_take_part_if_told_so(pidray, tmp_path):
+    content = json.loads((pidray / "annotations" / "xray_train.json").read_text())
+    content["annotations"] = content["annotations"][:1]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    files = [f"data.train=[{tmp_path}/a.json, {pidray}/train]", "train.iterations=2", "data.train_empty=true"]
+    assert run(pidray, tmp_path / "out", *files) == 0
+    assert read_run(tmp_path / "out")["scans"] == 5
+
+
 def test_start_weights_arrive_and_are_trained(pidray, tmp_path, monkeypatch):
     settings = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True}
     torch.manual_seed(9)
@@ -99,6 +248,14 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (["optim.batch=3", "optim.micro_batch=2"], "batch 3 is no multiple of micro_batch 2"),
+        (["model.backbone.sda_norm=bn", "optim.micro_batch=1"], "sda_norm=bn needs optim.micro_batch of at least 2"),
+        (["model.frozen=1"], "model.frozen=1 would keep random weights for good (body.conv1.weight and 4 more)"),
+        (["model.frozen=5"], "frozen is 5, it must be within 0 and 4"),
+        (["model.fixed_statistics=true"], "fixed_statistics=true needs backbone.norm=bn"),
+        (["model.fixed_statistics=true", "model.backbone.norm=bn"], "by statistics nobody measured"),
+        (["model.heads.stages=4"], "heads.stages is 4, it must be within 1 and 3"),
+        (["train.unmatched=skip"], "unmatched is 'skip', not one of refuse, start_anew"),
         (["optim.btach=1"], "did you mean 'optim.batch'"),
         (["model.num_classes=5"], "have 3 categories, but model.num_classes is 5"),
         (["model.backbone.arch=vgg"], "arch 'vgg' is none of"),

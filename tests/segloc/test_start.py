@@ -70,6 +70,40 @@ def test_another_architecture_gives_one_clear_sentence(pretrained, other):
         load_start(SegLocBackbone(**SETTINGS), str(folder), {**SETTINGS, **other})
 
 
+def test_what_fits_is_taken_over_when_the_rest_may_start_anew(pretrained):
+    folder, backbone, content = pretrained
+    state = content["backbone"]
+    state.pop("body.layer3.0.conv1.weight")
+    state.update({"body.conv1.weight": torch.zeros(64, 1, 7, 7), "extra": torch.zeros(1)})
+    checkpoint.save(folder / checkpoint.BACKBONE, content)
+    fresh = SegLocBackbone(**SETTINGS)
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    started = load_start(fresh, str(folder), SETTINGS, unmatched="start_anew")
+    assert set(started.anew) == {"body.layer3.0.conv1.weight", "body.conv1.weight"}
+    assert started.unused == ("extra has no place", "body.conv1.weight is (64, 1, 7, 7), not (64, 3, 7, 7)")
+    assert f"{len(before) - 2} of {len(before)} tensors taken over; 2 start anew (body.conv1.weight" in started.summary
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in started.anew else backbone.state_dict()[name])
+
+
+def test_weights_of_which_nothing_fits_are_refused_even_so(pretrained):
+    folder, _, content = pretrained
+    content["backbone"] = {f"module.{name}": tensor for name, tensor in content["backbone"].items()}
+    checkpoint.save(folder / checkpoint.BACKBONE, content)
+    with pytest.raises(InputError, match="none of its weights fits the model"):
+        load_start(SegLocBackbone(**SETTINGS), str(folder), SETTINGS, unmatched="start_anew")
+
+
+def test_convolutions_of_torchvision_go_into_another_norm_if_told_so(tmp_path):
+    published = resnet18().state_dict()
+    torch.save(published, tmp_path / "resnet18.pth")
+    backbone = SegLocBackbone(**SETTINGS)
+    started = load_start(backbone, str(tmp_path / "resnet18.pth"), SETTINGS, unmatched="start_anew")
+    assert torch.equal(backbone.body.conv1.weight, published["conv1.weight"])
+    assert "bn1.running_mean has no place" in started.unused
+    assert not [name for name in started.anew if name.startswith("body.")]
+
+
 def test_checkpoints_of_another_kind_are_refused(tmp_path):
     checkpoint.save(tmp_path / "other.pth", {"kind": "pretrain", "iteration": 1})
     with pytest.raises(InputError, match="a pretrain checkpoint without 'backbone'"):

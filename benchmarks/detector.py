@@ -1,0 +1,174 @@
+"""Our detector against Detectron2's own Cascade Mask R-CNN R101-FPN: ``python -m benchmarks.detector --help``.
+
+Detectron2's model is its unmodified one, with the settings of its model zoo but for the classes, the numbers of
+proposals and samples, and random weights. It freezes the stem and the first stage and fixes the batch statistics, and
+so does ours under the published protocol; under the fair one all of it learns. Ours has the attention on top. All get
+the same scans, in the same batches. The time of a test image goes from the scaled scan to masks in COCO's format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from benchmarks.common import interleave, machine, ratio, save
+from segloc.detection.data import Example
+from segloc.detection.detector import Detector, HeadSettings, detector
+from segloc.detection.engine_detectron2 import Detectron2Detector
+from segloc.gauges import peak_memory_mib
+from segloc.models.backbone import LEVELS, SegLocBackbone
+
+CLASSES = 12
+STAGES = ["res2", "res3", "res4", "res5"]
+PEER = "detectron2"
+PROTOCOLS = {"published": {"frozen": 1, "fixed_statistics": True}, "fair": {"frozen": 0, "fixed_statistics": False}}
+
+
+def zoo_config() -> CfgNode:
+    """Detectron2's ``Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml`` with 101 layers, without the need for its files."""
+    config = get_cfg()
+    model = config.MODEL
+    model.WEIGHTS, model.MASK_ON, model.BACKBONE.NAME = "", True, "build_resnet_fpn_backbone"
+    model.RESNETS.DEPTH, model.RESNETS.OUT_FEATURES, model.FPN.IN_FEATURES = 101, STAGES, STAGES
+    model.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    model.RPN.IN_FEATURES, model.ROI_HEADS.IN_FEATURES = list(LEVELS), list(LEVELS[:4])
+    model.RPN.PRE_NMS_TOPK_TRAIN, model.RPN.POST_NMS_TOPK_TRAIN = 2000, 2000
+    model.RPN.PRE_NMS_TOPK_TEST, model.RPN.POST_NMS_TOPK_TEST = 1000, 1000
+    model.ROI_HEADS.NAME = "CascadeROIHeads"
+    box, mask = model.ROI_BOX_HEAD, model.ROI_MASK_HEAD
+    box.NAME, box.NUM_FC, box.POOLER_RESOLUTION, box.CLS_AGNOSTIC_BBOX_REG = "FastRCNNConvFCHead", 2, 7, True
+    mask.NAME, mask.NUM_CONV, mask.POOLER_RESOLUTION = "MaskRCNNConvUpsampleHead", 4, 14
+    return config
+
+
+def detectron2_own(heads: HeadSettings, device: torch.device) -> Detector:
+    """Build it, behind our way in: the same tensors in, the same detections out."""
+    config = zoo_config()
+    model = config.MODEL
+    model.DEVICE, model.ROI_HEADS.NUM_CLASSES = device.type, CLASSES
+    model.RPN.PRE_NMS_TOPK_TRAIN = model.RPN.POST_NMS_TOPK_TRAIN = heads.train_proposals
+    model.RPN.PRE_NMS_TOPK_TEST = model.RPN.POST_NMS_TOPK_TEST = heads.test_proposals
+    model.RPN.BATCH_SIZE_PER_IMAGE, model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = heads.rpn_batch, heads.roi_batch
+    return Detectron2Detector(build_model(config))
+
+
+def scans(count: int, size: int) -> list[Example]:
+    """Make scans of a few boxes each, every box with its mask."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        height, width = (3 * size // 4, size) if number % 2 else (size, 3 * size // 4)
+        corners = rng.uniform(0, 0.7, (4, 2)) * (width, height)
+        boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.3, (4, 2)) * (width, height)], 1)
+        masks = torch.zeros(4, height, width, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):
+            mask[y0:y1, x0:x1] = True
+        image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+        labels = torch.from_numpy(rng.integers(0, CLASSES, 4))
+        found.append(Example(number, image, torch.from_numpy(boxes.astype(np.float32)), labels, masks))
+    return found
+
+
+def stepper(model: Detector, amp: bool) -> Callable[[list[Example]], None]:
+    """Return what does a step of training on a batch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
+
+    def step(batch: list[Example]) -> None:
+        model.train()
+        optimizer.zero_grad()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
+            losses = model(batch)
+        torch.stack([value.float() for value in losses.values()]).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
+        optimizer.step()
+        finish(model)
+
+    return step
+
+
+def tester(model: Detector) -> Callable[[list[Example]], None]:
+    """Return what tests each image of a batch by itself."""
+
+    def test(batch: list[Example]) -> None:
+        model.eval()
+        for example in batch:
+            model.predict(example.image, (example.image.shape[1], example.image.shape[2]))
+        finish(model)
+
+    return test
+
+
+def finish(model: Detector) -> None:
+    """Wait for the GPU."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def memory_of(step: Callable[[list[Example]], None], batch: list[Example], device: torch.device) -> int:
+    """Peak memory of a step in MiB, with all models in memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    step(batch)
+    return round(peak_memory_mib(device))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.detector",
+        description=__doc__.splitlines()[0],
+        epilog="example, on a GPU: python -m benchmarks.detector --image-size 500 --samples 512 --proposals 2000 "
+        "--batches 10 --rounds 5 --amp",
+    )
+    options.add_argument("--arch", default="resnet101", choices=["resnet50", "resnet101"], help="default: %(default)s")
+    options.add_argument("--image-size", type=int, default=256, help="longer side in pixels (default: %(default)s)")
+    options.add_argument("--batch", type=int, default=2, help="scans a step (default: %(default)s)")
+    options.add_argument("--samples", type=int, default=64, help="proposals a scan that train (default: %(default)s)")
+    options.add_argument("--proposals", type=int, default=500, help="a scan, before sampling (default: %(default)s)")
+    options.add_argument("--batches", type=int, default=2, help="a round (default: %(default)s)")
+    options.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    options.add_argument("--amp", action="store_true", help="bfloat16 in training")
+    return options.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    args = parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    heads = HeadSettings(train_proposals=args.proposals, test_proposals=args.proposals // 2, roi_batch=args.samples)
+    models = {PEER: detectron2_own(heads, device)}
+    for name, protocol in PROTOCOLS.items():
+        models[name] = detector(SegLocBackbone(args.arch), heads, CLASSES, "detectron2", **protocol).to(device)
+    examples = scans(args.batch * args.batches, args.image_size)
+    batches = [examples[first : first + args.batch] for first in range(0, len(examples), args.batch)]
+    steps = {name: stepper(model, args.amp) for name, model in models.items()}
+    training = interleave(steps, batches, args.rounds)
+    testing = interleave({name: tester(model) for name, model in models.items()}, batches, args.rounds)
+    rows: list[dict[str, Any]] = [
+        {
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else machine(),
+            "protocol": name,
+            "image_size": args.image_size,
+            "batch": args.batch,
+            "samples": args.samples,
+            "s_per_step": round(statistics.median(training[name]), 3),
+            f"over_{PEER}": round(ratio(training, name, PEER), 2),
+            "peak_mib": memory_of(steps[name], batches[0], device),
+            "test_s_per_image": round(statistics.median(testing[name]) / args.batch, 3),
+            f"test_over_{PEER}": round(ratio(testing, name, PEER), 2),
+        }
+        for name in models
+    ]
+    save("detector", rows)
+
+
+if __name__ == "__main__":
+    main()
