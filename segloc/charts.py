@@ -26,15 +26,19 @@ def line_chart(
         title: above the chart.
         x_label: of the x axis.
         y_label: of the y axis, unit included.
-        series: (name, x, y) per line.
+        series: (name, x, y) per line; lines of one name share a colour and an entry in the legend.
         reference: a line to compare with, drawn dashed and grey.
 
     Returns:
         An ``<svg>`` element.
     """
     figure, axes = plt.subplots(figsize=(5.4, 3.2))
-    for number, (name, x, y) in enumerate(series):
-        axes.plot(x, y, label=name, color=COLOURS[number % len(COLOURS)], linewidth=1.6)
+    names = list(dict.fromkeys(name for name, _, _ in series))
+    labelled: set[str] = set()
+    for name, x, y in series:
+        label = "_" if name in labelled else name  # an underscore keeps a line out of the legend
+        axes.plot(x, y, label=label, color=COLOURS[names.index(name) % len(COLOURS)], linewidth=1.6)
+        labelled.add(name)
     if reference is not None:
         name, x, y = reference
         axes.plot(x, y, label=name, color="#777777", linewidth=1.2, linestyle="--")
@@ -45,7 +49,7 @@ def line_chart(
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8 if len(names) <= len(COLOURS) else 6, frameon=False)
     figure.tight_layout()
     buffer = io.StringIO()
     # No date and fixed ids, so that equal runs give equal pages.

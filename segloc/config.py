@@ -313,7 +313,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
-        raise InputError(f"{where}: expected {hint.__name__}, got {value!r}")
+        raise InputError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
     return value
 
 

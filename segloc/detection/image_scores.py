@@ -1,0 +1,106 @@
+"""How well a detector did on one image, for choosing which to look at. It is no metric: test sets are judged by AP."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from segloc.detection.coco import CocoSplit, Scan, to_rle
+
+CROWDED = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """An image, what is in it and what was found.
+
+    Attributes:
+        scan: the image.
+        items: its annotations, crowds left out.
+        found: the detections above the threshold, best first, without those that lie in a crowd.
+        pairs: item by detection, as positions in the two, for each detection of an item's class that overlaps it.
+        score: sum of the pairs' IoU / (number of items + detections without an item); 1 is perfect, 0 is nothing right.
+    """
+
+    scan: Scan
+    items: tuple[dict[str, Any], ...]
+    found: tuple[dict[str, Any], ...]
+    pairs: dict[int, int]
+    score: float
+
+    @property
+    def missed(self) -> int:
+        """Number of items without a detection."""
+        return len(self.items) - len(self.pairs)
+
+    @property
+    def false_alarms(self) -> int:
+        """Number of detections without an item."""
+        return len(self.found) - len(self.pairs)
+
+
+def judge(scan: Scan, results: Sequence[dict[str, Any]], threshold: float) -> Judged:
+    """Pair the detections of an image with its items, best detection first, each with the item it overlaps most.
+
+    Only items of the detection's class that are not taken yet count; IoU is of the masks, or of the boxes where the
+    results have no masks.
+
+    Args:
+        scan: the image.
+        results: its COCO results, checked.
+        threshold: detections of a lower score are left out.
+    """
+    crowds = [a for a in scan.annotations if a["iscrowd"]]
+    items = tuple(a for a in scan.annotations if not a["iscrowd"])
+    found = sorted((r for r in results if r["score"] >= threshold), key=lambda r: -r["score"])
+    masks = all("segmentation" in result for result in found)
+    crowded = _iou(found, crowds, scan, masks)
+    found = [r for r, overlap in zip(found, crowded, strict=True) if not (overlap >= CROWDED).any()]
+    overlaps = _iou(found, items, scan, masks)
+    pairs: dict[int, int] = {}
+    total = 0.0
+    for place, result in enumerate(found):
+        free = [n for n, a in enumerate(items) if a["category_id"] == result["category_id"] and n not in pairs]
+        best = max(free, key=lambda n: overlaps[place, n], default=None)
+        if best is not None and overlaps[place, best] > 0:
+            pairs[best] = place
+            total += float(overlaps[place, best])
+    faults = len(found) - len(pairs)
+    return Judged(scan, items, tuple(found), pairs, total / max(1, len(items) + faults))
+
+
+def rank(split: CocoSplit, results: Sequence[dict[str, Any]], threshold: float) -> list[Judged]:
+    """Judge every image with an item or a detection in it, best first; of equals, the one with more faults is worse."""
+    by_image = collections.defaultdict(list)
+    for result in results:
+        by_image[result["image_id"]].append(result)
+    judged = [judge(scan, by_image[scan.image_id], threshold) for scan in split.scans]
+    return sorted(
+        (one for one in judged if one.items or one.found), key=lambda one: (-one.score, one.missed + one.false_alarms)
+    )
+
+
+def examples(ranked: Sequence[Judged], each: int) -> dict[str, Sequence[Judged]]:
+    """Take so many of the best, from the middle, and of the worst; fewer where there are not that many images."""
+    each = max(1, min(each, len(ranked) // 3))
+    middle = (len(ranked) - each) // 2
+    chosen = {"best": ranked[:each], "median": ranked[middle : middle + each], "worst": ranked[-each:]}
+    return chosen if len(ranked) >= 3 else {"best": ranked[:1], "worst": ranked[1:]}
+
+
+def _iou(found: Sequence[Any], items: Sequence[Any], scan: Scan, masks: bool) -> np.ndarray:
+    """IoU of each detection with each item [detections, items]; with a crowd, the part of the detection inside it."""
+    if not found or not items:
+        return np.zeros((len(found), len(items)))
+    sides = [
+        [to_rle(one["segmentation"], scan.height, scan.width) for one in side]
+        if masks
+        else np.array([one["bbox"] for one in side], np.float64)
+        for side in (found, items)
+    ]
+    return np.asarray(mask_api.iou(*sides, [one["iscrowd"] for one in items]))

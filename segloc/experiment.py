@@ -1,0 +1,258 @@
+"""``python -m segloc.experiment``: a grid of starts, protocols and seeds, from pretraining to the table."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from segloc import cli, experiment_recipe
+from segloc.contract import InputError
+from segloc.experiment_jobs import Job, Step, changed, plan, state
+from segloc.locks import locked
+
+EXAMPLES = """\
+  python -m segloc.experiment detectron_configs/experiment/demo.yaml --out runs/experiment
+  python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 --list
+  python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 data=/data/pidray seeds=[0]
+  python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 --cell random-fair-seed1
+The same command goes on after a stop: what is finished is skipped. Several may run at once, here or on other machines
+that see the folder: each takes what no other works on. --cell runs one cell and what it needs, for a job array; then
+the command without it makes report.html, table.md and table.csv of all that is finished. A recipe, relative to the
+working directory:
+  data: data/raw/pidray                       # a PIDray folder; left out, what the fine-tuning recipes name
+  seeds: [0, 1, 2]
+  pretrainings:                               # every seed by itself; with `seed: 0` all share one
+    paper: {config: detectron_configs/pretrain/paper_r101.yaml, shards: data/shards, overrides: [optim.amp=true]}
+    random_dictionary: {config: ..., shards: data/shards, overrides: [queue.init=random]}
+  starts:
+    random: {weights: random}                 # or imagenet, or a path
+    segloc: {pretraining: paper, insert_bn: true, overrides: [model.backbone.sda_norm=ln]}
+  protocols:
+    fair: {config: detectron_configs/finetune/sdanet_r101.py, overrides: [optim.batch=8]}
+"""
+
+
+class Failed(Exception):
+    """A command of a job ended without doing what it should have; says so in one line."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = cli.parser("segloc.experiment", "Pretrain, fine-tune and evaluate a grid of runs, and compare.", EXAMPLES)
+    options.add_argument("recipe", metavar="RECIPE.yaml", help="the grid")
+    options.add_argument("--out", required=True, metavar="DIR", help="folder of the experiment; each cell is one in it")
+    options.add_argument("--list", action="store_true", help="show the cells, how far they are and what they run")
+    options.add_argument("--cell", metavar="NAME", help="run this cell and what it needs, and write no report")
+    cli.add_overrides(options)
+    return cli.run(run, options, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; returns 1 when something failed."""
+    experiment = experiment_recipe.read(args.recipe, args.overrides)
+    out = tidy(args.out)
+    cells = plan(experiment, out)
+    if args.cell:
+        if args.cell not in [cell.name for cell in cells]:
+            raise cli.unknown_key(args.cell, [cell.name for cell in cells], "--cell")
+        cells = [cell for cell in cells if cell.name == args.cell]
+    if args.list:
+        show(cells)
+        return 0
+    check(cells)
+    with _stopped_by_sigterm():
+        failures = run_cells(cells)
+        if not args.cell and any(cell.finished for cell in cells):
+            failures += report(cells, out, experiment.title)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def tidy(out: str) -> Path:
+    """Write the folder of the experiment in one way, however it was given: its name is in the commands that resume.
+
+    Raises:
+        InputError: it is a file.
+    """
+    path = Path(out).resolve()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{out}: is a file, not a folder")
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def show(cells: Sequence[Job]) -> None:
+    """Print every cell and what it needs: state, name, commands."""
+    for job in {job.name: job for cell in cells for job in (*cell.all_needs, cell)}.values():
+        print(f"{state(job):9} {job.name}")
+        for step in job.steps:
+            print(f"          {step}")
+
+
+def check(cells: Sequence[Job]) -> None:
+    """Check before work starts that no finished part was made with other settings, and that the inputs are there.
+
+    Raises:
+        InputError: something is not as it should be.
+    """
+    for cell in cells:
+        for job in (*cell.all_needs, cell):
+            if difference := changed(job):
+                raise InputError(f"{difference}; choose another --out, or remove that folder to make it anew")
+        if not cell.finished:
+            for job in (*cell.all_needs, cell):
+                if not job.finished:
+                    job.check()
+
+
+def run_cells(cells: Sequence[Job]) -> list[str]:
+    """Run what is not finished, first what no other process works on, then the rest.
+
+    Returns:
+        What failed, a line each.
+    """
+    failures: dict[str, str] = {}
+    later: list[Job] = []
+    with tqdm(total=len(cells), desc="cells", unit="cell", disable=None) as bar:
+        for wait, queue in ((False, list(cells)), (True, later)):
+            for cell in queue:
+                if run_cell(cell, wait, failures):
+                    bar.update()
+                else:
+                    later.append(cell)
+    return list(failures.values())
+
+
+def run_cell(cell: Job, wait: bool, failures: dict[str, str]) -> bool:
+    """Run a cell and what it needs, unless finished.
+
+    Args:
+        cell: the cell.
+        wait: wait for jobs that another process works on.
+        failures: by name of the job, what has failed so far; added to.
+
+    Returns:
+        Whether it was dealt with; not if another process works on it, or on what it needs.
+    """
+    for job in (*cell.all_needs, cell) if not cell.finished else ():
+        if any(other.name in failures for other in job.all_needs) or job.name in failures:
+            failures.setdefault(cell.name, f"{cell.name}: cannot run without what has failed before")
+            return True
+        try:
+            if not run_job(job, wait):
+                return False
+        except Failed as error:
+            failures[job.name] = f"{job.name}: {error}"
+    return True
+
+
+def run_job(job: Job, wait: bool) -> bool:
+    """Carry out the steps of a job whose files are not there yet.
+
+    Returns:
+        Whether it is finished; not if another process works on it and it is not to be waited for.
+
+    Raises:
+        Failed: a step failed.
+        InputError: another process has made the folder with other settings in the meantime.
+    """
+    with locked(job.lock, job.name, wait) as descriptor:
+        if descriptor is None:
+            return False
+        if difference := changed(job):
+            raise InputError(difference)
+        if job.finished:
+            return True
+        job.write()
+        for step in job.steps:
+            if not step.makes.is_file():
+                log = job.folder / f"{step.name}.log"
+                tqdm.write(f"{job.name}: {step.name} (log: {log})", file=sys.stderr)
+                code = execute(step, log, (descriptor,))
+                if code or not step.makes.is_file():
+                    failure = f"{step.name} ended with exit code {code} and no {step.makes.name}: {_last_line(log)}"
+                    job.write(failure)
+                    raise Failed(f"{failure} ({log})")
+    return True
+
+
+def execute(step: Step, log: Path, descriptors: Sequence[int] = ()) -> int:
+    """Run a command with its output added to `log`; stops it when this process is told to stop.
+
+    Args:
+        step: the command.
+        log: made when missing.
+        descriptors: files that it keeps open, for their locks.
+
+    Returns:
+        Its exit code.
+    """
+    with log.open("ab") as file:
+        file.write(f"$ {step}\n".encode())
+        file.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *step.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=descriptors,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+def report(cells: Sequence[Job], out: Path, title: str) -> list[str]:
+    """Write report.html, table.md and table.csv of what is finished.
+
+    Returns:
+        What failed, a line if anything.
+    """
+    finished = [cell for cell in cells if cell.finished]
+    # A pretraining may have been removed once nothing needed it any more.
+    needed = [need.folder for cell in finished for need in cell.all_needs if need.finished]
+    folders = map(str, dict.fromkeys([*needed, *(cell.folder for cell in finished)]))
+    page, *tables = (out / name for name in ("report.html", "table.md", "table.csv"))
+    written = [part for table in tables for part in ("--table", str(table))]
+    arguments = ("segloc.report", *folders, "--title", title, "--out", str(page), *written)
+    log = out / "report.log"
+    if execute(Step("report", arguments, page), log):
+        return [f"report: {_last_line(log)} ({log})"]
+    for path in (page, *tables):
+        print(path)
+    return []
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Treat SIGTERM, which clusters send, as Ctrl-C: the command that runs is stopped too."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

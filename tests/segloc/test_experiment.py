@@ -1,0 +1,458 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segloc import checkpoint, experiment, experiment_jobs, experiment_recipe, report
+from segloc.contract import InputError
+from segloc.detection import recipe as finetune_recipe
+from segloc.lazy import to_yaml
+from segloc.locks import locked
+from segloc.run_results import METRICS
+from tests.imports import ROOT
+
+from .test_lazy import DEMO
+from .toy_coco import write_pidray
+
+PRETRAIN = ROOT / "detectron_configs" / "pretrain" / "demo_r18.yaml"
+TINY_PRETRAIN = ["optim.steps=2", "optim.batch=2", "optim.micro_batch=2", "queue.size=4", "data.image_size=32"]
+TINY_FINETUNE = ["data.image_size=64", "train.iterations=2", "optim.batch=2", "model.engine=torchvision"]
+
+
+@pytest.fixture(scope="module")
+def pidray(tmp_path_factory):
+    return write_pidray(tmp_path_factory.mktemp("pidray"))
+
+
+@pytest.fixture
+def grid(pidray, shards):
+    """A recipe: random, and two starts from one pretraining of which one has batch norm put in."""
+    return {
+        "title": "A grid",
+        "data": str(pidray),
+        "seeds": [0, 1],
+        "pretrainings": {"keys": {"shards": str(shards), "config": str(PRETRAIN), "overrides": [*TINY_PRETRAIN]}},
+        "starts": {
+            "random": {"weights": "random"},
+            "segloc": {"pretraining": "keys"},
+            "bn": {"pretraining": "keys", "insert_bn": True, "overrides": ["model.backbone.norm=bn"]},
+        },
+        "protocols": {"fair": {"config": str(DEMO), "overrides": [*TINY_FINETUNE]}},
+    }
+
+
+def write(tmp_path, content):
+    path = tmp_path / "grid.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def options(arguments):
+    """Options of a command line by name; what is no option under ''."""
+    found, rest = {}, list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--") and word != "--insert-bn":
+            found[word] = rest.pop(0)
+        else:
+            found.setdefault("", []).append(word)
+    return found
+
+
+class Fake:
+    """Stands for the commands: writes the files they would, or fails."""
+
+    def __init__(self):
+        self.ran = []
+        self.fails = []
+
+    def __call__(self, step, log, descriptors=()):
+        module, *rest = step.arguments
+        given = options(rest)
+        self.ran.append((module, Path(given["--out"])))
+        log.write_text(f"$ {step}\n")
+        if any(re.search(pattern, str(step)) for pattern in self.fails):
+            log.write_text(log.read_text() + "working\rit broke\n")
+            return 3
+        if module == "segloc.report":
+            return report.main(rest)
+        out = Path(given["--out"])
+        if module == "segloc.pretrain":
+            about = {"kind": "pretrain", "steps": 2, "chance_loss": 1.0, "chance_class_accuracy": 0.5, "shards": "s"}
+            self.describe(out, about, yaml.safe_dump({"seed": int(given[""][-1].removeprefix("seed="))}))
+            checkpoint.save(out / "backbone.pth", {"kind": "backbone"})
+        elif module == "segloc.export":
+            assert Path(given["--weights"], "backbone.pth").exists()
+            checkpoint.save(out, {"kind": "backbone"})
+        elif module == "segloc.finetune":
+            assert given["--weights"] == "random" or Path(given["--weights"]).is_file()
+            config = finetune_recipe.read(given["--config"], given[""])
+            self.describe(out, {"kind": "finetune", "weights": given["--weights"], "data_digest": "d"}, to_yaml(config))
+            checkpoint.save(out / "model.pth", {"kind": "detector"})
+        else:
+            assert (Path(given["--weights"]) / "model.pth").exists()
+            seed = int(out.parent.name[-1])
+            part = {"images": 3, "bbox": dict.fromkeys(METRICS, 10.0 + seed)}
+            result = {"engine": "torchvision (stand-in)", "mean": part, "subsets": {"easy": part}}
+            out.write_text(json.dumps(result))
+        return 0
+
+    def describe(self, folder, about, config):
+        common = {"engine": "e", "device": "cpu", "git_revision": "r", "command": "c"}
+        (folder / "run.json").write_text(json.dumps(common | about))
+        (folder / "config.yaml").write_text(config)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fake = Fake()
+    monkeypatch.setattr(experiment, "execute", fake)
+    return fake
+
+
+def test_the_whole_grid_runs_once_and_ends_in_the_report(grid, tmp_path, fake, capsys):
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    counts = {module: sum(m == module for m, _ in fake.ran) for module, _ in fake.ran}
+    # Two pretrainings, one a seed, serve both starts that use them.
+    assert counts == {
+        "segloc.pretrain": 2, "segloc.export": 2, "segloc.finetune": 6, "segloc.evaluate": 6, "segloc.report": 1,
+    }  # fmt: skip
+    table = (out / "table.md").read_text()
+    assert [name in table for name in ("**random-fair**", "**segloc-fair**", "**bn-fair**")] == [True] * 3
+    assert table.count("10.5 ± 0.7") == 3 * 2 * len(METRICS)
+    assert "torchvision (stand-in); 2 seeds" in table
+    assert "A grid" in (out / "report.html").read_text()
+    assert (out / "table.csv").read_text().startswith("name,")
+    capsys.readouterr()
+    fake.ran.clear()
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    assert [module for module, _ in fake.ran] == ["segloc.report"]
+
+
+def test_list_shows_states_and_commands_and_runs_nothing(grid, tmp_path, fake, capsys):
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out), "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not fake.ran
+    assert not out.exists()
+    assert sum(line.startswith("waiting") for line in lines) == 6 + 4
+    command = next(line for line in lines if "segloc.finetune" in line and "segloc-fair-seed1" in line).strip()
+    assert command.startswith(f"python -m segloc.finetune --weights {out}/pretrain/keys-seed1/backbone.pth --config ")
+    assert command.endswith("train.seed=1")
+    fake.fails = ["segloc.evaluate.*random-fair-seed0"]
+    assert experiment.main([str(path), "--out", str(out), "--cell", "random-fair-seed0"]) == 1
+    assert experiment.main([str(path), "--out", str(out), "--cell", "segloc-fair-seed1"]) == 0
+    assert not (out / "report.html").exists()
+    capsys.readouterr()
+    assert experiment.main([str(path), "--out", str(out), "--list"]) == 0
+    states = dict(line.split()[::-1] for line in capsys.readouterr().out.splitlines() if line[0] != " ")
+    assert states["random-fair-seed0"] == "failed"
+    assert states["segloc-fair-seed1"] == states["pretrain/keys-seed1"] == "finished"
+    assert states["bn-fair-seed1"] == states["pretrain/keys-seed0"] == "waiting"
+
+
+def test_a_failed_cell_does_not_stop_the_others_and_is_tried_again(grid, tmp_path, fake, capsys):
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    fake.fails = ["segloc.pretrain.*keys-seed0", "segloc.finetune.*random-fair-seed1"]
+    assert experiment.main([str(path), "--out", str(out)]) == 1
+    failures = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert [line.split(":")[1].strip() for line in failures] == [
+        "pretrain/keys-seed0", "segloc-fair-seed0", "bn-fair-seed0", "random-fair-seed1",
+    ]  # fmt: skip
+    assert "exit code 3" in failures[0]
+    assert "it broke" in failures[0]
+    assert str(out / "pretrain" / "keys-seed0" / "pretrain.log") in failures[0]
+    assert "**segloc-fair-seed1**" in (out / "table.md").read_text()
+    fake.fails, fake.ran = [], []
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    assert {out.name for module, out in fake.ran if module == "segloc.finetune"} == {
+        "segloc-fair-seed0", "bn-fair-seed0", "random-fair-seed1",
+    }  # fmt: skip
+
+
+def test_a_command_that_leaves_no_file_has_failed(grid, tmp_path, fake, capsys, monkeypatch):
+    monkeypatch.setattr(experiment, "execute", lambda step, log, descriptors=(): log.write_text("stopped early\n") * 0)
+    path = write(tmp_path, grid)
+    assert experiment.main([str(path), "--out", str(tmp_path / "out"), "--cell", "random-fair-seed0"]) == 1
+    assert "exit code 0 and no model.pth: stopped early" in capsys.readouterr().err
+
+
+def test_a_protocol_can_be_for_some_starts_only(grid, tmp_path, fake):
+    grid["protocols"]["other"] = {**grid["protocols"]["fair"], "starts": ["segloc"]}
+    cells = experiment_jobs.plan(experiment_recipe.read(write(tmp_path, grid)), tmp_path)
+    assert [cell.name for cell in cells if "other" in cell.name] == ["segloc-other-seed0", "segloc-other-seed1"]
+    assert len(cells) == 6 + 2
+
+
+def test_seeds_can_share_a_pretraining(grid, tmp_path, fake):
+    grid["pretrainings"]["keys"]["seed"] = 7
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out")]) == 0
+    assert [out.name for module, out in fake.ran if module == "segloc.pretrain"] == ["keys-seed7"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("protocols.fair.overrides=[train.epochs=3.0]", "made with data.image_size 64, the recipe now has 128 (and"),
+        (
+            f"pretrainings.keys.overrides=[optim.steps=3, {', '.join(TINY_PRETRAIN[1:])}]",
+            "pretrain/keys-seed0 was made with optim.steps 2,",
+        ),
+        ("pretrainings.keys.shards=elsewhere", "pretrain/keys-seed0 was made with shards "),
+    ],
+)
+def test_a_changed_recipe_does_not_mix_with_finished_cells(grid, tmp_path, fake, capsys, override, message):
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out), "--cell", "segloc-fair-seed0"]) == 0
+    capsys.readouterr()
+    assert experiment.main([str(path), "--out", str(out), override]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert experiment.main([str(path), "--out", str(out), "--list", override]) == 0
+    assert "changed   segloc-fair-seed0" in capsys.readouterr().out
+
+
+def test_cells_of_a_pretraining_that_was_changed_and_made_anew_are_refused_too(grid, tmp_path, fake, capsys):
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out), "--cell", "segloc-fair-seed0"]) == 0
+    for file in (out / "pretrain" / "keys-seed0").iterdir():
+        file.unlink()
+    grid["pretrainings"]["keys"]["overrides"] += ["optim.ema=0.5"]
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(out)]) == 2
+    assert (
+        "segloc-fair-seed0 was made with pretraining.optim.ema 0.9, the recipe now has 0.5" in capsys.readouterr().err
+    )
+
+
+def test_a_pretraining_may_be_removed_once_its_cells_are_finished(grid, tmp_path, fake):
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    shutil.rmtree(out / "pretrain")
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+
+
+def test_more_seeds_and_starts_only_add_cells(grid, tmp_path, fake):
+    out = tmp_path / "out"
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(out)]) == 0
+    fake.ran.clear()
+    grid["starts"]["again"] = {"weights": "random"}
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(out), "seeds=[0, 1, 2]"]) == 0
+    assert {o.name for module, o in fake.ran if module == "segloc.finetune"} == {
+        *(f"again-fair-seed{seed}" for seed in range(3)),
+        *(f"{start}-fair-seed2" for start in ("random", "segloc", "bn")),
+    }
+
+
+def test_folders_that_no_experiment_made_are_refused(grid, tmp_path, fake, capsys):
+    out = tmp_path / "out"
+    (out / "random-fair-seed0").mkdir(parents=True)
+    (out / "random-fair-seed0" / "evaluation.json").write_text("{}")
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(out)]) == 2
+    assert "evaluation.json was not made by an experiment" in capsys.readouterr().err
+
+
+def test_the_folder_may_be_written_in_any_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ways = ("runs/x", "./runs/../runs/x/", str(tmp_path / "runs" / "x"))
+    assert {str(experiment.tidy(way)) for way in ways} == {"runs/x"}
+    assert experiment.tidy("/somewhere/x") == Path("/somewhere/x")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        experiment.tidy("file")
+
+
+BAD = [
+    ("5", "not a mapping"),
+    ("{", "not YAML"),
+    ("start: {}", "unknown key 'start'; did you mean 'starts'?"),
+    ("seeds: [0, 0]", "seeds: expected one or more different numbers"),
+    ("seeds: []", "seeds: expected one or more"),
+    ("seeds: [-1]", "-1 is no seed"),
+    ("seeds: 3", "seeds: expected list, got 3"),
+    ("starts: {}", "starts names none"),
+    ("starts: {a: {weights: random}}", "protocols names none"),
+    ("starts: {a: random}", "starts: a: expected a mapping"),
+    ("starts: {../a: {weights: random}}", "'../a' cannot name a folder"),
+    ("starts: {a: {weight: random}}", "starts: a: unknown key 'weight'; did you mean 'weights'?"),
+    ("starts: {a: {}}\nprotocols: {p: {config: x}}", "starts: a: give weights"),
+    ("starts: {a: {weights: w, insert_bn: true}}\nprotocols: {p: {config: x}}", "insert_bn needs a pretraining"),
+    (
+        "starts: {a: {pretraining: kes}}\npretrainings: {keys: {shards: s}}\nprotocols: {p: {config: x}}",
+        "unknown key 'kes'; did you mean 'keys'?",
+    ),
+    ("starts: {ab: {weights: w}}\nprotocols: {p: {config: x, starts: [a]}}", "unknown key 'a'; did you mean 'ab'?"),
+    ("starts: {a: {weights: w, overrides: [3]}}", "overrides: expected key=value, got 3"),
+    ("starts: {a: {weights: w, overrides: [train.seed=3]}}", "the experiment's seeds set the seed"),
+    ("starts: {a: {weights: w}}\nprotocols: {p: {}}", "protocols: p: config is not set"),
+    ("starts: {a: {weights: w}}\npretrainings: {p: {processes: 0, shards: s}}", "processes is 0, it must be"),
+    ("starts: {a: {weights: w}}\npretrainings: {p: {seed: x, shards: s}}\nprotocols: {p: {config: x}}", "p: seed"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD)
+def test_a_bad_recipe_is_one_sentence(tmp_path, capsys, content, message):
+    assert experiment.main([str(write(tmp_path, content)), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--cell", "random-fair-sed0"], "--cell: unknown key 'random-fair-sed0'; did you mean 'random-fair-seed0'?"),
+        (["data=nowhere"], "nowhere: no such folder"),
+        (["pretrainings.keys.shards=nowhere"], "nowhere"),
+        (["starts.random.weights=nowhere.pth"], "nowhere.pth: no such checkpoint"),
+        (["starts.radnom.weights=x"], "unknown key 'starts.radnom.weights'; did you mean 'starts.random.weights'?"),
+        (["protocols.fair.config=nowhere.py"], "nowhere.py: no such recipe"),
+        (
+            ["protocols.fair.overrides=[train.epoch=3]"],
+            "start random, protocol fair: override: unknown key 'train.epoch'; did you mean 'train.epochs'?",
+        ),
+        (["pretrainings.keys.overrides=[optim.step=3]"], "unknown key 'optim.step'; did you mean 'optim.steps'?"),
+        (["seeds=[0"], "the value cannot be read"),
+        (["--out", "grid.yaml"], "is a file, not a folder"),
+    ],
+)
+def test_what_cannot_work_is_said_before_work_starts(grid, tmp_path, fake, capsys, monkeypatch, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    assert experiment.main([str(write(tmp_path, grid)), "--out", "out", *overrides]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not fake.ran
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_cells_of_one_name_are_refused(grid, tmp_path, capsys):
+    grid["starts"]["random-fair"] = {"weights": "random"}
+    grid["protocols"]["fair-fair"] = grid["protocols"]["fair"]
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out")]) == 2
+    assert "two cells would be called random-fair-fair-seed0" in capsys.readouterr().err
+
+
+def job_of(grid, tmp_path, name):
+    cells = experiment_jobs.plan(experiment_recipe.read(write(tmp_path, grid)), tmp_path / "out")
+    return {job.name: job for cell in cells for job in (*cell.all_needs, cell)}[name]
+
+
+def test_what_another_process_works_on_is_left_for_later_and_then_waited_for(grid, tmp_path, fake, capsys):
+    job = job_of(grid, tmp_path, "pretrain/keys-seed0")
+    held, order = threading.Event(), []
+
+    def other():
+        with locked(job.lock, job.name, wait=False) as descriptor:
+            assert descriptor is not None
+            held.set()
+            while not any(out.name == "random-fair-seed1" for _, out in fake.ran):
+                time.sleep(0.01)
+            order.append(len(fake.ran))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    assert experiment_jobs.state(job) == "running"
+    assert experiment.main([str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 0
+    thread.join()
+    # The cells that need it ran last, once each.
+    names = [out.name for module, out in fake.ran if module == "segloc.finetune"]
+    assert names[-2:] == ["segloc-fair-seed0", "bn-fair-seed0"]
+    assert len(names) == 6
+
+
+def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkeypatch):
+    path = write(tmp_path, grid)
+
+    def slow(step, log, descriptors=()):
+        time.sleep(0.05)
+        return fake(step, log, descriptors)
+
+    monkeypatch.setattr(experiment, "execute", slow)
+    monkeypatch.setattr(experiment, "report", lambda cells, out, title: [])
+    arguments = (experiment_recipe.read(path), tmp_path / "out")
+    threads = [
+        threading.Thread(target=lambda: experiment.run_cells(experiment_jobs.plan(*arguments))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fake.ran) == len(set(fake.ran)) == 2 + 2 + 6 + 6
+
+
+def test_a_lock_outlives_its_owner_as_long_as_its_command_and_no_longer(grid, tmp_path):
+    """SIGKILL the experiment: its command goes on and keeps the lock; when that has ended the lock is free."""
+    job = job_of(grid, tmp_path, "random-fair-seed0")
+    go = tmp_path / "go"
+    sleep = f"import time, pathlib\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.02)"
+    code = f"""
+import subprocess, sys
+sys.path[:0] = {[str(ROOT)]!r}
+from pathlib import Path
+from segloc.locks import locked
+with locked(Path({str(job.lock)!r}), "j", wait=False) as descriptor:
+    child = subprocess.Popen([sys.executable, "-c", {sleep!r}], pass_fds=[descriptor])
+    print(child.pid, flush=True)
+    child.wait()
+"""
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline().strip().isdigit()
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    assert experiment_jobs.state(job) == "running"
+    go.touch()
+    with locked(job.lock, job.name, wait=True) as descriptor:
+        assert descriptor is not None
+    assert experiment_jobs.state(job) == "waiting"
+
+
+def test_stopping_stops_the_command_too(tmp_path):
+    step = experiment_jobs.Step("sleep", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), tmp_path / "x")
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), experiment._stopped_by_sigterm():
+        experiment.execute(step, tmp_path / "log")
+    assert time.monotonic() - began < 30
+    assert (tmp_path / "log").read_text().startswith("$ python -m timeit")
+
+
+@pytest.mark.parametrize("name", ["demo", "table1"])
+def test_the_recipes_can_be_planned(name, pidray, shards, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "detectron_configs" / "experiment" / f"{name}.yaml"
+    cells = experiment_jobs.plan(experiment_recipe.read(path, [f"data={pidray}"]), Path("out"))
+    recipe = yaml.safe_load(path.read_text())
+    grids = [protocol.get("starts", recipe["starts"]) for protocol in recipe["protocols"].values()]
+    assert len(cells) == sum(map(len, grids)) * len(recipe["seeds"])
+
+
+@pytest.mark.slow
+def test_two_real_cells(grid, tmp_path, capsys):
+    del grid["starts"]["bn"]
+    grid["seeds"] = [3]
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out)]) == 0, capsys.readouterr().err
+    table = (out / "table.md").read_text()
+    assert "**random-fair-seed3**" in table
+    assert "**segloc-fair-seed3**" in table
+    assert "torchvision (stand-in)" in table
+    commands = json.loads((out / "segloc-fair-seed3" / "finetune.job.json").read_text())["commands"]
+    assert (
+        json.loads((out / "segloc-fair-seed3" / "run.json").read_text())["command"].split()[1:]
+        == commands[0].split()[3:]
+    )
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("*.pth")}
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    assert times == {file: file.stat().st_mtime_ns for file in out.rglob("*.pth")}

@@ -1,0 +1,179 @@
+import csv
+import io
+import json
+import statistics
+
+import pytest
+
+from segloc.results_table import Figure, group, group_names, notes, published, results_table, to_csv, to_markdown
+from segloc.run_results import METRICS, read
+
+from .test_report import evaluation, metrics_of, runs, write_run  # noqa: F401
+
+
+def tuned(folder, weights, ap, seed=0, engine="detectron2", digest="d", **settings):
+    """A fine-tuned run whose figures are all `ap` on easy, hard and hidden."""
+    result = evaluation([ap] * 6, [ap] * 6, engine)
+    result["subsets"]["hard"] = result["subsets"]["easy"]
+    write_run(folder, "finetune", str(weights), (), result, seed, **settings)
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(about | {"data_digest": digest}))
+    return folder
+
+
+def table_of(*folders):
+    return results_table([read(folder) for folder in folders])
+
+
+def test_table_has_the_layout_of_the_paper_and_differences_to_random(runs):  # noqa: F811
+    table = table_of(*runs)
+    assert table.columns == [("bbox", "easy"), ("bbox", "hidden"), ("bbox", "mean")]
+    assert [(block.name, block.base) for block in table.blocks] == [("segloc", "random"), ("random", "")]
+    segloc, random = (block.figures for block in table.blocks)
+    assert list(segloc) == list(METRICS)
+    assert segloc["AP"] == [Figure(41.25, None, 1.25), Figure(20.0, None, -1.0), Figure(30.625, None, 0.125)]
+    # AR100 of random on hidden is undefined
+    assert [figure.difference for figure in segloc["AR100"]] == [1.25, None, None]
+    assert all(figure.difference is None for row in random.values() for figure in row)
+
+
+def test_runs_that_differ_only_in_seed_share_a_block(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"pre{seed}", "pretrain", seed=seed, queue={"size": 8})
+        tuned(tmp_path / f"segloc-seed{seed}", tmp_path / f"pre{seed}", (4.0, 6.0, 11.0)[seed], seed)
+        tuned(tmp_path / f"random-seed{seed}", "random", (3.0, 4.0, 5.0)[seed], seed)
+    table = table_of(*sorted(tmp_path.glob("*-seed*"))[::-1])
+    ours = [block for block in table.blocks if not block.source]
+    assert [(block.name, block.runs) for block in ours] == [("segloc", 3), ("random", 3)]
+    figure = ours[0].figures["AP50"][0]
+    assert figure.value == pytest.approx(7.0)
+    assert figure.spread == pytest.approx(statistics.stdev([4.0, 6.0, 11.0])) == pytest.approx(13**0.5)
+    assert figure.difference == pytest.approx(3.0)
+    assert any("sample standard deviation" in note for note in notes(table))
+
+
+def test_another_setting_start_training_set_or_engine_is_another_block(tmp_path):
+    write_run(tmp_path / "pre", "pretrain", seed=1, queue={"size": 8})
+    write_run(tmp_path / "pre-other", "pretrain", seed=2, queue={"size": 9})
+    folders = [
+        tuned(tmp_path / "a0", "random", 1.0, 0),
+        tuned(tmp_path / "a1", "random", 1.0, 1),
+        tuned(tmp_path / "b", "random", 1.0, 2, engine="torchvision (stand-in)"),
+        tuned(tmp_path / "c", "random", 1.0, 3, digest="e"),
+        tuned(tmp_path / "d", "random", 1.0, 4, optim={"batch": 2}),
+        tuned(tmp_path / "e", tmp_path / "pre", 1.0, 5),
+        tuned(tmp_path / "f", tmp_path / "pre-other", 1.0, 6),
+        tuned(tmp_path / "g", "imagenet", 1.0, 7),
+        tuned(tmp_path / "h", "random", 1.0, 1),  # the seed of a1 once more is no further sample
+    ]
+    groups = group([read(folder) for folder in folders])
+    names = [[run.name for run in members] for members in groups]
+    assert names == [["a0", "a1"], *([name] for name in "bcdefgh")]
+
+
+def test_differences_are_to_the_random_start_of_the_same_protocol(tmp_path):
+    model = {"backbone": {"norm": "bn"}}
+    bare = {"backbone": {"norm": "none"}}
+    table = table_of(
+        tuned(tmp_path / "random-short", "random", 10.0, optim={"batch": 2}, model=model),
+        tuned(tmp_path / "random-long", "random", 20.0, optim={"batch": 4}, model=model),
+        tuned(tmp_path / "w-long", "w", 25.0, optim={"batch": 4}, model=model),
+        tuned(tmp_path / "bare-long", "v", 26.0, optim={"batch": 4}, model=bare),
+        tuned(tmp_path / "other", "w", 25.0, optim={"batch": 8}, model=model),
+        tuned(tmp_path / "stand-in", "w", 25.0, optim={"batch": 4}, model=model, engine="torchvision (stand-in)"),
+    )
+    found = {block.name: (block.base, block.figures["AP"][0].difference) for block in table.blocks if not block.source}
+    assert found["w-long"] == ("random-long", 5.0)
+    assert found["bare-long"] == ("random-long", 6.0)  # its weights have no batch norm, the protocol is the same
+    assert found["other"] == found["stand-in"] == ("", None)
+    # A random start of exactly the same settings comes first.
+    table = table_of(
+        tmp_path / "random-long",
+        tuned(tmp_path / "random-bare", "random", 21.0, optim={"batch": 4}, model=bare),
+        tmp_path / "bare-long",
+    )
+    assert table.blocks[2].base == "random-bare"
+
+
+def test_published_figures_are_those_of_the_paper_and_marked(tmp_path):
+    table = table_of(tuned(tmp_path / "random", "random", 10.0))
+    blocks = {block.name: block for block in table.blocks if block.source}
+    assert len(blocks) == len(table.blocks) - 1 == 6
+    columns = {subset: place for place, (kind, subset) in enumerate(table.columns) if kind == "bbox"}
+    segloc = blocks["SegLoc start"].figures
+    assert segloc["AP"][columns["easy"]].value == 53.7
+    assert segloc["AP"][columns["easy"]].difference == pytest.approx(4.6)
+    assert segloc["AP50"][columns["hidden"]].difference == pytest.approx(37.1 - 39.3)
+    # PIDray's "overall" is the mean of the three.
+    overall = {name: round(block.figures["AP"][columns["mean"]].value, 1) for name, block in blocks.items()}
+    assert overall["SDANet"] == 61.6
+    assert overall["Mask R-CNN R101-FPN"] == 55.8
+    assert list(blocks["SDANet"].figures) == ["AP"]
+    assert blocks["SDANet"].base == ""
+    text = to_markdown(table)
+    assert text.count("published: ") == 6
+    assert "cannot be compared" in text
+    assert "Halat et al. 2023: SegLoc, arXiv 2310.08421" in text
+
+
+def test_published_figures_agree_with_themselves():
+    kinds = [(kind, subset) for kind in ("bbox", "segm") for subset in ("easy", "hard", "hidden", "mean", "pooled")]
+    for block in published(kinds):
+        for place, (_, subset) in enumerate(kinds):
+            column = {metric: row[place].value for metric, row in block.figures.items()}
+            assert (subset == "pooled") == (column["AP"] is None)
+            if subset != "pooled" and "AP50" in column:
+                assert column["AP50"] > column["AP75"] > column["AP"]
+                assert column["AR1"] <= column["AR10"] == column["AR100"]
+
+
+def test_pooled_stands_last_and_is_explained(tmp_path):
+    folder = tuned(tmp_path / "random", "random", 10.0)
+    content = json.loads((folder / "evaluation.json").read_text())
+    content["pooled"] = {"bbox": metrics_of([9.0] * 6)}
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    table = table_of(folder)
+    assert [subset for _, subset in table.columns] == ["easy", "hidden", "hard", "mean", "pooled"]
+    assert table.blocks[0].figures["AP"][-1].value == 9.0
+    assert any(note.startswith("Pooled") for note in notes(table))
+
+
+def test_a_figure_that_one_seed_lacks_has_no_mean(tmp_path):
+    first, second = (tuned(tmp_path / f"r{seed}", "random", 10.0, seed) for seed in range(2))
+    content = json.loads((second / "evaluation.json").read_text())
+    content["subsets"]["hidden"]["bbox"]["AP75"] = None
+    (second / "evaluation.json").write_text(json.dumps(content))
+    block = table_of(first, second).blocks[0]
+    assert block.runs == 2
+    assert block.figures["AP75"][1] == Figure(None)
+    assert block.figures["AP50"][1] == Figure(10.0, 0.0)
+
+
+def test_csv_and_markdown_hold_the_same_figures(tmp_path):
+    table = table_of(
+        tuned(tmp_path / "a|b", "w", 12.5, engine="torchvision (stand-in)"),
+        tuned(tmp_path / "random", "random", 10.0, engine="torchvision (stand-in)"),
+    )
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    ours = [row for row in rows if row["name"] == "a|b"]
+    assert len(ours) == len(table.columns) * len(METRICS)
+    assert {row["engine"] for row in ours} == {"torchvision (stand-in)"}
+    assert {(row["value"], row["difference"], row["difference_to"]) for row in ours} == {("12.5", "2.5", "random")}
+    assert {row["origin"] for row in ours} == {"measured"}
+    assert all(row["origin"] in ("Halat et al. 2023", "Wang et al. 2021") for row in rows if not row["engine"])
+    lines = to_markdown(table).splitlines()
+    widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
+    assert widths == {len(table.columns) + 3}
+    assert "12.5 (+2.5)" in lines[2]
+    assert "torchvision (stand-in)" in lines[2]
+    assert any(line.startswith("The stand-in takes") for line in lines)
+
+
+def test_names_leave_the_seed_out(tmp_path):
+    folders = [
+        tuned(tmp_path / "segloc-fair-seed0", "w", 1.0, 0),
+        tuned(tmp_path / "segloc-fair-seed10", "w", 1.0, 10),
+        tuned(tmp_path / "x", "v", 1.0, 0),
+        tuned(tmp_path / "y", "v", 1.0, 1),
+    ]
+    assert group_names(group([read(folder) for folder in folders])) == ["segloc-fair", "x and 1 more"]
