@@ -96,13 +96,19 @@ def measure(found: Found, resamples: int | None = None) -> dict[str, Any]:
         report["mean"][kind] = coco_eval.mean([part[kind] for part in report["subsets"].values()])
         report["pooled"][kind] = coco_eval.measure(coco_eval.pool([of_set[kind] for _, of_set in matches]))
     if resamples is not None:
-        for kind in kinds:
-            drawn = bootstrap.resample({split.name: of_set[kind] for split, of_set in matches}, resamples)
-            for name, part in eval_tables.parts(report).items():
-                part[kind]["interval"] = dict(zip(METRICS, bootstrap.interval(drawn[name]), strict=True))
-        about = {"resamples": resamples, "seed": bootstrap.SEED, "level_percent": bootstrap.LEVEL_PERCENT}
-        report["bootstrap"] = about
+        _add_intervals(report, matches, resamples)
     return report
+
+
+def _add_intervals(report: dict[str, Any], matches: list[tuple[CocoSplit, dict[str, Matches]]], resamples: int) -> None:
+    for kind in IOU_TYPES:
+        measured = {split.name: of_set[kind] for split, of_set in matches if kind in of_set}
+        drawn = bootstrap.resample(measured, resamples) if measured else {}
+        for name, part in eval_tables.parts(report).items():
+            if kind in part:
+                part[kind]["interval"] = dict(zip(METRICS, bootstrap.interval(drawn[name]), strict=True))
+    about = {"resamples": resamples, "seed": bootstrap.SEED, "level_percent": bootstrap.LEVEL_PERCENT}
+    report["bootstrap"] = about
 
 
 def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches]:
