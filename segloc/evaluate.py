@@ -65,10 +65,11 @@ def run(args: argparse.Namespace) -> None:
     report = {**about, "units": "percent", "classes": list(found[0][0].classes), **measure(found, args.bootstrap)}
     texts = [eval_tables.tidy(report), eval_tables.markdown(report)]
     texts.append(json.dumps(report, indent=1, ensure_ascii=False) + "\n")  # last: who waits for it finds all three
-    print(eval_tables.terminal(report))
-    for path, text in zip([*tables, Path(args.out)], texts, strict=True):
+    paths = [*tables, Path(args.out)]
+    for path, text in zip(paths, texts, strict=True):
         write_atomic(path, text.encode())
-        print(f"wrote {path}")
+    print(eval_tables.terminal(report))  # after writing: the reader of a pipe may be gone
+    print(f"wrote {', '.join(map(str, paths))}")
 
 
 def measure(found: Found, resamples: int | None = None) -> dict[str, Any]:

@@ -6,7 +6,8 @@ further; that needs several runs. Nor does it cover images of another kind, such
 
 Each test set's images are drawn with replacement, as many as it has, and its matches are counted as often as their
 image was drawn; no match changes, as COCO matches image by image. The mean and the pooled set are made of the same
-draws. A draw without any item of a class leaves that class out of its average, as COCO does.
+draws. A draw without any item of a class leaves that class out of its average, as COCO does. The percentile method
+does not correct for bias: in small sets, whose draws hold far fewer different images, intervals lie too high.
 """
 
 from __future__ import annotations

@@ -44,12 +44,13 @@ def terminal(report: dict[str, Any]) -> str:
 
 def markdown(report: dict[str, Any]) -> str:
     """Lay out all metrics over all classes, then those of every class, a table for each test set."""
-    head = [f"{kind} {metric}" for kind in IOU_TYPES for metric in METRICS]
-    overall = [[name, str(part.get("images", "")), *_row(part)] for name, part in parts(report).items()]
+    kinds = [kind for kind in IOU_TYPES if any(kind in part for part in parts(report).values())]
+    head = [f"{kind} {metric}" for kind in kinds for metric in METRICS]
+    overall = [[name, str(part.get("images", "")), *_row(part, kinds)] for name, part in parts(report).items()]
     blocks = [f"# Evaluation\n\n{_title(report)}", _table(["test set", "images", *head], overall)]
     blocks.append("`mean`: plain mean of the test sets. `pooled`: the images of all test sets as one set.")
     for name, part in parts(report).items():
-        rows = [[label, *_row(part, label)] for label in report["classes"]]
+        rows = [[label, *_row(part, kinds, label)] for label in report["classes"]]
         blocks += [f"## {name}", _table(["class", *head], rows)]
     return "\n\n".join(blocks) + "\n"
 
@@ -80,9 +81,9 @@ def _title(report: dict[str, Any]) -> str:
     return f"{title}; {about['level_percent']} % intervals over test images ({about['resamples']} bootstrap draws)"
 
 
-def _row(part: dict[str, Any], label: str | None = None) -> list[str]:
+def _row(part: dict[str, Any], kinds: Sequence[str], label: str | None = None) -> list[str]:
     cells = []
-    for kind in IOU_TYPES:
+    for kind in kinds:
         figures = part.get(kind, {})
         figures = figures if label is None else figures.get("per_class", {}).get(label, {})
         for metric in METRICS:
