@@ -13,9 +13,9 @@ import torch
 
 from segloc import cli
 from segloc.contract import InputError, check_output, write_atomic
-from segloc.detection import recipe
+from segloc.detection import bootstrap, coco_eval, eval_tables, recipe
 from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_split
-from segloc.detection.coco_eval import IOU_TYPES, METRICS, evaluate, mean
+from segloc.detection.coco_eval import FIELDS, IOU_TYPES, METRICS, Matches
 from segloc.detection.data import evaluation_splits
 from segloc.detection.detector import engine_label
 from segloc.detection.predict import predict_split
@@ -24,8 +24,13 @@ from segloc.detection.weights import build_detector, read_detector
 EXAMPLES = """\
   python -m segloc.evaluate --weights runs/segloc --data data/raw/pidray --out runs/segloc/evaluation.json
   python -m segloc.evaluate --results hidden.results.json --annotations xray_test_hidden.json --out hidden.json
-All figures are per cent.
+  python -m segloc.evaluate --results easy.results.json hard.results.json --bootstrap 1000 \\
+      --annotations xray_test_easy.json xray_test_hard.json --out both.json
+All figures are per cent. Two overalls are given: "mean", the plain mean of the test sets, as published for PIDray, and
+"pooled", the images of all test sets measured as one set. Beside OUT.json lie OUT.csv and OUT.md with the same figures.
+Intervals (--bootstrap) hold for this detector on other images of the same kind, not for another training seed.
 """
+OVERALLS = ("mean", "pooled")
 Found = list[tuple[CocoSplit, list[dict[str, Any]]]]
 
 
@@ -41,67 +46,113 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--config", help="recipe (default: the one inside the checkpoint)")
     options.add_argument("--data", help="PIDray folder of either release; otherwise the recipe's data section")
     options.add_argument("--subset", action="append", default=[], help="test set to measure (repeatable; default: all)")
-    options.add_argument("--out", required=True, help="JSON file; a detector's results go beside it")
+    options.add_argument(
+        "--bootstrap", type=int, metavar="N", help="95 %% intervals from N draws of the test images, e.g. 1000"
+    )
+    options.add_argument("--out", required=True, help="JSON file; tables and a detector's results go beside it")
     options.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")
     return cli.run(run, options, argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
-    out = Path(args.out)
-    check_output(out)
+    tables = _check_arguments(args)
     if args.results:
         about = {"engine": "results file", "weights": None, "iteration": None}
         found = _read_results(args.results, args.annotations)
     else:
         about, found = _detect(args)
-        for split, results in found:
-            path = out.with_name(f"{out.stem}.{split.name}.results.json")
-            write_atomic(path, json.dumps(results).encode())
-            print(f"wrote {path}")
-    report = {**about, "units": "percent", "classes": list(found[0][0].classes), **measure(found)}
-    write_atomic(out, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    print(table(report))
-    print(f"wrote {out}")
+    report = {**about, "units": "percent", "classes": list(found[0][0].classes), **measure(found, args.bootstrap)}
+    texts = [eval_tables.tidy(report), eval_tables.markdown(report)]
+    texts.append(json.dumps(report, indent=1, ensure_ascii=False) + "\n")  # last: who waits for it finds all three
+    paths = [*tables, Path(args.out)]
+    for path, text in zip(paths, texts, strict=True):
+        write_atomic(path, text.encode())
+    print(eval_tables.terminal(report))  # after writing: the reader of a pipe may be gone
+    print(f"wrote {', '.join(map(str, paths))}")
 
 
-def measure(found: Found) -> dict[str, Any]:
-    """Measure the results of each test set.
+def measure(found: Found, resamples: int | None = None) -> dict[str, Any]:
+    """Measure the results of each test set, and of all together.
+
+    Args:
+        found: test sets of the same classes, and their results.
+        resamples: draws of `segloc.detection.bootstrap`; None for no intervals.
 
     Returns:
         ``subsets`` by name, each with its number of ``images`` and the metrics of ``bbox`` and ``segm`` (only where
-        the results hold them), and ``mean`` over the test sets.
+        the results hold them), ``mean`` over the test sets, and ``pooled``, like a subset. With intervals, each kind
+        has ``interval`` (per metric the lower and upper bound, or None) and ``bootstrap`` says how they were made.
 
     Raises:
         InputError: a results file does not belong to its annotations.
     """
-    subsets: dict[str, dict[str, Any]] = {}
-    for split, results in found:
-        if split.dropped:
-            print(f"{split.name}: {split.dropped} annotations without a usable mask are left out")
-        types = [kind for kind in IOU_TYPES if kind == "bbox" or all("segmentation" in result for result in results)]
-        try:
-            metrics = {kind: evaluate(split.ground_truth, results, kind) for kind in types}
-        except InputError as error:
-            raise InputError(f"{split.name}: {error}") from error
-        subsets[split.name] = {"images": len(split.scans), **metrics}
-    common = [kind for kind in IOU_TYPES if all(kind in metrics for metrics in subsets.values())]
-    return {
-        "subsets": subsets,
-        "mean": {kind: mean([metrics[kind] for metrics in subsets.values()]) for kind in common},
-    }
+    matches = [(split, _match(split, results)) for split, results in found]
+    kinds = [kind for kind in IOU_TYPES if all(kind in of_set for _, of_set in matches)]
+    report: dict[str, Any] = {"subsets": {}, "mean": {}, "pooled": {"images": sum(len(s.scans) for s, _ in found)}}
+    for split, of_set in matches:
+        figures = {kind: coco_eval.measure(of_kind) for kind, of_kind in of_set.items()}
+        report["subsets"][split.name] = {"images": len(split.scans), **figures}
+    for kind in kinds:
+        report["mean"][kind] = coco_eval.mean([part[kind] for part in report["subsets"].values()])
+        report["pooled"][kind] = coco_eval.measure(coco_eval.pool([of_set[kind] for _, of_set in matches]))
+    if resamples is not None:
+        _add_intervals(report, matches, resamples)
+    return report
 
 
-def table(report: dict[str, Any]) -> str:
-    """Lay the figures out for the terminal: a line per test set and kind, one figure per metric."""
-    parts = {**report["subsets"], "mean": report["mean"]}
-    width = max(len(name) for name in parts)
-    lines = [f"engine: {report['engine']}; per cent", " ".join([" " * (width + 5), *(f"{m:>6}" for m in METRICS)])]
+def _add_intervals(report: dict[str, Any], matches: list[tuple[CocoSplit, dict[str, Matches]]], resamples: int) -> None:
     for kind in IOU_TYPES:
-        for name, metrics in parts.items():
-            if kind in metrics:
-                lines.append(" ".join([f"{name:<{width}} {kind}", *(_cell(metrics[kind][m]) for m in METRICS)]))
-    return "\n".join(lines)
+        measured = {split.name: of_set[kind] for split, of_set in matches if kind in of_set}
+        drawn = bootstrap.resample(measured, resamples) if measured else {}
+        for name, part in eval_tables.parts(report).items():
+            if kind in part:
+                part[kind]["interval"] = dict(zip(METRICS, bootstrap.interval(drawn[name]), strict=True))
+    about = {"resamples": resamples, "seed": bootstrap.SEED, "level_percent": bootstrap.LEVEL_PERCENT}
+    report["bootstrap"] = about
+
+
+def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches]:
+    """Match boxes and masks, whichever the results hold."""
+    if split.dropped:
+        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out of the masks' figures")
+    kinds = [kind for kind in IOU_TYPES if not results or any(FIELDS[kind] in result for result in results)]
+    try:
+        if not kinds:
+            raise InputError("result 0 has neither 'bbox' nor 'segmentation'")
+        return {kind: coco_eval.match(split.ground_truth, results, kind) for kind in kinds}
+    except InputError as error:
+        raise InputError(f"{split.name}: {error}") from error
+
+
+def _check_arguments(args: argparse.Namespace) -> list[Path]:
+    """Check what can be checked before work starts; returns the paths of the CSV and the Markdown table."""
+    out = Path(args.out)
+    tables = [out.with_suffix(".csv"), out.with_suffix(".md")]
+    if out in tables:
+        raise InputError(f"{out}: --out is the JSON file; the tables are written beside it as .csv and .md")
+    for path in (out, *tables):
+        check_output(path)
+    if args.bootstrap is not None and args.bootstrap < bootstrap.LEAST_RESAMPLES:
+        raise InputError(f"--bootstrap {args.bootstrap}: give at least {bootstrap.LEAST_RESAMPLES} draws")
+    if args.weights and args.annotations:
+        raise InputError("--annotations belongs to --results; name a detector's test sets with --data or data.tests")
+    if args.results and (args.config or args.data or args.subset or args.overrides):
+        raise InputError("--config, --data, --subset and key=value belong to --weights, not to --results")
+    for file in [*(args.results or []), *args.annotations]:
+        if Path(file).resolve() in [path.resolve() for path in (out, *tables)]:
+            raise InputError(f"{file}: would be overwritten; choose another --out")
+    return tables
+
+
+def _check_names(splits: Sequence[Split]) -> None:
+    """Check that test sets can be told apart, and that their names can be part of a file's name."""
+    names = [split.name for split in splits]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"several test sets are named {name!r}")
+        if name in OVERALLS or name != Path(name).name:
+            raise InputError(f"a test set cannot be named {name!r}")
 
 
 def _detect(args: argparse.Namespace) -> tuple[dict[str, Any], Found]:
@@ -111,14 +162,23 @@ def _detect(args: argparse.Namespace) -> tuple[dict[str, Any], Found]:
     overrides = [*recipe.data_overrides(args.data), *args.overrides]
     config = recipe.read(args.config, overrides) if args.config else recipe.parse(content["config"], overrides, source)
     settings = recipe.settings(config)[0]
-    splits = [read_split(split) for split in _chosen(evaluation_splits(settings), args.subset)]
+    chosen = _chosen(evaluation_splits(settings), args.subset)
+    _check_names(chosen)
+    files = [Path(args.out).with_name(f"{Path(args.out).stem}.{split.name}.results.json") for split in chosen]
+    for file in files:
+        check_output(file)
+    splits = [read_split(split) for split in chosen]
     for split in splits:
         if list(split.classes) != content["classes"]:
             raise InputError(f"{split.name}: its categories are not those of {source}: {', '.join(content['classes'])}")
     detector = build_detector(content, config, source).to("cuda" if torch.cuda.is_available() else "cpu")
     about = {"engine": engine_label(detector.engine), "weights": source, "iteration": content["iteration"]}
     print(f"engine {about['engine']}, weights {source} after {content['iteration']} steps")
-    found = [(split, predict_split(detector, split, settings.image_size, settings.threads)) for split in splits]
+    found = []
+    for split, file in zip(splits, files, strict=True):
+        found.append((split, predict_split(detector, split, settings.image_size, settings.threads)))
+        write_atomic(file, json.dumps(found[-1][1]).encode())
+        print(f"wrote {file}")
     return about, found
 
 
@@ -134,12 +194,13 @@ def _read_results(results: Sequence[str], annotations: Sequence[str]) -> Found:
         raise InputError(
             f"{len(results)} --results and {len(annotations)} --annotations; give one of each per test set"
         )
+    splits = [Split(_subset_name(Path(truth)), Path(truth), None) for truth in annotations]
+    _check_names(splits)
     found: Found = []
-    for file, truth in zip(results, annotations, strict=True):
-        split = read_split(Split(_subset_name(Path(truth)), Path(truth), None))
-        if split.name in [other.name for other, _ in found]:
-            raise InputError(f"{truth}: a second test set named {split.name!r}")
-        found.append((split, _read_list(Path(file))))
+    for split, truth, file in zip(splits, annotations, results, strict=True):
+        found.append((read_split(split), _read_list(Path(file))))
+        if found[-1][0].classes != found[0][0].classes:
+            raise InputError(f"{truth}: its categories are not those of {annotations[0]}")
     return found
 
 
@@ -148,7 +209,7 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: no such results file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise InputError(f"{path}: not COCO results (a list of detections)")
@@ -158,10 +219,6 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
 def _subset_name(annotations: Path) -> str:
     """Name a test set after its annotation file, PIDray's by their subset."""
     return next((name for name in SUBSETS if annotations.stem.endswith(f"_{name}")), annotations.stem)
-
-
-def _cell(value: float | None) -> str:
-    return f"{'-':>6}" if value is None else f"{value:6.1f}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from segloc.contract import InputError
+from segloc.detection import rle
 
 SUBSETS = ("easy", "hard", "hidden")
 MAX_SIDE_PX = 65_500
@@ -59,8 +60,8 @@ class CocoSplit:
         classes: category names in ascending order of their ids; the position is the class id inside the project.
         category_ids: the ids in the file, in the same order.
         scans: the images, in the file's order.
-        ground_truth: the file's content for the COCO evaluation, without what `dropped` counts.
-        dropped: number of annotations without a mask that can be decoded.
+        ground_truth: the file's content for the COCO evaluation; ``segmentation`` is None where `dropped` counts it.
+        dropped: number of annotations without a mask that can be decoded; those without a box are nowhere else.
     """
 
     name: str
@@ -110,15 +111,20 @@ def read_split(split: Split) -> CocoSplit:
         categories = sorted(content["categories"], key=lambda category: category["id"])
         category_ids = tuple(int(category["id"]) for category in categories)
         image_ids = [image["id"] for image in content["images"]]
+        names = tuple(str(category["name"]) for category in categories)
         _unique(category_ids, "category id", source)
+        _unique(names, "category name", source)
         _unique(image_ids, "image id", source)
+        _unique([a["id"] for a in content["annotations"] if "id" in a], "annotation id", source)
         sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
         if any(not 1 <= side <= MAX_SIDE_PX for size in sizes.values() for side in size):
             raise InputError(f"{source}: an image is not between 1 and {MAX_SIDE_PX} pixels high and wide")
-        usable = [fixed for a in content["annotations"] if (fixed := _checked(a, sizes, category_ids, source))]
+        boxed = [fixed for a in content["annotations"] if (fixed := _checked(a, sizes, category_ids, source))]
+        usable = [annotation for annotation in boxed if annotation["segmentation"] is not None]
         by_image = collections.defaultdict(list)
-        for number, annotation in enumerate(usable, start=1):
-            annotation["id"] = number  # COCO's evaluation takes id 0 for "unmatched" and mixes up ids that repeat
+        for number, annotation in enumerate(boxed, start=1):
+            annotation["id"] = number  # COCO's evaluation takes id 0, which PIDray has, for "unmatched"
+        for annotation in usable:
             by_image[annotation["image_id"]].append(annotation)
         paths = _paths(split.images, [str(image["file_name"]) for image in content["images"]], source)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -127,8 +133,7 @@ def read_split(split: Split) -> CocoSplit:
         Scan(image_id, path, sizes[image_id][1], sizes[image_id][0], tuple(by_image[image_id]))
         for image_id, path in zip(image_ids, paths, strict=True)
     )
-    truth = {"info": {}, "images": content["images"], "categories": categories, "annotations": usable}
-    names = tuple(str(category["name"]) for category in categories)
+    truth = {"info": {}, "images": content["images"], "categories": categories, "annotations": boxed}
     return CocoSplit(split.name, names, category_ids, scans, truth, len(content["annotations"]) - len(usable))
 
 
@@ -154,7 +159,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such annotation file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise InputError(f"{path}: not a COCO annotation file (no images, annotations and categories)")
@@ -164,30 +169,31 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _checked(
     annotation: dict[str, Any], sizes: dict[int, tuple[int, int]], categories: tuple[int, ...], source: str
 ) -> dict[str, Any] | None:
-    """Return a copy with all fields COCO's evaluation reads, or None when there is no mask to decode."""
+    """Return a copy with all fields COCO's evaluation reads, `segmentation` None if unusable; None without a box."""
     if annotation["image_id"] not in sizes:
         raise InputError(f"{source}: an annotation is of image {annotation['image_id']!r}, which is not listed")
     if annotation["category_id"] not in categories:
         raise InputError(f"{source}: an annotation is of category {annotation['category_id']!r}, which is not listed")
-    height, width = sizes[annotation["image_id"]]
-    segmentation, box = annotation.get("segmentation"), annotation["bbox"]
+    box, area = annotation["bbox"], annotation.get("area")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        return None
+    if not is_number(area):
+        area = box[2] * box[3]
+    mask = _usable_mask(annotation.get("segmentation"), *sizes[annotation["image_id"]])
+    return {**annotation, "segmentation": mask, "area": area, "iscrowd": int(annotation.get("iscrowd", 0))}
+
+
+def _usable_mask(segmentation: Any, height: int, width: int) -> Any:
+    """Return the mask of an annotation without polygons of fewer than three points; None if it has no pixel."""
     if isinstance(segmentation, list):
         if not all(_is_polygon(part, max(height, width)) for part in segmentation):
             return None
         segmentation = [part for part in segmentation if len(part) >= 6]
         if not segmentation:
             return None
-    elif not is_rle(segmentation, height, width):
+    elif not rle.sound([segmentation], [(height, width)])[0]:
         return None
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        return None
-    if not mask_api.area(to_rle(segmentation, height, width)):
-        return None
-    area = annotation.get("area")
-    if not is_number(area):
-        area = box[2] * box[3]
-    crowd = int(annotation.get("iscrowd", 0))
-    return {**annotation, "segmentation": segmentation, "area": area, "iscrowd": crowd}
+    return segmentation if mask_api.area(to_rle(segmentation, height, width)) else None
 
 
 def is_number(value: Any) -> bool:
@@ -198,41 +204,11 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def is_rle(segmentation: Any, height: int, width: int) -> bool:
-    """Tell whether a value is an RLE of that size and fills it.
-
-    pycocotools reads and writes past the end of a mask, or never ends, where it is not.
-    """
-    if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
-        return False
-    counts = segmentation.get("counts")
-    if isinstance(counts, str):
-        counts = _run_lengths(counts)
-    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        return False
-    return sum(counts) == height * width
-
-
 def _is_polygon(part: Any, reach: int) -> bool:
     """Tell whether pycocotools can draw it: its memory grows with the edges' length, so a stray 1e9 must not pass."""
     if not isinstance(part, list) or len(part) % 2:
         return False
     return all(is_number(value) and -reach <= value <= 2 * reach for value in part)
-
-
-def _run_lengths(text: str) -> list[int] | None:
-    """Decompress an RLE: five bits a character, lowest first, from the fourth run on relative to the last but one."""
-    bits = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero(~bits & 32)  # of each number
-    if not len(bits) or bits.min() < 0 or bits.max() > 63 or not len(last) or last[-1] != len(bits) - 1:
-        return None
-    starts = np.concatenate([[0], last[:-1] + 1])
-    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, last - starts + 1))
-    if shifts.max() > 30:  # more than 2^35 pixels
-        return None
-    counts = np.add.reduceat((bits & 31) << shifts, starts) - ((bits[last] & 16) << (shifts[last] + 1))
-    counts[1::2], counts[2::2] = counts[1::2].cumsum(), counts[2::2].cumsum()
-    return counts.tolist()
 
 
 def _paths(folder: Path | None, names: list[str], source: str) -> list[Path]:

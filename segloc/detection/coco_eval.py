@@ -2,46 +2,76 @@
 
 Detectron2's evaluator computes the recalls and drops them; this keeps everything that COCO's own code (pycocotools)
 measures over all sizes, for every class too. All figures are per cent; None where there is nothing to measure.
+
+Detections are matched with items image by image, so several test sets are pooled by putting their matches side by
+side: nothing is matched twice, and ids that repeat between the files do not meet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import io
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
 from segloc.contract import InputError
-from segloc.detection.coco import is_number, is_rle, to_rle
+from segloc.detection import rle
+from segloc.detection.coco import is_number, to_rle
 
 IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 FIELDS = {"bbox": "bbox", "segm": "segmentation"}
+ALL_SIZES = [0, 1e10]  # COCO's "all", in pixels; its other three ranges would take three quarters of the time
+
+AT_ONCE = 1000  # masks checked together; more leave the processor's cache
+PARAMS = Params(iouType="bbox")  # COCO's thresholds and limits
 
 Metrics = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """Which detections COCO's rules match with items, in every image by itself.
+
+    Attributes:
+        classes: names in ascending order of the category ids.
+        images: number of images.
+        records: per class, COCO's record of every image in ascending order of the image ids (``COCOeval.evalImgs``);
+            None where an image has neither items nor detections of the class.
+    """
+
+    classes: tuple[str, ...]
+    images: int
+    records: tuple[tuple[dict[str, Any] | None, ...], ...]
+
+
 def evaluate(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str) -> Metrics:
-    """Measure detections.
+    """Measure detections: `match`, then `measure`."""
+    return measure(match(ground_truth, results, iou_type))
+
+
+def match(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str) -> Matches:
+    """Match detections with items.
 
     Args:
-        ground_truth: COCO dict with ``images``, ``categories``, ``annotations``; ids of annotations from 1.
+        ground_truth: COCO dict with ``images``, ``categories``, ``annotations``; ids of annotations from 1. Those
+            whose ``segmentation`` is None are left out where masks are measured.
         results: COCO results: ``image_id``, ``category_id``, ``score``, and ``bbox`` (x y w h) or ``segmentation``.
         iou_type: ``bbox`` or ``segm``.
-
-    Returns:
-        `METRICS` over all classes, and the same under ``per_class`` by class name.
 
     Raises:
         InputError: a result is incomplete, or of an image or category that the ground truth does not list.
     """
     _check(ground_truth, results, FIELDS[iou_type])
     # COCO's code writes into what it is given and talks on the terminal.
-    truth = {"info": {}, **ground_truth, "annotations": [dict(a) for a in ground_truth["annotations"]]}
+    items = [dict(a) for a in ground_truth["annotations"] if iou_type == "bbox" or a["segmentation"] is not None]
+    truth = {"info": {}, **ground_truth, "annotations": items}
     found = [{key: r[key] for key in ("image_id", "category_id", "score", FIELDS[iou_type])} for r in results]
     if iou_type == "segm":
         sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in truth["images"]}
@@ -52,11 +82,54 @@ def evaluate(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], io
         # loadRes cannot take an empty list.
         detections = coco.loadRes(found) if found else _index({**truth, "annotations": []})
         evaluation = COCOeval(coco, detections, iou_type)
+        evaluation.params.areaRng = [ALL_SIZES]
         evaluation.evaluate()
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    classes = tuple(names[id_] for id_ in evaluation.params.catIds)
+    images = len(evaluation.params.imgIds)
+    records = tuple(tuple(evaluation.evalImgs[k * images : (k + 1) * images]) for k in range(len(classes)))
+    return Matches(classes, images, records)
+
+
+def pool(parts: Sequence[Matches]) -> Matches:
+    """Put the images of several test sets into one; their classes must be the same."""
+    assert len({part.classes for part in parts}) == 1
+    records = tuple(sum(of_class, ()) for of_class in zip(*(part.records for part in parts), strict=True))
+    return Matches(parts[0].classes, sum(part.images for part in parts), records)
+
+
+def measure(matches: Matches) -> Metrics:
+    """Measure what was matched.
+
+    Returns:
+        `METRICS` over all classes, and the same under ``per_class`` by class name.
+    """
+    evaluation = COCOeval(iouType="bbox")  # the kind matters for matching alone
+    evaluation.params.areaRng = [ALL_SIZES]
+    evaluation.params.imgIds = list(range(matches.images))
+    evaluation.params.catIds = list(range(len(matches.classes)))
+    evaluation._paramsEval = copy.deepcopy(evaluation.params)
+    evaluation.evalImgs = [record for of_class in matches.records for record in of_class]
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
-    classes = {c["id"]: c["name"] for c in truth["categories"]}
-    per_class = {classes[id_]: _metrics(evaluation, slice(k, k + 1)) for k, id_ in enumerate(evaluation.params.catIds)}
-    return {**_metrics(evaluation, slice(None)), "per_class": per_class}
+    precision, recall = evaluation.eval["precision"][:, :, :, 0, -1], evaluation.eval["recall"][:, :, 0, :]
+    per_class = {
+        name: figures(precision[:, :, k : k + 1], recall[:, k : k + 1]) for k, name in enumerate(matches.classes)
+    }
+    return {**figures(precision, recall), "per_class": per_class}
+
+
+def figures(precision: np.ndarray, recall: np.ndarray) -> Metrics:
+    """Read the six figures out of COCO's tables, -1 in which is a class without items.
+
+    Args:
+        precision: [IoU, recall, class] at up to 100 detections an image.
+        recall: [IoU, class, limit] at up to 1, 10 and 100 detections an image.
+    """
+    ious = PARAMS.iouThrs
+    values = [precision, precision[np.isclose(ious, 0.5)], precision[np.isclose(ious, 0.75)]]
+    values += [recall[:, :, limit] for limit in range(3)]
+    return {name: _percent(value) for name, value in zip(METRICS, values, strict=True)}
 
 
 def mean(parts: Sequence[Metrics]) -> Metrics:
@@ -78,26 +151,34 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], field: str) -> None:
-    images = {image["id"]: image for image in ground_truth["images"]}
+    sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
     for position, result in enumerate(results):
         missing = [key for key in ("image_id", "category_id", "score", field) if key not in result]
         if missing:
             raise InputError(f"result {position} has no {missing[0]!r}")
-        if not _is_listed(result["image_id"], images):
+        if not _is_listed(result["image_id"], sizes):
             raise InputError(f"result {position} is of image {result['image_id']!r}, which the annotations do not list")
         if not _is_listed(result["category_id"], categories):
             raise InputError(f"result {position} is of category {result['category_id']!r}, which is not listed")
         if not is_number(result["score"]):
             raise InputError(f"result {position} has score {str(result['score'])[:20]}, which is not a number")
         if field == "bbox":
-            box = result["bbox"]
-            if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-                raise InputError(f"result {position} has bbox {str(box)[:80]}, which is not x, y, width, height")
-        else:
-            image = images[result["image_id"]]
-            if not is_rle(result["segmentation"], int(image["height"]), int(image["width"])):
+            _check_box(result["bbox"], position)
+    if field == "segmentation":
+        for start in range(0, len(results), AT_ONCE):
+            some = results[start : start + AT_ONCE]
+            good = rle.sound([r["segmentation"] for r in some], [sizes[r["image_id"]] for r in some])
+            if not good.all():
+                position = start + int(np.argmin(good))
                 raise InputError(f"result {position} has a segmentation that is no RLE of its image's size")
+
+
+def _check_box(box: Any, position: int) -> None:
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        raise InputError(f"result {position} has bbox {str(box)[:80]}, which is not x, y, width, height")
+    if box[2] < 0 or box[3] < 0:
+        raise InputError(f"result {position} has bbox {str(box)[:80]}, whose width or height is negative")
 
 
 def _is_listed(value: Any, ids: Collection[Any]) -> bool:
@@ -109,20 +190,6 @@ def _index(content: dict[str, Any]) -> COCO:
     coco.dataset = content
     coco.createIndex()
     return coco
-
-
-def _metrics(evaluation: COCOeval, classes: slice) -> Metrics:
-    """Read the six figures out of COCO's tables for some of the classes.
-
-    The tables are precision [IoU, recall, class, area, limit] and recall [IoU, class, area, limit], with -1 where a
-    class has no ground truth; area 0 is "all sizes" and the limits are 1, 10 and 100 detections an image.
-    """
-    precision = evaluation.eval["precision"][:, :, classes, 0, -1]
-    recall = evaluation.eval["recall"][:, classes, 0, :]
-    ious = evaluation.params.iouThrs
-    values = [precision, precision[np.isclose(ious, 0.5)], precision[np.isclose(ious, 0.75)]]
-    values += [recall[:, :, limit] for limit in range(3)]
-    return {name: _percent(value) for name, value in zip(METRICS, values, strict=True)}
 
 
 def _percent(table: np.ndarray) -> float | None:

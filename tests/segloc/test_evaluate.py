@@ -1,3 +1,4 @@
+import csv
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from segloc.detection.coco_eval import METRICS
 from segloc.detection.detector import Detections
 
 from .test_detection_engines import ENGINES, need
+from .test_detection_eval import figures, plain_pycocotools, random_truth, shifted
 from .test_finetune import SMALL, run
 from .test_lazy import DEMO
 from .toy_coco import CATEGORY_IDS, CLASSES, write_pidray
@@ -72,7 +74,7 @@ def test_the_truth_scores_a_hundred_and_its_results_file_too(pidray, tuned, tmp_
     arguments = ["--results", *results, "--annotations", *map(str, names), "--out", str(again)]
     assert evaluate.main(arguments) == 0
     second = json.loads(again.read_text())
-    assert (second["subsets"], second["mean"]) == (report["subsets"], report["mean"])
+    assert all(second[part] == report[part] for part in ("subsets", "mean", "pooled"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -89,7 +91,11 @@ def test_a_detector_and_its_results_files_score_the_same(pidray, tmp_path, engin
     truth = pidray / "annotations" / "xray_test_hard.json"
     again = tmp_path / "again.json"
     assert evaluate.main(["--results", str(results), "--annotations", str(truth), "--out", str(again)]) == 0
-    assert json.loads(again.read_text())["subsets"] == report["subsets"]
+    second = json.loads(again.read_text())
+    assert all(second[part] == report[part] for part in ("subsets", "mean", "pooled"))
+    for kind in ("bbox", "segm"):  # and as pycocotools itself measures the same two files
+        expected = plain_pycocotools(tmp_path, json.loads(truth.read_text()), json.loads(results.read_text()), kind)
+        assert figures(report["subsets"]["hard"][kind]) == expected
 
 
 def test_the_mean_is_over_the_test_sets(pidray, tuned, tmp_path):
@@ -130,6 +136,14 @@ def test_results_without_masks_are_measured_by_box_alone(pidray, tmp_path, capsy
         (["--results", "gone.json", "--annotations", "TRUTH"], "no such results file"),
         (["--results", "TRUTH", "--annotations", "TRUTH"], "not COCO results"),
         (["--results", "a.json", "b.json", "--annotations", "TRUTH"], "2 --results and 1 --annotations"),
+        (["--results", "a.json", "b.json", "--annotations", "TRUTH", "TRUTH"], "several test sets are named 'easy'"),
+        (["--results", "a.json", "--annotations", "mean.json"], "a test set cannot be named 'mean'"),
+        (["--results", "a.json", "--annotations", "TRUTH", "--data", "EMPTY"], "--data, --subset and key=value belong"),
+        (["--weights", "RUN", "--annotations", "TRUTH"], "--annotations belongs to --results"),
+        (["--weights", "RUN", "data.tests=[[a/b, x.json, y]]"], "a test set cannot be named 'a/b'"),
+        (["--weights", "RUN", "data.tests=[[a, x.json, y], [a, z.json, y]]"], "several test sets are named 'a'"),
+        (["--weights", "RUN", "--bootstrap", "5"], "--bootstrap 5: give at least 40 draws"),
+        (["--weights", "RUN", "--bootstrap", "-1"], "--bootstrap -1: give at least 40 draws"),
         (["--weights", "RUN", "data.image_sizes=3"], "did you mean 'data.image_size'"),
         (["--weights", "RUN", "model.engine=detectron2"], "was trained on torchvision"),
     ],
@@ -152,6 +166,10 @@ def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, 
     [
         ({"bbox": [1, 2, 3]}, "result 1 has bbox [1, 2, 3]"),
         ({"bbox": None}, "result 1 has bbox None"),
+        ({"bbox": [1, 2, -3, 4]}, "result 1 has bbox [1, 2, -3, 4], whose width or height is negative"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "result 1 has bbox [1, 2, 3, nan], which is not x, y, width, height"),
+        ({"image_id": 99}, "result 1 is of image 99, which the annotations do not list"),
+        ({"category_id": 2}, "result 1 is of category 2, which is not listed"),
         ({"score": None}, "result 1 has score None"),
         ({"image_id": [1]}, "result 1 is of image [1]"),
         ({"category_id": {}}, "result 1 is of category {}"),
@@ -175,6 +193,166 @@ def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, mes
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ('[{"image_id": 0, "sco', "not JSON"),
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("\udcff", "not JSON"),
+        ('{"annotations": []}', "not COCO results (a list of detections)"),
+        ("[1, 2]", "not COCO results (a list of detections)"),
+        ('[{"image_id": 0, "category_id": 1, "score": 1}]', "result 0 has neither 'bbox' nor 'segmentation'"),
+    ],
+)
+def test_files_that_are_no_results_end_in_one_line(pidray, tmp_path, capsys, results, message):
+    (tmp_path / "found.json").write_text(results, errors="surrogateescape")
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth)]
+    assert evaluate.main([*command, "--out", str(tmp_path / "out" / "e.json")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def rename(content):
+    content["categories"][0]["name"] = "Spanner"
+
+
+def swap(content):
+    first, second = content["categories"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+
+
+def repeat_name(content):
+    content["categories"][0]["name"] = content["categories"][1]["name"]
+
+
+def repeat_annotation(content):
+    content["annotations"][1]["id"] = content["annotations"][0]["id"]
+
+
+def lose_names(content):
+    del content["categories"][0]["name"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename, "its categories are not those of"),
+        (swap, "its categories are not those of"),
+        (repeat_name, "category name 'Knife' occurs more than once"),
+        (repeat_annotation, "annotation id 0 occurs more than once"),
+        (lose_names, "not COCO (KeyError('name'))"),
+    ],
+)
+def test_annotations_that_do_not_go_together_end_in_one_line(pidray, tmp_path, capsys, change, message):
+    truths = [pidray / "annotations" / "xray_test_easy.json", tmp_path / "xray_test_hard.json"]
+    content = json.loads((pidray / "annotations" / "xray_test_hard.json").read_text())
+    change(content)
+    truths[1].write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text("[]")
+    found = [str(tmp_path / "found.json")] * 2
+    command = ["--results", *found, "--annotations", *map(str, truths), "--out", str(tmp_path / "out" / "e.json")]
+    assert evaluate.main(command) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert str(truths[1]) in error
+    assert "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_do_not_take_the_place_of_inputs(pidray, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    (tmp_path / "found.json").write_text("[]")
+    command = ["--results", "found.json", "--annotations", str(truth), "--out"]
+    for out, message in (("found.json", "would be overwritten"), ("x.csv", "--out is the JSON file")):
+        assert evaluate.main([*command, out]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "y.md").mkdir()
+    assert evaluate.main([*command, "y.json"]) == 2
+    assert "is a folder, not a file to write" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "y.md"]
+
+
+@pytest.fixture
+def random_files(tmp_path):
+    """Annotations and results of three test sets, the second without masks in its results."""
+    rng = np.random.default_rng(4)
+    truths, files = [], []
+    for number in range(3):
+        truth = random_truth(rng, images=6 + number)
+        results = shifted(truth["annotations"], rng)
+        if number == 1:
+            results = [{k: v for k, v in r.items() if k != "segmentation"} for r in results]
+        truths.append(tmp_path / f"set{number}.json")
+        files.append(tmp_path / f"set{number}.results.json")
+        truths[-1].write_text(json.dumps(truth))
+        files[-1].write_text(json.dumps(results))
+    return truths, files
+
+
+def test_csv_and_markdown_hold_what_the_json_holds(random_files, tmp_path, capsys):
+    (truths, files), out = random_files, tmp_path / "out" / "evaluation.json"
+    command = ["--results", *map(str, files), "--annotations", *map(str, truths), "--out", str(out)]
+    assert evaluate.main([*command, "--bootstrap", "40"]) == 0
+    report = json.loads(out.read_text())
+    assert report["bootstrap"] == {"resamples": 40, "seed": 0, "level_percent": 95}
+    parts = {**report["subsets"], "mean": report["mean"], "pooled": report["pooled"]}
+    assert [sorted({"bbox", "segm"} & set(part)) for part in parts.values()] == [
+        ["bbox", "segm"], ["bbox"], ["bbox", "segm"], ["bbox"], ["bbox"]]  # fmt: skip
+    with out.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 * (1 + len(CLASSES)) * 6
+    for row in rows:
+        figures = parts[row["test_set"]][row["kind"]]
+        figures = figures if row["class"] == "all" else figures["per_class"][row["class"]]
+        assert (float(row["value_percent"]) if row["value_percent"] else None) == figures[row["metric"]]
+        bounds = figures["interval"][row["metric"]] if row["class"] == "all" else None
+        assert (bounds or ["", ""]) == [float(v) if v else "" for v in (row["low_percent"], row["high_percent"])]
+        assert row["engine"] == "results file"
+        if row["class"] == "all":
+            assert bounds[0] <= bounds[1]
+            assert bounds[0] >= 0
+            assert bounds[1] <= 100
+    text = out.with_suffix(".md").read_text()
+    low, high = report["pooled"]["bbox"]["interval"]["AP"]
+    assert f"| pooled | 21 | {report['pooled']['bbox']['AP']:.1f} ({low:.1f} to {high:.1f}) |" in text
+    tables = [[line.count(" | ") for line in block.splitlines()] for block in text.split("\n\n") if block[0] == "|"]
+    assert [(len(table), set(table)) for table in tables] == [(7, {13})] + [(2 + len(CLASSES), {12})] * 5
+    assert f"{report['mean']['bbox']['per_class']['Wrench']['AP']:.1f}" in capsys.readouterr().out
+
+
+def test_without_bootstrap_there_are_no_bounds_and_the_same_figures(random_files, tmp_path):
+    truths, files = random_files
+    reports = []
+    for name, more in (("a", []), ("b", ["--bootstrap", "40"]), ("c", ["--bootstrap", "40"])):
+        command = ["--results", *map(str, files), "--annotations", *map(str, truths), *more]
+        assert evaluate.main([*command, "--out", str(tmp_path / f"{name}.json")]) == 0
+        reports.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "c.csv").read_bytes()
+    assert (tmp_path / "a.csv").read_text().splitlines()[0] == "engine,test_set,kind,class,metric,value_percent"
+    for part in (*reports[1]["subsets"].values(), reports[1]["mean"], reports[1]["pooled"]):
+        for kind in {"bbox", "segm"} & set(part):
+            del part[kind]["interval"]
+    del reports[1]["bootstrap"]
+    assert reports[0] == reports[1]
+
+
+def test_results_without_boxes_are_measured_by_mask_alone(pidray, tmp_path):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    items = json.loads(truth.read_text())["annotations"]
+    found = [{k: a[k] for k in ("image_id", "category_id", "segmentation")} | {"score": 0.5} for a in items]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth)]
+    assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 0
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert set(report["mean"]) == {"segm"}
+    assert report["pooled"]["segm"]["AP"] == pytest.approx(100)
 
 
 def test_ids_written_as_whole_floats_are_the_same_ids(pidray, tmp_path):
