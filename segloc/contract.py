@@ -239,6 +239,8 @@ class Index:
         if any(len(shard.classes) != len(index.classes) for shard in index.shards):
             raise InputError(f"{source}: a shard whose histogram is not of the index's classes")
         for number, shard in enumerate(index.shards):
+            if sum(shard.classes) != shard.pairs:
+                raise InputError(f"{source}: shard {number} has {shard.pairs} pairs, its classes {sum(shard.classes)}")
             if shard.name != shard_name(number):
                 raise InputError(f"{source}: shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
         return index

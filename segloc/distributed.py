@@ -110,7 +110,7 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
         args: picklable.
 
     Returns:
-        The first exit code that is not 0, or 0.
+        The exit code of the first process that did not end with 0, 1 if a signal ended it; or 0.
 
     Raises:
         InputError: more processes than GPUs.
@@ -126,7 +126,7 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     try:
         engine.launch(_run, processes, dist_url="auto", args=(function, args))
     except ProcessExitedException as error:
-        return error.exit_code
+        return error.exit_code if error.exit_code > 0 else 1  # below zero: a signal ended it
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0

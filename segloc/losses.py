@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 # Added to the logit of a slot that is no negative. Its exponential is 0, like that of -inf, but it can be made from a
-# mask by arithmetic, which takes a sixth of the time of filling in -inf.
+# mask by arithmetic, which is several times faster than filling in -inf.
 MASKED = -1e30
 
 
@@ -60,7 +60,7 @@ class _Contrast(torch.autograd.Function):
 
     With p = softmax of the logits (positive first), the gradient to q is ((p_0 - 1) k + sum over j of p_j n_j) / T.
     Left to autograd, the same takes a further matrix of this size for each of masking, joining, dividing and the
-    gradients of these, and so nearly twice the time (measured for 64 queries and 18,432 slots of 128 on one thread).
+    gradients of these, and the time that takes (``python -m benchmarks.queues`` compares with such a loss).
     """
 
     @staticmethod

@@ -108,8 +108,14 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
         InputError: shards or settings that cannot be used.
         FloatingPointError: the loss is no longer finite.
     """
+    with sigterm() as stop:
+        return _pretrain(config, shards, out, group, stop)
+
+
+def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop: Callable[[], bool]) -> Path | None:
     runs.refuse_other_kind(out, "pretrain")
     folder = ShardFolder.open(shards)
+    folder.check_sizes()
     present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
     if present.sum() < 2 and config.queue.kind == "class":
         raise InputError(f"{shards}: pairs of one class only; class queues need two, or set queue.kind=single")
@@ -136,7 +142,7 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
         )  # fmt: skip
     if not start:
         say(trainer.model.started_from)
-    with sigterm() as stop, contextlib.closing(trainer):
+    with contextlib.closing(trainer):
         if not start and not trainer.fill_queues(stop):
             return None
         keeper = _keeper(trainer, stop)

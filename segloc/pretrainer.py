@@ -82,6 +82,8 @@ class Pretrainer(TrainerBase):
             )
         # The processes' own statistics part a batch as splits do, so fewer splits leave the parts as large.
         model = dataclasses.replace(config.model, bn_splits=max(1, config.model.bn_splits // group.world))
+        # Smaller micro-batches have to be enough for batch norm, too: this checks it.
+        dataclasses.replace(config, model=model, optim=dataclasses.replace(optim, micro_batch=self.micro_batch))
         if resuming:  # what it started from is in the checkpoint, with all that was learned since
             model = dataclasses.replace(model, init=RANDOM)
         self.steps = optim.steps or optim.epochs * folder.index.num_pairs // optim.batch

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from segloc.contract import INDEX_NAME, Index, InputError, Pair, Shard, View, on
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"
 _BLOCK = 512  # of a tar file, bytes
+# In a long run a store is out of reach for a moment now and then: seconds between the attempts to read a shard.
+PAUSES_S = (1, 5, 20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,18 +105,42 @@ class ShardFolder:
             raise InputError(f"{source}: the index lists no pairs")
         return cls(base, index)
 
+    def check_sizes(self) -> None:
+        """Look, without reading them, whether all shards are there and as long as the index says.
+
+        Raises:
+            InputError: one is not.
+        """
+        for shard, size in zip(self.index.shards, self._sizes(), strict=True):
+            if size is not None:  # some web servers do not tell
+                self._check_length(shard, size)
+
+    def _sizes(self) -> list[int | None]:
+        paths = [f"{self.base}/{shard.name}" for shard in self.index.shards]
+        try:
+            if "://" not in self.base:
+                return [os.stat(path).st_size for path in paths]
+            store, _ = fsspec.core.url_to_fs(self.base)
+            sizes: list[int | None] = store.sizes([store._strip_protocol(path) for path in paths])
+        except Exception as error:  # every store has exceptions of its own
+            raise InputError(f"{self.base}: its shards cannot be had ({one_line(error)})") from error
+        return sizes
+
+    def _check_length(self, shard: Shard, size: int) -> None:
+        if size != shard.bytes:
+            raise InputError(f"{self.base}/{shard.name}: {size} bytes, the index says {shard.bytes}; is it cut short?")
+
     def load(self, shard: Shard) -> list[Sample]:
         """Read a shard whole, its pairs in order.
 
-        Its length is checked each time, its digest the first time: that takes a twentieth of decoding its images.
+        Its length is checked each time, its digest the first time, which costs little beside decoding its images.
 
         Raises:
             InputError: it is missing or is not the file the index describes.
         """
         source = f"{self.base}/{shard.name}"
-        data = _read(source)
-        if len(data) != shard.bytes:
-            raise InputError(f"{source}: {len(data)} bytes, the index says {shard.bytes}; is it cut short?")
+        data = _read(source, PAUSES_S)
+        self._check_length(shard, len(data))
         if shard.name not in self._checked:
             if hashlib.sha256(data.data).hexdigest() != shard.sha256:
                 raise InputError(f"{source}: not the file the index describes (another sha256)")
@@ -146,8 +174,8 @@ def _select(index: Index, pattern: str, source: str) -> tuple[Shard, ...]:
 def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """List the plain files in a tar file: names, and contents that share its memory.
 
-    Written out because webdataset's reader takes 7 % of the time that decoding the images takes (measured at 210 KB a
-    pair), and this takes less than 1 %. Extended headers are passed over: names of a shard are short.
+    Written out because webdataset's reader copies every member and so takes a share of the time that decoding takes.
+    Extended headers are passed over: names of a shard are short.
     """
     start = 0
     while start + _BLOCK <= len(data):
@@ -163,12 +191,24 @@ def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         start += -(-size // _BLOCK) * _BLOCK
 
 
-def _read(source: str) -> np.ndarray:
+def _read(source: str, pauses_s: Sequence[float] = ()) -> np.ndarray:
+    """Read a file whole, [bytes] uint8; from a store again after each pause when that fails."""
     try:
         if "://" not in source:
             # Spares a copy, and large arrays of numpy lie in large pages, which are had faster.
             return np.fromfile(source, np.uint8)
-        with fsspec.open(source, "rb") as file:
-            return np.frombuffer(file.read(), np.uint8)
+        for pause in pauses_s:
+            try:
+                return _fetch(source)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:
+                time.sleep(pause)
+        return _fetch(source)
     except Exception as error:  # every store has exceptions of its own
         raise InputError(f"{source}: cannot be read ({one_line(error)})") from error
+
+
+def _fetch(url: str) -> np.ndarray:
+    with fsspec.open(url, "rb") as file:
+        return np.frombuffer(file.read(), np.uint8)

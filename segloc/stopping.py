@@ -15,9 +15,14 @@ class StopTraining(Exception):
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[Callable[[], bool]]:
-    """Hold SIGTERM back; yields a function that tells whether one came."""
+    """Hold SIGTERM back; yields a function that tells whether one came. A second one ends the process."""
     came: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    previous = signal.signal(signal.SIGTERM, note)
     try:
         yield lambda: bool(came)
     finally:

@@ -173,6 +173,10 @@ def test_stopped_in_two_processes_goes_on_in_one(shards, alone, tmp_path):
         (["--processes", "0"], "--processes is 0"),
         (["--processes", "2", "optim.batch=6", "optim.micro_batch=2"], "optim.batch 6 cannot be shared by 2"),
         (["--processes", "2", "optim.batchs=6"], "optim.batch"),
+        (
+            ["--processes", "2", "optim.batch=2", "model.norm=bn", "model.sda_norm=bn", "model.bn_splits=1"],
+            "model.sda_norm=bn needs an optim.micro_batch of at least 2 * bn_splits, 2",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_one_sentence(more, message, shards, tmp_path):

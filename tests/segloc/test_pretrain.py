@@ -143,6 +143,14 @@ def test_sigterm_while_the_queues_fill_ends_well(shards, tmp_path, monkeypatch, 
     assert pretrain.main(arguments) == 0
 
 
+def test_a_second_sigterm_ends_a_process_that_does_not_get_to_its_next_step():
+    code = "import os, signal, time; from segloc.stopping import sigterm\nwith sigterm() as stop:\n"
+    code += (
+        "    os.kill(os.getpid(), signal.SIGTERM); assert stop(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == -signal.SIGTERM
+
+
 def damaged_7(files, number):
     return files | {"query.jpg": b""} if number == 7 else files
 
