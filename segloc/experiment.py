@@ -36,7 +36,7 @@ working directory:
     random: {weights: random}                 # or imagenet, or a path
     segloc: {pretraining: paper, insert_bn: true, overrides: [model.backbone.sda_norm=ln]}
   protocols:
-    fair: {config: detectron_configs/finetune/sdanet_r101.py, overrides: [optim.batch=8]}
+    fair: {config: detectron_configs/finetune/sdanet_r101_fair.py, overrides: [optim.batch=8]}
 """
 
 

@@ -136,7 +136,7 @@ def _panel(
         colour = matplotlib.colormaps["tab20"]((2 * class_id + class_id // 10) % 20)
         line = "-" if place in paired else (0, (2, 1.5))
         outlines = _outlines(one, height, width)
-        x, y = np.concatenate(outlines).min(axis=0) if outlines else (0, 0)  # an empty mask has none
+        x, y = np.concatenate(outlines).min(axis=0) if outlines else one.get("bbox", (0, 0))[:2]
         for outline in outlines:
             # Scans have these colours too: a white rim sets the line off.
             axes.plot(*outline.T, color="white", linewidth=3.2)

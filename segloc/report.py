@@ -16,7 +16,7 @@ from segloc import __version__, cli
 from segloc.charts import line_chart
 from segloc.contract import InputError, check_output, write_atomic
 from segloc.models.backbone import LEVELS
-from segloc.results_table import about, group, group_names, notes, results_table, to_csv, to_markdown
+from segloc.results_table import about, group, group_names, notes, results_table, signed, to_csv, to_markdown
 from segloc.run_results import KINDS, METRICS, Run, read
 from segloc.runs import closing
 
@@ -102,6 +102,7 @@ def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
         table=table,
         notes=notes(table),
         about=about,
+        signed=signed,
         waiting=[run.name for run in tuned if not run.evaluation],
         pictures=pictures,
         unfolded=len(pretrained) <= UNFOLDED,

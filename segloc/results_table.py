@@ -200,6 +200,11 @@ def about(block: Block) -> str:
     return f"{block.engine}; " + ("1 run" if block.runs == 1 else f"{block.runs} seeds")
 
 
+def signed(difference: float) -> str:
+    """Write a difference to one decimal; what rounds to nothing is +0.0."""
+    return f"{round(difference, 1) + 0.0:+.1f}"
+
+
 def notes(table: Table) -> list[str]:
     """Say what the figures are, a sentence each."""
     subsets = {subset for _, subset in table.columns}
@@ -275,7 +280,7 @@ def _text(figure: Figure) -> str:
     if figure.value is None:
         return "–"
     spread = "" if figure.spread is None else f" ± {figure.spread:.1f}"
-    difference = "" if figure.difference is None else f" ({figure.difference:+.1f})"
+    difference = "" if figure.difference is None else f" ({signed(figure.difference)})"
     return f"{figure.value:.1f}{spread}{difference}"
 
 

@@ -5,7 +5,17 @@ import statistics
 
 import pytest
 
-from segloc.results_table import Figure, group, group_names, notes, published, results_table, to_csv, to_markdown
+from segloc.results_table import (
+    Figure,
+    group,
+    group_names,
+    notes,
+    published,
+    results_table,
+    signed,
+    to_csv,
+    to_markdown,
+)
 from segloc.run_results import METRICS, read
 
 from .test_report import evaluation, metrics_of, runs, write_run  # noqa: F401
@@ -177,3 +187,7 @@ def test_names_leave_the_seed_out(tmp_path):
         tuned(tmp_path / "y", "v", 1.0, 1),
     ]
     assert group_names(group([read(folder) for folder in folders])) == ["segloc-fair", "x and 1 more"]
+
+
+def test_what_rounds_to_nothing_has_no_minus():
+    assert [signed(value) for value in (-0.04, 0.0, -0.06, 1.24)] == ["+0.0", "+0.0", "-0.1", "+1.2"]
