@@ -28,7 +28,7 @@ _DRAWS = 0xB007
 
 @dataclasses.dataclass(frozen=True)
 class ClassMatches:
-    """The matches of one class laid out for counting; D detections, I images, and lists of T, one per IoU threshold.
+    """The matches of one class laid out for counting: D detections, R images, and lists of T, one an IoU threshold.
 
     Detections stand in COCO's order: by descending score, equal ones by image.
 
@@ -38,8 +38,9 @@ class ClassMatches:
         ties: [D] how many have it.
         true: T lists of detections matched with an item.
         ignored: T lists of detections matched with a crowd, and so neither true nor false.
-        recalled: [I, T * 3] number of items found within the first 1, 10 and 100 detections of an image.
-        items: [I] number of items to find.
+        present: [R] numbers of the images that have items or detections.
+        recalled: [R, T * 3] number of items found within the first 1, 10 and 100 detections of an image.
+        items: [R] number of items to find.
     """
 
     image: np.ndarray
@@ -47,28 +48,30 @@ class ClassMatches:
     ties: np.ndarray
     true: list[np.ndarray]
     ignored: list[np.ndarray]
+    present: np.ndarray
     recalled: np.ndarray
     items: np.ndarray
 
 
 def arrange(matches: Matches) -> list[ClassMatches]:
     """Lay out matches for `accumulate`, a class at a time."""
-    return [_arrange([r for r in of_class if r], [i for i, r in enumerate(of_class) if r], matches.images)
+    return [_arrange([r for r in of_class if r], [i for i, r in enumerate(of_class) if r])
             for of_class in matches.records]  # fmt: skip
 
 
-def _arrange(records: list[dict], numbers: list[int], images: int) -> ClassMatches:
+def _arrange(records: list[dict], numbers: list[int]) -> ClassMatches:
     levels = len(PARAMS.iouThrs)
-    recalled, items = np.zeros((images, levels * len(PARAMS.maxDets))), np.zeros(images)
+    recalled, items = np.zeros((len(records), levels * len(PARAMS.maxDets))), np.zeros(len(records))
     true, ignored = [np.zeros((levels, 0), bool)], [np.zeros((levels, 0), bool)]
-    for number, record in zip(numbers, records, strict=True):
+    for row, record in enumerate(records):
         skip = record["dtIgnore"].astype(bool)
         hit = (record["dtMatches"] != 0) & ~skip
-        recalled[number] = np.stack([hit[:, :limit].sum(1) for limit in PARAMS.maxDets], 1).ravel()
-        items[number] = np.count_nonzero(np.asarray(record["gtIgnore"]) == 0)
+        recalled[row] = np.stack([hit[:, :limit].sum(1) for limit in PARAMS.maxDets], 1).ravel()
+        items[row] = np.count_nonzero(np.asarray(record["gtIgnore"]) == 0)
         true.append(hit)
         ignored.append(skip)
-    image = np.repeat(numbers, [len(record["dtScores"]) for record in records]).astype(np.int64)
+    present = np.array(numbers, np.int64)
+    image = np.repeat(present, [len(record["dtScores"]) for record in records])
     scores = np.array([score for record in records for score in record["dtScores"]], float)
     order = np.argsort(-scores, kind="stable")
     image, scores = image[order], scores[order]
@@ -76,7 +79,7 @@ def _arrange(records: list[dict], numbers: list[int], images: int) -> ClassMatch
     firsts, group = np.flatnonzero(new), np.cumsum(new) - 1
     ties = np.bincount(group)[group] if len(group) else group
     hits, skips = ([np.flatnonzero(row) for row in np.concatenate(part, 1)[:, order]] for part in (true, ignored))
-    return ClassMatches(image, firsts[group], ties, hits, skips, recalled, items)
+    return ClassMatches(image, firsts[group], ties, hits, skips, present, recalled, items)
 
 
 def accumulate(classes: list[ClassMatches], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,9 +95,10 @@ def accumulate(classes: list[ClassMatches], weights: np.ndarray) -> tuple[np.nda
     levels, points, limits = len(PARAMS.iouThrs), len(PARAMS.recThrs), len(PARAMS.maxDets)
     precision, recall = -np.ones((levels, points, len(classes))), -np.ones((levels, len(classes), limits))
     for k, of_class in enumerate(classes):
-        items = weights @ of_class.items
+        times = weights[of_class.present]
+        items = times @ of_class.items
         if items:
-            recall[:, k] = (weights @ of_class.recalled).reshape(levels, limits) / items
+            recall[:, k] = (times @ of_class.recalled).reshape(levels, limits) / items
             precision[:, :, k] = _precision(of_class, weights, items)
     return precision, recall
 
