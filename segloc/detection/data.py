@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -119,9 +120,12 @@ class TrainingData:
         self.batch = batch
         self.seed = seed
         self.class_of = {category: position for position, category in enumerate(split.category_ids)}
-        self.scans = [scan for scan in split.scans if settings.train_empty or _trainable(scan)]
-        if not self.scans:
+        scans = [scan for scan in split.scans if settings.train_empty or _trainable(scan)]
+        if not scans:
             raise InputError(f"{split.name}: none of the {len(split.scans)} images has an annotation to train on")
+        self.scans = _some(scans, settings.fraction)
+        if not self.scans:
+            raise InputError(f"{split.name}: data.fraction={settings.fraction} of {len(scans)} images is none")
         self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
 
     def __len__(self) -> int:
@@ -177,6 +181,13 @@ def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) ->
     classes = torch.tensor([class_of[a["category_id"]] for a in kept], dtype=torch.int64)
     tensors = torch.from_numpy(boxes), classes, torch.from_numpy(np.ascontiguousarray(masks))
     return Example(scan.image_id, to_tensor(image), *tensors)
+
+
+def _some(scans: list[Scan], fraction: float) -> list[Scan]:
+    """Take a share of the scans, in their order; see `DataSettings.fraction`."""
+    ranked = sorted(scans, key=lambda scan: hashlib.sha256(scan.path.name.encode()).digest())
+    kept = {scan.image_id for scan in ranked[: round(fraction * len(scans))]}
+    return [scan for scan in scans if scan.image_id in kept]
 
 
 def _trainable(scan: Scan) -> bool:

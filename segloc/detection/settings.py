@@ -21,6 +21,8 @@ class DataSettings:
         image_size: scans are scaled to fit a square of this many pixels, keeping their ratio.
         flip: probability of a horizontal flip in training.
         train_empty: whether scans without annotations take part in training.
+        fraction: share of the training scans that take part. Which ones is decided by their file names, whatever the
+            seed, and a smaller share is part of a larger one.
         threads: decoding threads.
     """
 
@@ -30,12 +32,14 @@ class DataSettings:
     image_size: int = 500
     flip: float = 0.5
     train_empty: bool = False
+    fraction: float = 1.0
     threads: int = 4
 
     def __post_init__(self) -> None:
         for name in ("image_size", "threads"):
             _within(self, name, 1)
         _within(self, "flip", 0, 1)
+        _within(self, "fraction", 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,3 +209,15 @@ def test_an_image_that_does_not_fit_is_named(split, fault):
     data = TrainingData(read, DataSettings(), 4, 0)
     with pytest.raises(InputError, match=r"scan 002\.png"):
         next(data.batches(0, 1))
+
+
+def test_a_fraction_is_part_of_every_larger_one_and_the_same_for_every_seed(split):
+    whole = read_split(split)
+    chosen = [
+        {scan.path.name for scan in TrainingData(whole, DataSettings(fraction=fraction), 1, seed).scans}
+        for fraction, seed in ((0.25, 0), (0.25, 1), (0.5, 0), (1.0, 0))
+    ]
+    assert [len(names) for names in chosen] == [1, 1, 2, 4]
+    assert chosen[0] == chosen[1] < chosen[2] < chosen[3]
+    with pytest.raises(InputError, match=r"data\.fraction=0\.1 of 4 images is none"):
+        TrainingData(whole, DataSettings(fraction=0.1), 1, 0)
