@@ -48,6 +48,12 @@ def edit_shard(folder: Path, number: int, **changes: object) -> None:
     write_index(folder, dataclasses.replace(index, shards=tuple(entries)))
 
 
+def one_more(folder: Path, number: int) -> None:
+    """Let the index claim a pair that the shard does not hold."""
+    entry = read_index(folder).shards[number]
+    edit_shard(folder, number, pairs=entry.pairs + 1, classes=(entry.classes[0] + 1, *entry.classes[1:]))
+
+
 def write_index(folder: Path, index: Index) -> None:
     (folder / "index.json").write_bytes(index.to_json())
 
@@ -119,8 +125,8 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "pairs-000099.tar: not in the index",
     ),
     "histogram": (lambda f: edit_shard(f, 1, classes=(4, 0, 0, 0)), "class histogram differs"),
-    "pair count": (lambda f: edit_shard(f, 5, pairs=5), "4 good pairs, the index says 5"),
-    "total": (lambda f: edit_shard(f, 5, pairs=5), "shards hold 25 pairs, counts say 24"),
+    "pair count": (lambda f: one_more(f, 5), "4 good pairs, the index says 5"),
+    "total": (lambda f: one_more(f, 5), "shards hold 25 pairs, counts say 24"),
     "swapped members": (edit_members(lambda m: m.insert(3, m.pop(4))), "pair 5: members"),
     "missing member": (edit_members(lambda m: m.pop(4)), "pair 5: members"),
     "missing pair": (edit_members(lambda m: m.__delitem__(slice(3, 6))), "pair 5: members .*000000006"),

@@ -92,11 +92,12 @@ def test_sigterm_saves_and_the_same_command_ends_like_an_undisturbed_run(pidray,
             os.kill(os.getpid(), signal.SIGTERM)
 
     out = tmp_path / "stopped"
+    handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(FinetuneTrainer, "run_step", interrupted)
         assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
     assert f"stopped early; the same command goes on from {out}" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert checkpoint.load(out / checkpoint.LAST)["iteration"] == 3
     start.unlink()  # all that is needed is in the checkpoint
     assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0

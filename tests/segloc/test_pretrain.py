@@ -134,12 +134,13 @@ def test_sigterm_while_the_queues_fill_ends_well(shards, tmp_path, monkeypatch, 
         os.kill(os.getpid(), signal.SIGTERM)
 
     arguments = ["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
+    handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(pretrainer.Pretrainer, "_enqueue", interrupted)
         assert pretrain.main(arguments) == 0
     assert "the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / "run" / checkpoint.LAST).exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert pretrain.main(arguments) == 0
 
 
