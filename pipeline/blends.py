@@ -66,15 +66,22 @@ def paste_blend(host: Image, patch: Patch, donor: npt.NDArray[np.float32], weigh
 
 @dataclasses.dataclass(frozen=True)
 class Blend:
-    """A composition mode: how it mixes, and the range its coefficient (`View.alpha`) is drawn from, uniformly."""
+    """A composition mode.
+
+    Attributes:
+        mix: ``mix(host, patch, donor, coefficient)`` makes one of both.
+        coefficients: range that the coefficient (`View.alpha`) is drawn from, uniformly, unless another is asked for.
+        allowed: range outside of which a coefficient makes no sense.
+    """
 
     mix: Callable[[Image, Patch, Any, float], Image]
     coefficients: tuple[float, float]
+    allowed: tuple[float, float]
 
 
 BLENDS = {
-    "alpha": Blend(alpha_blend, (0.25, 0.65)),
-    "multiply": Blend(multiply_blend, (0.6, 1.4)),
-    "ratio": Blend(ratio_blend, (0.6, 1.4)),
-    "paste": Blend(paste_blend, (1.0, 1.0)),
+    "alpha": Blend(alpha_blend, (0.25, 0.65), (0.01, 1.0)),
+    "multiply": Blend(multiply_blend, (0.6, 1.4), (0.01, 10.0)),
+    "ratio": Blend(ratio_blend, (0.6, 1.4), (0.01, 10.0)),
+    "paste": Blend(paste_blend, (1.0, 1.0), (1.0, 1.0)),
 }

@@ -53,13 +53,18 @@ def view_problems(view: View, index: Index) -> Iterator[str]:
     elif view.blend not in BLENDS:
         yield f"blend {view.blend!r} is unknown"
     else:
-        low, high = BLENDS[view.blend].coefficients
-        if not low <= view.alpha <= high:
-            yield f"alpha {view.alpha} is not in {low}..{high}"
+        yield from _coefficient_problems(view.alpha, index.parameters.get("coefficient_range"))
     if not view.scale > 0:
         yield f"scale {view.scale}"
     if view.occluder is not None:
         yield from _occluder_problems(view, view.occluder, index)
+
+
+def _coefficient_problems(coefficient: float, span: object) -> Iterator[str]:
+    if not (isinstance(span, list) and len(span) == 2 and all(isinstance(value, (int, float)) for value in span)):
+        yield f"the index's coefficient_range is {span!r}, not two numbers"
+    elif not span[0] <= coefficient <= span[1]:
+        yield f"alpha {coefficient} is not in {span[0]}..{span[1]}"
 
 
 def _occluder_problems(view: View, occluder: Occluder, index: Index) -> Iterator[str]:

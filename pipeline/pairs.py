@@ -40,6 +40,7 @@ class Recipe:
         segments: table of segments.
         seed: of the synthesis.
         blend: composition mode.
+        coefficients: range its coefficient is drawn from; None is the mode's own.
         width: of the stored images, in pixels.
         scales: range of an item's scale; 1 shows it as large in the frame as it was in its own scan's.
         occluded: share of the items over which a piece of another background is laid.
@@ -50,6 +51,7 @@ class Recipe:
     segments: Path
     seed: int
     blend: str = "alpha"
+    coefficients: tuple[float, float] | None = None
     width: int = 500
     scales: tuple[float, float] = composition.SCALE
     occluded: float = 0.0
@@ -199,7 +201,7 @@ def _make_view(
 
     None when no background can hold it.
     """
-    mode = BLENDS[recipe.blend]
+    coefficients = recipe.coefficients or BLENDS[recipe.blend].coefficients
     for _ in range(_BACKGROUND_DRAWS):
         chosen = int(rng.integers(len(hosts.images)))
         if chosen == taken:
@@ -210,7 +212,7 @@ def _make_view(
             continue
         geometry, patch, (x, y) = placed
         box: Box = (x, y, x + patch.mask.shape[1], y + patch.mask.shape[0])
-        coefficient = float(rng.uniform(*mode.coefficients))
+        coefficient = float(rng.uniform(*coefficients))
         name = hosts.images[chosen].as_py()
         host = fit(read_background(recipe, hosts, chosen), size)
         blend(host, patch, box, segment.background, recipe.blend, coefficient)

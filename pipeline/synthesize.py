@@ -63,7 +63,7 @@ def parameters(job: Job) -> dict[str, Any]:
         "width": job.recipe.width,
         "quality": job.quality,
         "blend": job.recipe.blend,
-        "coefficient_range": list(BLENDS[job.recipe.blend].coefficients),
+        "coefficient_range": list(job.recipe.coefficients or BLENDS[job.recipe.blend].coefficients),
         "scale_range": list(job.recipe.scales),
         "occluded": job.recipe.occluded,
         "fill": composition.FILL,
@@ -224,8 +224,17 @@ def _command(args: argparse.Namespace) -> int:
     # Absolute, as workers of a cluster start in a folder of their own.
     inputs = args.backgrounds.absolute(), args.regions.absolute(), args.segments.absolute()
     recipe = Recipe(
-        *inputs, seed=args.seed, blend=args.blend, width=args.width, scales=args.scale, occluded=args.occluded
+        *inputs,
+        seed=args.seed,
+        blend=args.blend,
+        coefficients=args.coefficients,
+        width=args.width,
+        scales=args.scale,
+        occluded=args.occluded,
     )
+    least, most = BLENDS[recipe.blend].allowed
+    if recipe.coefficients and not least <= recipe.coefficients[0] <= recipe.coefficients[1] <= most:
+        raise InputError(f"--coefficients: --blend {recipe.blend} takes what is within {least:g} and {most:g}")
     out = open_target(args.out)
     if not out.is_shared and (args.workers != 1 or args.executor != "local"):
         raise InputError(f"{args.out}: only this process sees what is written there; use --workers 1")
@@ -252,13 +261,13 @@ def _share(text: str) -> float:
     return value
 
 
-def _scale_range(text: str) -> tuple[float, float]:
+def _span(text: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(":"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH") from None
     if not 0.01 <= low <= high <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range of scales")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range within 0.01 and 100")
     return low, high
 
 
@@ -292,6 +301,13 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--per-shard", type=_at_least(1), default=1000, metavar="N", help="default: 1000")
     options.add_argument("--blend", choices=tuple(BLENDS), default="alpha", help="default: alpha, the paper's")
     options.add_argument(
+        "--coefficients",
+        type=_span,
+        metavar="LOW:HIGH",
+        help="range of the composition coefficient: the item's weight in alpha (default: 0.25:0.65, the paper's), a "
+        "factor of its thickness in multiply and ratio (default: 0.6:1.4)",
+    )
+    options.add_argument(
         "--width", type=_at_least(32, 8192), default=500, metavar="PX", help="of the images (default: 500)"
     )
     options.add_argument(
@@ -299,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument(
         "--scale",
-        type=_scale_range,
+        type=_span,
         default=composition.SCALE,
         metavar="LOW:HIGH",
         help="how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)",

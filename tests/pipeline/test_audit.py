@@ -155,6 +155,8 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "key box .* is not inside region .0, 0, 999, 999.",
     ),
     "alpha too large": (edit_pair(lambda p: p["key"].update(alpha=0.66)), r"key alpha 0.66 is not in 0.25..0.65"),
+    "other range": (edit_index(coefficient_range=[0.1, 0.2]), r"alpha 0.\d+ is not in 0.1..0.2"),
+    "no range": (edit_index(coefficient_range="wide"), "coefficient_range is 'wide', not two numbers"),
     "box of three numbers": (edit_pair(lambda p: p["key"]["box"].pop()), "box has 3 numbers"),
     "alpha of letters": (edit_pair(lambda p: p["key"].update(alpha="half")), "pair 5: not a pair description"),
     "alpha not a number": (edit_pair(lambda p: p["key"].update(alpha=float("nan"))), "key alpha nan"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import audit
 from pipeline.images import decode
 from pipeline.shards import TarWriter
 from segloc.contract import InputError, Pair, read_index
@@ -191,6 +192,27 @@ def test_other_parameters_are_refused_by_name(
     assert digests(copy) == before
 
 
+def test_coefficients_are_drawn_from_the_range_that_was_asked_for(
+    synthesis: Synthesis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    assert synthesis(out, coefficients="0.1:0.2") == 0
+    assert read_index(out).parameters["coefficient_range"] == [0.1, 0.2]
+    drawn = []
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            pairs = [Pair.from_json(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith("json")]
+        drawn += [view.alpha for pair in pairs for view in (pair.query, pair.key)]
+    assert 0.1 <= min(drawn) < 0.11
+    assert 0.19 < max(drawn) <= 0.2
+    assert audit.main(["--shards", str(out), "--workers", "1"]) == 0
+    assert synthesis(out) == 2
+    assert synthesis(tmp_path / "t", coefficients="0.5:1.5") == 2
+    assert "--coefficients: --blend alpha takes what is within 0.01 and 1" in capsys.readouterr().err
+    assert synthesis(tmp_path / "t", blend="paste", coefficients="0.5:1") == 2
+    assert not (tmp_path / "t").exists()
+
+
 def test_other_inputs_are_refused(
     copy: Path, synthesis: Synthesis, region_file: Path, sixray: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +350,9 @@ def test_an_unreadable_background_is_named(synthesis: Synthesis, sixray: Path, t
         ({"quality": 101}, "--quality"),
         ({"width": 8}, "--width"),
         ({"blend": "add"}, "--blend"),
+        ({"coefficients": "0.5"}, "--coefficients"),
+        ({"coefficients": "0.5:0.4"}, "--coefficients"),
+        ({"coefficients": "0.5:nan"}, "--coefficients"),
         ({"workers": -2}, "--workers"),
         ({"shards_range": "3:3"}, "--shards-range"),
         ({"shards_range": "2:9"}, "there are 6 shards"),
