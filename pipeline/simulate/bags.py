@@ -1,4 +1,4 @@
-"""Bags, empty: shells with thin bright rims, frames, rails, wheels, zips and straps.
+"""Bags and trays, empty: shells with thin bright rims, frames, rails, wheels, zips and straps.
 
 A bag draws its shape from a generator and lies upright around the origin, in cm.
 """
@@ -18,15 +18,17 @@ Generator = np.random.Generator
 
 @dataclasses.dataclass(frozen=True)
 class Bag:
-    """An empty bag.
+    """An empty bag or tray.
 
     Attributes:
         parts: what it is made of.
         size_cm: (width, height) of the space for contents, centred on the origin.
+        lined: whether cloth fills it; in a tray things lie open.
     """
 
     parts: list[Part]
     size_cm: tuple[float, float]
+    lined: bool = True
 
 
 def _closed(outline: Outline) -> Outline:
@@ -188,7 +190,31 @@ def holdall(rng: Generator) -> Bag:
     return Bag(parts, (width * 0.85, height * 0.85))
 
 
-BAGS: dict[Callable[[Generator], Bag], float] = {suitcase: 0.4, backpack: 0.2, handbag: 0.2, holdall: 0.2}
+def tray(rng: Generator) -> Bag:
+    """A plastic tray seen from a source to one side: rim and floor apart, sloping walls with ribs between them."""
+    width, height = rng.uniform(48, 58), rng.uniform(34, 40)
+    rim_corners = rounded_rectangle(width, height, rng.uniform(1, 3))
+    inset, shift = rng.uniform(0.76, 0.86, 2), rng.uniform(-0.05, 0.05, 2) * (width, height)
+    floor = rim_corners * inset + shift
+    wall = rng.uniform(0.2, 0.35)
+    parts = [
+        Part("plastic", rim_corners, wall * rng.uniform(2, 3), holes=(floor,)),
+        Part("plastic", floor, wall * 1.3),
+        *(Part("plastic", _closed(edge), 2.5, line_cm=across) for edge, across in ((rim_corners, 0.45), (floor, 0.25))),
+    ]
+    for point in range(2, len(floor), 5):  # the middle of each corner's arc
+        parts.append(Part("plastic", np.stack([rim_corners[point], floor[point]]), 2.0, line_cm=0.2))
+    for x in np.arange(-0.44, 0.45, rng.uniform(0.05, 0.09)) * width:
+        for side in (-0.5, 0.5):
+            foot = np.array([x, side * height]) * inset + shift
+            parts.append(Part("plastic", np.stack([(x, side * height * 0.98), foot]), 1.2, line_cm=0.2))
+    sides = np.abs(shift) * 2
+    return Bag(parts, (width * inset[0] - sides[0], height * inset[1] - sides[1]), lined=False)
+
+
+BAGS: dict[Callable[[Generator], Bag], float] = {
+    suitcase: 0.37, backpack: 0.19, handbag: 0.18, holdall: 0.18, tray: 0.08,
+}  # fmt: skip
 
 
 def make_bag(rng: Generator) -> Bag:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.simulate.outlines import band, ellipse, rectangle, resample, rounded_rectangle, smooth, wander
 from pipeline.simulate.parts import Part, Placement, rim, rounded, tube
+from pipeline.simulate.pose import lean
 
 Generator = np.random.Generator
 
@@ -250,7 +251,12 @@ CLUTTER: dict[Thing, float] = {
 }  # fmt: skip
 
 
+# Rigid things, which lean on what is below them.
+LEANING = frozenset({bottle, shoe, book, laptop, gadget, umbrella, keys, tin, spectacles})
+
+
 def draw_things(rng: Generator, count: int) -> list[list[Part]]:
-    """Draw `count` things by their frequencies."""
+    """Draw `count` things by their frequencies, rigid ones leaning a little."""
     things, weights = list(CLUTTER), np.array(list(CLUTTER.values()))
-    return [things[index](rng) for index in rng.choice(len(things), count, p=weights / weights.sum())]
+    drawn = [things[index] for index in rng.choice(len(things), count, p=weights / weights.sum())]
+    return [lean(rng, thing(rng)) if thing in LEANING else thing(rng) for thing in drawn]

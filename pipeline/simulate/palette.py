@@ -15,7 +15,8 @@ import numpy as np
 # Mean attenuation at which the colours of a ramp apply; in between they are interpolated.
 ATTENUATION_STOPS = (0.0, 0.06, 0.2, 0.5, 1.05, 1.9, 3.0, 4.6, 7.0)
 # Low/high attenuation ratio of the three hues: organic up to 1.30 (water has 1.24), mixed between 1.55 and 2.1
-# (aluminium has 1.82), metal from 2.75 (steel has 3.29).
+# (aluminium has 1.82), metal from 2.75 (steel has 3.29). As effective atomic numbers (energies.py) these are 8.0, 10.7,
+# 15.1 and 20.3: the ratio grows with them, whatever the thickness, so a table by the ratio is one by them.
 RATIO_STOPS = (1.30, 1.55, 2.10, 2.75)
 RATIO_HUES = (0, 1, 1, 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.simulate.concealment import CONCEALMENTS
 from pipeline.simulate.items import make_item
 from pipeline.simulate.outlines import rounded_rectangle
 from pipeline.simulate.parts import Part, Placement, extent
+from pipeline.simulate.pose import lean
 from pipeline.simulate.raster import draw, empty_maps
 from pipeline.simulate.scanner import Scanner
 
@@ -44,6 +46,21 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Item:
+    """A prohibited item.
+
+    Attributes:
+        name: its class.
+        brand: number of the product, see `items.BRANDS`.
+        parts: what it is made of, in cm.
+    """
+
+    name: str
+    brand: int
+    parts: list[Part]
+
+
+@dataclasses.dataclass(frozen=True)
 class Scene:
     """A packed scene, ready for the scanner.
 
@@ -51,14 +68,14 @@ class Scene:
         size: (width, height) of the scan in pixels.
         px_per_cm: its resolution.
         belongings: bags and harmless things, in cm from the scan's top left corner.
-        items: prohibited items as (class name, parts).
+        items: prohibited items, in the same coordinates.
         scanner: the machine's setting.
     """
 
     size: tuple[int, int]
     px_per_cm: float
     belongings: list[Part]
-    items: list[tuple[str, list[Part]]]
+    items: list[Item]
     scanner: Scanner
 
     def maps(self, with_items: bool = True) -> np.ndarray:
@@ -66,18 +83,20 @@ class Scene:
         maps = empty_maps(*self.size)
         draw(maps, self.belongings, self.px_per_cm)
         if with_items:
-            for _, parts in self.items:
-                draw(maps, parts, self.px_per_cm)
+            for item in self.items:
+                draw(maps, item.parts, self.px_per_cm)
         return maps
 
 
-def compose(rng: Generator, recipe: Recipe, classes: list[str], width_px: int, grey_share: float) -> Scene:
+def compose(
+    rng: Generator, recipe: Recipe, wanted: Sequence[tuple[str, int]], width_px: int, grey_share: float
+) -> Scene:
     """Pack a scene.
 
     Args:
         rng: source of everything in it.
         recipe: how to pack.
-        classes: one prohibited item of each of these goes into the first bag.
+        wanted: class and brand of the prohibited items; they go into the first bag.
         width_px: width of the scan.
         grey_share: chance of a grey belt where the recipe has them.
     """
@@ -86,27 +105,32 @@ def compose(rng: Generator, recipe: Recipe, classes: list[str], width_px: int, g
     bags = [make_bag(rng) for _ in range(count)]
     spots, frame = _lay_out(rng, bags, grey)
     belongings: list[Part] = []
-    items: list[tuple[str, list[Part]]] = []
+    items: list[Item] = []
     for number, (bag, spot) in enumerate(zip(bags, spots, strict=True)):
-        packed, smuggled = _pack(rng, bag, recipe, classes if number == 0 else [], frame[0])
+        packed, smuggled = _pack(rng, bag, recipe, wanted if number == 0 else (), frame[0])
         belongings += spot.parts(packed)
-        items += [(name, spot.parts(parts)) for name, parts in smuggled]
+        items += [dataclasses.replace(item, parts=spot.parts(item.parts)) for item in smuggled]
     px_per_cm = width_px / frame[0]
     size = (width_px, round(frame[1] * px_per_cm))
-    scanner = Scanner(rng.uniform(3000, 12000), rng.uniform(0.35, 0.6), "grey" if grey else "white")
+    scanner = Scanner(
+        photons=rng.uniform(3000, 12000),
+        blur_px=rng.uniform(0.35, 0.6),
+        line_error=rng.uniform(0.001, 0.004),
+        palette="grey" if grey else "white",
+    )
     return Scene(size, px_per_cm, belongings, items, scanner)
 
 
 def _lay_out(rng: Generator, bags: list[Bag], grey: bool) -> tuple[list[Placement], tuple[float, float]]:
     """Turn the bags, put them side by side and frame them: placements, and (width, height) of the frame in cm.
 
-    The first bag is always whole; the frame may cut the last of several.
+    The first bag is whole, but for its rim; the frame may cut the last of several.
     """
     spots, starts, ends, tallest = [], [], [], 0.0
     edge = float(rng.uniform(6, 30) if grey else rng.uniform(0.5, 4))
     for bag in bags:
         angle = float(rng.normal(0, 18) + 90 * rng.integers(4))
-        low, high = extent(Placement(angle_deg=angle).parts(bag.parts))
+        low, high = extent(bag.parts, angle)
         spots.append(Placement(edge - float(low[0]), -float(low[1] + high[1]) / 2, angle))
         starts.append(edge)
         ends.append(edge + float(high[0] - low[0]))
@@ -117,28 +141,29 @@ def _lay_out(rng: Generator, bags: list[Bag], grey: bool) -> tuple[list[Placemen
         width = starts[-1] + (ends[-1] - starts[-1]) * rng.uniform(0.3, 0.9)
     lowest, highest = (0.6, 0.6) if grey else ASPECT_RANGE
     width = max(width, tallest / highest)
-    height = max(tallest * rng.uniform(1.01, 1.09), width * lowest)
+    height = max(tallest * rng.uniform(0.995, 1.08), width * lowest)
     return [dataclasses.replace(spot, y=spot.y + height / 2) for spot in spots], (width, height)
 
 
 def _pack(
-    rng: Generator, bag: Bag, recipe: Recipe, classes: list[str], frame_cm: float
-) -> tuple[list[Part], list[tuple[str, list[Part]]]]:
+    rng: Generator, bag: Bag, recipe: Recipe, wanted: Sequence[tuple[str, int]], frame_cm: float
+) -> tuple[list[Part], list[Item]]:
     """Fill a bag: its own parts and harmless things, and apart from them the prohibited items."""
-    packed = [*bag.parts, _filling(rng, bag, recipe)]
+    packed = [*bag.parts, *([_filling(rng, bag, recipe)] if bag.lined else [])]
     for thing in draw_things(rng, int(rng.integers(recipe.things[0], recipe.things[1] + 1))):
         packed += _kept_inside(bag, _somewhere(rng, bag, thing).parts(thing))
-    items: list[tuple[str, list[Part]]] = []
+    items: list[Item] = []
     taken: list[np.ndarray] = []
-    for name in classes:
-        item = make_item(name, rng, frame_cm)
-        spot = _apart(rng, bag, item, taken)
+    for name, brand in wanted:
+        flat = make_item(name, brand, rng, frame_cm)
+        hidden = CONCEALMENTS[rng.integers(len(CONCEALMENTS))] if recipe.concealed else None
+        parts = lean(rng, flat, steep=hidden is not None and hidden.steep)
+        spot = _apart(rng, bag, parts, taken)
         taken.append(np.array([spot.x, spot.y]))
-        items.append((name, spot.parts(item)))
-        if recipe.concealed:
-            span = float(np.ptp(extent(item), axis=0).max())
-            hide = CONCEALMENTS[rng.integers(len(CONCEALMENTS))]
-            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(hide(rng, span)))
+        items.append(Item(name, brand, spot.parts(parts)))
+        if hidden:
+            span = float(np.ptp(extent(flat), axis=0).max())
+            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(hidden.cover(rng, span)))
     return packed, items
 
 
@@ -156,7 +181,7 @@ def _filling(rng: Generator, bag: Bag, recipe: Recipe) -> Part:
 def _somewhere(rng: Generator, bag: Bag, parts: list[Part]) -> Placement:
     """A random turn and place at which `parts` stay inside the bag as far as they fit."""
     angle = rng.uniform(0, 360)
-    low, high = extent(Placement(angle_deg=angle).parts(parts))
+    low, high = extent(parts, angle)
     half = np.array(bag.size_cm) / 2
     # The square root of a uniform number favours the sides: things that fit only near the middle are many already.
     reach = np.maximum((half * 2 - (high - low)) / 2, 0) * np.sqrt(rng.random(2)) * rng.choice([-1, 1], 2)
@@ -171,7 +196,7 @@ def _kept_inside(bag: Bag, parts: list[Part]) -> list[Part]:
     half = np.array(bag.size_cm) / 2
     low, high = low * scale, high * scale
     x, y = np.maximum(-half - low, 0) - np.maximum(high - half, 0)
-    return Placement(float(x), float(y), scale=scale).parts(parts)
+    return parts if (x, y, scale) == (0, 0, 1) else Placement(float(x), float(y), scale=scale).parts(parts)
 
 
 def _apart(rng: Generator, bag: Bag, parts: list[Part], taken: list[np.ndarray]) -> Placement:
