@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--raw",
         action="store_true",
         help="also write the two energies as 16-bit images, OUT/energies/.../NAME_low.png and NAME_high.png; their "
-        "values are transmissions, 60000 an empty belt",
+        "values are transmissions, 50000 an empty belt",
     )
     cli.add_executor_options(parser)
     return parser

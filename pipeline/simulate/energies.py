@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.simulate.materials import HIGH_KEV, LOW_KEV, MATERIALS
 
 # Level of an empty belt in raw images. The rest of the 16 bits is room for its noise.
-BELT_LEVEL = 60_000
+BELT_LEVEL = 50_000
 
 ELECTRON_KEV = 510.999
 

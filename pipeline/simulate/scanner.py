@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.simulate.materials import LINEAR_ATTENUATION
 from pipeline.simulate.palette import MAX_ATTENUATION, colourise, table
 
-# Mean attenuation, averaged over 3 x 3 pixels, below which the machine shows an empty belt.
-AIR = 0.025
+# Mean attenuation, averaged over so many pixels squared, below which the machine shows an empty belt.
+AIR, AIR_PX = 0.025, 5
 # How strongly the machine sharpens edges for the eye, and over what distance.
 SHARPENING, SHARPENING_PX = 0.7, 1.2
 
@@ -95,9 +95,9 @@ def colours(measured: np.ndarray, palette: str = "white") -> np.ndarray:
     low, high = measured
     mean = (low + high) / 2
     mean += SHARPENING * (mean - cv2.GaussianBlur(mean, (0, 0), SHARPENING_PX))
-    mean[cv2.blur(mean, (3, 3)) < AIR] = 0
+    mean[cv2.blur(mean, (AIR_PX, AIR_PX)) < AIR] = 0
     # The ratio of two noisy numbers is noisier than their mean, and the eye forgives blurred hues.
-    low, high = (cv2.blur(energy, (3, 3)) for energy in (low, high))
+    low, high = (cv2.blur(energy, (5, 5)) for energy in (low, high))
     ratio = low / np.maximum(high, np.float32(1e-3))
     return colourise(mean, ratio, palette)
 

@@ -22,6 +22,10 @@ Generator = np.random.Generator
 
 # Height over width of a scan, held to what the real ones have.
 ASPECT_RANGE = (0.62, 1.35)
+# Between these scanners differ in photons and in the errors of their detectors' elements. Pictures then have about the
+# grain of real ones, and rows stand out in some.
+PHOTONS = (700, 4000)
+LINE_ERRORS = (0.001, 0.015)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +117,9 @@ def compose(
     px_per_cm = width_px / frame[0]
     size = (width_px, round(frame[1] * px_per_cm))
     scanner = Scanner(
-        photons=rng.uniform(3000, 12000),
+        photons=float(np.exp(rng.uniform(*np.log(PHOTONS)))),
         blur_px=rng.uniform(0.35, 0.6),
-        line_error=rng.uniform(0.001, 0.004),
+        line_error=float(np.exp(rng.uniform(*np.log(LINE_ERRORS)))),
         palette="grey" if grey else "white",
     )
     return Scene(size, px_per_cm, belongings, items, scanner)

@@ -281,12 +281,12 @@ def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle,
     assert low.dtype == high.dtype == np.uint16
     assert low.shape == high.shape == picture.shape[:2]
     # The same pixels: what lets nothing through is dark in all three, what is empty is white.
-    assert np.median(low[picture.min(axis=2) == 255]) == pytest.approx(60000, rel=0.01)
+    assert np.median(low[picture.min(axis=2) == 255]) == pytest.approx(50000, rel=0.01)
     assert np.corrcoef(low.ravel(), cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).ravel())[0, 1] > 0.9
     # Everything lets more of the high energy through.
-    covered = cv2.blur(low.astype(float), (5, 5)) < 50000
+    covered = cv2.blur(low.astype(float), (5, 5)) < 42000
     assert covered.sum() > 500
-    assert (high.astype(float) > low)[covered].mean() > 0.95
+    assert (high.astype(float) > low)[covered].mean() > 0.9
     # Asked again without them, the command takes them away.
     assert main(["--out", str(out), *ARGUMENTS]) == 0
     assert digests(out) == plain

@@ -168,7 +168,7 @@ def test_raw_images_hold_transmissions():
     attenuation = np.array([[[0.0, 1.0]], [[-0.05, 8.0]]], np.float32)
     values = raw_images(attenuation)
     assert values.dtype == np.uint16
-    np.testing.assert_array_equal(values, [[[60000, round(60000 / np.e)]], [[63076, 20]]])
+    np.testing.assert_array_equal(values, [[[50000, round(50000 / np.e)]], [[52564, 17]]])
     assert raw_images(np.full((2, 1, 1), -1.0)).max() == 65535
 
 
