@@ -72,7 +72,8 @@ def _tilted(part: Part, angle: float, along: np.ndarray) -> Part:
 
 def _lengths(outline: Outline) -> np.ndarray:
     """Lengths of the edges of a closed outline; the last is the one that closes it."""
-    return np.hypot(*(np.roll(outline, -1, axis=0) - outline).T) + 1e-9
+    x, y = (np.concatenate([outline[1:], outline[:1]]) - outline).T
+    return np.hypot(x, y) + 1e-9
 
 
 def _squeezed(profile: Profile, factor: float, before: np.ndarray, after: np.ndarray) -> Profile:

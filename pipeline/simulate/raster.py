@@ -16,7 +16,7 @@ EDGE_STEPS_PER_PX = 8
 # Width at which OpenCV draws an anti-aliased line of one pixel, measured over angles and offsets.
 THINNEST_LINE_PX = 1.3
 # Windows of fewer pixels are drawn four times as large, others twice.
-SMALL_WINDOW_PX = 10_000
+SMALL_WINDOW_PX = 4_000
 # In windows of more pixels, profiles are evaluated at the size of the maps.
 LARGE_WINDOW_PX = 40_000
 
