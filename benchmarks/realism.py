@@ -32,7 +32,7 @@ from pipeline.simulate.__main__ import main as simulate
 from segloc.contract import InputError
 
 EXAMPLES = """  python -m benchmarks.realism --real data/raw/sixray data/raw/pidray
-  python -m benchmarks.realism --real ../shared/xray_sample --simulated data/raw"""
+  python -m benchmarks.realism --real /data/sixray /data/pidray --simulated data/raw"""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 GREY_BELT_BELOW = 230  # white belts have 255, grey ones 190 to 200
