@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: what was asked for, what was measured on the way and in the end."""
+"""A run as the report reads it: what was asked for, what was measured on the way and in the end."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ MEASURED: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder, read.
+    """A run, read.
 
     Attributes:
-        name: of the folder.
+        name: of its folder.
         about: ``run.json``.
         settings: ``config.yaml``, by dotted key.
         metrics: ``metrics.json``, a dict a line.
@@ -60,12 +60,25 @@ class Run:
         return {**found["subsets"], **{name: found[name] for name in (MEAN, POOLED) if name in found}}
 
 
-def read(folder: Path) -> Run:
-    """Read a run folder.
+def read(path: Path) -> Run:
+    """Read a run folder, or the file that `segloc.evaluate` made of another program's results.
 
     Raises:
-        InputError: it is none.
+        InputError: it is neither.
     """
+    return _read_results(path) if path.is_file() else _read_folder(path)
+
+
+def _read_results(path: Path) -> Run:
+    """Read an evaluation file alone: figures of a detector of which nothing else is known."""
+    evaluation = _evaluation(path)
+    assert evaluation is not None, path
+    about = {"kind": "results", "engine": evaluation["engine"], "device": "", "git_revision": "", "command": ""}
+    name = path.parent.resolve().name if path.name == EVALUATION else path.stem
+    return Run(name, about, {}, [], evaluation, str(path.resolve()), (None, None))
+
+
+def _read_folder(folder: Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
     about, metrics = read_run(folder), read_metrics(folder)
