@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from segloc.contract import InputError, one_line
-from segloc.runs import CONFIG, RUN, read_metrics, read_run
+from segloc.runs import CONFIG, RUN, START, read_metrics, read_run
 from segloc.runs import METRICS as METRICS_FILE
 
 EVALUATION = "evaluation.json"
@@ -42,7 +42,7 @@ class Run:
         metrics: ``metrics.json``, a dict a line.
         evaluation: ``evaluation.json``, None before the run was evaluated.
         start: what its start weights are, the seed of their pretraining aside: a name, a path, or all settings of
-            the pretraining where its run folder is still there.
+            the pretraining; see `origin`.
         seeds: of the run and of the pretraining.
     """
 
@@ -89,7 +89,7 @@ def _read_folder(folder: Path) -> Run:
     for row in metrics:
         _check_fields(row, MEASURED[kind], folder / METRICS_FILE)
     settings = _settings(folder)
-    start, pretraining_seed = _start(about["weights"]) if kind == "finetune" else ("", None)
+    start, pretraining_seed = _start(folder, about["weights"]) if kind == "finetune" else ("", None)
     seeds = (settings.get("train.seed"), pretraining_seed)
     return Run(folder.name, about, settings, metrics, _evaluation(folder / EVALUATION), start, seeds)
 
@@ -113,8 +113,21 @@ def _settings(folder: Path) -> dict[str, Any]:
     return flat(tree)
 
 
-def _start(weights: str) -> tuple[str, Any]:
-    """Say what start weights are, and the seed they were pretrained with if that can be told."""
+def _start(folder: Path, weights: str) -> tuple[str, Any]:
+    """Read what the run noted of its start weights; of one that noted nothing, look at the weights."""
+    try:
+        noted = json.loads((folder / START).read_text(encoding="utf-8"))
+        return str(noted["origin"]), noted["pretraining_seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return origin(weights)
+
+
+def origin(weights: str) -> tuple[str, Any]:
+    """Say what start weights are, and the seed they were pretrained with if that can be told.
+
+    Returns:
+        Weights of a pretraining run: all its settings but the seed, and the seed. Others: their name or path, and None.
+    """
     path = Path(weights)
     folder = path if path.is_dir() else path.parent
     if not path.exists() or not (folder / RUN).is_file():
