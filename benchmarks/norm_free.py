@@ -48,7 +48,7 @@ def train(variant: str, shards: str, settings: list[str], out: Path) -> dict[str
         "first_tenth_loss": round(first, 2),
         "last_tenth_loss": round(last, 2),
         "largest_gradient": round(max(row["gradient_norm"] for row in rows), 1),
-        "scales_at_the_end": round(moved(out), 4) if ended == "finished" else "",
+        "scales_at_the_end": float(f"{moved(out):.2g}") if ended == "finished" else "",
     }
 
 

@@ -24,11 +24,11 @@ from segloc.detection.settings import TrainSettings
 from segloc.detection.trainer import FinetuneTrainer, Progress
 from segloc.detection.weights import detector_content, start_detector
 from segloc.models.start import Started, load_strict
+from segloc.run_results import origin
 from segloc.schedules import step_schedule
 from segloc.stopping import Keeper, StopTraining, sigterm
 
 MODEL = "model.pth"
-START = "start.json"
 EXAMPLES = """\
   python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101_fair.py \\
       --data data/raw/pidray --out runs/finetune-segloc
@@ -77,7 +77,10 @@ def finetune(args: argparse.Namespace) -> int:
     details = {"engine": engine_label(detector.engine), "weights": start, "classes": classes, "scans": len(data)}
     runs.describe(folder, "finetune", text, **details, data_digest=digest)
     if started:
-        write_atomic(folder / START, (json.dumps(dataclasses.asdict(started), indent=1) + "\n").encode())
+        # Noted now: the pretraining's folder may be gone when the runs are compared.
+        source, seed = origin(start)
+        notes = {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed}
+        write_atomic(folder / runs.START, (json.dumps(notes, indent=1, ensure_ascii=False) + "\n").encode())
 
     def content(iteration: int) -> dict[str, Any]:
         return {**detector_content(detector, config, classes, iteration), "start": start, "data_digest": digest}

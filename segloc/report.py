@@ -28,6 +28,7 @@ EXAMPLES = """\
   python -m segloc.report runs/pretrain runs/finetune-segloc runs/finetune-random --out report.html
   python -m segloc.report runs/* --picture "Positive pairs=data/pairs.png" --out report.html
   python -m segloc.report runs/segloc-seed* runs/random-seed* --out report.html --table table.md --table table.csv
+  python -m segloc.report runs/segloc other_program.json --out report.html    # from segloc.evaluate --results
 Runs that differ only in seed share a row: mean and sample standard deviation. Each start is compared with the random
 start of the same recipe, training set and engine. Where the test sets are easy, hard and hidden, published figures on
 PIDray follow, marked as such.
@@ -142,7 +143,12 @@ def _command(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = cli.parser("segloc.report", "Write one self-contained HTML page that compares runs.", EXAMPLES)
-    options.add_argument("runs", nargs="+", metavar="RUN", help="run folders; evaluated ones hold evaluation.json")
+    options.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, its evaluation.json in it; or what segloc.evaluate wrote for another program's results",
+    )
     options.add_argument("--out", required=True, metavar="FILE", help="the page")
     options.add_argument("--title", default="SegLoc report", help="headline (default: %(default)s)")
     options.add_argument(

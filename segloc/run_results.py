@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: what was asked for, what was measured on the way and in the end."""
+"""A run as the report reads it: what was asked for, what was measured on the way and in the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from segloc.contract import InputError, one_line
-from segloc.runs import CONFIG, RUN, read_metrics, read_run
+from segloc.runs import CONFIG, RUN, START, read_metrics, read_run
 from segloc.runs import METRICS as METRICS_FILE
 
 EVALUATION = "evaluation.json"
@@ -33,16 +33,16 @@ MEASURED: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder, read.
+    """A run, read.
 
     Attributes:
-        name: of the folder.
+        name: of its folder.
         about: ``run.json``.
         settings: ``config.yaml``, by dotted key.
         metrics: ``metrics.json``, a dict a line.
         evaluation: ``evaluation.json``, None before the run was evaluated.
         start: what its start weights are, the seed of their pretraining aside: a name, a path, or all settings of
-            the pretraining where its run folder is still there.
+            the pretraining; see `origin`.
         seeds: of the run and of the pretraining.
     """
 
@@ -60,12 +60,25 @@ class Run:
         return {**found["subsets"], **{name: found[name] for name in (MEAN, POOLED) if name in found}}
 
 
-def read(folder: Path) -> Run:
-    """Read a run folder.
+def read(path: Path) -> Run:
+    """Read a run folder, or the file that `segloc.evaluate` made of another program's results.
 
     Raises:
-        InputError: it is none.
+        InputError: it is neither.
     """
+    return _read_results(path) if path.is_file() else _read_folder(path)
+
+
+def _read_results(path: Path) -> Run:
+    """Read an evaluation file alone: figures of a detector of which nothing else is known."""
+    evaluation = _evaluation(path)
+    assert evaluation is not None, path
+    about = {"kind": "results", "engine": evaluation["engine"], "device": "", "git_revision": "", "command": ""}
+    name = path.parent.resolve().name if path.name == EVALUATION else path.stem
+    return Run(name, about, {}, [], evaluation, str(path.resolve()), (None, None))
+
+
+def _read_folder(folder: Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
     about, metrics = read_run(folder), read_metrics(folder)
@@ -76,7 +89,7 @@ def read(folder: Path) -> Run:
     for row in metrics:
         _check_fields(row, MEASURED[kind], folder / METRICS_FILE)
     settings = _settings(folder)
-    start, pretraining_seed = _start(about["weights"]) if kind == "finetune" else ("", None)
+    start, pretraining_seed = _start(folder, about["weights"]) if kind == "finetune" else ("", None)
     seeds = (settings.get("train.seed"), pretraining_seed)
     return Run(folder.name, about, settings, metrics, _evaluation(folder / EVALUATION), start, seeds)
 
@@ -100,8 +113,21 @@ def _settings(folder: Path) -> dict[str, Any]:
     return flat(tree)
 
 
-def _start(weights: str) -> tuple[str, Any]:
-    """Say what start weights are, and the seed they were pretrained with if that can be told."""
+def _start(folder: Path, weights: str) -> tuple[str, Any]:
+    """Read what the run noted of its start weights; of one that noted nothing, look at the weights."""
+    try:
+        noted = json.loads((folder / START).read_text(encoding="utf-8"))
+        return str(noted["origin"]), noted["pretraining_seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return origin(weights)
+
+
+def origin(weights: str) -> tuple[str, Any]:
+    """Say what start weights are, and the seed they were pretrained with if that can be told.
+
+    Returns:
+        Weights of a pretraining run: all its settings but the seed, and the seed. Others: their name or path, and None.
+    """
     path = Path(weights)
     folder = path if path.is_dir() else path.parent
     if not path.exists() or not (folder / RUN).is_file():

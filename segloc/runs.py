@@ -2,6 +2,7 @@
 
 ``config.yaml``   resolved settings
 ``run.json``      kind of run, engine, command line, versions, git revision, data digest
+``start.json``    of fine-tuning: what of the start weights was used, and what pretraining they are of
 ``metrics.json``  one JSON object a line, ``iteration`` ascending
 ``tensorboard/``  the same numbers as events
 """
@@ -26,6 +27,7 @@ from segloc.contract import InputError, write_atomic
 METRICS = "metrics.json"
 RUN = "run.json"
 CONFIG = "config.yaml"
+START = "start.json"
 
 
 def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) -> None:

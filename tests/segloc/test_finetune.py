@@ -1,12 +1,13 @@
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 from torchvision.models import resnet18
 
-from segloc import checkpoint, finetune, pretrain
+from segloc import checkpoint, finetune, pretrain, run_results, runs
 from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import SegLocBackbone
 from segloc.runs import read_metrics, read_run
@@ -132,7 +133,7 @@ def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path,
     statistics = [name for name in before if "running_" in name]
     assert all(torch.equal(after[f"body.{name}"], before[name]) for name in [*stem, *statistics])
     assert not torch.equal(after["body.layer2.0.conv1.weight"], before["layer2.0.conv1.weight"])
-    listed = json.loads((tmp_path / "out" / finetune.START).read_text())
+    listed = json.loads((tmp_path / "out" / runs.START).read_text())
     assert set(listed["loaded"]) == {f"body.{name}" for name in before if not name.startswith("fc.")}
     assert {name.split(".")[0] for name in listed["anew"]} == {"fpn", "attention"}
     assert sorted(listed["loaded"] + listed["anew"]) == sorted(after)
@@ -155,6 +156,12 @@ def test_imagenet_then_segloc_then_the_detector(pidray, tmp_path):
     body = [name for name in imagenet if f"body.{name}" in weights]
     assert len(body) > 50
     assert all(torch.allclose(found[f"body.{name}"], imagenet[name], rtol=0, atol=1e-20) for name in body)
+    # What it started from is known without the pretraining's folder, too.
+    described = run_results.origin(str(tmp_path / "pre"))
+    assert "('optim.lr_per_256', 1e-30)" in described[0]
+    shutil.rmtree(tmp_path / "pre")
+    left = run_results.read(tmp_path / "out")
+    assert (left.start, left.seeds[1]) == described == (left.start, 0)
 
 
 def norm_free(tmp_path):
@@ -176,7 +183,7 @@ def test_norm_free_weights_go_into_a_detector_with_batch_norm_if_told_so(pidray,
     text = capsys.readouterr().out
     found = checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"]
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
-    listed = json.loads((tmp_path / "out" / finetune.START).read_text())
+    listed = json.loads((tmp_path / "out" / runs.START).read_text())
     assert set(listed["loaded"]) == set(state)
     assert set(listed["anew"]) == set(found) - set(state)
     assert listed["unused"] == []

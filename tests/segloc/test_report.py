@@ -113,11 +113,22 @@ def test_a_folder_with_a_foreign_or_broken_file_is_refused(runs, tmp_path, capsy
     assert len(error.strip().splitlines()) == 1
 
 
+def test_results_of_another_program_stand_in_the_table(runs, tmp_path):
+    other, table = tmp_path / "theirs.json", tmp_path / "t.md"
+    other.write_text(json.dumps(evaluation([38.5] * 6, [12.0] * 6, "results file")))
+    arguments = [*map(str, runs), str(other), "--out", str(tmp_path / "r.html"), "--table", str(table)]
+    assert report.main(arguments) == 0
+    theirs = next(line for line in table.read_text().splitlines() if "theirs" in line)
+    assert theirs == "| **theirs**<br>results file; 1 run | AP | 38.5 | 12.0 | 25.2 |"
+    assert '<td class="text">theirs</td><td class="text">results</td>' in (tmp_path / "r.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "no such run folder"),
         (["."], "not a run folder"),
+        ([__file__], "not JSON"),
         (["RUN", "--picture", "x=nowhere.png"], "no such picture"),
         (["RUN", "--picture", "nowhere.png"], "not key=value"),
         (["RUN", "--table", "table.tex"], "--table writes .md and .csv files"),
