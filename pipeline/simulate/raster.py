@@ -35,7 +35,8 @@ def draw(maps: np.ndarray, parts: Iterable[Part], px_per_cm: float) -> None:
             thickness = window.profiled(part.profile, px_per_cm)
             thickness *= np.float32(part.thickness_cm)
         if part.texture is not None:
-            thickness *= cv2.resize(part.texture, thickness.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0)
+            texture = cv2.resize(part.texture, thickness.shape[::-1], interpolation=cv2.INTER_CUBIC)
+            thickness *= np.maximum(texture, 0, out=texture)
         maps[INDEX[part.material], window.rows, window.columns] += thickness
 
 

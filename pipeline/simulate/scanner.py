@@ -11,9 +11,11 @@ from pipeline.simulate.materials import LINEAR_ATTENUATION
 from pipeline.simulate.palette import MAX_ATTENUATION, colourise, table
 
 # Mean attenuation, averaged over so many pixels squared, below which the machine shows an empty belt.
-AIR, AIR_PX = 0.025, 5
-# How strongly the machine sharpens edges for the eye, and over what distance.
-SHARPENING, SHARPENING_PX = 0.7, 1.2
+AIR, AIR_PX = 0.025, 7
+# Distance over which the machine sharpens edges for the eye.
+SHARPENING_PX = 1.2
+# Pixels squared over which hues are averaged.
+HUE_PX = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Scanner:
         line_error: standard deviation of the gains of the detector's elements, relative. The belt runs along x, so
             each row of a scan is one element's.
         palette: name in `palette.PALETTES`.
+        sharpening: how strongly the machine sharpens edges for the eye: how much of what a blur takes away is added.
     """
 
     photons: float = 8000.0
     blur_px: float = 0.5
     line_error: float = 0.0
     palette: str = "white"
+    sharpening: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,8 @@ def detect(passed: np.ndarray, scanner: Scanner, rng: np.random.Generator) -> np
 
     Photon counts are large where anything can be seen, so Poisson noise is taken as Gaussian of the same variance.
     """
-    measured = np.stack([cv2.GaussianBlur(energy, (3, 3), scanner.blur_px) for energy in passed])
+    reach = 3 if scanner.blur_px < 0.65 else 5  # pixels, of which the outermost count for less than 2 %
+    measured = np.stack([cv2.GaussianBlur(energy, (reach, reach), scanner.blur_px) for energy in passed])
     noise = rng.standard_normal(measured.shape, np.float32)
     noise *= np.sqrt(measured)
     noise *= np.float32(scanner.photons**-0.5)
@@ -90,14 +95,14 @@ def _gains(scanner: Scanner, rng: np.random.Generator, rows: int) -> np.ndarray:
     return (1 + errors[:, :, None]).astype(np.float32)
 
 
-def colours(measured: np.ndarray, palette: str = "white") -> np.ndarray:
+def colours(measured: np.ndarray, palette: str = "white", sharpening: float = 0.0) -> np.ndarray:
     """Pseudo-colours of measured attenuation [2, height, width]: RGB uint8 [height, width, 3]."""
     low, high = measured
     mean = (low + high) / 2
-    mean += SHARPENING * (mean - cv2.GaussianBlur(mean, (0, 0), SHARPENING_PX))
+    mean += np.float32(sharpening) * (mean - cv2.GaussianBlur(mean, (0, 0), SHARPENING_PX))
     mean[cv2.blur(mean, (AIR_PX, AIR_PX)) < AIR] = 0
     # The ratio of two noisy numbers is noisier than their mean, and the eye forgives blurred hues.
-    low, high = (cv2.blur(energy, (5, 5)) for energy in (low, high))
+    low, high = (cv2.blur(energy, (HUE_PX, HUE_PX)) for energy in (low, high))
     ratio = low / np.maximum(high, np.float32(1e-3))
     return colourise(mean, ratio, palette)
 
@@ -133,5 +138,5 @@ def picture_marks(picture: np.ndarray, belt: np.ndarray, rng: np.random.Generato
 def scan(maps: np.ndarray, scanner: Scanner, rng: np.random.Generator) -> Scan:
     """Scan thickness `maps`."""
     measured = detect(belt_lines(transmission(maps), rng), scanner, rng)
-    picture = colours(measured, scanner.palette)
+    picture = colours(measured, scanner.palette, scanner.sharpening)
     return Scan(picture_marks(picture, table(scanner.palette)[0, 0], rng), measured)
