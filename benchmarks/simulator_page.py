@@ -34,48 +34,13 @@ _TELLING = 6
 
 Rows = list[dict[str, str]]
 
-HEAD = """# The simulated scanner
-
-Made by `python -m benchmarks.simulator_page` from the files in `benchmarks/results/realism/`; one command measures
-everything anew and rewrites this page, its charts and its sheet (a few minutes on two cores):
-
-```
-python -m benchmarks.realism --real FOLDER_OF_REAL_SCANS
-```
-
-The folders may have SIXray's or PIDray's layout, or none. No real scan is shown here: their licences do not allow it.
-
-![Simulated scans, a row each: negatives, PIDray train, easy, hard, hidden](simulator.jpg)
-
-*Simulated scans only. Rows from the top: negatives, train, easy, hard, hidden.*
-
-## What is simulated
-
-`python -m pipeline.simulate` packs bags, takes their picture and writes the layouts of PIDray and SIXray.
-
-* **Matter** (`pipeline/simulate/materials.py`). Each material has a density and mass attenuation coefficients at two
-  effective energies, from the tables of Hubbell and Seltzer (NIST Standard Reference Database 126); compounds follow
-  from their elements by the mixture rule.
-* **Scenes** (`bags.py`, `clutter.py`, `items*.py`, `concealment.py`, `scenes.py`). Bags, harmless things and the 12
-  classes of PIDray are drawn as parts with a thickness profile, and laid over each other as maps of thickness per
-  material. Easy scans have one item, hard ones two or more, hidden ones an item concealed on purpose.
-* **Detector** (`scanner.py`). Transmission is exp(-sum of attenuation times thickness) at either energy; then come the
-  detector's blur, photon noise by dose, and the logarithm.
-* **Colours** (`palette.py`). The ratio of the two attenuations stands for the effective atomic number and gives the
-  hue (organic orange, mixed green, metal blue), their mean gives the brightness; one palette for white belts, one for
-  grey ones.
-
-## How close it is
-
-Real and simulated scans are brought to the same width, less than that of any scan, and through the same JPEG coding.
-They are compared within groups, as a bag on a grey belt is no fault of one on a white belt. A **distance** is the earth
-mover's: how far, on average, the values of one sample would have to move to be distributed as the other's. **Chance**
-is the mean distance of two random halves of the real sample, so a ratio near 1 is as close as this sample can tell.
-"""
+# The page's beginning: what is simulated, and how the two samples are compared.
+HEAD = Path(__file__).with_name("simulator_head.md")
 
 CAUTION = """The real sample is small, so quantiles are rough and the intervals wide; for the grey belt above all.
 It has of SIXray what was at hand: its scans with items hold guns and knives only, and stand in for PIDray's, which were
-not. Other scanners look different. The simulator's constants were in part set on scans of the same sample.
+not. Other scanners look different. The simulator's palettes, machines and contents were set by these very statistics
+of the same sample: that it is close in them says less than how well the classifiers below tell it.
 """
 
 TEST = """## A test of realism
@@ -89,6 +54,18 @@ cannot be told has it, one that is always told has 1. The interval is Wilson's, 
 controls ask the same of two halves of one source.
 """
 
+REPEAT = """## How to repeat it
+
+One command measures everything anew and rewrites this page, its charts and its sheet (some minutes on two cores):
+
+```
+python -m benchmarks.realism --real FOLDER_OF_REAL_SCANS
+```
+
+The folders may have SIXray's or PIDray's layout, or none. The numbers come from the files in
+`benchmarks/results/realism/`; `python -m benchmarks.simulator_page` makes the page of them again.
+"""
+
 
 def read(name: str, results: Path) -> Rows:
     """Read one result file."""
@@ -100,14 +77,14 @@ def render(results: Path = RESULTS) -> str:
     """Lay out the page."""
     statistics = read("statistics", results)
     groups = list(dict.fromkeys(row["group"] for row in statistics))
-    parts = [HEAD, _counts(statistics, groups), CAUTION]
+    parts = [HEAD.read_text(), _counts(statistics, groups), CAUTION]
     parts.append(f"![Histograms of real and simulated scans]({HISTOGRAM_CHART})\n")
     parts.append("*Grey over the region; hue and saturation over matter. Means over scans.*\n")
     parts.append(_histogram_distances(read("histogram_distances", results)))
     parts.append(f"![Statistics of real and simulated scans]({STATISTICS_CHART})\n")
     parts.append("*Dot: median. Thick: middle half. Thin: middle 90 %.*\n")
     parts += [_statistics(statistics, group) for group in groups]
-    parts += [TEST, _classifiers(read("classifiers", results)), _telling(statistics, groups)]
+    parts += [TEST, _classifiers(read("classifiers", results)), _telling(statistics, groups), REPEAT]
     return "\n".join(parts)
 
 

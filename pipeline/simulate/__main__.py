@@ -24,7 +24,7 @@ DESCRIPTION = """Simulate a dual-energy X-ray baggage scanner and write its scan
 (OUT/pidray: train, easy, hard, hidden, annotations) and SIXray (OUT/sixray: scans without prohibited items).
 Of N scans 40 % are SIXray negatives, 36 % PIDray train and 8 % each PIDray easy (one item), hard (two or more) and
 hidden (one, concealed). All 12 classes occur in every PIDray subset. No product ("brand") occurs both in the training
-and in the test scans, whatever their seeds. Same arguments, same bytes. See docs/scanner.md."""
+and in the test scans, whatever their seeds. Same arguments, same bytes. See docs/simulator.md."""
 
 EXAMPLES = """  python -m pipeline.simulate --out data/raw
   python -m pipeline.simulate --out data/raw --scans 300 --width 320 --seed 1 --workers 2

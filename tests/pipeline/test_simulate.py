@@ -282,7 +282,12 @@ def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle,
     assert low.shape == high.shape == picture.shape[:2]
     # The same pixels: what lets nothing through is dark in all three, what is empty is white.
     assert np.median(low[picture.min(axis=2) == 255]) == pytest.approx(50000, rel=0.01)
-    assert np.corrcoef(low.ravel(), cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).ravel())[0, 1] > 0.9
+    # The picture is sharpened and the raw images are not, so means of 3 x 3 pixels are compared.
+    grey, passed = (
+        cv2.blur(image.astype(np.float32), (3, 3)) for image in (cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), low)
+    )
+    assert np.corrcoef(passed.ravel(), grey.ravel())[0, 1] > 0.93
+    assert max(np.corrcoef(np.roll(passed, 2, axis).ravel(), grey.ravel())[0, 1] for axis in (0, 1)) < 0.9
     # Everything lets more of the high energy through.
     covered = cv2.blur(low.astype(float), (5, 5)) < 42000
     assert covered.sum() > 500
