@@ -7,7 +7,7 @@ from pipeline.simulate.energies import effective_atomic_number, raw_images
 from pipeline.simulate.items import CLASSES, make_item
 from pipeline.simulate.materials import INDEX, MATERIALS
 from pipeline.simulate.outlines import rectangle
-from pipeline.simulate.palette import RATIO_STOPS
+from pipeline.simulate.palette import PALETTES, RATIO_STOPS
 from pipeline.simulate.parts import Part, Placement, rounded, tube
 from pipeline.simulate.pose import tilt
 from pipeline.simulate.raster import draw, empty_maps, silhouette
@@ -121,9 +121,11 @@ def test_an_empty_belt_is_the_belt():
     assert 190 <= grey.min() <= grey.max() <= 198
 
 
-def test_thicker_is_darker():
+@pytest.mark.parametrize("palette", PALETTES)
+def test_thicker_is_darker(palette):
     for material in MATERIALS:
-        brightness = [colours(attenuation(slab(material, cm)))[15, 20].mean() for cm in (0.01, 0.1, 0.5, 2.0)]
+        thicknesses_cm = (0.01, 0.1, 0.3, 0.5, 1, 2, 5, 12, 40)
+        brightness = [colours(attenuation(slab(material, cm)), palette)[15, 20].mean() for cm in thicknesses_cm]
         assert brightness == sorted(brightness, reverse=True), material
 
 
