@@ -197,18 +197,30 @@ def test_ids_that_repeat_across_files_stay_apart(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["size", "bytes", "gone"])
-def test_an_image_that_does_not_fit_is_named(split, fault):
+def test_an_image_that_cannot_be_read_is_named_and_replaced_by_the_next(split, fault):
     read = read_split(split)
-    path = read.scans[2].path
+    whole = [example.image_id for example in next(TrainingData(read, DataSettings(), 4, 0).batches(0, 1))]
+    assert sorted(whole) == [scan.image_id for scan in read.scans]
+    spoil(read.scans[2].path, fault)
+    data = TrainingData(read, DataSettings(), 4, 0)
+    found = [example.image_id for example in next(data.batches(0, 1))]
+    bad, following = read.scans[2].image_id, read.scans[3].image_id
+    assert found == [following if image_id == bad else image_id for image_id in whole]
+    assert list(data.unreadable) == ["scan 002.png"]
+    assert "scan 002.png" in data.unreadable["scan 002.png"]
+    for scan in read.scans:
+        scan.path.unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"none of the 4 training images can be read; .*scan 00\d\.png"):
+        next(TrainingData(read, DataSettings(), 4, 0).batches(0, 1))
+
+
+def spoil(path, fault):
     if fault == "size":
         path.write_bytes(cv2.imencode(".png", np.zeros((5, 6, 3), np.uint8))[1].tobytes())
     elif fault == "bytes":
         path.write_bytes(path.read_bytes()[:40])
     else:
         path.unlink()
-    data = TrainingData(read, DataSettings(), 4, 0)
-    with pytest.raises(InputError, match=r"scan 002\.png"):
-        next(data.batches(0, 1))
 
 
 def test_a_fraction_is_part_of_every_larger_one_and_the_same_for_every_seed(split):

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from segloc import report
 from segloc.results_table import (
     Figure,
     group,
@@ -79,6 +80,29 @@ def test_another_setting_start_training_set_or_engine_is_another_block(tmp_path)
     groups = group([read(folder) for folder in folders])
     names = [[run.name for run in members] for members in groups]
     assert names == [["a0", "a1"], *([name] for name in "bcdefgh")]
+
+
+def test_figures_of_an_unfinished_training_or_of_other_test_settings_stay_apart(tmp_path):
+    def edit(folder, **changes):
+        path = folder / "evaluation.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    folders = [tuned(tmp_path / f"random-seed{seed}", "random", 10.0, seed) for seed in range(4)]
+    edit(folders[0], iteration=6, steps=6, changed={})
+    edit(folders[1], iteration=4, steps=6, changed={})
+    edit(folders[2], iteration=6, steps=6, changed={"data.image_size": "32"})
+    edit(folders[3], iteration=6, steps=6, changed={})
+    read_runs = [read(folder) for folder in folders]
+    assert read_runs[1].evaluation is None
+    measured = [block for block in results_table(read_runs).blocks if not block.source]
+    assert [(block.name, block.runs) for block in measured] == [("random", 2), ("random-seed2", 1)]
+    subsets = {name: {**part, "digest": "b"} for name, part in read_runs[3].evaluation["subsets"].items()}
+    edit(folders[3], subsets=subsets)
+    assert [block.runs for block in table_of(*folders).blocks if not block.source] == [1, 1, 1]
+    page = tmp_path / "r.html"
+    assert report.main([*map(str, folders), "--out", str(page)]) == 0
+    assert "Not evaluated since they were finished: random-seed1." in page.read_text()
+    assert report.main([str(folders[1] / "evaluation.json"), "--out", str(page)]) == 2
 
 
 def test_differences_are_to_the_random_start_of_the_same_protocol(tmp_path):
