@@ -188,9 +188,8 @@ def _detect(args: argparse.Namespace) -> tuple[dict[str, Any], Found]:
         results, unreadable = predict_split(detector, split, settings.image_size, settings.threads)
         if unreadable:
             about["unreadable"][split.name] = unreadable
-            print(
-                f"{split.name}: {len(unreadable)} of {len(split.scans)} images count as without detections; {unreadable[0]}"
-            )
+            share = f"{len(unreadable)} of {len(split.scans)} images"
+            print(f"{split.name}: {share} count as without detections; {unreadable[0]}")
         write_atomic(file, json.dumps(results).encode())
         print(f"wrote {file}")
         found.append((split, results))
