@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from segloc.contract import InputError
-from segloc.detection.coco import Split, mask_of, pidray_splits, read_split
-from segloc.detection.data import TrainingData, evaluation_splits, make_example, train_split
+from segloc.detection.coco import Split, is_trainable, mask_of, pidray_splits, read_split
+from segloc.detection.data import TrainingData, evaluation_splits, fit, make_example, train_split
 from segloc.detection.settings import DataSettings
 
 from .toy_coco import CATEGORY_IDS, CLASSES, rle, write_pidray, write_split
@@ -139,6 +139,42 @@ def test_training_leaves_out_crowds_and_degenerate_boxes(split):
     assert all(len(make_example(s, {1: 0, 4: 1, 7: 2}, 80, False).boxes) == 0 for s in read.scans[:3])
 
 
+@pytest.mark.parametrize(
+    ("bbox", "trainable"),
+    [
+        ((10, 10, 1, 1), True),
+        ((10, 10, 0.9, 5), False),
+        ((10, 10, 5, 0.9), False),
+        ((-4, 10, 4.9, 5), False),  # what counts is what lies in the scan, here 80 by 56
+        ((10, -4, 5, 4.9), False),
+        ((79.1, 10, 5, 5), False),
+        ((10, 55.1, 5, 5), False),
+        ((-4, -4, 5, 5), True),
+        ((79, 55, 5, 5), True),
+    ],
+)
+def test_boxes_of_at_least_a_pixel_each_way_are_trained_on(bbox, trainable):
+    annotation = {"bbox": list(bbox), "area": 1, "iscrowd": 0}
+    assert is_trainable(annotation, 56, 80) == trainable
+
+
+def test_shrinking_averages_what_a_pixel_covers():
+    """So that no thin wire is stepped over."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    blocks = image.reshape(12, 4, 24, 4, 3).mean((1, 3))
+    assert np.abs(fit(image, 24) - blocks).max() <= 0.5
+    wire = np.zeros((48, 96), np.uint8)
+    wire[:, 40] = 200
+    assert (fit(wire, 24)[:, 10] == 50).all()
+
+
+def test_enlarging_is_bilinear():
+    image = np.random.default_rng(0).integers(0, 256, (14, 20, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(image.transpose(2, 0, 1)[None]).float()
+    expected = torch.nn.functional.interpolate(pixels, (35, 50), mode="bilinear", align_corners=False)
+    assert np.abs(fit(image, 50) - expected[0].permute(1, 2, 0).numpy()).max() <= 1
+
+
 def test_boxes_and_masks_follow_scaling_and_flipping(split):
     scan = read_split(split).scans[0]
     class_of = {category: i for i, category in enumerate(CATEGORY_IDS)}
@@ -166,6 +202,40 @@ def test_batches_are_a_pure_function_of_seed_and_iteration(split):
         assert all(torch.equal(a.image, b.image) for a, b in zip(one, other, strict=True))
     order = [i for iteration in range(4) for i in data.indices(iteration)]
     assert all(sorted(order[n : n + 4]) == [0, 1, 2, 3] for n in (0, 4, 8))  # every pass sees every scan once
+
+
+def test_every_pass_and_every_seed_has_its_own_order(tmp_path):
+    write_split(tmp_path / "a.json", tmp_path / "images", 12, seed=0)
+    read = read_split(Split("train", tmp_path / "a.json", tmp_path / "images"))
+    orders = set()
+    for seed in range(2):
+        data = TrainingData(read, DataSettings(), 4, seed)
+        order = [i for iteration in range(9) for i in data.indices(iteration)]
+        orders |= {tuple(order[n : n + 12]) for n in (0, 12, 24)}
+    assert len(orders) == 6
+    assert all(sorted(order) == list(range(12)) for order in orders)
+
+
+def test_flips_are_drawn_anew_for_every_slot_of_every_iteration(split):
+    read = read_split(split)
+    for scan in read.scans[1:]:
+        scan.path.unlink()  # only the first is loaded
+    class_of = {category: i for i, category in enumerate(CATEGORY_IDS)}
+    mirrored = make_example(read.scans[0], class_of, 32, True).image
+
+    def flips(probability, seed=0):
+        data = TrainingData(read, DataSettings(image_size=32, flip=probability), 8, seed)
+        data.indices = lambda iteration: [0] * 8
+        return np.array([[torch.equal(data.example(i, s).image, mirrored) for s in range(8)] for i in range(24)])
+
+    found = flips(0.5)
+    assert len(np.unique(found, axis=0)) == 24  # no two iterations alike
+    assert len(np.unique(found, axis=1).T) == 8  # no two slots alike
+    assert found.mean() == pytest.approx(0.5, abs=0.12)
+    assert flips(0.2).mean() == pytest.approx(0.2, abs=0.1)
+    assert (flips(0.5, seed=1) != found).any()
+    assert not flips(0.0).any()
+    assert flips(1.0).all()
 
 
 def test_an_example_is_the_same_whatever_its_mask_is_written_as(split):

@@ -60,6 +60,14 @@ def test_detections_in_a_crowd_are_no_false_alarms():
     assert (judged.score, judged.false_alarms, len(judged.items)) == (1.0, 0, 1)
 
 
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize(("inside", "false_alarms"), [(4, 1), (5, 0), (6, 0)])
+def test_half_a_detection_in_a_crowd_is_enough(inside, false_alarms, mask):
+    detection = found(20 + inside - 10, 0, mask=mask)  # 10 wide, the crowd begins at 20
+    judged = judge(scan_of(item(20, 0, crowd=1, w=30)), [detection], 0.5)
+    assert judged.false_alarms == false_alarms
+
+
 def test_masks_decide_where_there_are_masks():
     """A detection with the right box and a quarter of the mask."""
     one = found(0, 0)
