@@ -382,9 +382,7 @@ def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkey
     monkeypatch.setattr(experiment, "execute", slow)
     monkeypatch.setattr(experiment, "report", lambda cells, out, title: [])
     arguments = (experiment_recipe.read(path), tmp_path / "out")
-    threads = [
-        threading.Thread(target=lambda: experiment.run_cells(experiment_jobs.plan(*arguments))) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=experiment.run_cells, args=[experiment_jobs.plan(*arguments)]) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
