@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from segloc import cli, lazy
 from segloc.contract import InputError, check_output, write_atomic
 from segloc.detection import bootstrap, coco_eval, eval_tables, recipe
-from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_split
+from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_results, read_split
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, METRICS, Matches
 from segloc.detection.data import digest_of, evaluation_splits
 from segloc.detection.detector import engine_label
@@ -31,6 +31,9 @@ EXAMPLES = """\
       --annotations xray_test_easy.json xray_test_hard.json --out both.json
 All figures are per cent. Two overalls are given: "mean", the plain mean of the test sets, as published for PIDray, and
 "pooled", the images of all test sets measured as one set. Beside OUT.json lie OUT.csv and OUT.md with the same figures.
+All is as in pycocotools but for two kinds of annotation. One of id 0, which it never matches, counts like any other.
+One whose mask cannot be decoded (polygons of fewer than three points each or with a point more than the image's longer
+side outside, run lengths that do not fill the image) counts for boxes alone.
 Intervals (--bootstrap) hold for this detector on other images of the same kind, not for another training seed.
 """
 OVERALLS = ("mean", "pooled")
@@ -219,22 +222,10 @@ def _read_results(results: Sequence[str], annotations: Sequence[str]) -> Found:
     _check_names(splits)
     found: Found = []
     for split, truth, file in zip(splits, annotations, results, strict=True):
-        found.append((read_split(split), _read_list(Path(file))))
+        found.append((read_split(split), read_results(Path(file))))
         if found[-1][0].classes != found[0][0].classes:
             raise InputError(f"{truth}: its categories are not those of {annotations[0]}")
     return found
-
-
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such results file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise InputError(f"{path}: not COCO results (a list of detections)")
-    return content
 
 
 def _subset_name(annotations: Path) -> str:

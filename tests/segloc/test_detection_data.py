@@ -55,6 +55,10 @@ def test_both_releases_of_pidray_are_found(tmp_path, layout):
         (lambda c: c["images"][1].update(file_name="../images/../secret.png"), "is missing"),
         (lambda c: c.pop("categories"), "not a COCO annotation file"),
         (lambda c: c["images"][0].pop("width"), "not COCO"),
+        (lambda c: c["images"][1].update(id="x"), "image id 'x' is not a whole number"),
+        (lambda c: c["images"][1].update(id=1.5), "image id '1.5' is not a whole number"),
+        (lambda c: c["images"][1].update(id=[1]), "image id .* is not a whole number"),
+        (lambda c: c["categories"][1].update(id="x"), "category id 'x' is not a whole number"),
         (lambda c: c["images"][0].update(width=-5), "not between 1 and 65500 pixels"),
         (lambda c: c["images"][0].update(width=float("inf")), "not COCO"),
     ],
@@ -102,14 +106,43 @@ def test_annotations_without_a_mask_are_counted_and_left_out(split):
         {"size": 3, "counts": [4480]},
         "mask",
         [[1, 1, 9, 1, 9, 9], [1e9, 1, 5, 5, 1, 9]],  # a good part does not save it
-        [[5, 5, 5, 5, 5, 5]],  # no pixel
-        {"size": [56, 80], "counts": [4480]},
         {"size": [56, 80], "counts": "e5QncV"},  # sets pycocotools on a walk of billions of runs
     ],
 )
 def test_masks_that_pycocotools_would_choke_on_are_left_out(split, segmentation):
     change(split, lambda content: content["annotations"][0].update(segmentation=segmentation))
     assert read_split(split).dropped == 1
+
+
+@pytest.mark.parametrize("segmentation", [[[5, 5, 5, 5, 5, 5]], {"size": [56, 80], "counts": [4480]}])
+def test_an_item_whose_mask_has_no_pixel_counts_but_is_not_trained_on(split, segmentation):
+    change(split, lambda content: content["annotations"][0].update(segmentation=segmentation))
+    read = read_split(split)
+    assert read.dropped == 0
+    assert read.ground_truth["annotations"][0]["segmentation"] == segmentation
+    assert len(TrainingData(read, DataSettings(train_empty=False), 1, 0)) == 3
+
+
+@pytest.mark.parametrize("box", [None, [1, 2, 3], [1, 2, 3, float("nan")], "missing"])
+def test_a_missing_box_is_taken_from_the_mask_if_there_is_one(split, box):
+    before = read_split(split)
+
+    def edit(content):
+        content["annotations"][1].pop("bbox") if box == "missing" else content["annotations"][1].update(bbox=box)
+
+    change(split, edit)
+    assert read_split(split) == before
+    for segmentation in (None, [[5, 5, 5, 5, 5, 5]]):
+        change(split, lambda content, new=segmentation: content["annotations"][1].update(segmentation=new))
+        with pytest.raises(InputError, match="annotation 1 of image 1 has no box, and no mask to take it from"):
+            read_split(split)
+
+
+def test_a_byte_order_mark_is_read_over(split):
+    before = read_split(split)
+    split.annotations.write_text(split.annotations.read_text(), encoding="utf-8-sig")
+    assert split.annotations.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert read_split(split) == before
 
 
 def test_polygons_and_both_kinds_of_rle_decode_alike(split):

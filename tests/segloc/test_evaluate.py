@@ -248,6 +248,13 @@ def test_files_that_are_no_results_end_in_one_line(pidray, tmp_path, capsys, res
     assert not (tmp_path / "out").exists()
 
 
+def test_results_may_begin_with_a_byte_order_mark(pidray, tmp_path):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    (tmp_path / "found.json").write_text("[]", encoding="utf-8-sig")
+    command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth)]
+    assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 0
+
+
 def rename(content):
     content["categories"][0]["name"] = "Spanner"
 
