@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def read(path: str | Path) -> Any:
         raise InputError(f"{path}: no such checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's text is long, and advises to run what is in the file
+        reason = "damaged, or more than data in it; of a whole model, save its state_dict() instead"
+        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error
     except Exception as error:  # damaged bytes fail in many ways
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({one_line(error)})") from error
 

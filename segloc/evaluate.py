@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from omegaconf import DictConfig
 
-from segloc import cli
+from segloc import cli, lazy
 from segloc.contract import InputError, check_output, write_atomic
 from segloc.detection import bootstrap, coco_eval, eval_tables, recipe
-from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_split
+from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_results, read_split
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, METRICS, Matches
-from segloc.detection.data import evaluation_splits
+from segloc.detection.data import digest_of, evaluation_splits
 from segloc.detection.detector import engine_label
 from segloc.detection.predict import predict_split
 from segloc.detection.weights import build_detector, read_detector
+from segloc.run_results import INCIDENTAL, flat
 
 EXAMPLES = """\
   python -m segloc.evaluate --weights runs/segloc --data data/raw/pidray --out runs/segloc/evaluation.json
@@ -28,6 +31,9 @@ EXAMPLES = """\
       --annotations xray_test_easy.json xray_test_hard.json --out both.json
 All figures are per cent. Two overalls are given: "mean", the plain mean of the test sets, as published for PIDray, and
 "pooled", the images of all test sets measured as one set. Beside OUT.json lie OUT.csv and OUT.md with the same figures.
+All is as in pycocotools but for two kinds of annotation. One of id 0, which it never matches, counts like any other.
+One whose mask cannot be decoded (polygons of fewer than three points each or with a point more than the image's longer
+side outside, run lengths that do not fill the image) counts for boxes alone.
 Intervals (--bootstrap) hold for this detector on other images of the same kind, not for another training seed.
 """
 OVERALLS = ("mean", "pooled")
@@ -80,9 +86,10 @@ def measure(found: Found, resamples: int | None = None) -> dict[str, Any]:
         resamples: draws of `segloc.detection.bootstrap`; None for no intervals.
 
     Returns:
-        ``subsets`` by name, each with its number of ``images`` and the metrics of ``bbox`` and ``segm`` (only where
-        the results hold them), ``mean`` over the test sets, and ``pooled``, like a subset. With intervals, each kind
-        has ``interval`` (per metric the lower and upper bound, or None) and ``bootstrap`` says how they were made.
+        ``subsets`` by name, each with its number of ``images``, the ``digest`` of their names and annotations, and the
+        metrics of ``bbox`` and ``segm`` (only where the results hold them), ``mean`` over the test sets, and
+        ``pooled``, like a subset. With intervals, each kind has ``interval`` (per metric the lower and upper bound, or
+        None) and ``bootstrap`` says how they were made.
 
     Raises:
         InputError: a results file does not belong to its annotations.
@@ -92,7 +99,8 @@ def measure(found: Found, resamples: int | None = None) -> dict[str, Any]:
     report: dict[str, Any] = {"subsets": {}, "mean": {}, "pooled": {"images": sum(len(s.scans) for s, _ in found)}}
     for split, of_set in matches:
         figures = {kind: coco_eval.measure(of_kind) for kind, of_kind in of_set.items()}
-        report["subsets"][split.name] = {"images": len(split.scans), **figures}
+        about = {"images": len(split.scans), "digest": digest_of(split.scans)}
+        report["subsets"][split.name] = {**about, **figures}
     for kind in kinds:
         report["mean"][kind] = coco_eval.mean([part[kind] for part in report["subsets"].values()])
         report["pooled"][kind] = coco_eval.measure(coco_eval.pool([of_set[kind] for _, of_set in matches]))
@@ -172,14 +180,30 @@ def _detect(args: argparse.Namespace) -> tuple[dict[str, Any], Found]:
         if list(split.classes) != content["classes"]:
             raise InputError(f"{split.name}: its categories are not those of {source}: {', '.join(content['classes'])}")
     detector = build_detector(content, config, source).to("cuda" if torch.cuda.is_available() else "cpu")
-    about = {"engine": engine_label(detector.engine), "weights": source, "iteration": content["iteration"]}
-    print(f"engine {about['engine']}, weights {source} after {content['iteration']} steps")
+    done, steps = content["iteration"], content.get("steps", content["iteration"])
+    about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}
+    about |= {"changed": _changed(content["config"], config), "unreadable": {}}
+    print(f"engine {about['engine']}, weights {source} after {done} steps")
+    if done < steps:
+        print(f"the training has not finished: {done} of {steps} steps")
     found = []
     for split, file in zip(splits, files, strict=True):
-        found.append((split, predict_split(detector, split, settings.image_size, settings.threads)))
-        write_atomic(file, json.dumps(found[-1][1]).encode())
+        results, unreadable = predict_split(detector, split, settings.image_size, settings.threads)
+        if unreadable:
+            about["unreadable"][split.name] = unreadable
+            share = f"{len(unreadable)} of {len(split.scans)} images"
+            print(f"{split.name}: {share} count as without detections; {unreadable[0]}")
+        write_atomic(file, json.dumps(results).encode())
         print(f"wrote {file}")
+        found.append((split, results))
     return about, found
+
+
+def _changed(trained: str, tested: DictConfig) -> dict[str, str]:
+    """Settings, by dotted key, in which the recipe differs from the one in the checkpoint; paths and speed aside."""
+    before, now = (flat(yaml.safe_load(text)) for text in (trained, lazy.to_yaml(tested)))
+    keys = [key for key in {**before, **now} if key not in INCIDENTAL and before.get(key) != now.get(key)]
+    return {key: repr(now.get(key)) for key in keys}
 
 
 def _chosen(splits: list[Split], names: Sequence[str]) -> list[Split]:
@@ -198,22 +222,10 @@ def _read_results(results: Sequence[str], annotations: Sequence[str]) -> Found:
     _check_names(splits)
     found: Found = []
     for split, truth, file in zip(splits, annotations, results, strict=True):
-        found.append((read_split(split), _read_list(Path(file))))
+        found.append((read_split(split), read_results(Path(file))))
         if found[-1][0].classes != found[0][0].classes:
             raise InputError(f"{truth}: its categories are not those of {annotations[0]}")
     return found
-
-
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such results file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise InputError(f"{path}: not COCO results (a list of detections)")
-    return content
 
 
 def _subset_name(annotations: Path) -> str:

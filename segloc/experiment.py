@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -120,24 +120,26 @@ def run_cells(cells: Sequence[Job]) -> list[str]:
         What failed, a line each.
     """
     failures: dict[str, str] = {}
+    stamps = {job.name: job.stamp for cell in cells for job in (*cell.all_needs, cell)}
     later: list[Job] = []
     with tqdm(total=len(cells), desc="cells", unit="cell", disable=None) as bar:
         for wait, queue in ((False, list(cells)), (True, later)):
             for cell in queue:
-                if run_cell(cell, wait, failures):
+                if run_cell(cell, wait, failures, stamps):
                     bar.update()
                 else:
                     later.append(cell)
     return list(failures.values())
 
 
-def run_cell(cell: Job, wait: bool, failures: dict[str, str]) -> bool:
+def run_cell(cell: Job, wait: bool, failures: dict[str, str], stamps: Mapping[str, int | None]) -> bool:
     """Run a cell and what it needs, unless finished.
 
     Args:
         cell: the cell.
         wait: wait for jobs that another process works on.
         failures: by name of the job, what has failed so far; added to.
+        stamps: by name of the job, its `Job.stamp` when this process began.
 
     Returns:
         Whether it was dealt with; not if another process works on it, or on what it needs.
@@ -147,21 +149,26 @@ def run_cell(cell: Job, wait: bool, failures: dict[str, str]) -> bool:
             failures.setdefault(cell.name, f"{cell.name}: cannot run without what has failed before")
             return True
         try:
-            if not run_job(job, wait):
+            if not run_job(job, wait, stamps[job.name]):
                 return False
         except Failed as error:
             failures[job.name] = f"{job.name}: {error}"
     return True
 
 
-def run_job(job: Job, wait: bool) -> bool:
+def run_job(job: Job, wait: bool, stamp: int | None) -> bool:
     """Carry out the steps of a job whose files are not there yet.
+
+    Args:
+        job: the job.
+        wait: wait for another process that works on it.
+        stamp: its `Job.stamp` when this process began; what another has failed at since is not tried again.
 
     Returns:
         Whether it is finished; not if another process works on it and it is not to be waited for.
 
     Raises:
-        Failed: a step failed.
+        Failed: a step failed, here or in another process.
         InputError: another process has made the folder with other settings in the meantime.
     """
     with locked(job.lock, job.name, wait) as descriptor:
@@ -171,6 +178,8 @@ def run_job(job: Job, wait: bool) -> bool:
             raise InputError(difference)
         if job.finished:
             return True
+        if (failure := job.read().get("failure")) and job.stamp != stamp:
+            raise Failed(f"{failure} (in another process)")
         job.write()
         for step in job.steps:
             if not step.makes.is_file():

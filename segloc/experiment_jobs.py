@@ -20,7 +20,7 @@ from segloc.detection import recipe
 from segloc.detection.data import evaluation_splits, train_split
 from segloc.experiment_recipe import Experiment, Pretraining
 from segloc.locks import locked
-from segloc.models.start import IMAGENET, RANDOM
+from segloc.models.start import check_start
 from segloc.run_results import EVALUATION, flat
 from segloc.shard_folder import ShardFolder
 
@@ -75,6 +75,11 @@ class Job:
     def record(self) -> Path:
         """File that says what the folder was made with."""
         return self.folder / f"{self.steps[0].name}.job.json"
+
+    @property
+    def stamp(self) -> int | None:
+        """When the record was last written, by the clock of the file system; None if there is none."""
+        return self.record.stat().st_mtime_ns if self.record.is_file() else None
 
     @property
     def lock(self) -> Path:
@@ -215,8 +220,8 @@ def _with_bn(pretraining: Job) -> Job:
 
 
 def _check_cell(config: DictConfig, weights: str) -> None:
-    if weights not in ("", RANDOM, IMAGENET):
-        checkpoint.find(weights)
+    if weights:
+        check_start(weights, config.model.backbone, "model.backbone", config.train.unmatched)
     data = recipe.settings(config)[0]
     for split in (train_split(data), *evaluation_splits(data)):
         if not split.annotations.is_file():

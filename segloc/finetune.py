@@ -18,12 +18,12 @@ from segloc import checkpoint, cli, lazy, runs
 from segloc.contract import InputError, write_atomic
 from segloc.detection import recipe
 from segloc.detection.coco import read_split
-from segloc.detection.data import TrainingData, train_split
+from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label
 from segloc.detection.settings import TrainSettings
 from segloc.detection.trainer import FinetuneTrainer, Progress
 from segloc.detection.weights import detector_content, start_detector
-from segloc.models.start import Started, load_strict
+from segloc.models.start import IMAGENET, RANDOM, Started, load_strict
 from segloc.run_results import origin
 from segloc.schedules import step_schedule
 from segloc.stopping import Keeper, StopTraining, sigterm
@@ -64,9 +64,10 @@ def finetune(args: argparse.Namespace) -> int:
     folder = Path(args.out or f"runs/finetune-{Path(args.config).stem}-{_run_name(start)}")
     runs.refuse_other_kind(folder, "finetune")
     data, classes = _data(config)
-    digest = _digest(data)
+    digest = digest_of(data.scans)
     text = lazy.to_yaml(config)
     before = _left_by(folder, text, start, digest)
+    start_digest = before.get("start_digest") or _digest_of_start(start)
     detector, started = _detector(config, start, resuming=bool(before))
     trainer = _trainer(config, detector, data)
     first, steps = _resume(trainer, before, folder), len(trainer.learning_rates)
@@ -83,7 +84,8 @@ def finetune(args: argparse.Namespace) -> int:
         write_atomic(folder / runs.START, (json.dumps(notes, indent=1, ensure_ascii=False) + "\n").encode())
 
     def content(iteration: int) -> dict[str, Any]:
-        return {**detector_content(detector, config, classes, iteration), "start": start, "data_digest": digest}
+        inputs = {"start": start, "start_digest": start_digest, "data_digest": digest}
+        return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
 
     try:
         finished = _train(trainer, folder, recipe.settings(config)[2], first, content)
@@ -163,7 +165,20 @@ def _left_by(folder: Path, config: str, start: str, digest: str) -> dict[str, An
         raise InputError(f"{folder}: holds another run (other settings or start weights); choose another --out")
     if content.get("data_digest") != digest:
         raise InputError(f"{folder}: its run was on another training set; choose another --out")
+    now = _digest_of_start(start)
+    if now and now != content.get("start_digest", now):
+        raise InputError(f"{folder}: its run started from {start} when that held other weights; choose another --out")
     return content
+
+
+def _digest_of_start(start: str) -> str:
+    """Digest of the file of start weights; empty where there is none, or no more."""
+    if start in (RANDOM, IMAGENET):
+        return ""
+    try:
+        return hashlib.sha256(checkpoint.find(start).read_bytes()).hexdigest()
+    except InputError:
+        return ""
 
 
 def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> int:
@@ -179,14 +194,6 @@ def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> 
 def _run_name(start: str) -> str:
     """Name start weights after their run folder, whether that or a file in it is given."""
     return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
-
-
-def _digest(data: TrainingData) -> str:
-    """Digest of the training set: its file names and annotations, not its pixels."""
-    digest = hashlib.sha256()
-    for scan in data.scans:
-        digest.update(repr((scan.path.name, scan.width, scan.height, scan.annotations)).encode())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pycocotools import mask as mask_api
 
 from segloc import cli
 from segloc.contract import InputError, check_output, write_atomic
-from segloc.detection.coco import CocoSplit, Split, read_split, to_rle
+from segloc.detection.coco import CocoSplit, Split, read_results, read_split, to_rle
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
 from segloc.detection.data import read_image
 from segloc.detection.image_scores import Judged, examples, rank
@@ -30,9 +29,9 @@ EXAMPLES = """\
       --annotations data/raw/pidray/annotations/xray_test_hidden.json --images data/raw/pidray/hidden
   python -m segloc.report runs/segloc runs/random --picture "Hidden=hidden.png" --out report.html
 Left the annotated items, right what was found; dashed is what was missed and what is a false alarm. Images are ranked
-by the sum of the IoU of the items found / (number of items + false alarms), over detections of at least --score; a
-detection is a false alarm if it overlaps no item of its class that a better one has not taken. Images with neither
-items nor detections are left out.
+by the sum of the IoU of the items found / (number of items + false alarms), over detections of at least --score. An
+item is found by a detection of its class with an IoU of at least 0.5; a detection is a false alarm if it finds no item
+that a better one has not taken. Images with neither items nor detections are left out.
 """
 
 
@@ -71,23 +70,6 @@ def run(args: argparse.Namespace) -> None:
     title = f"{split.name}: {len(split.scans)} images, {aps}; detections of score {args.score:g} and more"
     write_atomic(args.out, draw(split, examples(ranked, args.each), title))
     print(Path(args.out).resolve())
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read a COCO results file.
-
-    Raises:
-        InputError: no such file, or it is none.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such results file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise InputError(f"{path}: not COCO results (a list of detections)")
-    return content
 
 
 def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from segloc.contract import InputError, check_output, write_atomic
 from segloc.models.backbone import LEVELS
 from segloc.results_table import about, group, group_names, notes, results_table, signed, to_csv, to_markdown
 from segloc.run_results import KINDS, METRICS, Run, read
-from segloc.runs import closing
+from segloc.runs import RUN, closing
 
 MAX_WIDTH_PX = 1600
 # More pretraining sections than this start folded.
@@ -31,7 +32,7 @@ EXAMPLES = """\
   python -m segloc.report runs/segloc other_program.json --out report.html    # from segloc.evaluate --results
 Runs that differ only in seed share a row: mean and sample standard deviation. Each start is compared with the random
 start of the same recipe, training set and engine. Where the test sets are easy, hard and hidden, published figures on
-PIDray follow, marked as such.
+PIDray follow, marked as such. Folders without run.json are named and left out.
 """
 
 
@@ -131,13 +132,22 @@ def _command(args: argparse.Namespace) -> None:
     for path in args.table:
         if Path(path).suffix not in WRITERS:
             raise InputError(f"{path}: --table writes {' and '.join(WRITERS)} files")
-    runs = [read(Path(folder)) for folder in args.runs]
+    runs = [read(path) for path in _with_runs([Path(run) for run in args.runs])]
     page = render(runs, [picture(argument) for argument in args.picture], args.title)
     for path in args.table:
         write_atomic(path, WRITERS[Path(path).suffix](results_table(runs)).encode())
         print(Path(path).resolve())
     write_atomic(args.out, page.encode())
     print(Path(args.out).resolve())
+
+
+def _with_runs(paths: list[Path]) -> list[Path]:
+    """Leave out folders that hold no run, such as a failed one's, unless that leaves none; says so of each."""
+    left_out = [path for path in paths if path.is_dir() and not (path / RUN).is_file()]
+    kept = [path for path in paths if path not in left_out]
+    for path in left_out if kept else ():
+        print(f"left out: {path} (no {RUN})", file=sys.stderr)
+    return kept or paths
 
 
 def main(argv: list[str] | None = None) -> int:

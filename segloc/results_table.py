@@ -13,21 +13,11 @@ from typing import Any
 
 import yaml
 
-from segloc.run_results import KINDS, MEAN, METRICS, POOLED, RANDOM, Run
+from segloc.run_results import INCIDENTAL, KINDS, MEAN, METRICS, POOLED, RANDOM, Run
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 # The test sets that the published figures are of.
 PIDRAY = ("easy", "hard", "hidden")
-# Settings that do not change what is compared: seeds, paths (the data's digest counts instead), how often is logged.
-INCIDENTAL = (
-    "train.seed",
-    "train.checkpoint_every",
-    "train.log_every",
-    "data.root",
-    "data.train",
-    "data.tests",
-    "data.threads",
-)
 # Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
 OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", "train.box_heads", "train.unmatched")
 CSV_COLUMNS = (
@@ -135,8 +125,8 @@ def protocol(run: Run, whatever: Sequence[str] = ()) -> tuple[Any, ...]:
     left_out = {*INCIDENTAL, *whatever}
     settings = tuple(sorted((key, repr(value)) for key, value in run.settings.items() if key not in left_out))
     found = run.evaluation or {"engine": None, "subsets": {}}
-    tests = tuple(sorted((name, part.get("images")) for name, part in found["subsets"].items()))
-    return settings, run.about.get("data_digest"), found["engine"], tests
+    tests = sorted((name, str(part.get("images")), str(part.get("digest"))) for name, part in found["subsets"].items())
+    return settings, run.about.get("data_digest"), found["engine"], repr(found.get("changed")), tuple(tests)
 
 
 def baseline(groups: Sequence[Sequence[Run]], members: Sequence[Run]) -> int | None:

@@ -18,6 +18,16 @@ METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}
 MEAN, POOLED = "mean", "pooled"
 RANDOM = "random"
+# Settings that do not change what is compared: seeds, paths (the data's digest counts instead), how often is logged.
+INCIDENTAL = (
+    "train.seed",
+    "train.checkpoint_every",
+    "train.log_every",
+    "data.root",
+    "data.train",
+    "data.tests",
+    "data.threads",
+)
 # What the page shows of run.json and of each line of metrics.json, by the kind of run.
 NUMBER = (int, float)
 _COMMON = dict.fromkeys(("engine", "device", "git_revision", "command"), str)
@@ -40,7 +50,7 @@ class Run:
         about: ``run.json``.
         settings: ``config.yaml``, by dotted key.
         metrics: ``metrics.json``, a dict a line.
-        evaluation: ``evaluation.json``, None before the run was evaluated.
+        evaluation: ``evaluation.json``, None before the finished run was evaluated.
         start: what its start weights are, the seed of their pretraining aside: a name, a path, or all settings of
             the pretraining; see `origin`.
         seeds: of the run and of the pretraining.
@@ -72,7 +82,8 @@ def read(path: Path) -> Run:
 def _read_results(path: Path) -> Run:
     """Read an evaluation file alone: figures of a detector of which nothing else is known."""
     evaluation = _evaluation(path)
-    assert evaluation is not None, path
+    if evaluation is None:
+        raise InputError(f"{path}: of a training that had not finished")
     about = {"kind": "results", "engine": evaluation["engine"], "device": "", "git_revision": "", "command": ""}
     name = path.parent.resolve().name if path.name == EVALUATION else path.stem
     return Run(name, about, {}, [], evaluation, str(path.resolve()), (None, None))
@@ -152,6 +163,8 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
             values = [figures.get(metric) for metric in METRICS] if isinstance(figures, dict) else ["missing"]
             if not all(value is None or isinstance(value, NUMBER) for value in values):
                 raise InputError(f"{path}: the figures of {name} are not those of segloc.evaluate")
+    if found.get("iteration") != found.get("steps", found.get("iteration")):
+        return None  # of a checkpoint on the way
     return found  # type: ignore[no-any-return]
 
 

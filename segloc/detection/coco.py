@@ -34,7 +34,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """One image and its usable annotations, which stay as the file has them.
+    """One image and its annotations that have a mask; they stay as the file has them, but for what `_checked` adds.
 
     Attributes:
         image_id: id in its file; ids restart in every PIDray file.
@@ -61,7 +61,7 @@ class CocoSplit:
         category_ids: the ids in the file, in the same order.
         scans: the images, in the file's order.
         ground_truth: the file's content for the COCO evaluation; ``segmentation`` is None where `dropped` counts it.
-        dropped: number of annotations without a mask that can be decoded; those without a box are nowhere else.
+        dropped: number of annotations without a mask that can be decoded: in `ground_truth` alone, for their boxes.
     """
 
     name: str
@@ -103,15 +103,20 @@ def read_split(split: Split) -> CocoSplit:
     """Read and check a COCO file; with an image folder, check that every image is there.
 
     Raises:
-        InputError: not a COCO file, ids that repeat or point nowhere, or an image that is missing.
+        InputError: not a COCO file, ids that are no whole numbers, repeat or point nowhere, an annotation with neither
+            box nor mask, or an image that is missing.
     """
     source = str(split.annotations)
-    content = _read_json(split.annotations)
+    content = _read_json(split.annotations, "annotation")
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise InputError(f"{source}: not a COCO annotation file (no images, annotations and categories)")
     try:
+        _whole([category["id"] for category in content["categories"]], "category id", source)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         category_ids = tuple(int(category["id"]) for category in categories)
         image_ids = [image["id"] for image in content["images"]]
         names = tuple(str(category["name"]) for category in categories)
+        _whole(image_ids, "image id", source)
         _unique(category_ids, "category id", source)
         _unique(names, "category name", source)
         _unique(image_ids, "image id", source)
@@ -119,12 +124,12 @@ def read_split(split: Split) -> CocoSplit:
         sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
         if any(not 1 <= side <= MAX_SIDE_PX for size in sizes.values() for side in size):
             raise InputError(f"{source}: an image is not between 1 and {MAX_SIDE_PX} pixels high and wide")
-        boxed = [fixed for a in content["annotations"] if (fixed := _checked(a, sizes, category_ids, source))]
-        usable = [annotation for annotation in boxed if annotation["segmentation"] is not None]
+        annotations = [_checked(annotation, sizes, category_ids, source) for annotation in content["annotations"]]
+        masked = [annotation for annotation in annotations if annotation["segmentation"] is not None]
         by_image = collections.defaultdict(list)
-        for number, annotation in enumerate(boxed, start=1):
+        for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number  # COCO's evaluation takes id 0, which PIDray has, for "unmatched"
-        for annotation in usable:
+        for annotation in masked:
             by_image[annotation["image_id"]].append(annotation)
         paths = _paths(split.images, [str(image["file_name"]) for image in content["images"]], source)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -133,8 +138,20 @@ def read_split(split: Split) -> CocoSplit:
         Scan(image_id, path, sizes[image_id][1], sizes[image_id][0], tuple(by_image[image_id]))
         for image_id, path in zip(image_ids, paths, strict=True)
     )
-    truth = {"info": {}, "images": content["images"], "categories": categories, "annotations": boxed}
-    return CocoSplit(split.name, names, category_ids, scans, truth, len(content["annotations"]) - len(usable))
+    truth = {"info": {}, "images": content["images"], "categories": categories, "annotations": annotations}
+    return CocoSplit(split.name, names, category_ids, scans, truth, len(annotations) - len(masked))
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read a COCO results file; `segloc.detection.coco_eval.match` checks what its detections hold.
+
+    Raises:
+        InputError: no such file, or it is none.
+    """
+    content = _read_json(path, "results")
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise InputError(f"{path}: not COCO results (a list of detections)")
+    return content
 
 
 def mask_of(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
@@ -154,37 +171,46 @@ def is_trainable(annotation: dict[str, Any], height: int, width: int) -> bool:
     return not annotation["iscrowd"] and annotation["area"] > 0 and x1 - x0 >= 1 and y1 - y0 >= 1
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, kind: str) -> Any:
     if not path.is_file():
-        raise InputError(f"{path}: no such annotation file")
+        raise InputError(f"{path}: no such {kind} file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # other programs put a byte order mark in front
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise InputError(f"{path}: not a COCO annotation file (no images, annotations and categories)")
-    return content
 
 
 def _checked(
     annotation: dict[str, Any], sizes: dict[int, tuple[int, int]], categories: tuple[int, ...], source: str
-) -> dict[str, Any] | None:
-    """Return a copy with all fields COCO's evaluation reads, `segmentation` None if unusable; None without a box."""
+) -> dict[str, Any]:
+    """Return a copy with all fields COCO's evaluation reads.
+
+    `segmentation` is None if it cannot be decoded. Without a box, it gets that of its mask. With a mask of no pixel,
+    which COCO counts as an item that cannot be found, its area is none either, so that it is not trained on.
+    """
     if annotation["image_id"] not in sizes:
         raise InputError(f"{source}: an annotation is of image {annotation['image_id']!r}, which is not listed")
     if annotation["category_id"] not in categories:
         raise InputError(f"{source}: an annotation is of category {annotation['category_id']!r}, which is not listed")
-    box, area = annotation["bbox"], annotation.get("area")
+    size = sizes[annotation["image_id"]]
+    mask = _usable_mask(annotation.get("segmentation"), *size)
+    encoded = None if mask is None else to_rle(mask, *size)
+    empty = encoded is not None and not mask_api.area(encoded)
+    box: Any = annotation.get("bbox")
+    area: Any = annotation.get("area")
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        return None
+        if encoded is None or empty:
+            name = f"annotation {annotation.get('id')!r} of image {annotation['image_id']!r}"
+            raise InputError(f"{source}: {name} has no box, and no mask to take it from")
+        box = mask_api.toBbox(encoded).tolist()
     if not is_number(area):
         area = box[2] * box[3]
-    mask = _usable_mask(annotation.get("segmentation"), *sizes[annotation["image_id"]])
-    return {**annotation, "segmentation": mask, "area": area, "iscrowd": int(annotation.get("iscrowd", 0))}
+    crowd = int(annotation.get("iscrowd", 0))
+    return {**annotation, "bbox": box, "segmentation": mask, "area": min(area, 0) if empty else area, "iscrowd": crowd}
 
 
 def _usable_mask(segmentation: Any, height: int, width: int) -> Any:
-    """Return the mask of an annotation without polygons of fewer than three points; None if it has no pixel."""
+    """Return the mask of an annotation without polygons of fewer than three points; None if it cannot be decoded."""
     if isinstance(segmentation, list):
         if not all(_is_polygon(part, max(height, width)) for part in segmentation):
             return None
@@ -193,7 +219,7 @@ def _usable_mask(segmentation: Any, height: int, width: int) -> Any:
             return None
     elif not rle.sound([segmentation], [(height, width)])[0]:
         return None
-    return segmentation if mask_api.area(to_rle(segmentation, height, width)) else None
+    return segmentation
 
 
 def is_number(value: Any) -> bool:
@@ -226,6 +252,12 @@ def _paths(folder: Path | None, names: list[str], source: str) -> list[Path]:
             raise InputError(f"{folder}: image {name!r} of {source} is missing")
         paths.append(path)
     return paths
+
+
+def _whole(ids: list[Any], what: str, source: str) -> None:
+    stray = [value for value in ids if not is_number(value) or value != int(value)]
+    if stray:
+        raise InputError(f"{source}: {what} {str(stray[0])[:40]!r} is not a whole number")
 
 
 def _unique(ids: Any, what: str, source: str) -> None:

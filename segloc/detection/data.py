@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,14 +102,27 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
+def digest_of(scans: Iterable[Scan]) -> str:
+    """Digest of a set of scans: their file names, sizes and annotations, not their pixels."""
+    digest = hashlib.sha256()
+    for scan in scans:
+        digest.update(repr((scan.path.name, scan.width, scan.height, scan.annotations)).encode())
+    return digest.hexdigest()
+
+
 class TrainingData:
     """Batches as a pure function of (seed, iteration), so that a resumed run sees what an undisturbed one would.
+
+    A scan that cannot be read is replaced by the next that can; nothing else in the order moves.
 
     Args:
         split: the training set.
         settings: size, flip, threads.
         batch: images per step.
         seed: of the order and the flips.
+
+    Attributes:
+        unreadable: why, by file name, of the scans met so far that cannot be read.
 
     Raises:
         InputError: no image is left to train on.
@@ -119,6 +132,7 @@ class TrainingData:
         self.settings = settings
         self.batch = batch
         self.seed = seed
+        self.unreadable: dict[str, str] = {}
         self.class_of = {category: position for position, category in enumerate(split.category_ids)}
         scans = [scan for scan in split.scans if settings.train_empty or _trainable(scan)]
         if not scans:
@@ -137,10 +151,19 @@ class TrainingData:
         return [int(self._permutation(p // len(self))[p % len(self)]) for p in positions]
 
     def example(self, iteration: int, slot: int) -> Example:
-        """Load the image in a slot of a step, flipped or not."""
-        scan = self.scans[self.indices(iteration)[slot]]
+        """Load the image in a slot of a step, flipped or not.
+
+        Raises:
+            InputError: not one of all images can be read.
+        """
+        drawn = self.indices(iteration)[slot]
         flip = np.random.default_rng([self.seed, FLIP, iteration, slot]).random() < self.settings.flip
-        return make_example(scan, self.class_of, self.settings.image_size, flip)
+        for scan in (*self.scans[drawn:], *self.scans[:drawn]):
+            try:
+                return make_example(scan, self.class_of, self.settings.image_size, flip)
+            except InputError as error:
+                self.unreadable[scan.path.name] = str(error)
+        raise InputError(f"none of the {len(self)} training images can be read; {self.unreadable[scan.path.name]}")
 
     def batches(self, start: int, stop: int) -> Generator[list[Example], None, None]:
         """Yield the batches of steps ``start`` up to but not including ``stop``, decoded ahead in threads."""

@@ -13,6 +13,7 @@ from pycocotools import mask as mask_api
 from segloc.detection.coco import CocoSplit, Scan, to_rle
 
 CROWDED = 0.5
+FOUND = 0.5  # IoU, as in AP50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Judged:
         scan: the image.
         items: its annotations, crowds left out.
         found: the detections above the threshold, best first, without those that lie in a crowd.
-        pairs: item by detection, as positions in the two, for each detection of an item's class that overlaps it.
+        pairs: detection by item, as positions in the two, for each item that was found.
         score: sum of the pairs' IoU / (number of items + detections without an item); 1 is perfect, 0 is nothing right.
     """
 
@@ -47,8 +48,8 @@ class Judged:
 def judge(scan: Scan, results: Sequence[dict[str, Any]], threshold: float) -> Judged:
     """Pair the detections of an image with its items, best detection first, each with the item it overlaps most.
 
-    Only items of the detection's class that are not taken yet count; IoU is of the masks, or of the boxes where the
-    results have no masks.
+    Only items of the detection's class that are not taken yet count, and an overlap of at least `FOUND`; IoU is of the
+    masks, or of the boxes where the results have no masks.
 
     Args:
         scan: the image.
@@ -67,7 +68,7 @@ def judge(scan: Scan, results: Sequence[dict[str, Any]], threshold: float) -> Ju
     for place, result in enumerate(found):
         free = [n for n, a in enumerate(items) if a["category_id"] == result["category_id"] and n not in pairs]
         best = max(free, key=lambda n: overlaps[place, n], default=None)
-        if best is not None and overlaps[place, best] > 0:
+        if best is not None and overlaps[place, best] >= FOUND:
             pairs[best] = place
             total += float(overlaps[place, best])
     faults = len(found) - len(pairs)

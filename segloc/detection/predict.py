@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from segloc.contract import InputError
 from segloc.detection.coco import CocoSplit, Scan
 from segloc.detection.data import fit, read_image, to_tensor
 from segloc.detection.detector import Detections, Detector
 
 
-def predict_split(detector: Detector, split: CocoSplit, image_size: int, threads: int) -> list[dict[str, Any]]:
+def predict_split(
+    detector: Detector, split: CocoSplit, image_size: int, threads: int
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Detect in every image of a test set, one at a time, so that no image's result depends on its neighbours.
+
+    An image that cannot be read stays part of the test set, as one in which nothing was found.
 
     Args:
         detector: put into test mode.
@@ -25,15 +30,25 @@ def predict_split(detector: Detector, split: CocoSplit, image_size: int, threads
         threads: decoding threads.
 
     Returns:
-        COCO results with the file's own image and category ids, boxes as x y w h, scores, and masks as RLE.
+        COCO results with the file's own image and category ids, boxes as x y w h, scores, and masks as RLE; and which
+        images could not be read, and why.
+
+    Raises:
+        InputError: none can.
     """
     detector.eval()
-    results = []
+    results: list[dict[str, Any]] = []
+    unreadable = []
     images = _read_ahead(split, image_size, threads)
     for scan, image in tqdm(images, total=len(split.scans), desc=f"testing {split.name}", unit="scan"):
-        found = detector.predict(image, (scan.height, scan.width))
-        results += to_results(found, scan.image_id, split.category_ids)
-    return results
+        if isinstance(image, InputError):
+            unreadable.append(str(image))
+        else:
+            found = detector.predict(image, (scan.height, scan.width))
+            results += to_results(found, scan.image_id, split.category_ids)
+    if unreadable and len(unreadable) == len(split.scans):
+        raise InputError(f"{split.name}: none of its {len(unreadable)} images can be read; {unreadable[0]}")
+    return results, unreadable
 
 
 def to_results(found: Detections, image_id: int, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -53,11 +68,14 @@ def to_results(found: Detections, image_id: int, category_ids: tuple[int, ...]) 
     return results
 
 
-def _read_ahead(split: CocoSplit, image_size: int, threads: int) -> Iterator[tuple[Scan, torch.Tensor]]:
-    def read(scan: Scan) -> tuple[Scan, torch.Tensor]:
-        return scan, to_tensor(fit(read_image(scan), image_size))
+def _read_ahead(split: CocoSplit, image_size: int, threads: int) -> Iterator[tuple[Scan, torch.Tensor | InputError]]:
+    def read(scan: Scan) -> tuple[Scan, torch.Tensor | InputError]:
+        try:
+            return scan, to_tensor(fit(read_image(scan), image_size))
+        except InputError as error:
+            return scan, error
 
-    ahead: deque[Future[tuple[Scan, torch.Tensor]]] = deque()
+    ahead: deque[Future[tuple[Scan, torch.Tensor | InputError]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for scan in split.scans:
             ahead.append(pool.submit(read, scan))

@@ -112,7 +112,7 @@ def _optimizer(detector: Detector, settings: OptimSettings) -> torch.optim.Optim
 
 
 class Progress(HookBase):
-    """Shows a bar and writes metrics.json.
+    """Shows a bar, writes metrics.json and names the scans that cannot be read.
 
     Args:
         folder: the run folder.
@@ -122,6 +122,7 @@ class Progress(HookBase):
     def __init__(self, folder: Path, every: int) -> None:
         self.folder = folder
         self.every = every
+        self.named: set[str] = set()
 
     def before_train(self) -> None:
         """Open both."""
@@ -134,8 +135,12 @@ class Progress(HookBase):
         measured = self.trainer.measured
         self.bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
         self.bar.update()
+        unreadable = self.trainer.data.unreadable
+        for name in unreadable.keys() - self.named:
+            self.named.add(name)
+            tqdm.write(f"another scan takes its place: {unreadable[name]}")
         if (self.trainer.iter + 1) % self.every == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
-            self.log.write(self.trainer.iter, measured)
+            self.log.write(self.trainer.iter, {**measured, "unreadable": len(self.named)})
 
     def after_train(self) -> None:
         """Close both."""

@@ -24,7 +24,8 @@ from segloc.models.backbone import SegLocBackbone
 RANDOM = "random"
 IMAGENET = "imagenet"
 # Names by which a ResNet of torchvision is known.
-_RESNET_TENSORS = {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}
+_LAST_STAGE = "layer4.0.conv1.weight"
+_RESNET_TENSORS = {"conv1.weight", "layer1.0.conv1.weight", _LAST_STAGE}
 BACKBONE_SETTINGS = ("arch", "norm", "sda_norm", "attention")
 # What happens to tensors without a counterpart.
 REFUSE = "refuse"
@@ -74,7 +75,19 @@ def _with_backbone(content: dict[str, Any], file: Path) -> dict[str, Any]:
     if missing:
         kind = content.get("kind", "unknown")
         raise InputError(f"{file}: a {kind} checkpoint without {missing[0]!r}; give a finished run's backbone.pth")
+    _check_tensors(content["backbone"], str(file))
     return content
+
+
+def _check_tensors(state: Any, source: str) -> None:
+    """Check that what stands where weights should are tensors by name, and numbers all of them."""
+    if not isinstance(state, Mapping):
+        raise InputError(f"{source}: holds a {type(state).__name__} where its weights should be")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{source}: {name!r} of its weights is a {type(tensor).__name__}, not a tensor by name")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{source}: {name} has values that are not finite; its training had diverged")
 
 
 def load_start(
@@ -104,31 +117,80 @@ def load_start(
     if weights == RANDOM:
         return Started("everything starts at random", anew=tuple(backbone.state_dict()))
     strict = unmatched == REFUSE
+    content = _content(weights, settings, node, strict)
     if weights == IMAGENET:
-        source = f"torchvision's {settings['arch']}"
+        return _from_resnet(backbone, _download(settings["arch"]), _imagenet(settings), strict)
+    if _is_resnet(content):
+        return _from_resnet(backbone, content, weights, strict)
+    started = _load(backbone, content["backbone"], weights, strict)
+    return started if head is None else _with_head(started, head, content.get("head", {}), weights)
+
+
+def check_start(weights: str, settings: Mapping[str, Any], node: str, unmatched: str) -> None:
+    """Check, without a model, that start weights are there and were made with the recipe's settings.
+
+    Args:
+        weights: see `load_start`; ImageNet's are not downloaded.
+        settings: see `load_start`.
+        node: see `load_start`.
+        unmatched: see `load_start`.
+
+    Raises:
+        InputError: they are not.
+    """
+    if weights != RANDOM:
+        _content(weights, settings, node, unmatched == REFUSE)
+
+
+def _content(weights: str, settings: Mapping[str, Any], node: str, strict: bool) -> dict[str, Any]:
+    """Read a file of start weights, if they are one, and check that its settings are the recipe's if `strict`."""
+    if weights == IMAGENET:
         if strict:
-            _check_norm(source, settings, node)
-        return _from_resnet(backbone, _download(settings["arch"]), source, strict)
+            _check_norm(_imagenet(settings), settings, node)
+        return {}
     file = checkpoint.find(weights)
     content = checkpoint.read(file)
-    if isinstance(content, dict) and {*content} >= _RESNET_TENSORS:
+    if _is_resnet(content):
+        _check_tensors(content, weights)
         if strict:
             _check_norm(weights, settings, node)
-        return _from_resnet(backbone, content, weights, strict)
+        return content  # type: ignore[no-any-return]
     if not checkpoint.is_ours(content):
         raise InputError(
             f"{weights}: neither a segloc checkpoint of format {checkpoint.FORMAT_VERSION} nor the state dict of a "
-            "torchvision ResNet"
+            f"torchvision ResNet{_conversion(content, file)}"
         )
     content = _with_backbone(content, file)
     if strict:
         _check_settings(content, settings, weights, node)
-    started = _load(backbone, content["backbone"], weights, strict)
-    return started if head is None else _with_head(started, head, content.get("head", {}))
+    return content
 
 
-def _with_head(started: Started, head: nn.Module, state: Mapping[str, torch.Tensor]) -> Started:
+def _imagenet(settings: Mapping[str, Any]) -> str:
+    return f"torchvision's {settings['arch']}"
+
+
+def _is_resnet(content: Any) -> bool:
+    return isinstance(content, dict) and {*content} >= _RESNET_TENSORS
+
+
+def _conversion(content: Any, file: Path) -> str:
+    """Say how to get the ResNet out of a file in which it lies deeper, under longer names; empty if there is none."""
+    parts = content.items() if isinstance(content, dict) else ()
+    for place, part in [("", content), *((f"[{key!r}]", part) for key, part in parts)]:
+        names = part if isinstance(part, dict) else ()
+        for name in names:
+            if isinstance(name, str) and name.endswith(_LAST_STAGE):
+                prefix = name.removesuffix(_LAST_STAGE)
+                weights = f"torch.load({str(file)!r}){place}"
+                renamed = f"k.removeprefix({prefix!r}): v for k, v in {weights}.items() if k.startswith({prefix!r})"
+                return f"; it holds one, which `torch.save({{{renamed}}}, 'resnet.pth')` takes out"
+    return ""
+
+
+def _with_head(started: Started, head: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> Started:
     """Load the head, too, if all of it fits."""
+    _check_tensors(state, source)
     faults = misfits(head, state)
     if not faults:
         head.load_state_dict(dict(state))
@@ -140,7 +202,9 @@ def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: st
 
     Raises:
         Misfit: some do not; nothing has been loaded then.
+        InputError: something in it is no tensor, or has values that are not finite.
     """
+    _check_tensors(state, source)
     faults = misfits(module, state)
     if faults:
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""

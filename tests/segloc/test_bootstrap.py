@@ -91,6 +91,12 @@ def test_draws_are_fixed_and_shared_by_mean_and_pooled():
     assert pool([easy, hard]).images == 90
 
 
+def test_the_interval_is_the_middle_95_per_cent():
+    draws = np.random.default_rng(0).permutation(np.arange(1001.0))
+    values = np.stack([draws, draws / 10, np.where(draws < 500, np.nan, draws)], 1)
+    assert bootstrap.interval(values) == [[25, 975], pytest.approx([2.5, 97.5]), pytest.approx([512.5, 987.5])]
+
+
 def test_draws_without_items_have_no_figure():
     truth, found = hits_and_misses(1, 2, 0)
     truth["annotations"] = truth["annotations"][:1]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from segloc.contract import InputError
-from segloc.detection.coco import Split, mask_of, pidray_splits, read_split
-from segloc.detection.data import TrainingData, evaluation_splits, make_example, train_split
+from segloc.detection.coco import Split, is_trainable, mask_of, pidray_splits, read_split
+from segloc.detection.data import TrainingData, evaluation_splits, fit, make_example, train_split
 from segloc.detection.settings import DataSettings
 
 from .toy_coco import CATEGORY_IDS, CLASSES, rle, write_pidray, write_split
@@ -55,6 +55,10 @@ def test_both_releases_of_pidray_are_found(tmp_path, layout):
         (lambda c: c["images"][1].update(file_name="../images/../secret.png"), "is missing"),
         (lambda c: c.pop("categories"), "not a COCO annotation file"),
         (lambda c: c["images"][0].pop("width"), "not COCO"),
+        (lambda c: c["images"][1].update(id="x"), "image id 'x' is not a whole number"),
+        (lambda c: c["images"][1].update(id=1.5), "image id '1.5' is not a whole number"),
+        (lambda c: c["images"][1].update(id=[1]), "image id .* is not a whole number"),
+        (lambda c: c["categories"][1].update(id="x"), "category id 'x' is not a whole number"),
         (lambda c: c["images"][0].update(width=-5), "not between 1 and 65500 pixels"),
         (lambda c: c["images"][0].update(width=float("inf")), "not COCO"),
     ],
@@ -102,14 +106,43 @@ def test_annotations_without_a_mask_are_counted_and_left_out(split):
         {"size": 3, "counts": [4480]},
         "mask",
         [[1, 1, 9, 1, 9, 9], [1e9, 1, 5, 5, 1, 9]],  # a good part does not save it
-        [[5, 5, 5, 5, 5, 5]],  # no pixel
-        {"size": [56, 80], "counts": [4480]},
         {"size": [56, 80], "counts": "e5QncV"},  # sets pycocotools on a walk of billions of runs
     ],
 )
 def test_masks_that_pycocotools_would_choke_on_are_left_out(split, segmentation):
     change(split, lambda content: content["annotations"][0].update(segmentation=segmentation))
     assert read_split(split).dropped == 1
+
+
+@pytest.mark.parametrize("segmentation", [[[5, 5, 5, 5, 5, 5]], {"size": [56, 80], "counts": [4480]}])
+def test_an_item_whose_mask_has_no_pixel_counts_but_is_not_trained_on(split, segmentation):
+    change(split, lambda content: content["annotations"][0].update(segmentation=segmentation))
+    read = read_split(split)
+    assert read.dropped == 0
+    assert read.ground_truth["annotations"][0]["segmentation"] == segmentation
+    assert len(TrainingData(read, DataSettings(train_empty=False), 1, 0)) == 3
+
+
+@pytest.mark.parametrize("box", [None, [1, 2, 3], [1, 2, 3, float("nan")], "missing"])
+def test_a_missing_box_is_taken_from_the_mask_if_there_is_one(split, box):
+    before = read_split(split)
+
+    def edit(content):
+        content["annotations"][1].pop("bbox") if box == "missing" else content["annotations"][1].update(bbox=box)
+
+    change(split, edit)
+    assert read_split(split) == before
+    for segmentation in (None, [[5, 5, 5, 5, 5, 5]]):
+        change(split, lambda content, new=segmentation: content["annotations"][1].update(segmentation=new))
+        with pytest.raises(InputError, match="annotation 1 of image 1 has no box, and no mask to take it from"):
+            read_split(split)
+
+
+def test_a_byte_order_mark_is_read_over(split):
+    before = read_split(split)
+    split.annotations.write_text(split.annotations.read_text(), encoding="utf-8-sig")
+    assert split.annotations.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert read_split(split) == before
 
 
 def test_polygons_and_both_kinds_of_rle_decode_alike(split):
@@ -137,6 +170,42 @@ def test_training_leaves_out_crowds_and_degenerate_boxes(split):
     assert len(TrainingData(read, DataSettings(train_empty=True), 1, 0)) == 4
     assert len(read.ground_truth["annotations"]) == 4  # COCO's own code deals with them in testing
     assert all(len(make_example(s, {1: 0, 4: 1, 7: 2}, 80, False).boxes) == 0 for s in read.scans[:3])
+
+
+@pytest.mark.parametrize(
+    ("bbox", "trainable"),
+    [
+        ((10, 10, 1, 1), True),
+        ((10, 10, 0.9, 5), False),
+        ((10, 10, 5, 0.9), False),
+        ((-4, 10, 4.9, 5), False),  # what counts is what lies in the scan, here 80 by 56
+        ((10, -4, 5, 4.9), False),
+        ((79.1, 10, 5, 5), False),
+        ((10, 55.1, 5, 5), False),
+        ((-4, -4, 5, 5), True),
+        ((79, 55, 5, 5), True),
+    ],
+)
+def test_boxes_of_at_least_a_pixel_each_way_are_trained_on(bbox, trainable):
+    annotation = {"bbox": list(bbox), "area": 1, "iscrowd": 0}
+    assert is_trainable(annotation, 56, 80) == trainable
+
+
+def test_shrinking_averages_what_a_pixel_covers():
+    """So that no thin wire is stepped over."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    blocks = image.reshape(12, 4, 24, 4, 3).mean((1, 3))
+    assert np.abs(fit(image, 24) - blocks).max() <= 0.5
+    wire = np.zeros((48, 96), np.uint8)
+    wire[:, 40] = 200
+    assert (fit(wire, 24)[:, 10] == 50).all()
+
+
+def test_enlarging_is_bilinear():
+    image = np.random.default_rng(0).integers(0, 256, (14, 20, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(image.transpose(2, 0, 1)[None]).float()
+    expected = torch.nn.functional.interpolate(pixels, (35, 50), mode="bilinear", align_corners=False)
+    assert np.abs(fit(image, 50) - expected[0].permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_boxes_and_masks_follow_scaling_and_flipping(split):
@@ -168,6 +237,40 @@ def test_batches_are_a_pure_function_of_seed_and_iteration(split):
     assert all(sorted(order[n : n + 4]) == [0, 1, 2, 3] for n in (0, 4, 8))  # every pass sees every scan once
 
 
+def test_every_pass_and_every_seed_has_its_own_order(tmp_path):
+    write_split(tmp_path / "a.json", tmp_path / "images", 12, seed=0)
+    read = read_split(Split("train", tmp_path / "a.json", tmp_path / "images"))
+    orders = set()
+    for seed in range(2):
+        data = TrainingData(read, DataSettings(), 4, seed)
+        order = [i for iteration in range(9) for i in data.indices(iteration)]
+        orders |= {tuple(order[n : n + 12]) for n in (0, 12, 24)}
+    assert len(orders) == 6
+    assert all(sorted(order) == list(range(12)) for order in orders)
+
+
+def test_flips_are_drawn_anew_for_every_slot_of_every_iteration(split):
+    read = read_split(split)
+    for scan in read.scans[1:]:
+        scan.path.unlink()  # only the first is loaded
+    class_of = {category: i for i, category in enumerate(CATEGORY_IDS)}
+    mirrored = make_example(read.scans[0], class_of, 32, True).image
+
+    def flips(probability, seed=0):
+        data = TrainingData(read, DataSettings(image_size=32, flip=probability), 8, seed)
+        data.indices = lambda iteration: [0] * 8
+        return np.array([[torch.equal(data.example(i, s).image, mirrored) for s in range(8)] for i in range(24)])
+
+    found = flips(0.5)
+    assert len(np.unique(found, axis=0)) == 24  # no two iterations alike
+    assert len(np.unique(found, axis=1).T) == 8  # no two slots alike
+    assert found.mean() == pytest.approx(0.5, abs=0.12)
+    assert flips(0.2).mean() == pytest.approx(0.2, abs=0.1)
+    assert (flips(0.5, seed=1) != found).any()
+    assert not flips(0.0).any()
+    assert flips(1.0).all()
+
+
 def test_an_example_is_the_same_whatever_its_mask_is_written_as(split):
     """Polygon, runs as numbers, runs as text."""
     x, y, w, h = 20, 10, 30, 20
@@ -197,18 +300,30 @@ def test_ids_that_repeat_across_files_stay_apart(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["size", "bytes", "gone"])
-def test_an_image_that_does_not_fit_is_named(split, fault):
+def test_an_image_that_cannot_be_read_is_named_and_replaced_by_the_next(split, fault):
     read = read_split(split)
-    path = read.scans[2].path
+    whole = [example.image_id for example in next(TrainingData(read, DataSettings(), 4, 0).batches(0, 1))]
+    assert sorted(whole) == [scan.image_id for scan in read.scans]
+    spoil(read.scans[2].path, fault)
+    data = TrainingData(read, DataSettings(), 4, 0)
+    found = [example.image_id for example in next(data.batches(0, 1))]
+    bad, following = read.scans[2].image_id, read.scans[3].image_id
+    assert found == [following if image_id == bad else image_id for image_id in whole]
+    assert list(data.unreadable) == ["scan 002.png"]
+    assert "scan 002.png" in data.unreadable["scan 002.png"]
+    for scan in read.scans:
+        scan.path.unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"none of the 4 training images can be read; .*scan 00\d\.png"):
+        next(TrainingData(read, DataSettings(), 4, 0).batches(0, 1))
+
+
+def spoil(path, fault):
     if fault == "size":
         path.write_bytes(cv2.imencode(".png", np.zeros((5, 6, 3), np.uint8))[1].tobytes())
     elif fault == "bytes":
         path.write_bytes(path.read_bytes()[:40])
     else:
         path.unlink()
-    data = TrainingData(read, DataSettings(), 4, 0)
-    with pytest.raises(InputError, match=r"scan 002\.png"):
-        next(data.batches(0, 1))
 
 
 def test_a_fraction_is_part_of_every_larger_one_and_the_same_for_every_seed(split):

@@ -173,6 +173,48 @@ def test_micro_batches_make_the_step_of_one_batch_where_all_scans_have_as_many_s
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_what_the_heads_train_on_is_what_the_examples_say(engine, examples):
+    model = build(engine).train()
+    batch = [examples.example(0, slot) for slot in range(2)]
+    assert not any(torch.equal(example.masks, example.masks.flip(axis)) for example in batch for axis in (1, 2))
+    seen = []
+    model.net.roi_heads.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[3]))
+    model(batch)
+    for example, target in zip(batch, seen, strict=True):
+        if engine == "torchvision":
+            boxes, classes, masks = target["boxes"], target["labels"] - 1, target["masks"]
+        else:
+            boxes, classes, masks = target.gt_boxes.tensor, target.gt_classes, target.gt_masks.tensor
+        assert torch.equal(boxes, example.boxes)
+        assert torch.equal(classes, example.classes)
+        assert torch.equal(masks.bool(), example.masks)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_setting_of_the_heads_arrives(engine):
+    """With values that are no library's defaults, so that none goes missing unnoticed."""
+    need(engine)
+    settings = HeadSettings(
+        rpn_batch=40, roi_batch=50, train_proposals=60, test_proposals=30, fc_dim=64, mask_convs=1, mask_dim=32,
+        stages=2, score_threshold=0.15, nms_threshold=0.35, detections=7,
+    )  # fmt: skip
+    net = detector(SegLocBackbone("resnet18"), settings, 3, engine).net
+    heads = net.roi_heads
+    if engine == "torchvision":
+        kept = [(net.rpn.train(training).pre_nms_top_n(), net.rpn.post_nms_top_n()) for training in (True, False)]
+        sampled = net.rpn.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.batch_size_per_image
+        tested = [(heads.score_thresh, heads.nms_thresh, heads.detections_per_img)]
+    else:
+        rpn = net.proposal_generator
+        kept = [(rpn.pre_nms_topk[training], rpn.post_nms_topk[training]) for training in (True, False)]
+        sampled = rpn.batch_size_per_image, heads.batch_size_per_image
+        tested = [(p.test_score_thresh, p.test_nms_thresh, p.test_topk_per_image) for p in heads.box_predictor]
+    assert kept == [(60, 60), (30, 30)]
+    assert sampled == (40, 50)
+    assert set(tested) == {(0.15, 0.35, 7)}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_bfloat16_trains_on_nearly_the_same_losses(engine, examples):
     model = build(engine)
     examples.settings = DataSettings(image_size=32)  # bfloat16 is slow on most CPUs
@@ -215,8 +257,22 @@ def test_predictions_come_back_in_the_pixels_of_the_scan(engine):
     assert int(mask.sum()) == pytest.approx(40 * 40, rel=0.12)  # torchvision draws masks up to two pixels too large
 
 
-def _raw(engine, box):
-    masks, score, label = torch.ones(1, 1, 28, 28), torch.tensor([0.9]), torch.tensor([2])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_mask_is_what_is_more_likely_than_not(engine):
+    model = build(engine).eval()
+    masks = torch.full((1, 1, 28, 28), 0.45)
+    masks[..., 14:] = 0.55
+    found = lambda *_: (_raw(engine, torch.tensor([[4.0, 4.0, 60.0, 60.0]]), masks), {})  # noqa: E731
+    model.net.roi_heads.forward = found
+    detections = model.predict(torch.full((3, 64, 64), 255, dtype=torch.uint8), (64, 64))
+    mask = mask_api.decode(detections.masks[0])
+    assert mask[8:56, 34:56].all()
+    assert not mask[:, :30].any()
+
+
+def _raw(engine, box, masks=None):
+    masks = torch.ones(1, 1, 28, 28) if masks is None else masks
+    score, label = torch.tensor([0.9]), torch.tensor([2])
     if engine == "torchvision":
         return [{"boxes": box, "scores": score, "labels": label + 1, "masks": masks}]
     from detectron2.structures import Boxes, Instances

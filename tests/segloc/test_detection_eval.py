@@ -119,6 +119,18 @@ def odd_areas(truth, results, rng):
     return truth, results
 
 
+def masks_without_pixels(truth, results, rng):
+    """Items that COCO counts and nothing can find."""
+    for item, mask in zip(truth["annotations"], ([[5, 5, 5, 5, 5, 5]], empty_rle(truth)), strict=False):
+        item["segmentation"] = mask
+    return truth, results
+
+
+def empty_rle(truth):
+    size = [truth["images"][0][side] for side in ("height", "width")]
+    return {"size": size, "counts": [size[0] * size[1]]}
+
+
 CASES = {
     "no ground truth": lambda truth, results, rng: ({**truth, "annotations": []}, results),
     "no images": lambda truth, results, rng: ({**truth, "annotations": [], "images": []}, []),
@@ -140,6 +152,7 @@ CASES = {
     "over the limit": over_the_limit,
     "equal scores": equal_scores,
     "odd areas": odd_areas,
+    "masks without pixels": masks_without_pixels,
     "boxes without size": lambda truth, results, rng: (truth, [{**r, "bbox": [*r["bbox"][:2], 0, 0]} for r in results]),
     "boxes outside": lambda truth, results, rng: (truth, [{**r, "bbox": [-9, 40.5, 9e4, 9e4]} for r in results]),
 }

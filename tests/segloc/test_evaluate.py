@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,6 +97,35 @@ def test_a_detector_and_its_results_files_score_the_same(pidray, tmp_path, engin
     for kind in ("bbox", "segm"):  # and as pycocotools itself measures the same two files
         expected = plain_pycocotools(tmp_path, json.loads(truth.read_text()), json.loads(results.read_text()), kind)
         assert figures(report["subsets"]["hard"][kind]) == expected
+
+
+def test_an_image_that_cannot_be_read_counts_as_one_where_nothing_was_found(pidray, tuned, tmp_path, capsys):
+    root = shutil.copytree(pidray, tmp_path / "pidray")
+    spoilt = sorted((root / "hard").iterdir())
+    spoilt[0].write_bytes(spoilt[0].read_bytes()[:60])
+    out = tmp_path / "eval.json"
+    arguments = ["--weights", str(tuned), "--data", str(root), "--subset", "hard", "--out", str(out)]
+    assert evaluate.main(arguments) == 0
+    assert "images count as without detections; " in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert report["subsets"]["hard"]["images"] == len(spoilt)
+    assert [spoilt[0].name in message for message in report["unreadable"]["hard"]] == [True]
+    found = json.loads((tmp_path / "eval.hard.results.json").read_text())
+    assert found
+    for path in spoilt:
+        path.write_bytes(b"")
+    assert evaluate.main(arguments) == 2
+    assert f"none of its {len(spoilt)} images can be read" in capsys.readouterr().err
+
+
+def test_what_was_measured_otherwise_than_trained_is_written_down(pidray, tuned, tmp_path):
+    out = tmp_path / "eval.json"
+    arguments = ["--weights", str(tuned), "--data", str(pidray), "--subset", "easy", "--out", str(out)]
+    assert evaluate.main(arguments) == 0
+    report = json.loads(out.read_text())
+    assert (report["changed"], report["iteration"], report["steps"]) == ({}, 1, 1)
+    assert evaluate.main([*arguments, "data.image_size=32", "data.threads=2"]) == 0
+    assert json.loads(out.read_text())["changed"] == {"data.image_size": "32"}
 
 
 def test_the_mean_is_over_the_test_sets(pidray, tuned, tmp_path):
@@ -216,6 +246,13 @@ def test_files_that_are_no_results_end_in_one_line(pidray, tmp_path, capsys, res
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_results_may_begin_with_a_byte_order_mark(pidray, tmp_path):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    (tmp_path / "found.json").write_text("[]", encoding="utf-8-sig")
+    command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth)]
+    assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 0
 
 
 def rename(content):

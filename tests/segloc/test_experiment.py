@@ -382,14 +382,50 @@ def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkey
     monkeypatch.setattr(experiment, "execute", slow)
     monkeypatch.setattr(experiment, "report", lambda cells, out, title: [])
     arguments = (experiment_recipe.read(path), tmp_path / "out")
-    threads = [
-        threading.Thread(target=lambda: experiment.run_cells(experiment_jobs.plan(*arguments))) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=experiment.run_cells, args=[experiment_jobs.plan(*arguments)]) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(fake.ran) == len(set(fake.ran)) == 2 + 2 + 6 + 6
+
+
+def test_what_fails_while_several_run_is_tried_once_and_again_by_the_next_command(grid, tmp_path, fake, monkeypatch):
+    path = write(tmp_path, grid)
+    fake.fails = ["segloc.finetune.*random-fair-seed0", "segloc.pretrain.*keys-seed1"]
+
+    def slow(step, log, descriptors=()):
+        time.sleep(0.1)
+        return fake(step, log, descriptors)
+
+    monkeypatch.setattr(experiment, "execute", slow)
+    cells = experiment_jobs.plan(experiment_recipe.read(path), tmp_path / "out")
+    failures = []
+    for _ in range(2):
+        fake.ran.clear()
+        failures.clear()
+        threads = [threading.Thread(target=lambda: failures.append(experiment.run_cells(cells))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        names = [out.name for _, out in fake.ran]
+        assert names.count("random-fair-seed0") == names.count("keys-seed1") == 1
+        assert [len(of_one) for of_one in failures] == [4, 4]  # the two, and the two cells that need the pretraining
+        assert sum("(in another process)" in line for of_one in failures for line in of_one) == 2
+
+
+def test_start_weights_that_do_not_fit_are_refused_before_work_starts(grid, tmp_path, fake, capsys):
+    settings = {"arch": "resnet50", "norm": "gn", "sda_norm": "gn", "attention": True}
+    checkpoint.save(tmp_path / "b.pth", {"kind": "backbone", **settings, "backbone": {}})
+    grid["starts"]["other"] = {"weights": str(tmp_path / "b.pth")}
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out)]) == 2
+    assert "b.pth: was pretrained with arch=resnet50, the recipe has resnet18" in capsys.readouterr().err
+    assert not fake.ran
+    grid["starts"]["other"]["overrides"] = ["train.unmatched=start_anew"]
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(out), "--cell", "other-fair-seed0"]) == 0
+    assert fake.ran
 
 
 def test_a_lock_outlives_its_owner_as_long_as_its_command_and_no_longer(grid, tmp_path):

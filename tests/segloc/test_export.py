@@ -247,10 +247,17 @@ def test_bad_arguments_of_the_insertion_are_one_line(norm_free, shards, tmp_path
     assert "must be at least 1" in capsys.readouterr().err
 
 
-def test_a_diverged_network_is_refused(norm_free, shards, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (float("nan"), "body.layer1.0.conv1.weight has values that are not finite"),
+        (3e38, "body.layer1.0.bn1 is not finite"),  # only what it computes is not
+    ],
+)
+def test_a_diverged_network_is_refused(norm_free, shards, tmp_path, capsys, weight, message):
     run, _ = norm_free
     content = checkpoint.load(run / "backbone.pth")
-    content["backbone"]["body.layer1.0.conv1.weight"][0] = float("nan")
+    content["backbone"]["body.layer1.0.conv1.weight"][0] = weight
     checkpoint.save(run / "backbone.pth", content)
     assert with_bn(run, shards, tmp_path / "bn.pth") == 2
-    assert "body.layer1.0.bn1 is not finite" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

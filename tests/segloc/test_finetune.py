@@ -100,6 +100,9 @@ def test_sigterm_saves_and_the_same_command_ends_like_an_undisturbed_run(pidray,
     assert f"stopped early; the same command goes on from {out}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == handler
     assert checkpoint.load(out / checkpoint.LAST)["iteration"] == 3
+    checkpoint.save(start, {"other": 1})
+    assert run(pidray, out, *settings, weights=start, engine="detectron2") == 2
+    assert "when that held other weights; choose another --out" in capsys.readouterr().err
     start.unlink()  # all that is needed is in the checkpoint
     assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
     whole, resumed = (checkpoint.load(path / finetune.MODEL)["model"] for path in (tmp_path / "whole", out))

@@ -33,19 +33,21 @@ def scan_of(*items):
     return Scan(0, None, SIZE[1], SIZE[0], tuple(items))
 
 
-# A shift by 5 of 10 leaves an IoU of 50 / 150.
+# A shift by 2 of 10 leaves an IoU of 80 / 120, by 5 of 50 / 150, which is too little to count as found.
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize(
     ("items", "detections", "expected"),
     [
         ([(0, 0)], [(0, 0)], (1.0, 0, 0)),
-        ([(0, 0)], [(5, 0)], (1 / 3, 0, 0)),
+        ([(0, 0)], [(2, 0)], (2 / 3, 0, 0)),
+        ([(0, 0)], [(5, 0)], (0.0, 1, 1)),
         ([(0, 0)], [], (0.0, 1, 0)),
         ([], [(0, 0)], (0.0, 0, 1)),
         ([(0, 0)], [(30, 20)], (0.0, 1, 1)),  # elsewhere
         ([(0, 0)], [(0, 0, 0.9, 4)], (0.0, 1, 1)),  # of another class
         ([(0, 0)], [(0, 0, 0.4)], (0.0, 1, 0)),  # too weak to count
-        ([(0, 0)], [(0, 0, 0.6), (5, 0, 0.9)], (1 / 3 / 2, 0, 1)),  # the stronger takes it, the other is one too many
+        ([(0, 0)], [(0, 0, 0.6), (2, 0, 0.9)], (2 / 3 / 2, 0, 1)),  # the stronger takes it, the other is one too many
+        ([(0, 0)], [(0, 0, 0.6), (5, 0, 0.9)], (1 / 2, 0, 1)),  # the stronger is too far off to take it
         ([(0, 0), (20, 0)], [(0, 0)], (0.5, 1, 0)),
         ([(0, 0), (5, 0)], [(5, 0), (0, 0)], (1.0, 0, 0)),  # each takes what it overlaps most
     ],
@@ -60,11 +62,20 @@ def test_detections_in_a_crowd_are_no_false_alarms():
     assert (judged.score, judged.false_alarms, len(judged.items)) == (1.0, 0, 1)
 
 
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize(("inside", "false_alarms"), [(4, 1), (5, 0), (6, 0)])
+def test_half_a_detection_in_a_crowd_is_enough(inside, false_alarms, mask):
+    detection = found(20 + inside - 10, 0, mask=mask)  # 10 wide, the crowd begins at 20
+    judged = judge(scan_of(item(20, 0, crowd=1, w=30)), [detection], 0.5)
+    assert judged.false_alarms == false_alarms
+
+
 def test_masks_decide_where_there_are_masks():
-    """A detection with the right box and a quarter of the mask."""
-    one = found(0, 0)
-    one["segmentation"] = annotation(1, 0, 1, mask_at(0, 0, 5, 5))["segmentation"]
-    assert judge(scan_of(item(0, 0)), [one], 0.5).score == pytest.approx(0.25)
+    """Detections with the right box and 0.64, a half and a quarter of the mask."""
+    for (w, h), score in (((8, 8), 0.64), ((10, 5), 0.5), ((5, 5), 0)):
+        one = found(0, 0)
+        one["segmentation"] = annotation(1, 0, 1, mask_at(0, 0, w, h))["segmentation"]
+        assert judge(scan_of(item(0, 0)), [one], 0.5).score == pytest.approx(score)
 
 
 @pytest.fixture
@@ -146,6 +157,7 @@ def test_results_without_masks_or_boxes_and_names_with_dollars(data):
     [
         ("{", [], "not JSON"),
         ("{}", [], "not COCO results"),
+        ("[" * 100_000, [], "not JSON"),
         ([{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], [], "of image 99"),
         ([{"image_id": 0, "category_id": 1, "score": 1}], [], "has no 'bbox'"),
         ([{"image_id": 0, "category_id": 1, "bbox": [0, 0, 1, 1], "segmentation": {}, "score": 1}], [], "no RLE"),

@@ -113,6 +113,16 @@ def test_a_folder_with_a_foreign_or_broken_file_is_refused(runs, tmp_path, capsy
     assert len(error.strip().splitlines()) == 1
 
 
+def test_folders_without_a_run_are_named_and_left_out(runs, tmp_path, capsys):
+    (tmp_path / "failed").mkdir()
+    pages = []
+    for more in ([], [str(tmp_path / "failed")]):
+        assert report.main([*more, *map(str, runs), "--out", str(tmp_path / "r.html")]) == 0
+        pages.append((tmp_path / "r.html").read_text())
+    assert pages[0] == pages[1]
+    assert capsys.readouterr().err == f"left out: {tmp_path / 'failed'} (no run.json)\n"
+
+
 def test_results_of_another_program_stand_in_the_table(runs, tmp_path):
     other, table = tmp_path / "theirs.json", tmp_path / "t.md"
     other.write_text(json.dumps(evaluation([38.5] * 6, [12.0] * 6, "results file")))

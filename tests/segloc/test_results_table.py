@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from segloc import report
 from segloc.results_table import (
     Figure,
     group,
@@ -81,6 +82,48 @@ def test_another_setting_start_training_set_or_engine_is_another_block(tmp_path)
     assert names == [["a0", "a1"], *([name] for name in "bcdefgh")]
 
 
+def test_figures_of_an_unfinished_training_or_of_other_test_settings_stay_apart(tmp_path):
+    def edit(folder, **changes):
+        path = folder / "evaluation.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    folders = [tuned(tmp_path / f"random-seed{seed}", "random", 10.0, seed) for seed in range(4)]
+    edit(folders[0], iteration=6, steps=6, changed={})
+    edit(folders[1], iteration=4, steps=6, changed={})
+    edit(folders[2], iteration=6, steps=6, changed={"data.image_size": "32"})
+    edit(folders[3], iteration=6, steps=6, changed={})
+    read_runs = [read(folder) for folder in folders]
+    assert read_runs[1].evaluation is None
+    measured = [block for block in results_table(read_runs).blocks if not block.source]
+    assert [(block.name, block.runs) for block in measured] == [("random", 2), ("random-seed2", 1)]
+    subsets = {name: {**part, "digest": "b"} for name, part in read_runs[3].evaluation["subsets"].items()}
+    edit(folders[3], subsets=subsets)
+    assert [block.runs for block in table_of(*folders).blocks if not block.source] == [1, 1, 1]
+    page = tmp_path / "r.html"
+    assert report.main([*map(str, folders), "--out", str(page)]) == 0
+    assert "Not evaluated since they were finished: random-seed1." in page.read_text()
+    assert report.main([str(folders[1] / "evaluation.json"), "--out", str(page)]) == 2
+
+
+def test_runs_measured_on_other_test_sets_are_not_put_together(tmp_path):
+    def measured(name, seed, edit):
+        folder = tuned(tmp_path / name, "random", 1.0, seed)
+        content = json.loads((folder / "evaluation.json").read_text())
+        edit(content["subsets"])
+        (folder / "evaluation.json").write_text(json.dumps(content))
+        return read(folder)
+
+    found = [
+        measured("a0", 0, lambda subsets: None),
+        measured("a1", 1, lambda subsets: None),
+        measured("fewer sets", 2, lambda subsets: subsets.pop("hard")),
+        measured("another name", 3, lambda subsets: subsets.update(other=subsets.pop("hard"))),
+        measured("more images", 4, lambda subsets: subsets.update(hard={**subsets["hard"], "images": 4})),
+    ]
+    names = [[run.name for run in members] for members in group(found)]
+    assert names == [["a0", "a1"], ["fewer sets"], ["another name"], ["more images"]]
+
+
 def test_differences_are_to_the_random_start_of_the_same_protocol(tmp_path):
     model = {"backbone": {"norm": "bn"}}
     bare = {"backbone": {"norm": "none"}}
@@ -124,6 +167,54 @@ def test_published_figures_are_those_of_the_paper_and_marked(tmp_path):
     assert text.count("published: ") == 6
     assert "cannot be compared" in text
     assert "Halat et al. 2023: SegLoc, arXiv 2310.08421" in text
+
+
+# As printed: table 1 of the paper in shares, and the main results of SDANet's in per cent, its "overall" last.
+# Columns are boxes easy, hard, hidden (overall), then masks.
+TABLE_1 = {
+    "SegLoc start": """
+        AP     0.537 0.528 0.238  0.470 0.432 0.192
+        AP50   0.698 0.736 0.371  0.684 0.695 0.341
+        AP75   0.611 0.599 0.256  0.551 0.476 0.201
+        AR1    0.631 0.558 0.380  0.546 0.468 0.304
+        AR10   0.650 0.626 0.422  0.560 0.515 0.332
+        AR100  0.650 0.626 0.422  0.560 0.515 0.332""",
+    "random start": """
+        AP     0.491 0.467 0.255  0.428 0.375 0.199
+        AP50   0.652 0.674 0.393  0.639 0.630 0.352
+        AP75   0.556 0.525 0.279  0.501 0.400 0.200
+        AR1    0.601 0.510 0.390  0.516 0.419 0.303
+        AR10   0.623 0.583 0.435  0.533 0.469 0.331
+        AR100  0.623 0.583 0.435  0.533 0.469 0.331""",
+    "supervised (ImageNet) start": """
+        AP     0.709 0.641 0.482  0.595 0.520 0.361
+        AP50   0.826 0.814 0.632  0.818 0.778 0.592
+        AP75   0.782 0.716 0.542  0.707 0.590 0.408
+        AR1    0.773 0.636 0.565  0.653 0.528 0.433
+        AR10   0.789 0.707 0.591  0.663 0.575 0.450
+        AR100  0.789 0.707 0.591  0.663 0.575 0.450""",
+}
+SDANET = {
+    "Mask R-CNN R101-FPN": (64.7, 59.0, 43.8, 55.8, 57.6, 50.2, 35.2, 47.7),
+    "Cascade Mask R-CNN R101-FPN": (70.9, 64.0, 48.0, 61.0, 59.2, 51.5, 36.1, 48.9),
+    "SDANet": (71.2, 64.2, 49.5, 61.6, 59.9, 52.0, 37.4, 49.8),
+}
+
+
+def test_every_published_figure_is_the_printed_one():
+    places = [(kind, subset) for kind in ("bbox", "segm") for subset in ("easy", "hard", "hidden")]
+    found = {
+        block.name: {metric: [figure.value for figure in row] for metric, row in block.figures.items()}
+        for block in published(places)
+    }
+    expected = {name: {"AP": [*row[:3], *row[4:7]]} for name, row in SDANET.items()}
+    for name, text in TABLE_1.items():
+        rows = [line.split() for line in text.strip().splitlines()]
+        expected[name] = {metric: [round(100 * float(value), 1) for value in values] for metric, *values in rows}
+    assert found == expected
+    means = {block.name: block.figures["AP"] for block in published([("bbox", "mean"), ("segm", "mean")])}
+    for name, row in SDANET.items():
+        assert [figure.value for figure in means[name]] == pytest.approx([row[3], row[7]], abs=0.051)
 
 
 def test_published_figures_agree_with_themselves():

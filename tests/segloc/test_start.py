@@ -154,6 +154,62 @@ def test_other_files_are_refused_in_one_sentence(tmp_path):
         model_from(tmp_path / "list.pth")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["backbone"].update({"body.conv1.weight": "x"}),
+            r"'body\.conv1\.weight' .* is a str, not a tensor",
+        ),
+        (lambda c: c["backbone"].update({3: torch.zeros(1)}), "3 of its weights is a Tensor, not a tensor by name"),
+        (lambda c: c.update(backbone=[1]), "holds a list where its weights should be"),
+        (
+            lambda c: c["backbone"]["body.layer2.0.conv1.weight"].view(-1)[5:6].fill_(float("nan")),
+            r"body\.layer2\.0\.conv1\.weight has values that are not finite",
+        ),
+    ],
+)
+@pytest.mark.parametrize("unmatched", ["refuse", "start_anew"])
+def test_what_is_no_weight_is_refused_when_loading(pretrained, change, message, unmatched):
+    folder, _, content = pretrained
+    change(content)
+    checkpoint.save(folder / checkpoint.BACKBONE, content)
+    with pytest.raises(InputError, match=message):
+        load_start(SegLocBackbone(**SETTINGS), str(folder), SETTINGS, unmatched=unmatched)
+
+
+def test_torchvision_files_with_other_than_numbers_are_refused(tmp_path):
+    for value in ("x", torch.tensor([float("inf")])):
+        torch.save({**resnet18().state_dict(), "bn1.bias": value}, tmp_path / "r.pth")
+        with pytest.raises(InputError, match=r"bn1\.bias"):
+            model_from(tmp_path / "r.pth", norm="bn")
+
+
+def test_a_whole_model_is_refused_in_one_sentence(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    with pytest.raises(InputError, match=r"of a whole model, save its state_dict\(\) instead\)$") as error:
+        checkpoint.read(tmp_path / "whole.pth")
+    assert "weights_only" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"), [("module.encoder_q.", "state_dict"), ("", "state_dict"), ("module.", None), ("a.", "model")]
+)
+def test_the_conversion_named_for_a_wrapped_resnet_works(tmp_path, monkeypatch, prefix, wrapper):
+    monkeypatch.chdir(tmp_path)
+    published = resnet18().state_dict()
+    longer = {f"{prefix}{name}": x for name, x in published.items()}
+    if prefix:
+        longer["other.x"] = torch.zeros(1)
+    torch.save({"epoch": 3, wrapper: longer} if wrapper else longer, "wrapped.pth")
+    with pytest.raises(InputError, match=r"takes out$") as error:
+        model_from("wrapped.pth", norm="bn")
+    exec(str(error.value).split("`")[1])
+    model = model_from("resnet.pth", norm="bn")
+    assert torch.equal(model.query.backbone.body.conv1.weight, published["conv1.weight"])
+
+
 def test_strict_loading_lists_a_few_faults_and_counts_the_rest():
     module = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(10)))
     with pytest.raises(InputError, match="and 12 more"):
