@@ -40,10 +40,10 @@ class Recipe:
         segments: table of segments.
         seed: of the synthesis.
         blend: composition mode.
-        coefficients: range its coefficient is drawn from; None is the mode's own.
         width: of the stored images, in pixels.
         scales: range of an item's scale; 1 shows it as large in the frame as it was in its own scan's.
         occluded: share of the items over which a piece of another background is laid.
+        coefficients: range that the composition mode's coefficient is drawn from; None is the mode's own.
     """
 
     backgrounds: Path
@@ -51,10 +51,10 @@ class Recipe:
     segments: Path
     seed: int
     blend: str = "alpha"
-    coefficients: tuple[float, float] | None = None
     width: int = 500
     scales: tuple[float, float] = composition.SCALE
     occluded: float = 0.0
+    coefficients: tuple[float, float] | None = None
 
 
 class Found(NamedTuple):
