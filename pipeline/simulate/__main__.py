@@ -42,6 +42,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="also write the two energies as 16-bit images, OUT/energies/.../NAME_low.png and NAME_high.png; their "
         "values are transmissions, 50000 an empty belt",
     )
+    parser.add_argument(
+        "--swap-brands",
+        action="store_true",
+        help="give the training scans the brands that test scans have otherwise, and the reverse: items for trials of "
+        "a network that was trained on other simulations",
+    )
     cli.add_executor_options(parser)
     return parser
 
@@ -62,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def simulate(args: argparse.Namespace) -> None:
     """Make the data set, unless it is there already."""
-    parameters = Parameters(args.scans, args.seed, args.width, args.grey_belts, args.raw)
+    parameters = Parameters(args.scans, args.seed, args.width, args.grey_belts, args.raw, args.swap_brands)
     parameters.check()
     description = {
         "format_version": FORMAT_VERSION,

@@ -98,6 +98,7 @@ class Parameters:
         width: width of every scan in pixels.
         grey_belts: share of the negatives on a grey belt.
         raw: whether the two energies are written beside the pictures.
+        swap_brands: whether training scans get the brands of test scans, and test scans theirs.
     """
 
     scans: int
@@ -105,6 +106,7 @@ class Parameters:
     width: int
     grey_belts: float
     raw: bool = False
+    swap_brands: bool = False
 
     def counts(self) -> dict[str, int]:
         """Scans per subset; the negatives take what rounding leaves over."""
@@ -148,17 +150,17 @@ def build_scene(task: Task, parameters: Parameters) -> tuple[Scene, np.random.Ge
     recipe = SUBSETS[task.subset].recipe
     entropy = [parameters.seed, list(SUBSETS).index(task.subset), task.index]
     rng = np.random.default_rng(np.random.SeedSequence(entropy))
-    wanted = [] if SUBSETS[task.subset].annotations is None else _wanted(rng, task)
+    wanted = [] if SUBSETS[task.subset].annotations is None else _wanted(rng, task, parameters.swap_brands)
     return compose(rng, recipe, wanted, parameters.width, parameters.grey_belts), rng
 
 
-def _wanted(rng: np.random.Generator, task: Task) -> list[tuple[str, int]]:
+def _wanted(rng: np.random.Generator, task: Task, swap_brands: bool) -> list[tuple[str, int]]:
     """Class and brand of a scan's items: the first class in turn, so that each comes up equally often."""
     recipe = SUBSETS[task.subset].recipe
     names = [CLASSES[task.index % len(CLASSES)]]
     if rng.random() < recipe.second_item:
         names += [str(rng.choice(CLASSES)) for _ in range(1 + int(rng.random() < recipe.second_item / 2))]
-    brands = BRANDS["train" if task.subset == "train" else "test"]
+    brands = BRANDS["train" if (task.subset == "train") != swap_brands else "test"]
     return [(name, int(rng.choice(brands))) for name in names]
 
 

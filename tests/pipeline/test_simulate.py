@@ -263,6 +263,13 @@ def test_no_brand_is_both_in_training_and_in_test_scans(bundle):
     assert {number for _, number in brands["test"]} <= set(BRANDS["test"])
 
 
+def test_brands_of_training_and_test_scans_can_be_exchanged(tmp_path):
+    assert main(["--out", str(tmp_path), *ARGUMENTS, "--swap-brands"]) == 0
+    for name in ANNOTATED:
+        items = json.loads((tmp_path / SUBSETS[name].annotations).read_text())["annotations"]
+        assert {item["brand"] for item in items} <= set(BRANDS["test" if name == "train" else "train"])
+
+
 def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle, tmp_path):
     out = tmp_path / "raw"
     assert main(["--out", str(out), *ARGUMENTS, "--raw"]) == 0
