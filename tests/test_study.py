@@ -79,7 +79,8 @@ def test_quantiles_of_students_t(freedom):
     x = np.linspace(-study_page.T_95[freedom], study_page.T_95[freedom], 200_001)
     scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
     density = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-    assert np.trapezoid(density, x) == pytest.approx(0.95, abs=2e-5)
+    area = ((density[1:] + density[:-1]) / 2 * np.diff(x)).sum()
+    assert area == pytest.approx(0.95, abs=1e-4)  # they have three digits
 
 
 def test_an_unfinished_study_is_refused(tmp_path):
