@@ -5,36 +5,44 @@
 # Shards of three kinds to pretrain on, and shards to probe on, whose items are of brands and whose bags are of a
 # simulation that no pretraining sees. What is finished is not made again.
 set -eu
-# Items in the pairs have the size in pixels that they have in fine-tuning (scans of 128 px on the CPU, 500 px on a
-# GPU), so pairs of a smaller frame show them larger.
+# Items in the pairs are about as large in pixels as in fine-tuning (scans of 128 px on the CPU, 500 px on a GPU), so
+# pairs of a smaller frame show them larger.
 case "${1:-}" in
-  cpu) scans=1500 trial_scans=900 width=320 pairs=4000 frame=64 scale=1.5:2.67 ;;
-  gpu) scans=20000 trial_scans=4000 width=500 pairs=50000 frame=500 scale=0.75:1.33 ;;
+  cpu) scans=1500 trial_scans=900 width=320 pairs=4000 frame=64 scale=1.8:3.2 ;;
+  gpu) scans=20000 trial_scans=4000 width=500 pairs=50000 frame=500 scale=0.9:1.6 ;;
   *) echo "usage: sh $0 cpu|gpu" >&2; exit 2 ;;
 esac
 out=data/study/$1
-workers="--workers $(python -c 'import os; print(os.cpu_count())')"
+
+# A table is made again when it is older than what it is made of.
+missing() { # TABLE SOURCE
+  [ ! -f "$1" ] || [ "$2" -nt "$1" ]
+}
 
 simulation() { # NAME SCANS SEED [OPTION...]
   name=$1 of=$2 seed=$3; shift 3
-  python -m pipeline.simulate --out "$out/$name" --scans "$of" --width "$width" --seed "$seed" $workers "$@"
-  [ -f "$out/$name.regions.parquet" ] ||
-    python -m pipeline.regions --backgrounds "$out/$name/sixray" --out "$out/$name.regions.parquet" $workers
-  [ -f "$out/$name.segments.parquet" ] ||
-    python -m pipeline.segments --annotations "$out/$name/pidray" --out "$out/$name.segments.parquet" $workers
+  made=$out/$name/simulation.json
+  python -m pipeline.simulate --out "$out/$name" --scans "$of" --width "$width" --seed "$seed" "$@"
+  if missing "$out/$name.regions.parquet" "$made"; then
+    python -m pipeline.regions --backgrounds "$out/$name/sixray" --out "$out/$name.regions.parquet"
+  fi
+  if missing "$out/$name.segments.parquet" "$made"; then
+    python -m pipeline.segments --annotations "$out/$name/pidray" --out "$out/$name.segments.parquet"
+  fi
 }
 
 pairs() { # SIMULATION SEGMENTS SHARDS PAIRS BLEND SCALE
   python -m pipeline.synthesize --backgrounds "$out/$1/sixray" --regions "$out/$1.regions.parquet" \
     --segments "$out/$2.parquet" --out "$out/$3" --pairs "$4" --per-shard 250 --width "$frame" --blend "$5" --scale "$6" \
-    $workers
+    --if-changed rebuild
 }
 
 simulation scans "$scans" 0
 simulation trial "$trial_scans" 1 --swap-brands
-[ -f "$out/crops.parquet" ] ||
-  python -m pipeline.crops --backgrounds "$out/scans/sixray" --regions "$out/scans.regions.parquet" --per-scan 4 \
-    --out "$out/crops.parquet" $workers
+if missing "$out/crops.parquet" "$out/scans.regions.parquet"; then
+  python -m pipeline.crops --backgrounds "$out/scans/sixray" --regions "$out/scans.regions.parquet" --scans 2000 \
+    --per-scan 4 --out "$out/crops.parquet"
+fi
 
 pairs scans scans.segments alpha "$pairs" alpha "$scale"
 pairs scans scans.segments ratio "$pairs" ratio "$scale"
