@@ -148,6 +148,18 @@ def test_earth_movers_distance_is_that_of_the_sorted_samples():
     assert scan_statistics.earth_movers_distance(np.array([0, np.nan]), np.full(3, 3.0)) == 3
 
 
+@pytest.mark.parametrize("sizes", [(10, 30), (53, 170), (34, 34)])
+def test_samples_alike_are_at_the_distance_of_chance(sizes):
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(60):
+        real, simulated = (rng.normal(size=size) for size in sizes)
+        found = realism._distances(scan_statistics.earth_movers_distance, real, simulated, rng)
+        ratios.append(float(found["distance"]) / float(found["real_halves"]))
+    # The two random samples differ a little, halves of one less so.
+    assert 0.95 < np.mean(ratios) < 1.25
+
+
 def test_distance_of_histograms_goes_round_for_hue_only():
     hue = np.zeros((2, 36))
     hue[0, 0] = hue[1, 35] = 1
