@@ -66,12 +66,17 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> float
 def save(benchmark: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Print the rows and write them to ``results/BENCHMARK-MACHINE.csv``."""
     path = RESULTS / f"{benchmark}-{machine()}.csv"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows)
     for row in rows:
         print("  ".join(f"{key}={value}" for key, value in row.items()))
     print(f"wrote {path}")
     return path
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same columns as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

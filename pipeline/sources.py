@@ -40,7 +40,7 @@ def _command(args: argparse.Namespace) -> None:
         simulator.simulate(
             argparse.Namespace(
                 out=args.simulated, scans=args.scans, seed=args.seed, width=args.width, grey_belts=args.grey_belts,
-                workers=args.workers, executor=args.executor,
+                raw=False, swap_brands=False, workers=args.workers, executor=args.executor,
             )
         )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``python -m segloc.experiment``: a grid of starts, protocols and seeds, from pretraining to the table."""
+"""``python -m segloc.experiment``: a grid of starts, protocols and seeds, from pretraining to the tables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from segloc import cli, experiment_recipe
-from segloc.contract import InputError
-from segloc.experiment_jobs import Job, Step, changed, plan, state
+from segloc import cli, experiment_recipe, probe_table
+from segloc.contract import InputError, write_atomic
+from segloc.experiment_jobs import Job, Step, cell_name, changed, plan, state
+from segloc.experiment_recipe import PROBE, Experiment
 from segloc.locks import locked
 
 EXAMPLES = """\
@@ -26,7 +27,7 @@ EXAMPLES = """\
 The same command goes on after a stop: what is finished is skipped. Several may run at once, here or on other machines
 that see the folder: each takes what no other works on. --cell runs one cell and what it needs, for a job array; then
 the command without it makes report.html, table.md and table.csv of all that is finished. A recipe, relative to the
-working directory:
+working directory, with protocols, `probe`, or both:
   data: data/raw/pidray                       # a PIDray folder; left out, what the fine-tuning recipes name
   seeds: [0, 1, 2]
   pretrainings:                               # every seed by itself; with `seed: 0` all share one
@@ -37,6 +38,13 @@ working directory:
     segloc: {pretraining: paper, insert_bn: true, overrides: [model.backbone.sda_norm=ln]}
   protocols:
     fair: {config: detectron_configs/finetune/sdanet_r101_fair.py, overrides: [optim.batch=8]}
+  probe:                                      # segloc.probe of every start, the cheap stand-in for AP; it goes first
+    shards: data/probe_shards                 # best of items that no pretraining has seen
+    config: detectron_configs/pretrain/paper_r101.yaml    # the network of random and imagenet; also `overrides`
+    starts: [random, segloc]                  # left out, all; also train: 2000, test: 1000, image_size: 500
+Probes end in probe.md, mean and standard deviation over the seeds, and probe.csv, every seed by itself. All starts are
+tested on the same views. One whose weights are the same for all seeds is probed once; one with insert_bn has no RoI
+head, so no embedding.
 """
 
 
@@ -70,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     check(cells)
     with _stopped_by_sigterm():
         failures = run_cells(cells)
-        if not args.cell and any(cell.finished for cell in cells):
-            failures += report(cells, out, experiment.title)
+        if not args.cell:
+            failures += conclude(experiment, [cell for cell in cells if cell.finished], out)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -223,16 +231,52 @@ def execute(step: Step, log: Path, descriptors: Sequence[int] = ()) -> int:
             raise
 
 
-def report(cells: Sequence[Job], out: Path, title: str) -> list[str]:
-    """Write report.html, table.md and table.csv of what is finished.
+def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list[str]:
+    """Write report and tables of the finished cells, as far as there are cells for them.
+
+    Returns:
+        What failed, a line each.
+    """
+    tuned = [cell for cell in finished if not cell.probes]
+    probed = {cell.name: cell.steps[-1].makes for cell in finished if cell.probes}
+    failures = report(tuned, out, experiment.title) if tuned else []
+    names = [(s, seed, cell_name(s, PROBE, seed)) for s in experiment.starts for seed in experiment.seeds]
+    files = [(start, seed, probed[name]) for start, seed, name in names if name in probed]
+    return [*failures, *tabulate(files, out)] if files else failures
+
+
+def tabulate(files: Sequence[tuple[str, int, Path]], out: Path) -> list[str]:
+    """Write probe.md and probe.csv.
+
+    Args:
+        files: start, seed and probe.json of every finished probe, in the order of the rows.
+        out: folder of the experiment.
 
     Returns:
         What failed, a line if anything.
     """
-    finished = [cell for cell in cells if cell.finished]
+    try:
+        probes = probe_table.read(files)
+    except InputError as error:
+        return [f"probe.md: {error}"]
+    for path, text in (
+        (out / "probe.md", probe_table.to_markdown(probes)),
+        (out / "probe.csv", probe_table.to_csv(probes)),
+    ):
+        write_atomic(path, text.encode())
+        print(path)
+    return []
+
+
+def report(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
+    """Write report.html, table.md and table.csv of finished fine-tunings.
+
+    Returns:
+        What failed, a line if anything.
+    """
     # A pretraining may have been removed once nothing needed it any more.
-    needed = [need.folder for cell in finished for need in cell.all_needs if need.finished]
-    folders = map(str, dict.fromkeys([*needed, *(cell.folder for cell in finished)]))
+    needed = [need.folder for cell in tuned for need in cell.all_needs if need.finished]
+    folders = map(str, dict.fromkeys([*needed, *(cell.folder for cell in tuned)]))
     page, *tables = (out / name for name in ("report.html", "table.md", "table.csv"))
     written = [part for table in tables for part in ("--table", str(table))]
     arguments = ("segloc.report", *folders, "--title", title, "--out", str(page), *written)

@@ -1,4 +1,7 @@
-"""The jobs of an experiment: what each runs, where, and how far it is. A cell of the grid is a fine-tuning job."""
+"""The jobs of an experiment: what each runs, where, and how far it is.
+
+A cell of the grid is a job that fine-tunes a start or probes it.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,21 @@ import yaml
 from omegaconf import DictConfig
 
 from segloc import checkpoint, lazy
-from segloc.config import load_config
+from segloc.config import PretrainConfig, load_config
 from segloc.contract import InputError, write_atomic
 from segloc.detection import recipe
 from segloc.detection.data import evaluation_splits, train_split
-from segloc.experiment_recipe import Experiment, Pretraining
+from segloc.experiment_recipe import PROBE, Experiment, Pretraining, Probe
 from segloc.locks import locked
-from segloc.models.start import check_start
+from segloc.models.start import IMAGENET, RANDOM, REFUSE, check_start, read_backbone
 from segloc.run_results import EVALUATION, flat
 from segloc.shard_folder import ShardFolder
 
 WITH_BN = "with_bn.pth"
 MODEL = "model.pth"
+PROBED = "probe.json"
+# Settings of a pretraining recipe that an untrained network depends on.
+MADE_OF = ("seed", "model", "head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +71,11 @@ class Job:
     settings: dict[str, Any]
     check: Callable[[], object]
     needs: tuple[Job, ...] = ()
+
+    @property
+    def probes(self) -> bool:
+        """Whether it is a cell that probes a start."""
+        return self.steps[0].name == PROBE
 
     @property
     def finished(self) -> bool:
@@ -114,23 +125,31 @@ class Job:
 
 
 def plan(experiment: Experiment, out: Path) -> list[Job]:
-    """List the cells in the order they run: all starts and protocols of the first seed, then of the next.
+    """List the cells in the order they run: probes, which are cheap, and protocols of the first seed, then of the next.
 
     Raises:
         InputError: a recipe or setting that cannot be used, or two cells of one name.
     """
     cells: dict[str, Job] = {}
     for seed in experiment.seeds:
-        for protocol, about in experiment.protocols.items():
-            for start in about.starts or experiment.starts:
-                try:
+        for start, protocol in _grid(experiment, seed):
+            try:
+                if protocol == PROBE:
+                    cell = _probe_cell(experiment, out, start, seed)
+                else:
                     cell = _cell(experiment, out, start, protocol, seed)
-                except InputError as error:
-                    raise InputError(f"start {start}, protocol {protocol}: {error}") from error
-                if cell.name in cells:
-                    raise InputError(f"two cells would be called {cell.name}; rename a start or a protocol")
-                cells[cell.name] = cell
+            except InputError as error:
+                where = PROBE if protocol == PROBE else f"protocol {protocol}"
+                raise InputError(f"start {start}, {where}: {error}") from error
+            if cell.name in cells:
+                raise InputError(f"two cells would be called {cell.name}; rename a start or a protocol")
+            cells[cell.name] = cell
     return list(cells.values())
+
+
+def cell_name(start: str, protocol: str, seed: int) -> str:
+    """Name a cell; the protocol of one that probes is `PROBE`."""
+    return f"{start}-{protocol}-seed{seed}"
 
 
 def changed(job: Job) -> str:
@@ -168,17 +187,46 @@ def state(job: Job) -> str:
     return "failed" if record.get("failure") else "stopped" if record else "waiting"
 
 
+def _grid(experiment: Experiment, seed: int) -> list[tuple[str, str]]:
+    """List starts and protocols of a seed's cells."""
+    probes: list[tuple[str, str]] = []
+    if experiment.probe:
+        starts = experiment.probe.starts or experiment.starts
+        # The same weights probed again would pass for another seed of the start.
+        probes = [(start, PROBE) for start in starts if seed == experiment.seeds[0] or _has_seeds(experiment, start)]
+    tuned = [(s, name) for name, about in experiment.protocols.items() for s in about.starts or experiment.starts]
+    return [*probes, *tuned]
+
+
+def _has_seeds(experiment: Experiment, start_name: str) -> bool:
+    """Whether the start's weights are others for every seed."""
+    start = experiment.starts[start_name]
+    if start.pretraining:
+        return experiment.pretrainings[start.pretraining].seed is None
+    return start.weights in (RANDOM, IMAGENET)
+
+
+def _weights(experiment: Experiment, out: Path, start_name: str, seed: int) -> tuple[str, tuple[Job, ...]]:
+    """Tell ``--weights`` of a start, and what makes them."""
+    start = experiment.starts[start_name]
+    if not start.pretraining:
+        return start.weights, ()
+    need = _pretraining(experiment.pretrainings[start.pretraining], out, start.pretraining, seed)
+    if start.insert_bn:
+        need = _with_bn(need)
+    return str(need.steps[-1].makes), (need,)
+
+
+def _settings_of(needs: tuple[Job, ...]) -> dict[str, Any]:
+    jobs = [job for need in needs for job in (*need.all_needs, need)]
+    return {f"pretraining.{key}": value for job in jobs for key, value in job.settings.items()}
+
+
 def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str, seed: int) -> Job:
     start, protocol = experiment.starts[start_name], experiment.protocols[protocol_name]
-    name = f"{start_name}-{protocol_name}-seed{seed}"
+    name = cell_name(start_name, protocol_name, seed)
     folder = out / name
-    needs: tuple[Job, ...] = ()
-    weights = start.weights
-    if start.pretraining:
-        needs = (_pretraining(experiment.pretrainings[start.pretraining], out, start.pretraining, seed),)
-        if start.insert_bn:
-            needs = (_with_bn(needs[0]),)
-        weights = str(needs[0].steps[-1].makes)
+    weights, needs = _weights(experiment, out, start_name, seed)
     overrides = [*protocol.overrides, *start.overrides, f"train.seed={seed}"]
     data = ["--data", experiment.data] if experiment.data else []
     config = recipe.read(protocol.config, [*recipe.data_overrides(experiment.data), *overrides])
@@ -186,12 +234,30 @@ def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str
     tune = Step("finetune", ("segloc.finetune", *where, *overrides), folder / MODEL)
     measured = folder / EVALUATION
     measure = ("segloc.evaluate", "--weights", str(folder), *data, "--out", str(measured))
-    before = {
-        f"pretraining.{k}": v for need in needs for job in (*need.all_needs, need) for k, v in job.settings.items()
-    }
-    content = {"weights": weights, **flat(yaml.safe_load(lazy.to_yaml(config))), **before}
+    content = {"weights": weights, **flat(yaml.safe_load(lazy.to_yaml(config))), **_settings_of(needs)}
     check = partial(_check_cell, config, start.weights)
     return Job(name, folder, (tune, Step("evaluate", measure, measured)), content, check, needs)
+
+
+def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int) -> Job:
+    probe = experiment.probe
+    assert probe is not None
+    name = cell_name(start_name, PROBE, seed)
+    folder = out / name
+    weights, needs = _weights(experiment, out, start_name, seed)
+    views = {"train": probe.train, "test": probe.test, "image_size": probe.image_size}
+    options = [part for key, value in views.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    config, network = None, {}
+    if weights in (RANDOM, IMAGENET):
+        overrides = [*probe.overrides, f"seed={seed}"]
+        config = load_config(probe.config or None, overrides)
+        options += [*(["--config", probe.config] if probe.config else []), *overrides]
+        network = flat({key: value for key, value in dataclasses.asdict(config).items() if key in MADE_OF})
+    what = ["--weights", weights, "--shards", probe.shards, "--out", str(folder / PROBED)]
+    step = Step(PROBE, ("segloc.probe", *what, *options), folder / PROBED)
+    content = {"weights": weights, "shards": probe.shards, **views, **network, **_settings_of(needs)}
+    check = partial(_check_probe, probe, experiment.starts[start_name].weights, config)
+    return Job(name, folder, (step,), content, check, needs)
 
 
 def _pretraining(settings: Pretraining, out: Path, name: str, seed: int) -> Job:
@@ -226,3 +292,11 @@ def _check_cell(config: DictConfig, weights: str) -> None:
     for split in (train_split(data), *evaluation_splits(data)):
         if not split.annotations.is_file():
             raise InputError(f"{split.annotations}: no such annotation file")
+
+
+def _check_probe(probe: Probe, weights: str, config: PretrainConfig | None) -> None:
+    ShardFolder.open(probe.shards)
+    if config:
+        check_start(weights, dataclasses.asdict(config.model), "model", REFUSE)
+    elif weights:
+        read_backbone(weights)

@@ -1,4 +1,4 @@
-"""What an experiment's recipe may say: starts x protocols x seeds."""
+"""What an experiment's recipe may say: starts x protocols x seeds, and whether the starts are probed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from segloc.config import MAX_SEED, from_dict
 from segloc.contract import InputError, one_line
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# Stands where the name of a protocol does in the cells that probe.
+PROBE = "probe"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,34 @@ class Protocol:
 
 
 @dataclasses.dataclass(frozen=True)
+class Probe:
+    """How the starts are probed; see ``segloc.probe``.
+
+    Attributes:
+        shards: ``--shards``; the same for all starts, best of items that no pretraining has seen.
+        config: ``--config``, a recipe of detectron_configs/pretrain whose network random and imagenet starts have; left
+            out, the recommended ResNet-101 recipe.
+        overrides: ``key=value`` settings of it.
+        starts: names of the starts to probe; left out, all.
+        train: ``--train``, views to learn from.
+        test: ``--test``, views to test on.
+        image_size: ``--image-size``, pixels.
+    """
+
+    shards: str = ""
+    config: str = ""
+    overrides: list = dataclasses.field(default_factory=list)  # type: ignore[type-arg]
+    starts: list = dataclasses.field(default_factory=list)  # type: ignore[type-arg]
+    train: int = 2000
+    test: int = 1000
+    image_size: int = 500
+
+
+# What an entry of the recipe cannot do without.
+NEEDED: dict[type, str] = {Pretraining: "shards", Protocol: "config", Probe: "shards"}
+
+
+@dataclasses.dataclass(frozen=True)
 class _Fields:
     """The recipe's own keys, before their content is checked."""
 
@@ -79,11 +109,12 @@ class _Fields:
     pretrainings: dict = dataclasses.field(default_factory=dict)  # type: ignore[type-arg]
     starts: dict = dataclasses.field(default_factory=dict)  # type: ignore[type-arg]
     protocols: dict = dataclasses.field(default_factory=dict)  # type: ignore[type-arg]
+    probe: dict | None = None  # type: ignore[type-arg]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A grid of fine-tuning runs.
+    """A grid of fine-tuning runs and probes.
 
     Attributes:
         title: headline of the report.
@@ -92,6 +123,7 @@ class Experiment:
         pretrainings: by name.
         starts: by name.
         protocols: by name.
+        probe: how starts are probed; None if they are not.
     """
 
     title: str
@@ -100,9 +132,10 @@ class Experiment:
     pretrainings: dict[str, Pretraining]
     starts: dict[str, Start]
     protocols: dict[str, Protocol]
+    probe: Probe | None = None
 
 
-Entry = TypeVar("Entry", Pretraining, Start, Protocol)
+Entry = TypeVar("Entry", Pretraining, Start, Protocol, Probe)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -131,17 +164,19 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     starts = _starts(fields, str(path))
     protocols = _entries(Protocol, fields.protocols, f"{path}: protocols", ("train.seed",))
     for name, protocol in protocols.items():
-        for start in protocol.starts:
-            if start not in starts:
-                raise unknown_key(str(start), starts, f"{path}: protocols: {name}: starts")
-    return Experiment(fields.title, fields.data, seeds, pretrainings, starts, protocols)
+        _check_starts(protocol.starts, starts, f"{path}: protocols: {name}: starts")
+    if PROBE in protocols:
+        raise InputError(f"{path}: protocols: {PROBE} is what cells that probe are called; choose another name")
+    probe = None if fields.probe is None else _probe(fields.probe, starts, f"{path}: probe")
+    return Experiment(fields.title, fields.data, seeds, pretrainings, starts, protocols, probe)
 
 
 def _starts(fields: _Fields, path: str) -> dict[str, Start]:
     starts = _entries(Start, fields.starts, f"{path}: starts", ("train.seed",))
-    for name, entries in (("starts", starts), ("protocols", fields.protocols)):
-        if not entries:
-            raise InputError(f"{path}: {name} names none, so there is nothing to run")
+    if not starts:
+        raise InputError(f"{path}: starts names none, so there is nothing to run")
+    if not fields.protocols and fields.probe is None:
+        raise InputError(f"{path}: protocols names none and there is no probe, so there is nothing to run")
     for name, start in starts.items():
         where = f"{path}: starts: {name}"
         if bool(start.weights) == bool(start.pretraining):
@@ -153,27 +188,47 @@ def _starts(fields: _Fields, path: str) -> dict[str, Start]:
     return starts
 
 
+def _probe(raw: dict[str, Any], starts: dict[str, Start], where: str) -> Probe:
+    probe = _entry(Probe, raw, where, ("seed",))
+    _check_starts(probe.starts, starts, f"{where}: starts")
+    for name in ("train", "test", "image_size"):
+        if getattr(probe, name) < 1:
+            raise InputError(f"{where}: {name} is {getattr(probe, name)}, it must be at least 1")
+    return probe
+
+
+def _check_starts(names: list[Any], starts: dict[str, Start], where: str) -> None:
+    for name in names:
+        if not isinstance(name, str) or name not in starts:
+            raise unknown_key(str(name), starts, where)
+
+
 def _entries(cls: type[Entry], raw: dict[Any, Any], where: str, ours: Sequence[str]) -> dict[str, Entry]:
-    """Read named entries; `ours` are the settings that the experiment itself gives, which no override may."""
+    """Read named entries; for `ours` see `_entry`."""
     entries = {}
     for name, content in raw.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InputError(f"{where}: {str(name)!r} cannot name a folder; use letters, digits, - and _")
         if not isinstance(content, dict):
             raise InputError(f"{where}: {name}: expected a mapping, got {content!r}")
-        entry = from_dict(cls, content, f"{where}: {name}")
-        for override in entry.overrides:
-            if not isinstance(override, str):
-                raise InputError(f"{where}: {name}: overrides: expected key=value, got {override!r}")
-            if split_override(override)[0] in ours:
-                raise InputError(f"{where}: {name}: overrides: {override!r}: the experiment's seeds set the seed")
-        needed = "shards" if cls is Pretraining else "config"
-        if cls is not Start and not getattr(entry, needed):
-            raise InputError(f"{where}: {name}: {needed} is not set")
+        entry = _entry(cls, content, f"{where}: {name}", ours)
         if isinstance(entry, Pretraining) and entry.processes < 1:
             raise InputError(f"{where}: {name}: processes is {entry.processes}, it must be at least 1")
         entries[name] = entry
     return entries
+
+
+def _entry(cls: type[Entry], raw: dict[str, Any], where: str, ours: Sequence[str]) -> Entry:
+    """Read an entry; `ours` are the settings that the experiment itself gives, which no override may."""
+    entry = from_dict(cls, raw, where)
+    for override in entry.overrides:
+        if not isinstance(override, str):
+            raise InputError(f"{where}: overrides: expected key=value, got {override!r}")
+        if split_override(override)[0] in ours:
+            raise InputError(f"{where}: overrides: {override!r}: the experiment's seeds set the seed")
+    if cls in NEEDED and not getattr(entry, NEEDED[cls]):
+        raise InputError(f"{where}: {NEEDED[cls]} is not set")
+    return entry
 
 
 def _seeds(raw: list[Any], where: str) -> tuple[int, ...]:

@@ -23,10 +23,12 @@ MARKER = "simulation.json"
 DESCRIPTION = """Simulate a dual-energy X-ray baggage scanner and write its scans in the on-disk layouts of PIDray
 (OUT/pidray: train, easy, hard, hidden, annotations) and SIXray (OUT/sixray: scans without prohibited items).
 Of N scans 40 % are SIXray negatives, 36 % PIDray train and 8 % each PIDray easy (one item), hard (two or more) and
-hidden (one, concealed). All 12 classes occur in every PIDray subset. Same arguments, same bytes."""
+hidden (one, concealed). All 12 classes occur in every PIDray subset. No product ("brand") occurs both in the training
+and in the test scans, whatever their seeds. Same arguments, same bytes. See docs/simulator.md."""
 
 EXAMPLES = """  python -m pipeline.simulate --out data/raw
-  python -m pipeline.simulate --out data/raw --scans 300 --width 320 --seed 1 --workers 2"""
+  python -m pipeline.simulate --out data/raw --scans 300 --width 320 --seed 1 --workers 2
+  python -m pipeline.simulate --out dual-energy --scans 200 --raw"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,6 +36,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("pipeline.simulate", DESCRIPTION, EXAMPLES)
     parser.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="folder to make")
     add_options(parser)
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="also write the two energies as 16-bit images, OUT/energies/.../NAME_low.png and NAME_high.png; their "
+        "values are transmissions, 50000 an empty belt",
+    )
+    parser.add_argument(
+        "--swap-brands",
+        action="store_true",
+        help="give the training scans the brands that test scans have otherwise, and the reverse: items for trials of "
+        "a network that was trained on other simulations",
+    )
     cli.add_executor_options(parser)
     return parser
 
@@ -54,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def simulate(args: argparse.Namespace) -> None:
     """Make the data set, unless it is there already."""
-    parameters = Parameters(args.scans, args.seed, args.width, args.grey_belts)
+    parameters = Parameters(args.scans, args.seed, args.width, args.grey_belts, args.raw, args.swap_brands)
     parameters.check()
     description = {
         "format_version": FORMAT_VERSION,
@@ -107,10 +121,13 @@ def _write(root: Path, parameters: Parameters, workers: int, executor: str) -> N
             (root / subset.annotations).write_bytes(coco_file(records[name]))
 
 
-def _files(counts: dict[str, int]) -> set[str]:
+def _files(counts: dict[str, int], raw: bool) -> set[str]:
     """Paths of every file that a simulation of these counts writes, but the marker."""
-    images = {subset.path(index) for name, subset in SUBSETS.items() for index in range(counts[name])}
-    return images | {subset.annotations for subset in SUBSETS.values() if subset.annotations}
+    files = {subset.annotations for subset in SUBSETS.values() if subset.annotations}
+    for name, subset in SUBSETS.items():
+        for index in range(counts[name]):
+            files |= {subset.path(index), *(subset.raw_paths(index) if raw else ())}
+    return files
 
 
 def _move(partial: Path, out: Path, earlier: dict[str, Any] | None, description: dict[str, Any]) -> None:
@@ -121,7 +138,7 @@ def _move(partial: Path, out: Path, earlier: dict[str, Any] | None, description:
     # is made good by the next.
     most = {name: max(count, earlier_counts[name]) for name, count in counts.items()}
     write_atomic(out / MARKER, _encode({**description, "parameters": None, "counts": most}))
-    new, old = _files(counts), _files(most)
+    new, old = _files(counts, bool(description["parameters"]["raw"])), _files(most, raw=True)
     for path in sorted(new):
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / path, out / path)

@@ -1,4 +1,4 @@
-"""Bags, empty: shells with thin bright rims, frames, rails, wheels, zips and straps.
+"""Bags and trays, empty: shells with thin bright rims, frames, rails, wheels, zips and straps.
 
 A bag draws its shape from a generator and lies upright around the origin, in cm.
 """
@@ -15,18 +15,23 @@ from pipeline.simulate.parts import Part, Placement, rim, rounded, tube
 
 Generator = np.random.Generator
 
+# Chance that the shell of a bag is of PVC or coated with it.
+COATED = 0.55
+
 
 @dataclasses.dataclass(frozen=True)
 class Bag:
-    """An empty bag.
+    """An empty bag or tray.
 
     Attributes:
         parts: what it is made of.
         size_cm: (width, height) of the space for contents, centred on the origin.
+        lined: whether cloth fills it; in a tray things lie open.
     """
 
     parts: list[Part]
     size_cm: tuple[float, float]
+    lined: bool = True
 
 
 def _closed(outline: Outline) -> Outline:
@@ -41,6 +46,8 @@ def _soft(rng: Generator, outline: Outline, jitter: float) -> Outline:
 
 def _walls(rng: Generator, outline: Outline, material: str, wall: float, depth: float) -> list[Part]:
     """A shell seen edge-on at its outline, and the faint second rims of its panels inside it."""
+    if material == "plastic" and rng.random() < COATED:
+        material, wall = "pvc", 0.4 * wall
     parts = [Part(material, outline, wall, tube(depth, wall))]
     for share in rng.uniform(0.88, 1.0, rng.integers(2, 6)):
         inner = outline * (share + rng.normal(0, 0.01, 2)) + rng.normal(0, 0.4, 2)
@@ -50,7 +57,7 @@ def _walls(rng: Generator, outline: Outline, material: str, wall: float, depth: 
 
 def _zip(rng: Generator, outline: Outline) -> list[Part]:
     """A zip along `outline`: a double metal line and two pulls."""
-    parts = [Part("brass", _closed(outline * share), 0.03, line_cm=0.13) for share in (1.0, 0.985)]
+    parts = [Part("brass", _closed(outline * share), 0.04, line_cm=0.14) for share in (1.0, 0.985)]
     for x, y in outline[rng.integers(0, len(outline), 2)]:
         pull = [Part("steel", ellipse(0, 0, 0.5, 0.35, 12), 0.2), Part("steel", rectangle(0.4, -0.2, 2.2, 0.2), 0.12)]
         parts += Placement(x, y, rng.uniform(0, 360)).parts(pull)
@@ -61,7 +68,7 @@ def _wrinkles(rng: Generator, width: float, height: float, count: int) -> list[P
     """Seams and creases of the lining."""
     return [
         Part("plastic", wander(rng, 1, 4) * reach + rng.uniform(-0.4, 0.4, 2) * (width, height), depth, line_cm=0.1)
-        for reach, depth in zip(rng.uniform(3, 18, (count, 2)), rng.uniform(0.4, 2.0, count), strict=True)
+        for reach, depth in zip(rng.uniform(3, 18, (count, 2)), rng.uniform(0.5, 3.5, count), strict=True)
     ]
 
 
@@ -86,8 +93,8 @@ def _wheel(rng: Generator) -> list[Part]:
 
 def _trolley(rng: Generator, width: float, height: float) -> list[Part]:
     """The pull-out handle: two metal rails in channels and the grip that joins them."""
-    material, wall = [("aluminium", 0.2), ("steel", 0.025), ("steel", 0.045)][rng.integers(3)]
-    spread, thick = width * rng.uniform(0.12, 0.24), rng.uniform(1.0, 2.2)
+    material, wall = [("aluminium", 0.2), ("aluminium", 0.3), ("steel", 0.02), ("steel", 0.04)][rng.integers(4)]
+    spread, thick = width * rng.uniform(0.12, 0.24), rng.uniform(1.6, 2.8)
     low = height * rng.uniform(0.3, 0.48)
     parts = []
     for x in (-spread, spread):
@@ -102,11 +109,11 @@ def suitcase(rng: Generator) -> Bag:
     """A trolley case: hard shell, metal frame, rails, four wheels, a carrying handle."""
     width, height = rng.uniform(33, 42), rng.uniform(44, 56)
     outline = rounded_rectangle(width, height, rng.uniform(2.5, 6))
-    frame, thickness = [("steel", 0.05), ("aluminium", 0.35), ("pvc", 0.6)][rng.integers(3)]
+    frame, thickness = [("steel", 0.04), ("steel", 0.07), ("aluminium", 0.35), ("pvc", 0.6)][rng.integers(4)]
     parts = _walls(rng, outline, "plastic", rng.uniform(0.25, 0.45), rng.uniform(3, 6))
     for share in np.array([0.97, 0.93]) - rng.uniform(0, 0.02):
-        parts.append(Part(frame, _closed(outline * share), thickness, line_cm=rng.uniform(0.15, 0.35)))
-    parts += _trolley(rng, width, height) + _wrinkles(rng, width, height, 16) + _rivets(rng, width, height, 24)
+        parts.append(Part(frame, _closed(outline * share), thickness, line_cm=rng.uniform(0.2, 0.45)))
+    parts += _trolley(rng, width, height) + _wrinkles(rng, width, height, 14) + _rivets(rng, width, height, 24)
     parts += _zip(rng, outline * 0.955) if rng.random() < 0.5 else []
     for x in (-0.4, 0.4):
         parts += Placement(x * width, height / 2 + 0.8).parts(_wheel(rng))
@@ -151,7 +158,7 @@ def backpack(rng: Generator) -> Bag:
         loop = rounded_rectangle(3, 2.6, 0.4, *strap[len(strap) * 2 // 3])
         parts.append(Part("plastic" if rng.random() < 0.7 else "steel", _closed(loop), 0.3, line_cm=0.3))
     handle = smooth([(-3, -height / 2), (-3, -height / 2 - 4), (3, -height / 2 - 4), (3, -height / 2)], 2, False)
-    parts += [Part("cloth", handle, 2.5, line_cm=1.6), *_wrinkles(rng, width, height, 22)]
+    parts += [Part("cloth", handle, 2.5, line_cm=1.6), *_wrinkles(rng, width, height, 18)]
     return Bag(parts, (width * 0.84, height * 0.84))
 
 
@@ -171,7 +178,7 @@ def handbag(rng: Generator) -> Bag:
         parts.append(Part("rubber", band(smooth(arch, 3, False), 1.0), 0.7, rounded(0.5)))
     for x in (-7, 7):
         parts.append(Part("brass", _closed(ellipse(x, -height * 0.42, 0.9, points=16)), 0.15, line_cm=0.25))
-    parts += [*_zip(rng, outline * 0.95), *_wrinkles(rng, width, height, 20), *_rivets(rng, width, height, 6)]
+    parts += [*_zip(rng, outline * 0.95), *_wrinkles(rng, width, height, 18), *_rivets(rng, width, height, 6)]
     parts.append(Part("steel", rounded_rectangle(3, 2, 0.4, 0, -height * 0.3), 0.15))
     return Bag(parts, (width * 0.86, height * 0.84))
 
@@ -184,14 +191,39 @@ def holdall(rng: Generator) -> Bag:
     parts += [Part("pvc", _closed(outline * (share, 1)), 0.2, line_cm=0.3) for share in (0.86, 0.8)]
     for _ in range(2):
         parts.append(Part("cloth", wander(rng, 1, 5) * (width * 1.05, height * 1.1), 0.9, line_cm=2.2))
-    parts += [*_zip(rng, outline * (0.9, 0.93)), *_wrinkles(rng, width, height, 26), *_rivets(rng, width, height, 6)]
+    parts += [*_zip(rng, outline * (0.9, 0.93)), *_wrinkles(rng, width, height, 18), *_rivets(rng, width, height, 6)]
     return Bag(parts, (width * 0.85, height * 0.85))
 
 
-BAGS: dict[Callable[[Generator], Bag], float] = {suitcase: 0.4, backpack: 0.2, handbag: 0.2, holdall: 0.2}
+def tray(rng: Generator) -> Bag:
+    """A plastic tray seen from a source to one side: rim and floor apart, sloping walls with ribs between them."""
+    width, height = rng.uniform(48, 58), rng.uniform(34, 40)
+    rim_corners = rounded_rectangle(width, height, rng.uniform(1, 3))
+    inset, shift = rng.uniform(0.76, 0.86, 2), rng.uniform(-0.05, 0.05, 2) * (width, height)
+    floor = rim_corners * inset + shift
+    wall = rng.uniform(0.2, 0.35)
+    parts = [
+        Part("plastic", rim_corners, wall * rng.uniform(2, 3), holes=(floor,)),
+        Part("plastic", floor, wall * 1.3),
+        *(Part("plastic", _closed(edge), 2.5, line_cm=across) for edge, across in ((rim_corners, 0.45), (floor, 0.25))),
+    ]
+    for point in range(2, len(floor), 5):  # the middle of each corner's arc
+        parts.append(Part("plastic", np.stack([rim_corners[point], floor[point]]), 2.0, line_cm=0.2))
+    for x in np.arange(-0.44, 0.45, rng.uniform(0.05, 0.09)) * width:
+        for side in (-0.5, 0.5):
+            foot = np.array([x, side * height]) * inset + shift
+            parts.append(Part("plastic", np.stack([(x, side * height * 0.98), foot]), 1.2, line_cm=0.2))
+    sides = np.abs(shift) * 2
+    return Bag(parts, (width * inset[0] - sides[0], height * inset[1] - sides[1]), lined=False)
 
 
-def make_bag(rng: Generator) -> Bag:
-    """Draw a bag by the frequencies of `BAGS`."""
-    kinds, weights = list(BAGS), list(BAGS.values())
+# Relative frequency of what is no suitcase.
+OTHERS: dict[Callable[[Generator], Bag], float] = {backpack: 0.29, handbag: 0.29, holdall: 0.29, tray: 0.13}
+
+
+def make_bag(rng: Generator, suitcases: float) -> Bag:
+    """Draw a bag: with probability `suitcases` a suitcase, else by the frequencies of `OTHERS`."""
+    if rng.random() < suitcases:
+        return suitcase(rng)
+    kinds, weights = list(OTHERS), list(OTHERS.values())
     return kinds[rng.choice(len(kinds), p=weights)](rng)

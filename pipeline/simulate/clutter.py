@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.simulate.outlines import band, ellipse, rectangle, resample, rounded_rectangle, smooth, wander
 from pipeline.simulate.parts import Part, Placement, rim, rounded, tube
+from pipeline.simulate.pose import lean
 
 Generator = np.random.Generator
 
@@ -22,12 +23,12 @@ def garment(rng: Generator) -> list[Part]:
     width, height = rng.uniform(8, 22), rng.uniform(6, 16)
     corners = resample(rounded_rectangle(width, height, rng.uniform(1, 5)), 3.0)
     corners += rng.normal(0, 0.4, corners.shape)
-    thickness = rng.uniform(1.5, 8.0)
-    cells = (int(rng.integers(5, 16)), int(rng.integers(5, 16)))
-    material = "pvc" if rng.random() < 0.2 else "cloth"
-    thickness *= 0.08 if material == "pvc" else 1
+    thickness = rng.uniform(2.0, 11.0)
+    few, many = rng.permutation([rng.integers(3, 8), rng.integers(12, 32)])  # creases along one side
+    material = "pvc" if rng.random() < 0.35 else "cloth"
+    thickness *= 0.1 if material == "pvc" else 1
     cloth = Part(
-        material, smooth(corners, 1), thickness, rounded(rng.uniform(0.5, 2.5)), texture=folds(rng, *cells, 0.22)
+        material, smooth(corners, 1), thickness, rounded(rng.uniform(0.5, 2.5)), texture=folds(rng, few, many, 0.35)
     )
     hems = [
         Part("cloth", wander(rng, width * 0.5, 4) + rng.normal(0, height * 0.2, 2), rng.uniform(1, 5), line_cm=0.14)
@@ -96,7 +97,7 @@ def laptop(rng: Generator) -> list[Part]:
             holes=(ellipse(width * 0.33, -height * 0.22, 1),),
         ),
     ]
-    parts += [Part("battery", rounded_rectangle(pitch * 0.92, height * 0.27, 0.3, x, height * 0.3), 0.5) for x in cells]
+    parts += [Part("battery", rounded_rectangle(pitch * 0.92, height * 0.27, 0.3, x, height * 0.3), 0.7) for x in cells]
     parts += [Part("steel", rectangle(x - 1.5, -height / 2, x + 1.5, -height / 2 + 0.6), 0.25) for x in (-9, 9)]
     return parts
 
@@ -107,7 +108,7 @@ def circuit(rng: Generator, width: float, height: float, thickness: float) -> li
     for _ in range(int(np.clip(width * height / 9, 5, 26))):
         x, y = rng.uniform(-0.46, 0.46, 2) * (width, height)
         w, h = rng.uniform(0.3, 1.8, 2)
-        material = str(rng.choice(["copper", "steel", "board", "aluminium"], p=[0.35, 0.2, 0.3, 0.15]))
+        material = str(rng.choice(["copper", "steel", "board", "aluminium"], p=[0.4, 0.3, 0.2, 0.1]))
         parts.append(Part(material, rectangle(x - w / 2, y - h / 2, x + w / 2, y + h / 2), rng.uniform(0.03, 0.12)))
     return parts
 
@@ -119,7 +120,7 @@ def gadget(rng: Generator) -> list[Part]:
     parts = [
         Part("plastic", rounded_rectangle(width, height, rng.uniform(0.3, 1.5)), 0.6, rim(0.3, 0.6)),
         *circuit(rng, width * 0.8, height * 0.75, 0.15),
-        Part("battery", cell, rng.uniform(0.2, 0.7)),
+        Part("battery", cell, rng.uniform(0.3, 0.9)),
     ]
     if rng.random() < 0.5:
         parts.append(Part("glass", ellipse(-width * 0.2, 0, height * 0.25), 0.9, rounded(height * 0.25)))
@@ -191,7 +192,7 @@ def tin(rng: Generator) -> list[Part]:
     """A tin or a jar of food: metal or glass wall, dense filling."""
     width, height = rng.uniform(6, 9), rng.uniform(6, 12)
     outline = rounded_rectangle(width, height, 0.4)
-    material, wall = ("steel", 0.012) if rng.random() < 0.5 else ("glass", 0.25)
+    material, wall = ("steel", 0.025) if rng.random() < 0.5 else ("glass", 0.25)
     return [
         Part(material, outline, wall, tube(width / 2, wall)),
         Part("water", outline * 0.94, width * 0.45, rounded(width / 2), texture=folds(rng, 6, 6, 0.12)),
@@ -231,7 +232,7 @@ def belt(rng: Generator) -> list[Part]:
 
 def hardware(rng: Generator) -> list[Part]:
     """Small metal things: press studs, zip pulls, a buckle, a pen."""
-    parts = [Part("brass", ellipse(x, y, rng.uniform(0.2, 0.5), points=10), 0.15) for x, y in rng.normal(0, 4, (5, 2))]
+    parts = [Part("brass", ellipse(x, y, rng.uniform(0.2, 0.5), points=10), 0.15) for x, y in rng.normal(0, 4, (7, 2))]
     loop = rounded_rectangle(rng.uniform(1.0, 2.4), rng.uniform(1.0, 2.4), 0.3)
     parts.append(Part("steel", np.concatenate([loop, loop[:1]]), 0.15, line_cm=0.22))
     pen = Placement(rng.uniform(-4, 4), 3, rng.uniform(0, 180)).parts([
@@ -245,12 +246,17 @@ Thing = Callable[[Generator], list[Part]]
 
 # Relative frequency of each thing in a bag.
 CLUTTER: dict[Thing, float] = {
-    garment: 6, bottle: 2, shoe: 1.2, book: 1.5, laptop: 0.5, gadget: 1.6, cable: 1.8, umbrella: 0.7, keys: 1,
-    coins: 1.5, fruit: 1.2, tin: 1, tubes: 1.2, spectacles: 0.6, belt: 0.4, hardware: 3,
+    garment: 6, bottle: 1.5, shoe: 1.2, book: 1.2, laptop: 0.6, gadget: 2.2, cable: 2.5, umbrella: 0.7, keys: 1,
+    coins: 0.8, fruit: 0.8, tin: 1.2, tubes: 1.2, spectacles: 0.6, belt: 0.5, hardware: 5,
 }  # fmt: skip
 
 
+# Rigid things, which lean on what is below them.
+LEANING = frozenset({bottle, shoe, book, laptop, gadget, umbrella, keys, tin, spectacles})
+
+
 def draw_things(rng: Generator, count: int) -> list[list[Part]]:
-    """Draw `count` things by their frequencies."""
+    """Draw `count` things by their frequencies, rigid ones leaning a little."""
     things, weights = list(CLUTTER), np.array(list(CLUTTER.values()))
-    return [things[index](rng) for index in rng.choice(len(things), count, p=weights / weights.sum())]
+    drawn = [things[index] for index in rng.choice(len(things), count, p=weights / weights.sum())]
+    return [lean(rng, thing(rng)) if thing in LEANING else thing(rng) for thing in drawn]

@@ -1,15 +1,16 @@
-"""Ways to hide an item: what is laid over it or wound around it.
+"""Ways to hide an item: what is laid over it or wound around it, and whether it is put upright.
 
-Each returns parts in cm around the item's centre, for an item `span` cm long.
+Each cover is given as parts in cm around the item's centre, for an item `span` cm long.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.simulate.clutter import circuit, folds, hardware, laptop, tin, umbrella
+from pipeline.simulate.clutter import cable, circuit, coins, folds, gadget, hardware, keys, laptop, tin, umbrella
 from pipeline.simulate.outlines import rounded_rectangle, wander
 from pipeline.simulate.parts import Part, Placement
 
@@ -51,10 +52,30 @@ def among_metal(rng: Generator, span: float) -> list[Part]:
     return [part for thing in heap for part in Placement.near(rng, span * 0.22).parts(thing)]
 
 
-CONCEALMENTS: tuple[Callable[[Generator, float], list[Part]], ...] = (
-    under_laptop,
-    behind_plate,
-    wound_in_wire,
-    wrapped_in_foil,
-    among_metal,
+def strewn_over(rng: Generator, span: float) -> list[Part]:
+    """Among the small things at the bottom of a bag."""
+    heap = [hardware(rng), coins(rng), keys(rng), cable(rng), gadget(rng)]
+    return [part for thing in heap for part in Placement.near(rng, span * 0.2).parts(thing)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Concealment:
+    """One way to hide an item.
+
+    Attributes:
+        cover: what is put around it, a function of a generator and the item's length in cm.
+        steep: whether it also points at the beam, so that its outline is foreshortened.
+    """
+
+    cover: Callable[[Generator, float], list[Part]]
+    steep: bool = False
+
+
+CONCEALMENTS = (
+    Concealment(under_laptop),
+    Concealment(behind_plate),
+    Concealment(wound_in_wire),
+    Concealment(wrapped_in_foil),
+    Concealment(among_metal),
+    Concealment(strewn_over, steep=True),
 )

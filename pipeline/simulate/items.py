@@ -1,4 +1,4 @@
-"""The twelve prohibited classes of PIDray, in its order and spelling, and the models of each."""
+"""The twelve prohibited classes of PIDray, in its order and spelling, the models of each, and the brands of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.simulate import items_tools as tools
 from pipeline.simulate import items_weapons as weapons
 from pipeline.simulate.parts import Part, Placement, extent
 
-Model = Callable[[np.random.Generator], list[Part]]
+Model = Callable[[np.random.Generator, np.random.Generator], list[Part]]
 
 ITEMS: dict[str, tuple[Model, ...]] = {
     "Baton": (weapons.telescopic_baton, weapons.rubber_baton),
@@ -29,18 +29,25 @@ ITEMS: dict[str, tuple[Model, ...]] = {
 }
 CLASSES = tuple(ITEMS)
 
+# A brand is one product: its shape is a function of its class and number alone, whatever the seed of the data set.
+# Numbers that may occur in the training scans and, apart from them, in the test scans, per class. As in PIDray, whose
+# authors packed what they had into bag after bag, items recur; but enough brands that two items of a class are seldom
+# one product. Brands are drawn from continuous ranges, so those of the tests lie between and beside those of training.
+BRANDS = {"train": range(60), "test": range(60, 120)}
 
-def make_item(name: str, rng: np.random.Generator, frame_cm: float) -> list[Part]:
-    """Draw one item of class `name`, mirrored or not, its box centred on the origin.
+
+def make_item(name: str, brand: int, rng: np.random.Generator, frame_cm: float) -> list[Part]:
+    """Make one item of class `name`, mirrored or not, its box centred on the origin.
 
     Args:
         name: one of `CLASSES`.
-        rng: source of its model and shape.
+        brand: number of the product, 0 or more; the models of the class take turns.
+        rng: source of what differs between items of one brand: how far opened, how full.
         frame_cm: width of the scan. A small bag fills its scan, so an item is scaled until it spans 8 to 35 % of the
             width; within these bounds the classes keep their true sizes.
     """
     models = ITEMS[name]
-    parts = models[rng.integers(len(models))](rng)
+    parts = models[brand % len(models)](np.random.default_rng([CLASSES.index(name), brand]), rng)
     low, high = extent(parts)
     span = float(max(high - low))
     scale = np.clip(span, 0.085 * frame_cm, 0.34 * frame_cm) / span

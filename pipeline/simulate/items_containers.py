@@ -1,6 +1,7 @@
 """Prohibited items that hold energy or fluid: power banks, sprayers and lighters, two or more models of each.
 
-A model draws its shape from a generator and returns parts in cm around the origin, its long side along x.
+A model draws its make from one generator and its momentary state (how far opened, how full) from another. It returns
+parts in cm around the origin, its long side along x.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _case(rng: Generator, length: float, width: float, radius: float) -> Part:
     return Part(material, rounded_rectangle(length, width, radius), 2 * wall, rim(0.25, 0.5))
 
 
-def cell_power_bank(rng: Generator) -> list[Part]:
+def cell_power_bank(rng: Generator, state: Generator) -> list[Part]:
     """Round steel-canned cells side by side, a board at one end."""
     cells = int(rng.integers(2, 5))
     length, pitch = rng.uniform(9.5, 11.5), 2.0
@@ -47,7 +48,7 @@ def cell_power_bank(rng: Generator) -> list[Part]:
     return parts
 
 
-def pouch_power_bank(rng: Generator) -> list[Part]:
+def pouch_power_bank(rng: Generator, state: Generator) -> list[Part]:
     """One or two flat pouch cells in a slim case, a board at one end."""
     length, width = rng.uniform(12, 14.5), rng.uniform(6.2, 7.5)
     pouch = rounded_rectangle(length - 3.2, width - 1.0, 0.3, -1.1)
@@ -58,7 +59,7 @@ def pouch_power_bank(rng: Generator) -> list[Part]:
     return parts
 
 
-def stick_power_bank(rng: Generator) -> list[Part]:
+def stick_power_bank(rng: Generator, state: Generator) -> list[Part]:
     """A single cell in a tube, like a lipstick."""
     length, width = rng.uniform(9, 10.5), rng.uniform(2.6, 3.2)
     cell = rectangle(-length / 2 + 0.4, -0.95, -length / 2 + 6.9, 0.95)
@@ -70,10 +71,10 @@ def stick_power_bank(rng: Generator) -> list[Part]:
     ]
 
 
-def aerosol_can(rng: Generator) -> list[Part]:
+def aerosol_can(rng: Generator, state: Generator) -> list[Part]:
     """A metal can under pressure: domed bottom and shoulder, liquid, valve with dip tube, cap."""
     length, width = rng.uniform(12, 15), rng.uniform(3.6, 4.8)
-    half, level = width / 2, rng.uniform(0.45, 0.85)
+    half, level = width / 2, state.uniform(0.45, 0.85)
     can, wall = ("steel", 0.03) if rng.random() < 0.5 else ("aluminium", 0.08)
     shoulder = [(0, -half), (length * 0.74, -half), (length * 0.8, -half * 0.6), (length * 0.83, -half * 0.35)]
     outline = np.array(shoulder + [(x, -y) for x, y in reversed(shoulder)])
@@ -89,7 +90,7 @@ def aerosol_can(rng: Generator) -> list[Part]:
     return Placement(-length / 2).parts(parts)
 
 
-def pepper_spray(rng: Generator) -> list[Part]:
+def pepper_spray(rng: Generator, state: Generator) -> list[Part]:
     """A slim can with a thumb trigger under a hood, and a ring or clip."""
     length, width = rng.uniform(10, 12.5), rng.uniform(2.8, 3.6)
     half = width / 2
@@ -98,7 +99,7 @@ def pepper_spray(rng: Generator) -> list[Part]:
     ring = ellipse(length + 0.8, -half * 0.4, 1.0, points=18)[[*range(18), 0]]
     parts = [
         Part("aluminium", body, 0.1, tube(half, 0.1)),
-        Part("water", body * (rng.uniform(0.55, 0.85), 0.92) + (0.2, 0), width, rounded(half)),
+        Part("water", body * (state.uniform(0.55, 0.85), 0.92) + (0.2, 0), width, rounded(half)),
         *Placement(length * 0.71).parts([Part("plastic", hood, 1.6, rim(0.3, 0.5))]),
         Part("steel", rectangle(length * 0.7, -0.35, length * 0.82, 0.35), 0.2),
         Part("steel", np.array([(length * 0.2, half + 0.25), (length * 0.7, half + 0.25)]), 0.15, line_cm=0.3),
@@ -107,10 +108,10 @@ def pepper_spray(rng: Generator) -> list[Part]:
     return Placement(-length / 2).parts(parts)
 
 
-def pump_sprayer(rng: Generator) -> list[Part]:
+def pump_sprayer(rng: Generator, state: Generator) -> list[Part]:
     """A plastic bottle with a pump: spring, ball and dip tube, trigger head to one side."""
     length, width = rng.uniform(12, 14.5), rng.uniform(4.0, 5.4)
-    half, level = width / 2, rng.uniform(0.5, 0.9)
+    half, level = width / 2, state.uniform(0.5, 0.9)
     bottle = smooth(
         [
             (0, -half),
@@ -148,10 +149,10 @@ def pump_sprayer(rng: Generator) -> list[Part]:
     return Placement(-length / 2, -0.8).parts(parts + coils)
 
 
-def disposable_lighter(rng: Generator) -> list[Part]:
+def disposable_lighter(rng: Generator, state: Generator) -> list[Part]:
     """A plastic tank of fuel with a steel hood, spark wheel, flint spring and valve."""
     length, width = rng.uniform(7, 8.5), rng.uniform(2.2, 2.8)
-    half, level = width / 2, rng.uniform(0.4, 0.9)
+    half, level = width / 2, state.uniform(0.4, 0.9)
     tank = rounded_rectangle(length * 0.78, width, 0.7, length * 0.39)
     hood = np.array([(0, -half * 0.95), (1.4, -half * 0.9), (1.5, half * 0.1), (0, half * 0.2)])
     parts = [
@@ -168,7 +169,7 @@ def disposable_lighter(rng: Generator) -> list[Part]:
     return Placement(-length / 2).parts(parts)
 
 
-def flip_lighter(rng: Generator) -> list[Part]:
+def flip_lighter(rng: Generator, state: Generator) -> list[Part]:
     """A steel case with a hinged lid, closed or open, over a wick chimney and a cotton-filled insert."""
     length, width = rng.uniform(5.5, 6.5), rng.uniform(3.4, 4.0)
     half, split = width / 2, length * 0.58
@@ -176,7 +177,7 @@ def flip_lighter(rng: Generator) -> list[Part]:
         Part("steel", rounded_rectangle(length - split, width, 0.3, (length - split) / 2), 0.06, rim(0.2, 0.7)),
         Part("steel", rectangle(0.1, -half * 0.7, length - split - 0.5, -half * 0.45), 0.15),
     ]
-    opened = rng.uniform(60, 130) if rng.random() < 0.4 else 0.0
+    opened = state.uniform(60, 130) if state.random() < 0.4 else 0.0
     hinge = Placement(split, half, opened).parts(Placement(0, -half).parts(lid))
     chimney = rounded_rectangle(1.8, width * 0.5, 0.3, split + 0.7, -half * 0.2)
     holes = [
@@ -193,7 +194,7 @@ def flip_lighter(rng: Generator) -> list[Part]:
     return Placement(-length / 2).parts([*parts, *hinge, *holes])
 
 
-def torch_lighter(rng: Generator) -> list[Part]:
+def torch_lighter(rng: Generator, state: Generator) -> list[Part]:
     """A metal body shaped like a fat pen, with a nozzle, a piezo igniter and a fuel tank."""
     length, width = rng.uniform(8, 9.5), rng.uniform(2.4, 3.0)
     half = width / 2

@@ -1,6 +1,7 @@
 """Prohibited items that are tools: pliers, hammers, scissors and wrenches, two or more models of each.
 
-A model draws its shape from a generator and returns parts in cm around the origin, its long side along x.
+A model draws its make from one generator and its momentary state (how far opened, how full) from another. It returns
+parts in cm around the origin, its long side along x.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pipeline.simulate.parts import Part, Placement, rounded
 Generator = np.random.Generator
 
 
-def _levers(rng: Generator, jaw: Outline, reach: float, bow: float, sleeve: str) -> list[Part]:
+def _levers(rng: Generator, state: Generator, jaw: Outline, reach: float, bow: float, sleeve: str) -> list[Part]:
     """Two mirrored levers that cross in a rivet: a jaw to the right, a sleeved handle to the left."""
-    opening = rng.uniform(3, 16)
+    opening = state.uniform(3, 16)
     path = smooth([(0.8, -0.4), (-1.5, 0.6), (-reach * 0.4, bow), (-reach, bow * rng.uniform(0.7, 1.1))], 2, False)
     lever = [
         Part("steel", jaw, 0.32, rounded(0.6)),
@@ -29,27 +30,27 @@ def _levers(rng: Generator, jaw: Outline, reach: float, bow: float, sleeve: str)
     return Placement(reach * 0.3).parts([*halves[0], *halves[1], Part("steel", ellipse(0, 0, 1.3), 0.4, rounded(0.5))])
 
 
-def combination_pliers(rng: Generator) -> list[Part]:
+def combination_pliers(rng: Generator, state: Generator) -> list[Part]:
     """Short blunt jaws, a cutter near the rivet, curved sleeved handles."""
     length, width = rng.uniform(3.8, 5.0), rng.uniform(1.3, 1.7)
     jaw = smooth(
         [(-1.0, 0.1), (0.6, -width), (length, -width * 0.75), (length + 0.2, -0.1), (1.8, -0.1), (0.3, 0.5)], 1
     )
-    return _levers(rng, jaw, rng.uniform(10, 12), rng.uniform(1.6, 2.4), str(rng.choice(["pvc", "rubber"])))
+    return _levers(rng, state, jaw, rng.uniform(10, 12), rng.uniform(1.6, 2.4), str(rng.choice(["pvc", "rubber"])))
 
 
-def needle_nose_pliers(rng: Generator) -> list[Part]:
+def needle_nose_pliers(rng: Generator, state: Generator) -> list[Part]:
     """Long thin jaws."""
     length = rng.uniform(6, 7.5)
     jaw = smooth([(-0.8, 0.1), (0.4, -1.2), (length * 0.4, -0.8), (length, -0.35), (length, -0.05), (0.3, 0.4)], 1)
-    return _levers(rng, jaw, rng.uniform(8.5, 10.5), rng.uniform(1.6, 2.4), str(rng.choice(["pvc", "rubber"])))
+    return _levers(rng, state, jaw, rng.uniform(8.5, 10.5), rng.uniform(1.6, 2.4), str(rng.choice(["pvc", "rubber"])))
 
 
-def water_pump_pliers(rng: Generator) -> list[Part]:
+def water_pump_pliers(rng: Generator, state: Generator) -> list[Part]:
     """Jaws bent sideways and long straight bare handles."""
     depth = rng.uniform(2.6, 3.6)
     jaw = smooth([(-1, 0.3), (0.8, -1.2), (3.2, -depth), (4.6, -depth + 0.6), (3.6, -1.2), (1.6, 0.2)], 1)
-    return _levers(rng, jaw, rng.uniform(11, 13), rng.uniform(1.0, 1.6), "plastic")
+    return _levers(rng, state, jaw, rng.uniform(11, 13), rng.uniform(1.0, 1.6), "plastic")
 
 
 def _handle(rng: Generator, length: float) -> list[Part]:
@@ -63,7 +64,7 @@ def _handle(rng: Generator, length: float) -> list[Part]:
     return [core, grip, Part("glass", shaft * (1, 0.7), width * 0.25, rounded(width / 3))]
 
 
-def claw_hammer(rng: Generator) -> list[Part]:
+def claw_hammer(rng: Generator, state: Generator) -> list[Part]:
     """A head with a round face on one side and a curved claw on the other, across the handle."""
     length, face, claw = rng.uniform(16, 19), rng.uniform(4.0, 5.0), rng.uniform(5.0, 6.5)
     neck = smooth([(-0.9, 0), (-0.9, face - 1.4), (0.9, face - 1.4), (0.9, 0)], 1)
@@ -77,7 +78,7 @@ def claw_hammer(rng: Generator) -> list[Part]:
     return Placement(length / 2).parts([*_handle(rng, length), *head])
 
 
-def ball_hammer(rng: Generator) -> list[Part]:
+def ball_hammer(rng: Generator, state: Generator) -> list[Part]:
     """A cylindrical face and, behind it, a ball."""
     length, face, radius = rng.uniform(15, 18), rng.uniform(3.4, 4.4), rng.uniform(1.1, 1.5)
     head = [
@@ -88,7 +89,7 @@ def ball_hammer(rng: Generator) -> list[Part]:
     return Placement(length / 2).parts([*_handle(rng, length), *head])
 
 
-def mallet(rng: Generator) -> list[Part]:
+def mallet(rng: Generator, state: Generator) -> list[Part]:
     """A heavy block of steel or rubber, symmetric about the handle."""
     length, face, width = rng.uniform(15, 18), rng.uniform(7.5, 9.5), rng.uniform(3.4, 4.4)
     block = rounded_rectangle(width, face, rng.uniform(0.2, 0.8))
@@ -99,9 +100,9 @@ def mallet(rng: Generator) -> list[Part]:
     return Placement(length / 2).parts([*_handle(rng, length), *head])
 
 
-def _blades(rng: Generator, blade: Outline, arm: Outline, ring: Part, rivet: float) -> list[Part]:
+def _blades(rng: Generator, state: Generator, blade: Outline, arm: Outline, ring: Part, rivet: float) -> list[Part]:
     """Two mirrored scissor halves crossing in a rivet at the origin."""
-    opening = rng.uniform(2, 22)
+    opening = state.uniform(2, 22)
     half = [Part("steel", blade, rng.uniform(0.15, 0.24), rounded(0.5)), Part("steel", arm, 0.22), ring]
     return [
         *Placement(angle_deg=-opening).parts(half),
@@ -110,7 +111,7 @@ def _blades(rng: Generator, blade: Outline, arm: Outline, ring: Part, rivet: flo
     ]
 
 
-def household_scissors(rng: Generator) -> list[Part]:
+def household_scissors(rng: Generator, state: Generator) -> list[Part]:
     """Broad blades and large plastic finger rings."""
     blade, width, radius = rng.uniform(8, 11), rng.uniform(1.1, 1.7), rng.uniform(1.9, 2.5)
     x, y, long = -5.0, 1.3 + radius * 0.6, rng.uniform(1.2, 1.7)
@@ -118,17 +119,17 @@ def household_scissors(rng: Generator) -> list[Part]:
     bow = ellipse(x, y, radius * long, radius)
     ring = Part("plastic", bow, 1.3, rounded(0.5), holes=(ellipse(x, y, radius * long - 0.8, radius - 0.8),))
     arm = band(smooth([(0.5, -0.3), (-1.5, 0.6), (-4, 1.6)], 2, False), 1.1)
-    return Placement(-1).parts(_blades(rng, outline, arm, ring, 0.5))
+    return Placement(-1).parts(_blades(rng, state, outline, arm, ring, 0.5))
 
 
-def steel_scissors(rng: Generator) -> list[Part]:
+def steel_scissors(rng: Generator, state: Generator) -> list[Part]:
     """Slim all-steel scissors with round wire rings, as surgeons and tailors use."""
     blade, reach, radius = rng.uniform(5.5, 8), rng.uniform(6, 8), rng.uniform(1.3, 1.7)
     outline = smooth([(-0.8, 0.4), (0, -0.6), (blade, -0.1), (blade, 0.1), (0, 0.5)], 1)
     loop = ellipse(-reach - radius * 0.8, 1.4 + radius * 0.4, radius * 1.2, radius, 20)
     ring = Part("steel", loop[[*range(20), 0]], 0.35, line_cm=0.55)
     arm = band(smooth([(0.5, -0.3), (-2, 0.5), (-reach, 1.3)], 2, False), 0.7)
-    return Placement(1).parts(_blades(rng, outline, arm, ring, 0.4))
+    return Placement(1).parts(_blades(rng, state, outline, arm, ring, 0.4))
 
 
 def _open_jaw(size: float, lean_deg: float) -> list[Part]:
@@ -155,23 +156,23 @@ def _shaft(half: float, width: float, neck: float) -> Part:
     return Part("steel", band(path, [width, neck, width]), 0.27, rounded(0.5))
 
 
-def combination_wrench(rng: Generator) -> list[Part]:
+def combination_wrench(rng: Generator, state: Generator) -> list[Part]:
     """A ring at one end, an open jaw at the other."""
     half, size = rng.uniform(6.5, 8.5), rng.uniform(1.5, 2.1)
     jaw = Placement(half).parts(_open_jaw(size, rng.uniform(-18, 18)))
     return [_shaft(half - size * 0.7, 1.4, 1.1), *jaw, *Placement(-half).parts(_ring_end(size * 0.95))]
 
 
-def open_ended_wrench(rng: Generator) -> list[Part]:
+def open_ended_wrench(rng: Generator, state: Generator) -> list[Part]:
     """Open jaws of two sizes."""
     half, size = rng.uniform(6.5, 8.5), rng.uniform(1.4, 2.0)
     small = Placement(-half, 0, 180).parts(_open_jaw(size * 0.8, rng.uniform(-18, 18)))
     return [_shaft(half - size * 0.7, 1.5, 1.2), *Placement(half).parts(_open_jaw(size, rng.uniform(-18, 18))), *small]
 
 
-def adjustable_wrench(rng: Generator) -> list[Part]:
+def adjustable_wrench(rng: Generator, state: Generator) -> list[Part]:
     """A fixed jaw, a movable jaw on a worm screw, and a handle with a hole and a web."""
-    length, gap, width = rng.uniform(11, 14), rng.uniform(1.0, 2.4), rng.uniform(1.9, 2.4)
+    length, gap, width = rng.uniform(11, 14), state.uniform(1.0, 2.4), rng.uniform(1.9, 2.4)
     fixed = smooth([(-1.5, 1.4), (-1.8, -1.3), (1.0, -2.4), (3.6, -2.2), (3.4, -1.3), (0.8, -0.6), (0.8, 1.4)], 1)
     moving = smooth(
         [(0.9, gap - 0.6), (3.4, gap - 0.3), (3.2, gap + 0.7), (0.8, gap + 1.5), (-0.9, 1.4), (-0.9, 0.4)], 1

@@ -1,6 +1,7 @@
 """Prohibited items that are weapons: batons, guns, bullets, handcuffs and knives, two or more models of each.
 
-A model draws its shape from a generator and returns parts in cm around the origin, its long side along x.
+A model draws its make from one generator and its momentary state (how far opened, how full) from another. It returns
+parts in cm around the origin, its long side along x.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pipeline.simulate.parts import Part, Placement, rounded, tube
 Generator = np.random.Generator
 
 
-def telescopic_baton(rng: Generator) -> list[Part]:
+def telescopic_baton(rng: Generator, state: Generator) -> list[Part]:
     """Three steel tubes that slide into each other, a knob at the tip and a rubber grip."""
     length, width = rng.uniform(19, 23), rng.uniform(1.9, 2.6)
     ends = np.cumsum([0, rng.uniform(0.38, 0.5), rng.uniform(0.2, 0.28), 0.3]) * length
@@ -27,7 +28,7 @@ def telescopic_baton(rng: Generator) -> list[Part]:
     return Placement(-length / 2).parts(parts)
 
 
-def rubber_baton(rng: Generator) -> list[Part]:
+def rubber_baton(rng: Generator, state: Generator) -> list[Part]:
     """A tapered rubber club around a steel core, with a ribbed grip and sometimes a side handle."""
     length, width = rng.uniform(19, 23), rng.uniform(2.6, 3.4)
     body = band(np.array([(-length / 2, 0), (0, 0), (length / 2, 0)]), [width, width * 0.85, width * 0.75])
@@ -44,7 +45,7 @@ def rubber_baton(rng: Generator) -> list[Part]:
     return parts
 
 
-def pistol(rng: Generator) -> list[Part]:
+def pistol(rng: Generator, state: Generator) -> list[Part]:
     """A self-loading pistol: slide, barrel, frame with trigger guard, slanted grip with a filled magazine."""
     length, high, slant = rng.uniform(16, 20), rng.uniform(2.3, 3.0), rng.uniform(0.8, 2.4)
     grip, wide = rng.uniform(7.5, 9.5), rng.uniform(3.2, 4.2)
@@ -76,7 +77,7 @@ def _magazine(grip: float, high: float, wide: float, slant: float) -> list[Part]
     return [*parts, Part("steel", sheath, 0.12)]
 
 
-def revolver(rng: Generator) -> list[Part]:
+def revolver(rng: Generator, state: Generator) -> list[Part]:
     """A revolver: barrel, cylinder with its chambers, open frame, hammer and a curved grip."""
     barrel, frame = rng.uniform(6, 11), rng.uniform(6.5, 7.5)
     thick, grip = rng.uniform(0.25, 0.42), rng.uniform(6.5, 8.5)
@@ -115,19 +116,19 @@ def _cartridge(case: float, width: float, tip: float, tip_width: float, shoulder
     return Placement(-(case + tip) / 2).parts(parts)
 
 
-def rifle_round(rng: Generator) -> list[Part]:
+def rifle_round(rng: Generator, state: Generator) -> list[Part]:
     """A bottle-necked rifle cartridge with a long pointed bullet."""
     width = rng.uniform(1.0, 1.4)
     return _cartridge(rng.uniform(3.6, 4.8), width, rng.uniform(1.8, 2.6), width * 0.62, 0.8)
 
 
-def pistol_round(rng: Generator) -> list[Part]:
+def pistol_round(rng: Generator, state: Generator) -> list[Part]:
     """A straight-walled pistol cartridge with a blunt bullet, seen larger than life to stay visible."""
     width = rng.uniform(1.5, 2.0)
     return _cartridge(rng.uniform(2.8, 3.5), width, rng.uniform(1.4, 2.0), width * 0.92, 0.1)
 
 
-def shotgun_shell(rng: Generator) -> list[Part]:
+def shotgun_shell(rng: Generator, state: Generator) -> list[Part]:
     """A plastic hull with a brass base, packed with lead shot."""
     length, width = rng.uniform(5, 6.5), rng.uniform(1.8, 2.3)
     parts = [
@@ -140,9 +141,9 @@ def shotgun_shell(rng: Generator) -> list[Part]:
     return Placement(-length / 2).parts(parts)
 
 
-def _cuff(rng: Generator, radius: float) -> list[Part]:
+def _cuff(state: Generator, radius: float) -> list[Part]:
     """One cuff around the origin: a double cheek with the lock and a toothed arm that swings out of it."""
-    gap, swing = rng.uniform(0, 40), rng.uniform(-25, 15)
+    gap, swing = state.uniform(0, 40), state.uniform(-25, 15)
     cheek = band(arc(0, 0, radius, 70, 290), 1.15)
     arm = band(arc(0.3, 0, radius, 290 + swing, 430 - gap), 0.75)
     teeth = [
@@ -153,30 +154,30 @@ def _cuff(rng: Generator, radius: float) -> list[Part]:
     return [Part("steel", cheek, 0.22, rounded(0.25)), Part("steel", arm, 0.3, rounded(0.25)), *teeth, *lock]
 
 
-def _handcuffs(rng: Generator, spread: float, link: list[Part]) -> list[Part]:
-    radius, fold = rng.uniform(3.3, 4.0), rng.uniform(-55, 55)
-    left = Placement(-spread / 2 - radius, 0, 90 + rng.uniform(-20, 20)).parts(_cuff(rng, radius))
-    right = Placement(spread / 2 + radius, 0, -90 + fold / 2, mirror=True).parts(_cuff(rng, radius))
+def _handcuffs(rng: Generator, state: Generator, spread: float, link: list[Part]) -> list[Part]:
+    radius, fold = rng.uniform(3.3, 4.0), state.uniform(-55, 55)
+    left = Placement(-spread / 2 - radius, 0, 90 + state.uniform(-20, 20)).parts(_cuff(state, radius))
+    right = Placement(spread / 2 + radius, 0, -90 + fold / 2, mirror=True).parts(_cuff(state, radius))
     return left + link + right
 
 
-def chain_handcuffs(rng: Generator) -> list[Part]:
+def chain_handcuffs(rng: Generator, state: Generator) -> list[Part]:
     """Two cuffs on a short chain."""
     spread = rng.uniform(1.8, 3.2)
     centres = np.linspace(-spread / 2, spread / 2, 3)
     links = [Part("steel", ellipse(x, 0, 0.8, 0.5, 14)[[*range(14), 0]], 0.5, line_cm=0.35) for x in centres]
-    return _handcuffs(rng, spread, links)
+    return _handcuffs(rng, state, spread, links)
 
 
-def hinged_handcuffs(rng: Generator) -> list[Part]:
+def hinged_handcuffs(rng: Generator, state: Generator) -> list[Part]:
     """Two cuffs on a rigid hinge."""
     spread = rng.uniform(1.0, 1.8)
     plate = Part("steel", rectangle(-spread / 2 - 0.5, -1.7, spread / 2 + 0.5, 1.7), 0.25)
     pins = [Part("steel", rectangle(x - 0.15, -1.9, x + 0.15, 1.9), 0.5) for x in (-spread / 3, spread / 3)]
-    return _handcuffs(rng, spread, [plate, *pins])
+    return _handcuffs(rng, state, spread, [plate, *pins])
 
 
-def kitchen_knife(rng: Generator) -> list[Part]:
+def kitchen_knife(rng: Generator, state: Generator) -> list[Part]:
     """A pointed blade with a full tang between two riveted scales."""
     blade, handle, width = rng.uniform(10, 13), rng.uniform(7.5, 9.5), rng.uniform(2.0, 3.6)
     edge = smooth([(blade, -width * 0.5), (blade * 0.75, width * 0.2), (blade * 0.3, width * 0.5)], 2, False)
@@ -191,7 +192,7 @@ def kitchen_knife(rng: Generator) -> list[Part]:
     return Placement((handle - blade) / 2).parts(parts)
 
 
-def folding_knife(rng: Generator) -> list[Part]:
+def folding_knife(rng: Generator, state: Generator) -> list[Part]:
     """A pocket knife, blade opened to some angle out of a handle with steel liners and a spring."""
     blade, handle, width = rng.uniform(6.5, 8.5), rng.uniform(8.5, 10.5), rng.uniform(1.8, 2.4)
     blade_outline = smooth(
@@ -201,7 +202,7 @@ def folding_knife(rng: Generator) -> list[Part]:
         [(0.8, -1.1), (0.8, 1.1), (-handle * 0.5, 1.5), (-handle, 1.2), (-handle, -0.6), (-handle * 0.5, -0.9)], 2
     )
     return [
-        *Placement(angle_deg=rng.uniform(-70, 10)).parts([Part("steel", blade_outline, 0.2, rounded(1.0))]),
+        *Placement(angle_deg=state.uniform(-70, 10)).parts([Part("steel", blade_outline, 0.2, rounded(1.0))]),
         Part("plastic" if rng.random() < 0.7 else "aluminium", grip, 1.0, rounded(0.7)),
         Part("steel", grip * 0.9, 0.08),
         Part("steel", rectangle(-handle * 0.9, -0.6, -0.5, -0.2), 0.3),
@@ -210,7 +211,7 @@ def folding_knife(rng: Generator) -> list[Part]:
     ]
 
 
-def cleaver(rng: Generator) -> list[Part]:
+def cleaver(rng: Generator, state: Generator) -> list[Part]:
     """A broad rectangular blade with a hole, on a short handle."""
     blade, handle, width = rng.uniform(9, 12), rng.uniform(7, 9), rng.uniform(4.5, 6.5)
     outline = rounded_rectangle(blade, width, rng.uniform(0.2, 1.0), blade / 2, width * 0.2)

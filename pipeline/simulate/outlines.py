@@ -51,9 +51,11 @@ def smooth(points: Outline | list[tuple[float, float]], rounds: int = 2, closed:
     """Cut the corners of a polygon or path `rounds` times (Chaikin's scheme)."""
     curve = np.asarray(points, float)
     for _ in range(rounds):
-        following = np.roll(curve, -1, axis=0) if closed else curve[1:]
-        current = curve if closed else curve[:-1]
-        cut = np.stack([0.75 * current + 0.25 * following, 0.25 * current + 0.75 * following], 1).reshape(-1, 2)
+        ends = np.concatenate([curve, curve[:1]]) if closed else curve
+        current, following = ends[:-1], ends[1:]
+        cut = np.empty((2 * len(current), 2))
+        cut[::2] = 0.75 * current + 0.25 * following
+        cut[1::2] = 0.25 * current + 0.75 * following
         curve = cut if closed else np.concatenate([curve[:1], cut, curve[-1:]])
     return curve
 

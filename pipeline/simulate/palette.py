@@ -1,6 +1,7 @@
 """Pseudo-colours of the trade: the ratio of the two attenuations gives the hue, their mean the brightness.
 
-Organic matter is orange, mixed and inorganic matter green, metal blue, and what lets no photons through nearly black.
+Organic matter is orange, mixed and inorganic matter green, metal blue. What lets hardly any photons through cannot be
+told apart, and is dark blue.
 The colours were read off real scans: medians over pixels of each hue, by brightness.
 """
 
@@ -14,9 +15,10 @@ import numpy as np
 
 # Mean attenuation at which the colours of a ramp apply; in between they are interpolated.
 ATTENUATION_STOPS = (0.0, 0.06, 0.2, 0.5, 1.05, 1.9, 3.0, 4.6, 7.0)
-# Low/high attenuation ratio of the three hues: organic up to 1.30 (water has 1.24), mixed between 1.55 and 2.1
-# (aluminium has 1.82), metal from 2.75 (steel has 3.29).
-RATIO_STOPS = (1.30, 1.55, 2.10, 2.75)
+# Low/high attenuation ratio of the three hues: organic up to 1.30 (water has 1.24), mixed between 1.55 and 2.0
+# (aluminium has 1.82), metal from 2.4 (steel has 3.29). As effective atomic numbers (energies.py) these are 8.0, 10.7,
+# 14.3 and 17.4: the ratio grows with them, whatever the thickness, so a table by the ratio is one by them.
+RATIO_STOPS = (1.30, 1.55, 2.00, 2.40)
 RATIO_HUES = (0, 1, 1, 2)
 
 MAX_ATTENUATION = 8.0
@@ -39,14 +41,20 @@ class Palette:
 WHITE, BELT = (255, 255, 255), (195, 197, 194)
 PALETTES = {
     "white": Palette(
-        organic=(WHITE, (255, 244, 228), (246, 223, 187), (234, 188, 117), (213, 160, 62), (160, 119, 23), (96, 72, 16), (30, 24, 12), (8, 8, 8)),  # noqa: E501
-        mixed=(WHITE, (242, 253, 229), (217, 233, 197), (177, 208, 144), (130, 181, 80), (84, 144, 45), (36, 88, 34), (12, 30, 18), (5, 9, 9)),  # noqa: E501
-        metal=(WHITE, (224, 244, 255), (184, 221, 244), (122, 184, 222), (50, 140, 202), (20, 95, 145), (10, 52, 80), (6, 22, 34), (4, 8, 14)),  # noqa: E501
+        organic=(WHITE, (255, 244, 228), (246, 223, 187), (234, 188, 117), (213, 160, 62), (158, 122, 24), (80, 96, 32), (26, 76, 84), (18, 64, 78)),  # noqa: E501
+        mixed=(WHITE, (242, 253, 229), (217, 233, 197), (177, 208, 144), (130, 181, 80), (84, 144, 45), (44, 100, 48), (22, 76, 88), (17, 64, 80)),  # noqa: E501
+        metal=(WHITE, (226, 244, 252), (188, 223, 238), (122, 184, 214), (54, 146, 188), (36, 118, 156), (21, 98, 132), (17, 76, 100), (16, 62, 82)),  # noqa: E501
+    ),
+    # The machine of the scans with items: thin things are nearly white, mixed ones a light, cold green.
+    "pale": Palette(
+        organic=(WHITE, (251, 247, 239), (240, 231, 206), (219, 199, 138), (204, 160, 62), (152, 132, 36), (82, 98, 36), (28, 78, 82), (19, 64, 74)),  # noqa: E501
+        mixed=(WHITE, (246, 251, 239), (230, 239, 213), (189, 210, 150), (132, 189, 106), (86, 147, 92), (46, 106, 62), (24, 78, 82), (18, 64, 74)),  # noqa: E501
+        metal=(WHITE, (238, 250, 248), (204, 232, 226), (126, 187, 178), (50, 150, 182), (36, 122, 146), (24, 102, 118), (19, 77, 92), (18, 62, 76)),  # noqa: E501
     ),
     "grey": Palette(
-        organic=(BELT, (190, 185, 176), (190, 168, 146), (187, 136, 96), (178, 92, 44), (146, 62, 22), (80, 34, 14), (22, 12, 8), (5, 5, 5)),  # noqa: E501
-        mixed=(BELT, (184, 196, 178), (160, 188, 142), (122, 166, 92), (82, 136, 56), (48, 96, 36), (22, 52, 24), (10, 22, 14), (4, 7, 6)),  # noqa: E501
-        metal=(BELT, (176, 188, 198), (140, 164, 200), (96, 124, 196), (52, 80, 176), (26, 48, 128), (14, 26, 70), (6, 12, 32), (3, 5, 12)),  # noqa: E501
+        organic=(BELT, (191, 187, 179), (190, 170, 150), (187, 136, 96), (178, 92, 44), (146, 66, 22), (82, 60, 24), (40, 50, 34), (18, 40, 54)),  # noqa: E501
+        mixed=(BELT, (187, 195, 184), (162, 186, 146), (122, 166, 92), (84, 136, 58), (54, 96, 40), (42, 66, 32), (28, 50, 38), (18, 40, 54)),  # noqa: E501
+        metal=(BELT, (180, 189, 196), (144, 164, 194), (96, 124, 188), (52, 82, 168), (34, 64, 140), (26, 52, 108), (21, 46, 80), (18, 40, 60)),  # noqa: E501
     ),
 }  # fmt: skip
 

@@ -9,8 +9,24 @@ import numpy as np
 
 from pipeline.simulate.outlines import Outline
 
-# Thickness relative to `Part.thickness_cm` as a function of the distance to the part's edge in cm.
-Profile = Callable[[np.ndarray], np.ndarray]
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Thickness relative to `Part.thickness_cm` as a function of the distance to the part's edge.
+
+    Attributes:
+        relative: that function, of distances in cm.
+        depth_cm: how deep the part reaches along the beam, if that is not its thickness, as of a hollow body.
+        squeeze: the profile is compressed to this share of its width.
+    """
+
+    relative: Callable[[np.ndarray], np.ndarray]
+    depth_cm: float | None = None
+    squeeze: float = 1.0
+
+    def __call__(self, edge_cm: np.ndarray) -> np.ndarray:
+        """Relative thickness at these distances from the edge."""
+        return self.relative(edge_cm / self.squeeze)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +51,25 @@ class Part:
     holes: tuple[Outline, ...] = ()
     texture: np.ndarray | None = None
 
+    def reshaped(
+        self,
+        outline: Outline,
+        holes: tuple[Outline, ...],
+        line_cm: float | None = None,
+        thickness_cm: float | None = None,
+        profile: Profile | None = None,
+    ) -> Part:
+        """The part with another outline and, where given, other dimensions."""
+        return Part(  # `dataclasses.replace` takes four times as long, and a scan has a thousand of these
+            self.material,
+            outline,
+            self.thickness_cm if thickness_cm is None else thickness_cm,
+            profile or self.profile,
+            self.line_cm if line_cm is None else line_cm,
+            holes,
+            self.texture,
+        )
+
 
 def rounded(radius_cm: float) -> Profile:
     """A solid whose edge is rounded to `radius_cm`: a cylinder, when that is half its width."""
@@ -43,7 +78,7 @@ def rounded(radius_cm: float) -> Profile:
         to_axis = 1 - np.minimum(edge_cm / radius_cm, 1)
         return np.sqrt(1 - to_axis * to_axis)
 
-    return profile
+    return Profile(profile)
 
 
 def tube(radius_cm: float, wall_cm: float) -> Profile:
@@ -55,12 +90,12 @@ def tube(radius_cm: float, wall_cm: float) -> Profile:
         inner = np.sqrt(np.maximum((radius_cm - wall_cm) ** 2 - from_axis, 0))
         return 2 * (outer - inner) / wall_cm
 
-    return profile
+    return Profile(profile, depth_cm=2 * radius_cm)
 
 
 def rim(width_cm: float, floor: float) -> Profile:
     """Full thickness within `width_cm` of the edge, `floor` times that inside."""
-    return lambda edge_cm: np.where(edge_cm < width_cm, 1.0, floor)
+    return Profile(lambda edge_cm: np.where(edge_cm < width_cm, 1.0, floor))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,23 +116,31 @@ class Placement:
 
     def parts(self, parts: Iterable[Part]) -> list[Part]:
         """Place every part. Thickness does not scale, nor do profiles: a longer gun is no thicker gun."""
-        sine, cosine = np.sin(np.radians(self.angle_deg)), np.cos(np.radians(self.angle_deg))
-        turn = np.array([(cosine, sine), (-sine, cosine)]) * self.scale
+        parts = list(parts)
+        if not parts:
+            return []
+        turn = _rotation(self.angle_deg) * self.scale
         if self.mirror:
             turn[0] = -turn[0]
-        shift = np.array([self.x, self.y])
-        return [
-            dataclasses.replace(
-                part,
-                outline=part.outline @ turn + shift,
-                holes=tuple(hole @ turn + shift for hole in part.holes),
-                line_cm=part.line_cm * self.scale,
-            )
-            for part in parts
-        ]
+        # All curves in one go: most have a dozen points, and a call of NumPy costs more than moving them.
+        moved = np.concatenate([curve for part in parts for curve in (part.outline, *part.holes)])
+        moved = moved @ turn + (self.x, self.y)
+        placed, start = [], 0
+        for part in parts:
+            curves = []
+            for curve in (part.outline, *part.holes):
+                curves.append(moved[start : start + len(curve)])
+                start += len(curve)
+            placed.append(part.reshaped(curves[0], tuple(curves[1:]), line_cm=part.line_cm * self.scale))
+        return placed
 
 
-def extent(parts: Iterable[Part]) -> np.ndarray:
-    """Bounding box of all outlines, [[x0, y0], [x1, y1]] in cm."""
-    points = np.concatenate([part.outline for part in parts])
+def _rotation(angle_deg: float) -> np.ndarray:
+    sine, cosine = np.sin(np.radians(angle_deg)), np.cos(np.radians(angle_deg))
+    return np.array([(cosine, sine), (-sine, cosine)])
+
+
+def extent(parts: Iterable[Part], angle_deg: float = 0) -> np.ndarray:
+    """Bounding box of all outlines, turned by an angle (clockwise) first: [[x0, y0], [x1, y1]] in cm."""
+    points = np.concatenate([part.outline for part in parts]) @ _rotation(angle_deg)
     return np.stack([points.min(0), points.max(0)])

@@ -16,7 +16,7 @@ EDGE_STEPS_PER_PX = 8
 # Width at which OpenCV draws an anti-aliased line of one pixel, measured over angles and offsets.
 THINNEST_LINE_PX = 1.3
 # Windows of fewer pixels are drawn four times as large, others twice.
-SMALL_WINDOW_PX = 10_000
+SMALL_WINDOW_PX = 4_000
 # In windows of more pixels, profiles are evaluated at the size of the maps.
 LARGE_WINDOW_PX = 40_000
 
@@ -29,10 +29,14 @@ def empty_maps(width: int, height: int) -> np.ndarray:
 def draw(maps: np.ndarray, parts: Iterable[Part], px_per_cm: float) -> None:
     """Add the thickness of `parts` to `maps` in place. What lies outside the maps is cut off."""
     for part, window in _windows(parts, px_per_cm, maps.shape[2], maps.shape[1]):
-        thickness = window.coverage() if part.profile is None else window.profiled(part.profile, px_per_cm)
-        thickness *= np.float32(part.thickness_cm)
+        if part.profile is None:
+            thickness = window.coverage(part.thickness_cm)
+        else:
+            thickness = window.profiled(part.profile, px_per_cm)
+            thickness *= np.float32(part.thickness_cm)
         if part.texture is not None:
-            thickness *= cv2.resize(part.texture, thickness.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0)
+            texture = cv2.resize(part.texture, thickness.shape[::-1], interpolation=cv2.INTER_CUBIC)
+            thickness *= np.maximum(texture, 0, out=texture)
         maps[INDEX[part.material], window.rows, window.columns] += thickness
 
 
@@ -57,9 +61,9 @@ class _Window:
         size = self.columns.stop - self.columns.start, self.rows.stop - self.rows.start
         return image if self.scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
-    def coverage(self) -> np.ndarray:
-        """Share of every pixel that the part covers, float32 0..1."""
-        return self._shrunk(self.large) * np.float32(1 / 255)
+    def coverage(self, times: float = 1) -> np.ndarray:
+        """Share of every pixel that the part covers, float32 0..1, times a factor."""
+        return self._shrunk(self.large) * np.float32(times / 255)
 
     def profiled(self, profile: Profile, px_per_cm: float) -> np.ndarray:
         """Coverage times the profile, float32."""
@@ -74,42 +78,42 @@ class _Window:
 def _windows(parts: Iterable[Part], px_per_cm: float, width: int, height: int) -> Iterator[tuple[Part, _Window]]:
     """Draw every part into a window of the maps of that size; parts outside are left out."""
     for part in parts:
-        curves = [curve * px_per_cm for curve in (part.outline, *part.holes)]
         line_px = part.line_cm * px_per_cm
         margin = 2 + line_px / 2
-        x0, y0 = np.maximum(np.floor(curves[0].min(0) - margin), 0).astype(int)
-        x1, y1 = np.minimum(np.ceil(curves[0].max(0) + margin), (width, height)).astype(int)
+        x, y, across, down = cv2.boundingRect((part.outline * px_per_cm).astype(np.float32))
+        x0, y0 = max(int(x - margin), 0), max(int(y - margin), 0)
+        x1, y1 = min(int(x + across + margin) + 1, width), min(int(y + down + margin) + 1, height)
         if x0 < x1 and y0 < y1:
-            large, scale = _draw_large([curve - (x0, y0) for curve in curves], line_px, x1 - x0, y1 - y0)
+            large, scale = _draw_large(part, px_per_cm, line_px, (x0, y0), (x1 - x0, y1 - y0))
             yield part, _Window(large, scale, slice(y0, y1), slice(x0, x1))
 
 
-def _draw_large(curves: list[np.ndarray], line_px: float, width: int, height: int) -> tuple[np.ndarray, int]:
-    """Draw one outline with its holes, or a line if `line_px` is not 0: uint8 image and its scale.
+def _draw_large(
+    part: Part, px_per_cm: float, line_px: float, corner: tuple[int, int], size: tuple[int, int]
+) -> tuple[np.ndarray, int]:
+    """Draw one part into a window of the maps with that top left corner and (width, height): uint8 image and its scale.
 
     OpenCV's own anti-aliasing makes every shape half a pixel fatter all around and a line of one pixel 1.3 wide. So
     it is left to lines thinner than that, weakened to the mass they should have; all else is drawn large, to be
     averaged.
     """
-    if 0 < line_px < THINNEST_LINE_PX:
-        image = np.zeros((height, width), np.uint8)
-        level = 255 * line_px / THINNEST_LINE_PX
-        cv2.polylines(image, _subpixels(curves, 1), False, level, 1, cv2.LINE_AA, SUBPIXEL_BITS)
-        return image, 1
-    scale = 4 if width * height < SMALL_WINDOW_PX else 2
+    width, height = size
+    thin = 0 < line_px < THINNEST_LINE_PX
+    scale = 1 if thin else 4 if width * height < SMALL_WINDOW_PX else 2
+    # OpenCV's fixed-point coordinates, whose integers are the centres of pixels and not their corners.
+    steps = scale * 2**SUBPIXEL_BITS
+    origin = np.array(corner) * steps + 2 ** (SUBPIXEL_BITS - 1)
+    curves = [np.rint(curve * (px_per_cm * steps) - origin).astype(np.int32) for curve in (part.outline, *part.holes)]
     image = np.zeros((height * scale, width * scale), np.uint8)
-    if line_px:
+    if thin:
+        cv2.polylines(image, curves, False, 255 * line_px / THINNEST_LINE_PX, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+    elif line_px:
         # A line drawn without anti-aliasing comes out 0.7 pixels too wide, measured over angles and widths.
         across = max(1, round(line_px * scale - 0.7))
-        cv2.polylines(image, _subpixels(curves, scale), False, 255, across, cv2.LINE_8, SUBPIXEL_BITS)
+        cv2.polylines(image, curves, False, 255, across, cv2.LINE_8, SUBPIXEL_BITS)
     else:
-        cv2.fillPoly(image, _subpixels(curves, scale), 255, cv2.LINE_8, SUBPIXEL_BITS)
+        cv2.fillPoly(image, curves, 255, cv2.LINE_8, SUBPIXEL_BITS)
     return image, scale
-
-
-def _subpixels(curves: list[np.ndarray], scale: int) -> list[np.ndarray]:
-    """Curves in OpenCV's fixed-point coordinates, whose integers are the centres of pixels and not their corners."""
-    return [np.round((curve * scale - 0.5) * 2**SUBPIXEL_BITS).astype(np.int32) for curve in curves]
 
 
 def _edge_distance(image: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -13,13 +14,47 @@ from pipeline.simulate.concealment import CONCEALMENTS
 from pipeline.simulate.items import make_item
 from pipeline.simulate.outlines import rounded_rectangle
 from pipeline.simulate.parts import Part, Placement, extent
+from pipeline.simulate.pose import lean
 from pipeline.simulate.raster import draw, empty_maps
 from pipeline.simulate.scanner import Scanner
 
 Generator = np.random.Generator
 
-# Height over width of a scan, held to what the real ones have.
-ASPECT_RANGE = (0.62, 1.35)
+# Between these the errors of detectors' elements lie, so that rows stand out in some scans.
+LINE_ERRORS = (0.001, 0.015)
+# Height over width of scans that are not cut to their bags.
+UNCUT_ASPECT = 0.6
+# Thickness of the coating where cloth is coated, relative to that of all cloth.
+COATING = 0.08
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """A make of scanner, and how bags come out of it. The numbers are set so that its pictures look like real ones.
+
+    Attributes:
+        photons: least and most of `Scanner.photons`.
+        blur_px: least and most of `Scanner.blur_px`.
+        sharpening: least and most of `Scanner.sharpening`.
+        suitcases: share of the bags that are suitcases.
+        upright: chance that a bag's longer side lies across the belt.
+        cut: whether its pictures are cut to the bags.
+    """
+
+    photons: tuple[float, float]
+    blur_px: tuple[float, float]
+    sharpening: tuple[float, float]
+    suitcases: float
+    upright: float
+    cut: bool = True
+
+
+# By the palettes' names.
+MACHINES = {
+    "white": Machine((1800, 6000), (0.35, 0.6), (2.0, 3.3), 0.7, 0.85),
+    "pale": Machine((800, 2500), (0.35, 0.6), (1.3, 2.5), 0.25, 0.06),
+    "grey": Machine((280, 560), (0.75, 1.0), (0.8, 1.3), 0.4, 0.3, cut=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +67,7 @@ class Recipe:
         second_item: chance of a second item (and, if there is one, half of it of a third).
         concealed: whether something is laid over the item on purpose.
         second_bag: chance of a second bag in the picture.
+        machine: name in `MACHINES`.
         grey_belts: whether scans of the grey-belt machine occur.
     """
 
@@ -40,7 +76,23 @@ class Recipe:
     second_item: float = 0.0
     concealed: bool = False
     second_bag: float = 0.1
+    machine: str = "pale"
     grey_belts: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A prohibited item.
+
+    Attributes:
+        name: its class.
+        brand: number of the product, see `items.BRANDS`.
+        parts: what it is made of, in cm.
+    """
+
+    name: str
+    brand: int
+    parts: list[Part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +103,14 @@ class Scene:
         size: (width, height) of the scan in pixels.
         px_per_cm: its resolution.
         belongings: bags and harmless things, in cm from the scan's top left corner.
-        items: prohibited items as (class name, parts).
+        items: prohibited items, in the same coordinates.
         scanner: the machine's setting.
     """
 
     size: tuple[int, int]
     px_per_cm: float
     belongings: list[Part]
-    items: list[tuple[str, list[Part]]]
+    items: list[Item]
     scanner: Scanner
 
     def maps(self, with_items: bool = True) -> np.ndarray:
@@ -66,97 +118,126 @@ class Scene:
         maps = empty_maps(*self.size)
         draw(maps, self.belongings, self.px_per_cm)
         if with_items:
-            for _, parts in self.items:
-                draw(maps, parts, self.px_per_cm)
+            for item in self.items:
+                draw(maps, item.parts, self.px_per_cm)
         return maps
 
 
-def compose(rng: Generator, recipe: Recipe, classes: list[str], width_px: int, grey_share: float) -> Scene:
+def compose(
+    rng: Generator, recipe: Recipe, wanted: Sequence[tuple[str, int]], width_px: int, grey_share: float
+) -> Scene:
     """Pack a scene.
 
     Args:
         rng: source of everything in it.
         recipe: how to pack.
-        classes: one prohibited item of each of these goes into the first bag.
+        wanted: class and brand of the prohibited items; they go into the first bag.
         width_px: width of the scan.
         grey_share: chance of a grey belt where the recipe has them.
     """
-    grey = recipe.grey_belts and rng.random() < grey_share
-    count = int(rng.integers(2, 4)) if grey else 1 + int(rng.random() < recipe.second_bag)
-    bags = [make_bag(rng) for _ in range(count)]
-    spots, frame = _lay_out(rng, bags, grey)
+    name = "grey" if recipe.grey_belts and rng.random() < grey_share else recipe.machine
+    machine = MACHINES[name]
+    count = int(rng.integers(2, 4)) if not machine.cut else 1 + int(rng.random() < recipe.second_bag)
+    bags = [make_bag(rng, machine.suitcases) for _ in range(count)]
+    spots, frame = _lay_out(rng, bags, machine)
     belongings: list[Part] = []
-    items: list[tuple[str, list[Part]]] = []
+    items: list[Item] = []
     for number, (bag, spot) in enumerate(zip(bags, spots, strict=True)):
-        packed, smuggled = _pack(rng, bag, recipe, classes if number == 0 else [], frame[0])
+        packed, smuggled = _pack(rng, bag, recipe, wanted if number == 0 else (), frame[0])
         belongings += spot.parts(packed)
-        items += [(name, spot.parts(parts)) for name, parts in smuggled]
+        items += [dataclasses.replace(item, parts=spot.parts(item.parts)) for item in smuggled]
     px_per_cm = width_px / frame[0]
     size = (width_px, round(frame[1] * px_per_cm))
-    scanner = Scanner(rng.uniform(3000, 12000), rng.uniform(0.35, 0.6), "grey" if grey else "white")
+    scanner = Scanner(
+        photons=float(np.exp(rng.uniform(*np.log(machine.photons)))),
+        blur_px=rng.uniform(*machine.blur_px),
+        line_error=float(np.exp(rng.uniform(*np.log(LINE_ERRORS)))),
+        palette=name,
+        sharpening=rng.uniform(*machine.sharpening),
+    )
     return Scene(size, px_per_cm, belongings, items, scanner)
 
 
-def _lay_out(rng: Generator, bags: list[Bag], grey: bool) -> tuple[list[Placement], tuple[float, float]]:
+def _lay_out(rng: Generator, bags: list[Bag], machine: Machine) -> tuple[list[Placement], tuple[float, float]]:
     """Turn the bags, put them side by side and frame them: placements, and (width, height) of the frame in cm.
 
-    The first bag is always whole; the frame may cut the last of several.
+    The first bag is whole, but for its rim; the frame may cut the last of several.
     """
     spots, starts, ends, tallest = [], [], [], 0.0
-    edge = float(rng.uniform(6, 30) if grey else rng.uniform(0.5, 4))
+    edge = float(rng.uniform(-0.6, 0.1) if machine.cut else rng.uniform(6, 30))
     for bag in bags:
-        angle = float(rng.normal(0, 18) + 90 * rng.integers(4))
-        low, high = extent(Placement(angle_deg=angle).parts(bag.parts))
+        lies = (bag.size_cm[1] > bag.size_cm[0]) != (rng.random() < machine.upright)
+        angle = float(rng.normal(0, 6 if rng.random() < 0.7 else 28) + 90 * lies + 180 * rng.integers(2))
+        low, high = extent(bag.parts, angle)
         spots.append(Placement(edge - float(low[0]), -float(low[1] + high[1]) / 2, angle))
         starts.append(edge)
         ends.append(edge + float(high[0] - low[0]))
-        edge = ends[-1] + rng.uniform(0, 25 if grey else 5)
+        edge = ends[-1] + rng.uniform(0, 5 if machine.cut else 25)
         tallest = max(tallest, float(high[1] - low[1]))
-    width = ends[-1] + rng.uniform(0.5, 4)
+    width = ends[-1] + (rng.uniform(-0.6, 0.1) if machine.cut else rng.uniform(0.5, 4))
     if len(bags) > 1 and rng.random() < 0.6:
         width = starts[-1] + (ends[-1] - starts[-1]) * rng.uniform(0.3, 0.9)
-    lowest, highest = (0.6, 0.6) if grey else ASPECT_RANGE
-    width = max(width, tallest / highest)
-    height = max(tallest * rng.uniform(1.01, 1.09), width * lowest)
-    return [dataclasses.replace(spot, y=spot.y + height / 2) for spot in spots], (width, height)
+    if machine.cut:
+        above, below = rng.uniform(-0.4, 2.5, 2) * (rng.random(2) < 0.3)
+        height = tallest + above + below - 0.3
+    else:
+        width = max(width, tallest / UNCUT_ASPECT)
+        height, above, below = width * UNCUT_ASPECT, 0.0, 0.0
+    middle = (height + above - below) / 2
+    return [dataclasses.replace(spot, y=spot.y + middle) for spot in spots], (width, height)
 
 
 def _pack(
-    rng: Generator, bag: Bag, recipe: Recipe, classes: list[str], frame_cm: float
-) -> tuple[list[Part], list[tuple[str, list[Part]]]]:
+    rng: Generator, bag: Bag, recipe: Recipe, wanted: Sequence[tuple[str, int]], frame_cm: float
+) -> tuple[list[Part], list[Item]]:
     """Fill a bag: its own parts and harmless things, and apart from them the prohibited items."""
-    packed = [*bag.parts, _filling(rng, bag, recipe)]
+    packed = [*bag.parts, *(_filling(rng, bag, recipe) if bag.lined else [])]
     for thing in draw_things(rng, int(rng.integers(recipe.things[0], recipe.things[1] + 1))):
         packed += _kept_inside(bag, _somewhere(rng, bag, thing).parts(thing))
-    items: list[tuple[str, list[Part]]] = []
+    items: list[Item] = []
     taken: list[np.ndarray] = []
-    for name in classes:
-        item = make_item(name, rng, frame_cm)
-        spot = _apart(rng, bag, item, taken)
+    for name, brand in wanted:
+        flat = make_item(name, brand, rng, frame_cm)
+        hidden = CONCEALMENTS[rng.integers(len(CONCEALMENTS))] if recipe.concealed else None
+        parts = lean(rng, flat, steep=hidden is not None and hidden.steep)
+        spot = _apart(rng, bag, parts, taken)
         taken.append(np.array([spot.x, spot.y]))
-        items.append((name, spot.parts(item)))
-        if recipe.concealed:
-            span = float(np.ptp(extent(item), axis=0).max())
-            hide = CONCEALMENTS[rng.integers(len(CONCEALMENTS))]
-            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(hide(rng, span)))
+        items.append(Item(name, brand, spot.parts(parts)))
+        if hidden:
+            span = float(np.ptp(extent(flat), axis=0).max())
+            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(hidden.cover(rng, span)))
     return packed, items
 
 
-def _filling(rng: Generator, bag: Bag, recipe: Recipe) -> Part:
-    """Cloth all over the bag, in folds from coarse to fine that thin out at its sides."""
-    texture = np.zeros((48, 48), np.float32)
-    for share, cells, depth in ((0.4, 6, 0.45), (0.35, 13, 0.45), (0.25, 48, 0.5)):
-        texture += share * cv2.resize(folds(rng, cells, cells, depth), (48, 48), interpolation=cv2.INTER_CUBIC)
-    slope = np.minimum(np.minimum(np.arange(48), np.arange(48)[::-1]) / rng.uniform(3, 9), 1)
-    texture *= np.sqrt(np.outer(slope, slope)).astype(np.float32)
-    outline = rounded_rectangle(*bag.size_cm, rng.uniform(2, 6))
-    return Part("cloth", outline, rng.uniform(*recipe.filling_cm), texture=texture)
+def _filling(rng: Generator, bag: Bag, recipe: Recipe) -> list[Part]:
+    """Cloth all over the bag, in folds from coarse to fine that thin out at its sides, and coated cloth here and there.
+
+    The coating, PVC, stands for all that is neither pure cellulose nor metal: coats, leather, sponge bags, salty food.
+    """
+    slope = np.minimum(np.minimum(np.arange(48), np.arange(48)[::-1]) / rng.uniform(2, 6), 1)
+    side = np.sqrt(np.outer(slope, slope)).astype(np.float32)
+    outline = rounded_rectangle(bag.size_cm[0] * 1.03, bag.size_cm[1] * 1.03, rng.uniform(5, 10))
+    thickness = rng.uniform(*recipe.filling_cm)
+    cloth = sum(
+        share * _stretched(folds(rng, cells, cells, depth))
+        for share, cells, depth in ((0.35, 6, 1.0), (0.4, 13, 1.0), (0.25, 48, 1.1))
+    )
+    coated = np.maximum(_stretched(folds(rng, 5, 5, 1.0)) - rng.uniform(0, 1.5), 0)
+    return [
+        Part("cloth", outline, thickness, texture=cloth * side),
+        Part("pvc", outline, thickness * COATING, texture=coated * side),
+    ]
+
+
+def _stretched(grid: np.ndarray) -> np.ndarray:
+    """A texture of 48 x 48 cells from one of fewer."""
+    return np.asarray(cv2.resize(grid, (48, 48), interpolation=cv2.INTER_CUBIC))
 
 
 def _somewhere(rng: Generator, bag: Bag, parts: list[Part]) -> Placement:
     """A random turn and place at which `parts` stay inside the bag as far as they fit."""
     angle = rng.uniform(0, 360)
-    low, high = extent(Placement(angle_deg=angle).parts(parts))
+    low, high = extent(parts, angle)
     half = np.array(bag.size_cm) / 2
     # The square root of a uniform number favours the sides: things that fit only near the middle are many already.
     reach = np.maximum((half * 2 - (high - low)) / 2, 0) * np.sqrt(rng.random(2)) * rng.choice([-1, 1], 2)
@@ -171,7 +252,7 @@ def _kept_inside(bag: Bag, parts: list[Part]) -> list[Part]:
     half = np.array(bag.size_cm) / 2
     low, high = low * scale, high * scale
     x, y = np.maximum(-half - low, 0) - np.maximum(high - half, 0)
-    return Placement(float(x), float(y), scale=scale).parts(parts)
+    return parts if (x, y, scale) == (0, 0, 1) else Placement(float(x), float(y), scale=scale).parts(parts)
 
 
 def _apart(rng: Generator, bag: Bag, parts: list[Part], taken: list[np.ndarray]) -> Placement:

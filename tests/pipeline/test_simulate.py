@@ -13,10 +13,10 @@ from pycocotools.coco import COCO
 from pipeline.simulate.__main__ import main
 from pipeline.simulate.annotations import annotate, polygons
 from pipeline.simulate.dataset import SUBSETS, Parameters, Task, build_scene
-from pipeline.simulate.items import CLASSES, ITEMS, make_item
+from pipeline.simulate.items import BRANDS, CLASSES, ITEMS, make_item
 from pipeline.simulate.outlines import ellipse
 from pipeline.simulate.parts import Part, Placement
-from pipeline.simulate.raster import silhouette
+from pipeline.simulate.raster import draw, empty_maps, silhouette
 from pipeline.simulate.scanner import attenuation, colours
 
 # PIDray's categories, ids 1 to 12 (security-dataset issue 3).
@@ -218,7 +218,7 @@ def normalised_mask(parts, size=64):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_items_of_a_class_differ_in_shape_but_keep_to_their_size(name):
-    items = [make_item(name, np.random.default_rng(seed), 50.0) for seed in range(12)]
+    items = [make_item(name, brand, np.random.default_rng(0), 50.0) for brand in range(12)]
     masks = [normalised_mask(parts) for parts in items]
     overlaps = [(one & other).sum() / (one | other).sum() for n, one in enumerate(masks) for other in masks[:n]]
     assert min(overlaps) < 0.75
@@ -233,12 +233,101 @@ def test_every_class_has_several_models():
     assert all(len(models) >= 2 for models in ITEMS.values())
 
 
+def test_a_brand_looks_the_same_in_every_scan_and_like_no_other():
+    # A hammer has no state: only mirroring may differ.
+    outlines = {
+        brand: [
+            np.concatenate([part.outline for part in make_item("Hammer", brand, np.random.default_rng(seed), 50.0)])
+            for seed in range(3)
+        ]
+        for brand in BRANDS["train"]
+    }
+    for first, *others in outlines.values():
+        assert all(np.allclose(np.abs(first), np.abs(other)) for other in others)
+    assert len({first.tobytes() for first, *_ in outlines.values()}) == len(BRANDS["train"])
+    # A knife that folds does not always stand open at the same angle.
+    folded, opened = (make_item("Knife", 1, np.random.default_rng(seed), 50.0) for seed in (1, 2))
+    assert normalised_mask(folded).tobytes() != normalised_mask(opened).tobytes()
+
+
+def test_no_brand_is_both_in_training_and_in_test_scans(bundle):
+    brands = {"train": set(), "test": set()}
+    for name in ANNOTATED:
+        for item in json.loads((bundle / SUBSETS[name].annotations).read_text())["annotations"]:
+            brands["train" if name == "train" else "test"].add((item["category_id"], item["brand"]))
+    assert brands["train"]
+    assert brands["test"]
+    assert not brands["train"] & brands["test"]
+    # A brand is no part of the seed: no other data set's training scans have it either.
+    assert not set(BRANDS["train"]) & set(BRANDS["test"])
+    assert {number for _, number in brands["test"]} <= set(BRANDS["test"])
+
+
+def test_brands_of_training_and_test_scans_can_be_exchanged(tmp_path):
+    assert main(["--out", str(tmp_path), *ARGUMENTS, "--swap-brands"]) == 0
+    for name in ANNOTATED:
+        items = json.loads((tmp_path / SUBSETS[name].annotations).read_text())["annotations"]
+        assert {item["brand"] for item in items} <= set(BRANDS["test" if name == "train" else "train"])
+
+
+def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle, tmp_path):
+    out = tmp_path / "raw"
+    assert main(["--out", str(out), *ARGUMENTS, "--raw"]) == 0
+    files, plain = digests(out), digests(bundle)
+    raw = {name for name in files if name.startswith("energies/")}
+    assert {name: files[name] for name in files.keys() - raw - {"simulation.json"}} == {
+        name: digest for name, digest in plain.items() if name != "simulation.json"
+    }
+    pictures = [name.rpartition(".")[0] for name in plain if name.endswith((".png", ".jpg"))]
+    assert raw == {f"energies/{name}_{energy}.png" for name in pictures for energy in ("low", "high")}
+    low, high = (
+        cv2.imread(str(out / f"energies/pidray/easy/xray_easy00000_{energy}.png"), cv2.IMREAD_UNCHANGED)
+        for energy in ("low", "high")
+    )
+    picture = cv2.imread(str(out / "pidray/easy/xray_easy00000.png"))
+    assert low.dtype == high.dtype == np.uint16
+    assert low.shape == high.shape == picture.shape[:2]
+    # The same pixels: what lets nothing through is dark in all three, what is empty is white.
+    assert np.median(low[picture.min(axis=2) == 255]) == pytest.approx(50000, rel=0.01)
+    # The picture is sharpened and the raw images are not, so means of 3 x 3 pixels are compared.
+    grey, passed = (
+        cv2.blur(image.astype(np.float32), (3, 3)) for image in (cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), low)
+    )
+    assert np.corrcoef(passed.ravel(), grey.ravel())[0, 1] > 0.93
+    assert max(np.corrcoef(np.roll(passed, 2, axis).ravel(), grey.ravel())[0, 1] for axis in (0, 1)) < 0.9
+    # Everything lets more of the high energy through.
+    covered = cv2.blur(low.astype(float), (5, 5)) < 42000
+    assert covered.sum() > 500
+    assert (high.astype(float) > low)[covered].mean() > 0.9
+    # Asked again without them, the command takes them away.
+    assert main(["--out", str(out), *ARGUMENTS]) == 0
+    assert digests(out) == plain
+
+
+def test_steep_and_covered_items_keep_whole_silhouettes():
+    """What an item hides behind, and how steeply it stands, changes nothing about where it is."""
+    seen = set()
+    for index in range(60):
+        scene, _ = build_scene(Task("hidden", index), Parameters(SCANS, 5, WIDTH, 0.15))
+        (item,) = scene.items
+        alone = empty_maps(*scene.size)
+        draw(alone, item.parts, scene.px_per_cm)
+        mask = silhouette(item.parts, scene.px_per_cm, *scene.size) > 0
+        added = (scene.maps() - scene.maps(with_items=False)).sum(axis=0)
+        np.testing.assert_allclose(added, alone.sum(axis=0), atol=1e-4)
+        near = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        assert added[~near].sum() < 0.02 * added.sum()
+        assert mask.sum() > 0
+        seen.add(item.name)
+    assert seen == set(CLASSES)
+
+
 @pytest.mark.parametrize("name", ANNOTATED)
 def test_items_lie_wholly_inside_the_scan(name):
     for index in range(12):
         scene, _ = build_scene(Task(name, index), Parameters(SCANS, 11, WIDTH, 0.15))
-        for _, parts in scene.items:
-            mask = silhouette(parts, scene.px_per_cm, *scene.size)
+        for item in scene.items:
+            mask = silhouette(item.parts, scene.px_per_cm, *scene.size)
             assert not np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any()
 
 
@@ -249,7 +338,7 @@ def contrast(subset, index):
         cv2.cvtColor(colours(attenuation(scene.maps(with_items=shown))), cv2.COLOR_RGB2GRAY).astype(float)
         for shown in (True, False)
     ]
-    mask = silhouette(scene.items[0][1], scene.px_per_cm, *scene.size) > 0
+    mask = silhouette(scene.items[0].parts, scene.px_per_cm, *scene.size) > 0
     return np.abs(pictures[0] - pictures[1])[mask].mean()
 
 

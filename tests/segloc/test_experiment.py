@@ -1,8 +1,11 @@
+import csv
+import importlib
 import json
 import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segloc import checkpoint, experiment, experiment_jobs, experiment_recipe, report
+from segloc import checkpoint, experiment, experiment_jobs, experiment_recipe, probe, report
 from segloc.contract import InputError
 from segloc.detection import recipe as finetune_recipe
 from segloc.lazy import to_yaml
@@ -48,6 +51,12 @@ def grid(pidray, shards):
         },
         "protocols": {"fair": {"config": str(DEMO), "overrides": [*TINY_FINETUNE]}},
     }
+
+
+@pytest.fixture
+def probed(grid, shards):
+    """The grid with a probe."""
+    return grid | {"probe": {"shards": str(shards), "config": str(PRETRAIN), "train": 20, "test": 10, "image_size": 48}}
 
 
 def write(tmp_path, content):
@@ -98,6 +107,12 @@ class Fake:
             config = finetune_recipe.read(given["--config"], given[""])
             self.describe(out, {"kind": "finetune", "weights": given["--weights"], "data_digest": "d"}, to_yaml(config))
             checkpoint.save(out / "model.pth", {"kind": "detector"})
+        elif module == "segloc.probe":
+            assert given["--weights"] == "random" or Path(given["--weights"]).is_file()
+            accuracy = {"all levels": {"size": 2, "knn": 0.5 + 0.1 * int(out.parent.name[-1]), "linear": 0.25}}
+            views = {"views": 20}
+            result = {"iteration": 0, "shards": "s", "train": views, "test": views, "chance": 0.2, "accuracy": accuracy}
+            out.write_text(json.dumps(result))
         else:
             assert (Path(given["--weights"]) / "model.pth").exists()
             seed = int(out.parent.name[-1])
@@ -281,7 +296,22 @@ BAD = [
     ("seeds: [-1]", "-1 is no seed"),
     ("seeds: 3", "seeds: expected list, got 3"),
     ("starts: {}", "starts names none"),
-    ("starts: {a: {weights: random}}", "protocols names none"),
+    ("starts: {a: {weights: random}}", "protocols names none and there is no probe"),
+    ("starts: {}\nprobe: {shards: s}", "starts names none"),
+    ("starts: {a: {weights: w}}\nprobe: {}", "probe: shards is not set"),
+    ("starts: {a: {weights: w}}\nprobe: 5", "probe: expected dict"),
+    ("starts: {a: {weights: w}}\nprobe: {shard: s}", "probe: unknown key 'shard'; did you mean 'shards'?"),
+    ("starts: {a: {weights: w}}\nprobe: {shards: s, test: 0}", "probe: test is 0, it must be at least 1"),
+    (
+        "starts: {ab: {weights: w}}\nprobe: {shards: s, starts: [a]}",
+        "probe: starts: unknown key 'a'; did you mean 'ab'",
+    ),
+    ("starts: {a: {weights: w}}\nprobe: {shards: s, starts: [[a]]}", "probe: starts: unknown key"),
+    ("starts: {a: {weights: w}}\nprobe: {shards: s, overrides: [seed=3]}", "the experiment's seeds set the seed"),
+    (
+        "starts: {a: {weights: w}}\nprotocols: {probe: {config: x}}",
+        "protocols: probe is what cells that probe are called",
+    ),
     ("starts: {a: random}", "starts: a: expected a mapping"),
     ("starts: {../a: {weights: random}}", "'../a' cannot name a folder"),
     ("starts: {a: {weight: random}}", "starts: a: unknown key 'weight'; did you mean 'weights'?"),
@@ -341,6 +371,124 @@ def test_two_cells_of_one_name_are_refused(grid, tmp_path, capsys):
     grid["protocols"]["fair-fair"] = grid["protocols"]["fair"]
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out")]) == 2
     assert "two cells would be called random-fair-fair-seed0" in capsys.readouterr().err
+
+
+def test_probes_go_first_and_end_in_a_table_beside_the_others(probed, tmp_path, fake, capsys):
+    path, out = write(tmp_path, probed), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    cells = [out.parent.name for module, out in fake.ran if module in ("segloc.probe", "segloc.evaluate")]
+    by_seed = [[f"{s}-{p}-seed{seed}" for p in ("probe", "fair") for s in probed["starts"]] for seed in (0, 1)]
+    assert cells == [*by_seed[0], *by_seed[1]]
+    made = [out / name for name in ("report.html", "table.md", "table.csv", "probe.md", "probe.csv")]
+    assert capsys.readouterr().out.splitlines()[-5:] == list(map(str, made))
+    # 50 and 60 per cent: mean 55, sample standard deviation 10 / sqrt 2.
+    rows = [line for line in (out / "probe.md").read_text().splitlines() if line.startswith("| ")][2:]
+    assert rows == [f"| {start} | 0 | 2 | 55.0 ± 7.1 | 25.0 ± 0.0 | 20.0 |" for start in probed["starts"]]
+    assert "probe" not in (out / "table.md").read_text()
+    assert "-probe-" not in (out / "report.log").read_text()
+    record = json.loads((out / "random-probe-seed1" / "probe.job.json").read_text())["settings"]
+    assert (record["model.arch"], record["seed"], record["train"]) == ("resnet18", 1, 20)
+    fake.ran.clear()
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    assert [module for module, _ in fake.ran] == ["segloc.report"]
+
+
+def test_starts_may_be_probed_without_any_protocol(probed, tmp_path, fake, capsys):
+    del probed["protocols"], probed["data"]
+    probed["probe"] |= {"starts": ["bn", "random"], "overrides": ["model.sda_norm=gn"]}
+    path, out = write(tmp_path, probed), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out), "--list"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    views = "--train 20 --test 10 --image-size 48"
+    shards, folder = probed["probe"]["shards"], out / "random-probe-seed1"
+    assert (
+        f"python -m segloc.probe --weights random --shards {shards} --out {folder}/probe.json {views} "
+        f"--config {PRETRAIN} model.sda_norm=gn seed=1"
+    ) in lines
+    # A checkpoint knows its own network; what is probed is what fine-tuning would start from.
+    weights = out / "pretrain" / "keys-seed0" / "with_bn.pth"
+    command = (
+        f"python -m segloc.probe --weights {weights} --shards {shards} --out {out}/bn-probe-seed0/probe.json {views}"
+    )
+    assert command in lines
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    assert [module for module, _ in fake.ran].count("segloc.probe") == 4
+    assert not {"segloc.finetune", "segloc.report"} & {module for module, _ in fake.ran}
+    assert not (out / "report.html").exists()
+    # In the order of the recipe's starts.
+    assert re.findall(r"^\| (\w+) ", (out / "probe.md").read_text(), re.M)[1:] == ["random", "bn"]
+
+
+def test_a_single_probe_can_be_run_and_a_failed_one_is_tried_again(probed, tmp_path, fake, capsys):
+    path, out = write(tmp_path, probed), tmp_path / "out"
+    fake.fails = ["segloc.probe.*segloc-probe-seed0"]
+    assert experiment.main([str(path), "--out", str(out), "--cell", "segloc-probe-seed0"]) == 1
+    assert "failed: segloc-probe-seed0: probe ended with exit code 3" in capsys.readouterr().err
+    assert not (out / "probe.md").exists()
+    fake.fails = []
+    fake.ran.clear()
+    assert experiment.main([str(path), "--out", str(out), "--cell", "segloc-probe-seed0"]) == 0
+    assert [module for module, _ in fake.ran] == ["segloc.probe"]
+    assert experiment.main([str(path), "--out", str(out), "probe.test=11"]) == 2
+    assert "segloc-probe-seed0 was made with test 10, the recipe now has 11" in capsys.readouterr().err
+    fake.fails = ["segloc.finetune", "segloc.probe.*random"]
+    assert experiment.main([str(path), "--out", str(out)]) == 1
+    assert "| segloc | 0 | 2 |" in (out / "probe.md").read_text()
+    assert "| random" not in (out / "probe.md").read_text()
+    assert not (out / "report.html").exists()
+
+
+def test_weights_that_no_seed_changes_are_probed_once(probed, tmp_path):
+    probed["pretrainings"]["shared"] = {**probed["pretrainings"]["keys"], "seed": 7}
+    probed["starts"] |= {
+        "given": {"weights": "some.pth"},
+        "image": {"weights": "imagenet"},
+        "shared": {"pretraining": "shared"},
+    }
+    probed["probe"] |= {"overrides": ["model.norm=bn"]}
+    del probed["protocols"]
+    cells = [cell.name for cell in experiment_jobs.plan(experiment_recipe.read(write(tmp_path, probed)), tmp_path)]
+    both = ["random-probe-seed", "segloc-probe-seed", "bn-probe-seed", "image-probe-seed"]
+    assert sorted(cells) == sorted(
+        [*(f"{name}{seed}" for name in both for seed in (0, 1)), "given-probe-seed0", "shared-probe-seed0"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["probe.shards=nowhere"], "nowhere"),
+        (["starts.random.weights=nowhere.pth", "protocols.fair.starts=[segloc]"], "nowhere.pth: no such checkpoint"),
+        (
+            ["starts.random.weights=imagenet", "protocols.fair.starts=[segloc]"],
+            "has batch norm and needs model.norm=bn",
+        ),
+        (["probe.config=nowhere.yaml"], "start random, probe: nowhere.yaml: no such recipe"),
+        (["probe.overrides=[model.arhc=resnet50]"], "start random, probe: override: unknown key 'model.arhc'"),
+        (
+            ["--cell", "random-prob-seed0"],
+            "--cell: unknown key 'random-prob-seed0'; did you mean 'random-probe-seed0'?",
+        ),
+    ],
+)
+def test_a_probe_that_cannot_work_is_said_before_work_starts(probed, tmp_path, fake, capsys, overrides, message):
+    assert experiment.main([str(write(tmp_path, probed)), "--out", str(tmp_path / "out"), *overrides]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not fake.ran
+
+
+def test_a_damaged_probe_is_named_and_the_report_is_written_all_the_same(probed, tmp_path, fake, capsys):
+    path, out = write(tmp_path, probed), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    (out / "report.html").unlink()
+    (out / "bn-probe-seed0" / "probe.json").write_text("{")
+    assert experiment.main([str(path), "--out", str(out)]) == 1
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1
+    assert f"{out / 'bn-probe-seed0' / 'probe.json'}: not as segloc.probe writes it" in failed[0]
+    assert (out / "report.html").is_file()
 
 
 def job_of(grid, tmp_path, name):
@@ -464,13 +612,15 @@ def test_stopping_stops_the_command_too(tmp_path):
     assert (tmp_path / "log").read_text().startswith("$ python -m timeit")
 
 
-@pytest.mark.parametrize("name", ["ablations", "demo", "table1"])
+@pytest.mark.parametrize("name", ["ablations", "demo", "study_cpu", "study_gpu", "table1"])
 def test_the_recipes_can_be_planned(name, pidray, shards, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = ROOT / "detectron_configs" / "experiment" / f"{name}.yaml"
     cells = experiment_jobs.plan(experiment_recipe.read(path, [f"data={pidray}"]), Path("out"))
     recipe = yaml.safe_load(path.read_text())
     grids = [protocol.get("starts", recipe["starts"]) for protocol in recipe["protocols"].values()]
+    if "probe" in recipe:
+        grids.append(recipe["probe"].get("starts", recipe["starts"]))
     assert len(cells) == sum(map(len, grids)) * len(recipe["seeds"])
 
 
@@ -492,3 +642,37 @@ def test_two_real_cells(grid, tmp_path, capsys):
     times = {file: file.stat().st_mtime_ns for file in out.rglob("*.pth")}
     assert experiment.main([str(path), "--out", str(out)]) == 0
     assert times == {file: file.stat().st_mtime_ns for file in out.rglob("*.pth")}
+
+
+def test_real_probes(probed, tmp_path, capsys, monkeypatch):
+    """Of two networks started from other seeds, and of one pretraining for all seeds, with batch norm put in."""
+
+    def in_this_process(step, log, descriptors=()):
+        log.touch()
+        return importlib.import_module(step.arguments[0]).main(list(step.arguments[1:]))
+
+    monkeypatch.setattr(experiment, "execute", in_this_process)
+    del probed["protocols"]
+    probed["pretrainings"]["keys"]["seed"] = 0
+    probed["probe"]["starts"] = ["bn", "random"]
+    path, out = write(tmp_path, probed), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out)]) == 0, capsys.readouterr().err
+    names = ["random-probe-seed0", "random-probe-seed1", "bn-probe-seed0"]
+    found = {name: json.loads((out / name / "probe.json").read_text()) for name in names}
+    alone = tmp_path / "alone.json"
+    views = ["--train", "20", "--test", "10", "--image-size", "48"]
+    what = ["--weights", "random", "--shards", probed["probe"]["shards"], "--config", str(PRETRAIN), "seed=1"]
+    assert probe.main([*what, *views, "--out", str(alone)]) == 0
+    assert json.loads(alone.read_text()) == found["random-probe-seed1"]
+    rows = list(csv.DictReader((out / "probe.csv").open()))
+    kinds = [len(report["accuracy"]) for report in found.values()]
+    assert [(row["start"], row["seed"]) for row in rows] == [
+        *[("random", "0")] * kinds[0], *[("random", "1")] * kinds[1], *[("bn", "0")] * kinds[2],
+    ]  # fmt: skip
+    assert {row["iteration"] for row in rows if row["start"] == "bn"} == {"2"}
+    linear = [100 * found[f"random-probe-seed{seed}"]["accuracy"]["embedding"]["linear"] for seed in (0, 1)]
+    line = next(line for line in (out / "probe.md").read_text().splitlines() if line.startswith("| random |"))
+    assert f"| {statistics.mean(linear):.1f} ± {statistics.stdev(linear):.1f} |" in line
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("probe.json")}
+    assert experiment.main([str(path), "--out", str(out)]) == 0
+    assert times == {file: file.stat().st_mtime_ns for file in out.rglob("probe.json")}

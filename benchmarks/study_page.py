@@ -1,0 +1,159 @@
+"""Lays out docs/results.md from the files of `benchmarks.study`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import common
+
+RESULTS = common.RESULTS / "study"
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+TEST_SETS = ("easy", "hard", "hidden", "mean")
+FIGURES = (("bbox", "AP"), ("bbox", "AP50"), ("bbox", "AR100"), ("segm", "AP"), ("segm", "AR100"))
+TASKS = {"bbox": "boxes", "segm": "masks"}
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+HEAD = """# Results of the study
+
+Made by `python -m benchmarks.study` from the files in `benchmarks/results/study/`. What is compared, and how, was
+written down before the runs: [study.md](study.md). Everything here is of simulated scans
+([simulator.md](simulator.md)): it says how the variants compare there, at this size, not what PIDray's figures would
+be.
+"""
+ANSWERS = """Gains of box AP over random weights in the same network and protocol, in points: mean over the seeds, and
+its 95 % interval from the differences seed by seed (Student's t). It covers other seeds, not other test scans. One that
+holds 0 does not show a difference. The paper reports 3 to 6 points on easy and hard, and a loss of 1 to 2 on hidden.
+"""
+DETECTION = """Per cent, mean ± sample standard deviation over the seeds; in brackets the gain as above. *mean* is that
+of the three test sets.
+"""
+PROBES = """Items that no pretraining has seen, of other brands and in other bags (`python -m segloc.probe`).
+"""
+PRETRAININGS = """Means over the last quarter of the steps, then over the seeds. Top-1: how often a query is nearer to
+its own key than to all negatives. Accuracy: how often the stored key nearest to a query is of the query's class. Crops
+have one class only, so theirs says nothing.
+"""
+COMMANDS = """Of the first seed; the others differ in it alone. `python -m segloc.experiment` runs them all:
+[study.md](study.md) has the commands that make everything on this page.
+"""
+
+Rows = list[dict[str, str]]
+
+
+def render(results: Path = RESULTS) -> str:
+    """Write the page, in Markdown."""
+    runs, pretrainings, commands = (_read(results / f"{name}.csv") for name in ("runs", "pretrainings", "commands"))
+    parts = [
+        f"{HEAD}\n{_about(results)}",
+        f"## Gains\n\n{ANSWERS}\n{gains_table(runs)}",
+        f"## Detection\n\n{DETECTION}\n{detection(runs)}",
+        f"## What the features know\n\n{PROBES}\n{(results / 'probe.md').read_text()}",
+        f"## The pretrainings\n\n{PRETRAININGS}\n{pretraining_table(pretrainings)}",
+        f"## The commands\n\n{COMMANDS}\n```\n" + "\n".join(row["command"] for row in commands) + "\n```\n",
+    ]
+    return "\n".join(parts)
+
+
+def gains_table(runs: Rows) -> str:
+    """Table of runs by test set: box AP over the random start."""
+    header = ["run", "over", "easy and hard", *TEST_SETS]
+    lines = [_line(header), _line(["---", "---", *["---:"] * (len(header) - 2)])]
+    for name in _names(runs):
+        base = _base(runs, name)
+        if not base:
+            continue
+        per_set = {t: differences(runs, name, "bbox", "AP", t) for t in TEST_SETS}
+        both = [statistics.fmean(pair) for pair in zip(per_set["easy"], per_set["hard"], strict=True)]
+        lines.append(_line([f"`{name}`", f"`{base}`", interval(both), *(interval(per_set[t]) for t in TEST_SETS)]))
+    return "\n".join([*lines, ""])
+
+
+def detection(runs: Rows) -> str:
+    """Table of runs by test set, a line per figure."""
+    lines = [_line(["run", "seeds", "figure", *TEST_SETS]), _line(["---", "---:", "---", *["---:"] * len(TEST_SETS)])]
+    for name in _names(runs):
+        for task, metric in FIGURES:
+            cells = []
+            for test_set in TEST_SETS:
+                values = list(_values(runs, name, task, metric, test_set).values())
+                gains = differences(runs, name, task, metric, test_set)
+                cells.append(_spread(values) + (f" ({interval(gains)})" if gains else ""))
+            first = (task, metric) == FIGURES[0]
+            titles = [f"**{name}**", str(len(values))] if first else ["", ""]
+            lines.append(_line([*titles, f"{metric}, {TASKS[task]}", *cells]))
+    images = {row["test_set"]: row["images"] for row in runs if row["test_set"] in TEST_SETS and row["images"]}
+    return "\n".join([*lines, "", "Test scans: " + ", ".join(f"{name} {n}" for name, n in images.items()) + ".", ""])
+
+
+def pretraining_table(rows: Rows) -> str:
+    """Table of pretrainings by gauge."""
+    header = ["pretraining", "steps", "seeds", "loss", "chance", "top-1", "accuracy", "chance"]
+    lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+    for name in dict.fromkeys(row["pretraining"] for row in rows):
+        members = [row for row in rows if row["pretraining"] == name]
+        gauges = {"loss": 2, "chance_loss": 2, "top1": 3, "accuracy": 3, "chance_accuracy": 3}
+        mean = {key: statistics.fmean(float(row[key]) for row in members) for key in gauges}
+        cells = {key: f"{mean[key]:.{digits}f}" for key, digits in gauges.items()}
+        if mean["chance_accuracy"] == 1:
+            cells |= {"accuracy": "–", "chance_accuracy": "–"}
+        lines.append(_line([name, members[0]["steps"], str(len(members)), *cells.values()]))
+    return "\n".join([*lines, ""])
+
+
+def differences(runs: Rows, name: str, task: str, metric: str, test_set: str) -> list[float]:
+    """Subtract the random start of the same seed; empty for a random start."""
+    base = _base(runs, name)
+    ours, theirs = (_values(runs, run, task, metric, test_set) for run in (name, base))
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
+def interval(gains: Sequence[float]) -> str:
+    """Write a mean difference and, of several seeds, its 95 % interval."""
+    if not gains:
+        return "–"
+    mean = statistics.fmean(gains)
+    if len(gains) < 2:
+        return f"{mean:+.1f}"
+    half = T_95[len(gains) - 1] * statistics.stdev(gains) / math.sqrt(len(gains))
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
+def _about(results: Path) -> str:
+    about = json.loads((results / "about.json").read_text())
+    ran_on = ", ".join("/".join(about[key]) for key in ("device", "engine"))
+    versions = f"torch {'/'.join(about['torch'])}, revision {'/'.join(about['git_revision'])}"
+    failed = "".join(f"- {row['job']}: {row['failure']}\n" for row in about["failed"])
+    text = f"Run on: {ran_on}; {versions}. Figures kept on: {about['kept_on']}.\n"
+    return text + (f"\nThese failed, and are missing below:\n\n{failed}" if failed else "\nNo run failed.\n")
+
+
+def _base(runs: Rows, name: str) -> str:
+    return next(row["base"] for row in runs if row["run"] == name)
+
+
+def _values(runs: Rows, name: str, task: str, metric: str, test_set: str) -> dict[str, float]:
+    wanted = {"run": name, "task": task, "test_set": test_set}
+    return {r["seed"]: float(r[metric]) for r in runs if all(r[key] == value for key, value in wanted.items())}
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _names(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["run"] for row in rows))
+
+
+def _read(path: Path) -> Rows:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

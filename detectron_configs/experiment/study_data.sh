@@ -1,0 +1,50 @@
+#!/bin/sh
+# The data of the study (docs/study.md), from the project's root with its environment active:
+#   sh detectron_configs/experiment/study_data.sh cpu    # into data/study/cpu, some minutes on two cores
+#   sh detectron_configs/experiment/study_data.sh gpu    # into data/study/gpu
+# Shards of three kinds to pretrain on, and shards to probe on, whose items are of brands and whose bags are of a
+# simulation that no pretraining sees. What is finished is not made again.
+set -eu
+# Items in the pairs are about as large in pixels as in fine-tuning (scans of 128 px on the CPU, 500 px on a GPU), so
+# pairs of a smaller frame show them larger.
+case "${1:-}" in
+  cpu) scans=1500 trial_scans=900 width=320 pairs=4000 frame=64 scale=1.8:3.2 ;;
+  gpu) scans=20000 trial_scans=4000 width=500 pairs=50000 frame=500 scale=0.9:1.6 ;;
+  *) echo "usage: sh $0 cpu|gpu" >&2; exit 2 ;;
+esac
+out=data/study/$1
+
+# A table is made again when it is older than what it is made of.
+missing() { # TABLE SOURCE
+  [ ! -f "$1" ] || [ "$2" -nt "$1" ]
+}
+
+simulation() { # NAME SCANS SEED [OPTION...]
+  name=$1 of=$2 seed=$3; shift 3
+  made=$out/$name/simulation.json
+  python -m pipeline.simulate --out "$out/$name" --scans "$of" --width "$width" --seed "$seed" "$@"
+  if missing "$out/$name.regions.parquet" "$made"; then
+    python -m pipeline.regions --backgrounds "$out/$name/sixray" --out "$out/$name.regions.parquet"
+  fi
+  if missing "$out/$name.segments.parquet" "$made"; then
+    python -m pipeline.segments --annotations "$out/$name/pidray" --out "$out/$name.segments.parquet"
+  fi
+}
+
+pairs() { # SIMULATION SEGMENTS SHARDS PAIRS BLEND SCALE
+  python -m pipeline.synthesize --backgrounds "$out/$1/sixray" --regions "$out/$1.regions.parquet" \
+    --segments "$out/$2.parquet" --out "$out/$3" --pairs "$4" --per-shard 250 --width "$frame" --blend "$5" --scale "$6" \
+    --if-changed rebuild
+}
+
+simulation scans "$scans" 0
+simulation trial "$trial_scans" 1 --swap-brands
+if missing "$out/crops.parquet" "$out/scans.regions.parquet"; then
+  python -m pipeline.crops --backgrounds "$out/scans/sixray" --regions "$out/scans.regions.parquet" --scans 2000 \
+    --per-scan 4 --out "$out/crops.parquet"
+fi
+
+pairs scans scans.segments alpha "$pairs" alpha "$scale"
+pairs scans scans.segments ratio "$pairs" ratio "$scale"
+pairs scans crops crops "$pairs" paste 0.5:1
+pairs trial trial.segments probe 1500 alpha "$scale"
