@@ -31,10 +31,11 @@ simulation() { # NAME SCANS SEED [OPTION...]
   fi
 }
 
-pairs() { # SIMULATION SEGMENTS SHARDS PAIRS BLEND SCALE
-  python -m pipeline.synthesize --backgrounds "$out/$1/sixray" --regions "$out/$1.regions.parquet" \
-    --segments "$out/$2.parquet" --out "$out/$3" --pairs "$4" --per-shard 250 --width "$frame" --blend "$5" --scale "$6" \
-    --if-changed rebuild
+pairs() { # SIMULATION SEGMENTS SHARDS PAIRS BLEND SCALE [OPTION...]
+  simulation=$1 segments=$2 shards=$3 number=$4 blend=$5 size=$6; shift 6
+  python -m pipeline.synthesize --backgrounds "$out/$simulation/sixray" --regions "$out/$simulation.regions.parquet" \
+    --segments "$out/$segments.parquet" --out "$out/$shards" --pairs "$number" --per-shard 250 --width "$frame" \
+    --blend "$blend" --scale "$size" --if-changed rebuild "$@"
 }
 
 simulation scans "$scans" 0
@@ -47,4 +48,5 @@ fi
 pairs scans scans.segments alpha "$pairs" alpha "$scale"
 pairs scans scans.segments ratio "$pairs" ratio "$scale"
 pairs scans crops crops "$pairs" paste 0.5:1
-pairs trial trial.segments probe 1500 alpha "$scale"
+# As a scanner would show them: by Beer and Lambert's law, with a coefficient of 1.
+pairs trial trial.segments probe 1500 ratio "$scale" --coefficients 1:1
