@@ -15,6 +15,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
+Rows = list[dict[str, str]]
+
 
 def machine() -> str:
     """Name the processor and the number of cores, fit for a file name."""
@@ -80,3 +82,9 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_rows(path: Path) -> Rows:
+    """Read what `write_rows` wrote."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

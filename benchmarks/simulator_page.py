@@ -5,7 +5,6 @@ The page's test fails when it differs from the result files.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import cv2
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks import common
 from benchmarks.scan_statistics import STATISTICS
 from pipeline.images import encode_jpeg, read_image
+from segloc.results_table import table_row
 
 RESULTS = common.RESULTS / "realism"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -32,7 +32,7 @@ COLOURS = {"real": "#222222", "simulated": "#d1495b"}
 _CELL_PX, _COLUMNS, _LABEL_PX = (190, 200), 5, 22
 _TELLING = 6
 
-Rows = list[dict[str, str]]
+Rows = common.Rows
 
 # The page's beginning: what is simulated, and how the two samples are compared.
 HEAD = Path(__file__).with_name("simulator_head.md")
@@ -69,8 +69,7 @@ The folders may have SIXray's or PIDray's layout, or none. The numbers come from
 
 def read(name: str, results: Path) -> Rows:
     """Read one result file."""
-    with (results / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return common.read_rows(results / f"{name}.csv")
 
 
 def render(results: Path = RESULTS) -> str:
@@ -89,7 +88,7 @@ def render(results: Path = RESULTS) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows]) + "\n"
+    return "\n".join(map(table_row, [header, ["---"] * len(header), *rows])) + "\n"
 
 
 def _counts(statistics: Rows, groups: list[str]) -> str:

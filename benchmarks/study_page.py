@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import statistics
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import common
+from segloc.results_table import table_row
 
 RESULTS = common.RESULTS / "study"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -43,12 +43,14 @@ COMMANDS = """Of the first seed; the others differ in it alone. `python -m seglo
 [study.md](study.md) has the commands that make everything on this page.
 """
 
-Rows = list[dict[str, str]]
+Rows = common.Rows
 
 
 def render(results: Path = RESULTS) -> str:
     """Write the page, in Markdown."""
-    runs, pretrainings, commands = (_read(results / f"{name}.csv") for name in ("runs", "pretrainings", "commands"))
+    runs, pretrainings, commands = (
+        common.read_rows(results / f"{name}.csv") for name in ("runs", "pretrainings", "commands")
+    )
     parts = [
         f"{HEAD}\n{_about(results)}",
         f"## Gains\n\n{ANSWERS}\n{gains_table(runs)}",
@@ -63,20 +65,23 @@ def render(results: Path = RESULTS) -> str:
 def gains_table(runs: Rows) -> str:
     """Table of runs by test set: box AP over the random start."""
     header = ["run", "over", "easy and hard", *TEST_SETS]
-    lines = [_line(header), _line(["---", "---", *["---:"] * (len(header) - 2)])]
+    lines = [table_row(header), table_row(["---", "---", *["---:"] * (len(header) - 2)])]
     for name in _names(runs):
         base = _base(runs, name)
         if not base:
             continue
         per_set = {t: differences(runs, name, "bbox", "AP", t) for t in TEST_SETS}
         both = [statistics.fmean(pair) for pair in zip(per_set["easy"], per_set["hard"], strict=True)]
-        lines.append(_line([f"`{name}`", f"`{base}`", interval(both), *(interval(per_set[t]) for t in TEST_SETS)]))
+        lines.append(table_row([f"`{name}`", f"`{base}`", interval(both), *(interval(per_set[t]) for t in TEST_SETS)]))
     return "\n".join([*lines, ""])
 
 
 def detection(runs: Rows) -> str:
     """Table of runs by test set, a line per figure."""
-    lines = [_line(["run", "seeds", "figure", *TEST_SETS]), _line(["---", "---:", "---", *["---:"] * len(TEST_SETS)])]
+    lines = [
+        table_row(["run", "seeds", "figure", *TEST_SETS]),
+        table_row(["---", "---:", "---", *["---:"] * len(TEST_SETS)]),
+    ]
     for name in _names(runs):
         for task, metric in FIGURES:
             cells = []
@@ -86,7 +91,7 @@ def detection(runs: Rows) -> str:
                 cells.append(_spread(values) + (f" ({interval(gains)})" if gains else ""))
             first = (task, metric) == FIGURES[0]
             titles = [f"**{name}**", str(len(values))] if first else ["", ""]
-            lines.append(_line([*titles, f"{metric}, {TASKS[task]}", *cells]))
+            lines.append(table_row([*titles, f"{metric}, {TASKS[task]}", *cells]))
     images = {row["test_set"]: row["images"] for row in runs if row["test_set"] in TEST_SETS and row["images"]}
     return "\n".join([*lines, "", "Test scans: " + ", ".join(f"{name} {n}" for name, n in images.items()) + ".", ""])
 
@@ -94,7 +99,7 @@ def detection(runs: Rows) -> str:
 def pretraining_table(rows: Rows) -> str:
     """Table of pretrainings by gauge."""
     header = ["pretraining", "steps", "seeds", "loss", "chance", "top-1", "accuracy", "chance"]
-    lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+    lines = [table_row(header), table_row(["---", *["---:"] * (len(header) - 1)])]
     for name in dict.fromkeys(row["pretraining"] for row in rows):
         members = [row for row in rows if row["pretraining"] == name]
         gauges = {"loss": 2, "chance_loss": 2, "top1": 3, "accuracy": 3, "chance_accuracy": 3}
@@ -102,7 +107,7 @@ def pretraining_table(rows: Rows) -> str:
         cells = {key: f"{mean[key]:.{digits}f}" for key, digits in gauges.items()}
         if mean["chance_accuracy"] == 1:
             cells |= {"accuracy": "–", "chance_accuracy": "–"}
-        lines.append(_line([name, members[0]["steps"], str(len(members)), *cells.values()]))
+        lines.append(table_row([name, members[0]["steps"], str(len(members)), *cells.values()]))
     return "\n".join([*lines, ""])
 
 
@@ -148,12 +153,3 @@ def _spread(values: Sequence[float]) -> str:
 
 def _names(rows: Rows) -> list[str]:
     return list(dict.fromkeys(row["run"] for row in rows))
-
-
-def _read(path: Path) -> Rows:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

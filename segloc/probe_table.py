@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segloc.contract import InputError, one_line
+from segloc.results_table import table_row
 
 METHODS = {"knn": "k-NN", "linear": "linear"}
 ALL_LEVELS = "all levels"
@@ -68,12 +69,12 @@ def to_markdown(probes: Sequence[Probe]) -> str:
     shown = [features for features in SHOWN if any(features in probe.accuracy for probe in probes)]
     columns = [(features, method) for features in shown for method in METHODS]
     header = ["start", "steps", "seeds", *(f"{METHODS[method]}, {features}" for features, method in columns), "chance"]
-    lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+    lines = [table_row(header), table_row(["---", *["---:"] * (len(header) - 1)])]
     for members in groups:
         steps = ", ".join(dict.fromkeys("–" if p.iteration is None else str(p.iteration) for p in members))
         figures = [_figure([p.accuracy.get(features, {}).get(method) for p in members]) for features, method in columns]
         chance = f"{100 * statistics.fmean(p.chance for p in members):.1f}"
-        lines.append(_line([members[0].start, steps, str(len(members)), *figures, chance]))
+        lines.append(table_row([members[0].start, steps, str(len(members)), *figures, chance]))
     return "\n".join([*lines, "", *_notes(groups), ""])
 
 
@@ -137,7 +138,3 @@ def _figure(shares: Sequence[float | None]) -> str:
         return "–"
     spread = f" ± {statistics.stdev(present):.1f}" if len(present) > 1 else ""
     return f"{statistics.fmean(present):.1f}{spread}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -175,11 +175,11 @@ def to_csv(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """Write the table as people read it: per cent, ± over seeds, difference to the random start in brackets."""
     header = ["run", "metric", *(f"{KINDS[kind].split()[0]} {subset}" for kind, subset in table.columns)]
-    lines = [_line(header), _line(["---", "---", *["---:"] * len(table.columns)])]
+    lines = [table_row(header), table_row(["---", "---", *["---:"] * len(table.columns)])]
     for block in table.blocks:
         for metric, row in block.figures.items():
             title = f"**{block.name}**<br>{about(block)}" if metric == METRICS[0] else ""
-            lines.append(_line([title, metric, *map(_text, row)]))
+            lines.append(table_row([title, metric, *map(_text, row)]))
     return "\n".join([*lines, "", *notes(table), ""])
 
 
@@ -262,7 +262,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(present) if present and len(present) == len(values) else None
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+    """Write a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -27,7 +27,8 @@ LAYERS = (
     ("segloc.distributed", "segloc.stopping"),
     ("segloc.models", "segloc.runs"),
     ("segloc.shard_folder", "segloc.run_results"),
-    ("segloc.batches", "segloc.results_table", "segloc.probe_table"),
+    ("segloc.batches", "segloc.results_table"),
+    ("segloc.probe_table",),
     ("segloc.stream", "segloc.augment", "segloc.box_augment", "segloc.gauges", "segloc.detection"),
     ("segloc.pretrainer", "segloc.export_formats", "segloc.bn_export", "segloc.held_out", "segloc.roi_features"),
     (

@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pytest
 
-from benchmarks import study, study_page
+from benchmarks import common, study, study_page
 from segloc.run_results import METRICS
 
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}
@@ -88,7 +88,7 @@ def test_the_page_is_made_of_what_the_experiment_measured(experiment, tmp_path):
 
 def test_the_gain_is_over_the_random_start_of_the_same_network(experiment, tmp_path):
     study.keep(experiment, tmp_path / "kept")
-    rows = study_page._read(tmp_path / "kept" / "runs.csv")
+    rows = common.read_rows(tmp_path / "kept" / "runs.csv")
     assert {row["run"]: row["base"] for row in rows} == {
         "random-fair": "", "ours-fair": "random-fair", "bn-fair": "random_bn-fair", "random_bn-fair": "",
     }  # fmt: skip
@@ -99,7 +99,7 @@ def test_what_failed_is_named_and_the_others_are_paired_by_seed(experiment, tmp_
     (experiment / "ours-fair-seed1" / "evaluation.json").unlink()
     record(experiment / "ours-fair-seed1" / "finetune.job.json", [], failure="loss is not finite")
     study.keep(experiment, tmp_path / "kept")
-    rows = study_page._read(tmp_path / "kept" / "runs.csv")
+    rows = common.read_rows(tmp_path / "kept" / "runs.csv")
     assert study_page.differences(rows, "ours-fair", "bbox", "AP", "easy") == [3, 4]
     page = study_page.render(tmp_path / "kept")
     assert "- ours-fair-seed1: loss is not finite\n" in page
@@ -122,7 +122,7 @@ def test_an_unfinished_study_is_refused(experiment, tmp_path, capsys, monkeypatc
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.skipif(not study_page.PAGE.exists(), reason="the study's results are not there yet")
+@pytest.mark.skipif(not study_page.RESULTS.exists(), reason="the study's results are not there yet")
 def test_the_page_is_that_of_the_result_files():
     assert study_page.PAGE.read_text() == study_page.render(), "run python -m benchmarks.study"
 

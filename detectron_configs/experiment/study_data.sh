@@ -21,12 +21,11 @@ missing() { # TABLE SOURCE
 
 simulation() { # NAME SCANS SEED [OPTION...]
   name=$1 of=$2 seed=$3; shift 3
-  made=$out/$name/simulation.json
   python -m pipeline.simulate --out "$out/$name" --scans "$of" --width "$width" --seed "$seed" "$@"
-  if missing "$out/$name.regions.parquet" "$made"; then
+  if missing "$out/$name.regions.parquet" "$out/$name/simulation.json"; then
     python -m pipeline.regions --backgrounds "$out/$name/sixray" --out "$out/$name.regions.parquet"
   fi
-  if missing "$out/$name.segments.parquet" "$made"; then
+  if missing "$out/$name.segments.parquet" "$out/$name/simulation.json"; then
     python -m pipeline.segments --annotations "$out/$name/pidray" --out "$out/$name.segments.parquet"
   fi
 }

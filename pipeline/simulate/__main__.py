@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--swap-brands",
         action="store_true",
         help="give the training scans the brands that test scans have otherwise, and the reverse: items for trials of "
-        "a network that was trained on other simulations",
+        "a network that was trained on a simulation without it",
     )
     cli.add_executor_options(parser)
     return parser
