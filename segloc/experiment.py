@@ -43,8 +43,7 @@ working directory, with protocols, `probe`, or both:
     config: detectron_configs/pretrain/paper_r101.yaml    # the network of random and imagenet; also `overrides`
     starts: [random, segloc]                  # left out, all; also train: 2000, test: 1000, image_size: 500
 Probes end in probe.md, mean and standard deviation over the seeds, and probe.csv, every seed by itself. All starts are
-tested on the same views. One whose weights are the same for all seeds is probed once; one with insert_bn has no RoI
-head, so no embedding.
+tested on the same views. One whose weights are the same for all seeds is probed once.
 """
 
 

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.out)
     bn_export.check_arguments(args)
     content = read_backbone(args.weights)
-    # Only the backbone is exported: nothing downstream has a place for the head of pretraining.
+    # Other libraries have no place for the head of pretraining; fine-tuning here can start its box heads from it.
+    head = content.get("head", {}) if args.format == "segloc" else {}
     content = {name: content.get(name) for name in (*BACKBONE_SETTINGS, "iteration", "backbone")}
     inserted = None
     if args.insert_bn:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     }
     out = Path(args.out)
     buffer = io.BytesIO()
-    torch.save(wrapped(export.state, args.format, about), buffer)
+    torch.save(wrapped(export.state, args.format, about, head), buffer)
     write_atomic(out, buffer.getvalue())
     report_path = out.with_name(f"{out.stem}.report.json")
     write_atomic(report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())

@@ -149,16 +149,20 @@ def _image_notes(format_: str) -> list[str]:
     return ["images are RGB, (x - 127.5) / 127.5, padded with white to multiples of 32"]
 
 
-def wrapped(state: dict[str, torch.Tensor], format_: str, about: Mapping[str, Any]) -> dict[str, Any]:
+def wrapped(
+    state: dict[str, torch.Tensor], format_: str, about: Mapping[str, Any], head: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
     """Put the state dict into the envelope the library's own loader expects.
 
     Args:
         state: the tensors under their new names.
         format_: one of `FORMATS`.
         about: the backbone's settings and iteration, kept where the format has room for them.
+        head: state dict of the head of pretraining, likewise.
     """
     if format_ == "segloc":
-        return {"format_version": FORMAT_VERSION, "kind": "backbone", **about, "backbone": state}
+        content = {"format_version": FORMAT_VERSION, "kind": "backbone", **about, "backbone": state}
+        return {**content, "head": dict(head)} if head else content
     if format_.startswith("detectron2"):
         # With the heuristics its checkpointer finds the names under any prefix, such as a detector's "backbone.".
         return {"model": state, "__author__": "segloc", "matching_heuristics": True}

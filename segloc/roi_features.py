@@ -70,13 +70,15 @@ def trained(weights: str) -> Network:
     load_strict(backbone, content["backbone"], weights)
     head = None
     if "head" in content:
-        head = head_like(content["head"], content["norm"], weights).eval()
+        head = head_like(content["head"], weights).eval()
         load_strict(head, content["head"], f"{weights}: RoI head")
     return Network(backbone, head, {**settings, "iteration": content.get("iteration")})
 
 
-def head_like(state: Mapping[str, torch.Tensor], norm: str, source: str) -> RoIHead:
-    """Build the RoI head a state dict belongs to; its tensors tell its sizes.
+def head_like(state: Mapping[str, torch.Tensor], source: str) -> RoIHead:
+    """Build the RoI head a state dict belongs to; its tensors tell its sizes and its norm.
+
+    The norm can be another than the backbone's, where batch norm was put into a norm-free backbone.
 
     Raises:
         InputError: it is no head of ours.
@@ -90,6 +92,7 @@ def head_like(state: Mapping[str, torch.Tensor], norm: str, source: str) -> RoIH
     if len(linears) != 3:
         raise InputError(f"{source}: its RoI head has {len(linears)} fully connected layers, not 3")
     conv_dim = len(convs[0]) if convs else HeadConfig().conv_dim
+    norm = "none" if "convs.0.bias" in state else "bn" if "convs.1.running_mean" in state else "gn"
     return InsLocHead(len(convs), conv_dim, len(linears[0]), len(linears[2]), norm, standardised)
 
 

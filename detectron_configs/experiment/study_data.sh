@@ -8,7 +8,7 @@ set -eu
 # Items in the pairs are about as large in pixels as in fine-tuning (scans of 128 px on the CPU, 500 px on a GPU), so
 # pairs of a smaller frame show them larger.
 case "${1:-}" in
-  cpu) scans=1500 trial_scans=900 width=320 pairs=4000 frame=64 scale=1.8:3.2 ;;
+  cpu) scans=1500 trial_scans=1800 width=320 pairs=4000 frame=64 scale=1.8:3.2 ;;
   gpu) scans=20000 trial_scans=4000 width=500 pairs=50000 frame=500 scale=0.9:1.6 ;;
   *) echo "usage: sh $0 cpu|gpu" >&2; exit 2 ;;
 esac
@@ -48,4 +48,4 @@ pairs scans scans.segments alpha "$pairs" alpha "$scale"
 pairs scans scans.segments ratio "$pairs" ratio "$scale"
 pairs scans crops crops "$pairs" paste 0.5:1
 # As a scanner would show them: by Beer and Lambert's law, with a coefficient of 1.
-pairs trial trial.segments probe 1500 ratio "$scale" --coefficients 1:1
+pairs trial trial.segments probe 3000 ratio "$scale" --coefficients 1:1

@@ -68,7 +68,7 @@ def test_detectron2_finds_the_weights_by_its_own_checkpointer(arch, norm, tmp_pa
 
     backbone = trained(arch, norm)
     state = export_formats.convert(backbone.state_dict(), "detectron2", norm).state
-    torch.save(export_formats.wrapped(state, "detectron2", {}), tmp_path / "d2.pth")
+    torch.save(export_formats.wrapped(state, "detectron2", {}, {}), tmp_path / "d2.pth")
     model = build_model(detectron2_config(arch, norm))
     DetectionCheckpointer(model).load(str(tmp_path / "d2.pth"))
     assert set(state) == set(model.backbone.state_dict())
@@ -83,7 +83,7 @@ def test_detectron2_with_our_own_backbone_keeps_the_attention(tmp_path):
 
     backbone = trained("resnet18", "none", attention=True)
     state = export_formats.convert(backbone.state_dict(), "detectron2-sda", "none").state
-    torch.save(export_formats.wrapped(state, "detectron2-sda", {}), tmp_path / "sda.pth")
+    torch.save(export_formats.wrapped(state, "detectron2-sda", {}, {}), tmp_path / "sda.pth")
     adapter = PyramidBackbone(SegLocBackbone("resnet18", "none", "gn"))
     model = torch.nn.ModuleDict({"backbone": adapter, "rpn": torch.nn.Conv2d(256, 3, 1)})
     DetectionCheckpointer(model).load(str(tmp_path / "sda.pth"))
@@ -194,6 +194,22 @@ def test_inserted_batch_norm_loads_for_fine_tuning_and_computes_the_same(norm_fr
     assert (inserted["measured_views"], inserted["compared_views"]) == (20, 16)
     assert 0 < inserted["largest_relative_difference"] < 1e-4
     assert "inserted 20 batch norm layers" in capsys.readouterr().out
+
+
+def test_own_format_keeps_the_head_so_that_box_heads_can_start_from_it(tmp_path):
+    backbone = trained("resnet18", "none", attention=True)
+    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True}
+    head = {"box.fc1.weight": torch.rand(4, 3), "box.fc1.bias": torch.rand(4)}
+    content = {"kind": "backbone", **settings, "iteration": 3, "backbone": backbone.state_dict(), "head": head}
+    checkpoint.save(tmp_path / "backbone.pth", content)
+    for format_ in ("segloc", "detectron2"):
+        out = tmp_path / f"{format_}.pth"
+        command = ["--weights", str(tmp_path / "backbone.pth"), "--format", format_, "--out", str(out)]
+        assert export.main(command) == 0
+    kept = checkpoint.load(tmp_path / "segloc.pth")["head"]
+    assert kept.keys() == head.keys()
+    assert all(torch.equal(kept[name], head[name]) for name in head)
+    assert not any("box" in name for name in torch.load(tmp_path / "detectron2.pth", weights_only=True)["model"])
 
 
 def test_statistics_are_those_of_the_first_pairs_in_training_order(norm_free, shards, tmp_path):

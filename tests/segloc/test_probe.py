@@ -97,7 +97,7 @@ def test_a_box_head_is_rebuilt_from_its_tensors():
     for standardised in ("true", "false"):
         config = load_config(None, [*OVERRIDES, "head.kind=box2fc", f"head.embedding_bn={standardised}"])
         head = SegLoc(config.model, config.head).query.head.eval()
-        other = roi_features.head_like(head.state_dict(), "gn", "here").eval()
+        other = roi_features.head_like(head.state_dict(), "here").eval()
         other.load_state_dict(head.state_dict(), strict=True)
         pooled = torch.randn(5, 3, 256, 7, 7)
         with torch.no_grad():
@@ -109,7 +109,7 @@ def test_a_box_head_is_rebuilt_from_its_tensors():
 def test_a_head_is_rebuilt_from_its_tensors(norm, convs, embedding_bn):
     config = load_config(None, [*OVERRIDES, f"head.convs={convs}", f"head.embedding_bn={str(embedding_bn).lower()}"])
     head = SegLoc(dataclasses.replace(config.model, norm=norm), config.head).query.head.eval()
-    other = roi_features.head_like(head.state_dict(), norm, "here").eval()
+    other = roi_features.head_like(head.state_dict(), "here").eval()
     other.load_state_dict(head.state_dict(), strict=True)
     pooled = torch.randn(5, 3, 256, 7, 7)
     with torch.no_grad():
