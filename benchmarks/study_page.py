@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import common
+from segloc.models.start import RANDOM
+from segloc.probe_table import METHODS
 from segloc.results_table import table_row
 
 RESULTS = common.RESULTS / "study"
@@ -16,6 +18,19 @@ PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 TEST_SETS = ("easy", "hard", "hidden", "mean")
 FIGURES = (("bbox", "AP"), ("bbox", "AP50"), ("bbox", "AR100"), ("segm", "AP"), ("segm", "AR100"))
 TASKS = {"bbox": "boxes", "segm": "masks"}
+PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "linear"))
+# Starts that differ in one thing from another, in the CPU's recipe and in the GPU's: what they are compared with.
+PARTS = {
+    "ours_bn_anew": "ours",
+    "alpha_short": "ours_short",
+    "single_queue_short": "ours_short",
+    "random_dictionary_short": "ours_short",
+    "ours_short": "ours",
+    "ours_ratio": "ours",
+    "ours_random_dictionary": "ours",
+    "paper": "paper_bn",
+    "paper_single_queue": "paper_bn",
+}
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -30,10 +45,16 @@ ANSWERS = """Gains of box AP over random weights in the same network and protoco
 its 95 % interval from the differences seed by seed (Student's t). It covers other seeds, not other test scans. One that
 holds 0 does not show a difference. The paper reports 3 to 6 points on easy and hard, and a loss of 1 to 2 on hidden.
 """
+PARTS_TEXT = """A start less the one that differs from it in one thing ([study.md](study.md) says in what), in points,
+with the interval as above. Box AP is the mean of the three test sets. Starts that are only probed have no AP.
+"""
 DETECTION = """Per cent, mean ± sample standard deviation over the seeds; in brackets the gain as above. *mean* is that
 of the three test sets.
 """
 PROBES = """Items that no pretraining has seen, of other brands and in other bags (`python -m segloc.probe`).
+"""
+PROBE_GAINS = """Over random weights, in points, with the interval as above. The head that makes the embedding is not
+part of a detector; what is to help one has to be in the levels.
 """
 PRETRAININGS = """Means over the last quarter of the steps, then over the seeds. Top-1: how often a query is nearer to
 its own key than to all negatives. Accuracy: how often the stored key nearest to a query is of the query's class. Crops
@@ -51,15 +72,31 @@ def render(results: Path = RESULTS) -> str:
     runs, pretrainings, commands = (
         common.read_rows(results / f"{name}.csv") for name in ("runs", "pretrainings", "commands")
     )
+    probes = common.read_rows(results / "probe.csv")
+    known = (results / "probe.md").read_text()
     parts = [
         f"{HEAD}\n{_about(results)}",
+        f"## In short\n\n{verdicts(runs)}",
         f"## Gains\n\n{ANSWERS}\n{gains_table(runs)}",
+        f"## What each part does\n\n{PARTS_TEXT}\n{parts_table(runs, probes)}",
         f"## Detection\n\n{DETECTION}\n{detection(runs)}",
-        f"## What the features know\n\n{PROBES}\n{(results / 'probe.md').read_text()}",
+        f"## What the features know\n\n{PROBES}\n{known}\n{PROBE_GAINS}\n{probe_gains_table(probes)}",
         f"## The pretrainings\n\n{PRETRAININGS}\n{pretraining_table(pretrainings)}",
         f"## The commands\n\n{COMMANDS}\n```\n" + "\n".join(row["command"] for row in commands) + "\n```\n",
     ]
     return "\n".join(parts)
+
+
+def verdicts(runs: Rows) -> str:
+    """Say of every run whether it was shown to be better or worse than its random start in box AP."""
+    lines = []
+    for name in _names(runs):
+        base = _base(runs, name)
+        if base:
+            hidden = differences(runs, name, "bbox", "AP", "hidden")
+            told = f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden"
+            lines.append(f"- `{name}` against `{base}`: {told}.\n")
+    return "".join(lines)
 
 
 def gains_table(runs: Rows) -> str:
@@ -70,9 +107,34 @@ def gains_table(runs: Rows) -> str:
         base = _base(runs, name)
         if not base:
             continue
-        per_set = {t: differences(runs, name, "bbox", "AP", t) for t in TEST_SETS}
-        both = [statistics.fmean(pair) for pair in zip(per_set["easy"], per_set["hard"], strict=True)]
-        lines.append(table_row([f"`{name}`", f"`{base}`", interval(both), *(interval(per_set[t]) for t in TEST_SETS)]))
+        per_set = [interval(differences(runs, name, "bbox", "AP", t)) for t in TEST_SETS]
+        lines.append(table_row([f"`{name}`", f"`{base}`", interval(_easy_and_hard(runs, name)), *per_set]))
+    return "\n".join([*lines, ""])
+
+
+def parts_table(runs: Rows, probes: Rows) -> str:
+    """Table of starts that differ in one thing: box AP and what the probe says, by protocol where there are several."""
+    header = ["start", "less", "box AP", *_probe_titles()]
+    lines = [table_row(header), table_row(["---", "---", *["---:"] * (len(header) - 2)])]
+    for start, other in PARTS.items():
+        accuracies = [_probe_differences(probes, start, other, *shown) for shown in PROBES_SHOWN]
+        protocols = [n.removeprefix(f"{start}-") for n in _names(runs) if n.rpartition("-")[0] == start]
+        for protocol in protocols or [""]:
+            names = [f"{start}-{protocol}", f"{other}-{protocol}"] if protocol else [start, other]
+            gains = paired(*(_values(runs, name, "bbox", "AP", "mean") for name in names))
+            if gains or any(accuracies):
+                lines.append(table_row([*(f"`{n}`" for n in names), *(interval(g) for g in (gains, *accuracies))]))
+    return "\n".join([*lines, ""])
+
+
+def probe_gains_table(probes: Rows) -> str:
+    """Table of starts by kind of features: accuracy over that of random weights."""
+    header = ["start", *_probe_titles()]
+    lines = [table_row(header), table_row(["---", *["---:"] * (len(header) - 1)])]
+    for start in dict.fromkeys(row["start"] for row in probes):
+        if start != RANDOM:
+            gains = (interval(_probe_differences(probes, start, RANDOM, *shown)) for shown in PROBES_SHOWN)
+            lines.append(table_row([f"`{start}`", *gains]))
     return "\n".join([*lines, ""])
 
 
@@ -113,8 +175,11 @@ def pretraining_table(rows: Rows) -> str:
 
 def differences(runs: Rows, name: str, task: str, metric: str, test_set: str) -> list[float]:
     """Subtract the random start of the same seed; empty for a random start."""
-    base = _base(runs, name)
-    ours, theirs = (_values(runs, run, task, metric, test_set) for run in (name, base))
+    return paired(*(_values(runs, run, task, metric, test_set) for run in (name, _base(runs, name))))
+
+
+def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
+    """Subtract seed by seed, of the seeds that both have."""
     return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
 
@@ -122,11 +187,45 @@ def interval(gains: Sequence[float]) -> str:
     """Write a mean difference and, of several seeds, its 95 % interval."""
     if not gains:
         return "–"
-    mean = statistics.fmean(gains)
+    mean = f"{statistics.fmean(gains):+.1f}"
     if len(gains) < 2:
-        return f"{mean:+.1f}"
-    half = T_95[len(gains) - 1] * statistics.stdev(gains) / math.sqrt(len(gains))
-    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+        return mean
+    low, high = _bounds(gains)
+    return f"{mean} [{low:+.1f}, {high:+.1f}]"
+
+
+def _bounds(gains: Sequence[float]) -> tuple[float, float]:
+    """Compute the 95 % interval of the mean of two or more differences."""
+    mean, half = statistics.fmean(gains), T_95[len(gains) - 1] * statistics.stdev(gains) / math.sqrt(len(gains))
+    return mean - half, mean + half
+
+
+def _verdict(gains: Sequence[float]) -> str:
+    if len(gains) < 2:
+        return "too few seeds to tell"
+    low, high = _bounds(gains)
+    word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+    return f"{word} ({interval(gains)})"
+
+
+def _easy_and_hard(runs: Rows, name: str) -> list[float]:
+    """Average the gains of box AP on easy and on hard, seed by seed."""
+    both = (differences(runs, name, "bbox", "AP", test_set) for test_set in ("easy", "hard"))
+    return [statistics.fmean(pair) for pair in zip(*both, strict=True)]
+
+
+def _probe_titles() -> list[str]:
+    return [f"{METHODS[method]}, {features}" for features, method in PROBES_SHOWN]
+
+
+def _probe_differences(probes: Rows, start: str, other: str, features: str, method: str) -> list[float]:
+    """Subtract accuracies seed by seed, in points."""
+
+    def shares(name: str) -> dict[str, float]:
+        wanted = {"start": name, "features": features}
+        return {r["seed"]: 100 * float(r[method]) for r in probes if all(r[key] == v for key, v in wanted.items())}
+
+    return paired(shares(start), shares(other))
 
 
 def _about(results: Path) -> str:

@@ -62,7 +62,10 @@ def experiment(tmp_path):
         )
         record(run / "pretrain.job.json", [f"python -m pretrain {seed}"])
         os.utime(run / "pretrain.job.json", (0, 0))
-    (folder / "probe.csv").write_text("start,seed\nours,0\n")
+    header = "start,seed,iteration,features,knn,linear,chance\n"
+    known = {"random": (0.2, 0.2, 0.3), "ours_short": (0.3, 0.4, 0.4), "alpha_short": (0.2, 0.3, 0.5)}
+    rows = [f"{start},{seed},4,all levels,0.1,{x},0.1\n" for start, xs in known.items() for seed, x in enumerate(xs)]
+    (folder / "probe.csv").write_text("".join([header, *rows, "ours_short,0,4,embedding,0.1,0.5,0.1\n"]))
     (folder / "probe.md").write_text("| start |\n| --- |\n| ours |\n")
     return folder
 
@@ -84,6 +87,33 @@ def test_the_page_is_made_of_what_the_experiment_measured(experiment, tmp_path):
     assert "python -m ours 1" not in page
     assert "Test scans: easy 120, hard 120, hidden 120." in page
     assert "No run failed." in page
+
+
+def test_starts_that_differ_in_one_thing_are_compared(experiment, tmp_path):
+    for seed, ap in enumerate((12.0, 12.5, 13.0)):
+        cell(experiment, "ours_bn_anew", seed, ap)
+    study.keep(experiment, tmp_path / "kept")
+    page = study_page.render(tmp_path / "kept")
+    anew = study_page.interval([-1, -1.5, -2])
+    assert f"| `ours_bn_anew-fair` | `ours-fair` | {anew} | – | – | – |" in page
+    alpha = study_page.interval([-10, -10, 10])
+    assert f"| `alpha_short` | `ours_short` | – | {alpha} | +0.0 [+0.0, +0.0] | – |" in page
+    short = study_page.interval([10, 20, 10])
+    assert f"| `ours_short` | {short} | +0.0 [+0.0, +0.0] | – |" in page  # over random, which has no embedding
+    assert "`ours_ratio`" not in page
+
+
+def test_in_short_says_better_worse_or_neither(experiment, tmp_path):
+    for start, values in {"paper": [9.0, 11.1, 9.9], "imagenet": [20.0, 1.0, 14.0]}.items():
+        for seed, ap in enumerate(values):
+            cell(experiment, start, seed, ap)
+    study.keep(experiment, tmp_path / "kept")
+    page = study_page.render(tmp_path / "kept")
+    short = page[page.index("## In short") : page.index("## Gains")]
+    assert "- `ours-fair` against `random-fair`: better (+3.0" in short
+    assert "- `paper-fair` against `random-fair`: worse (-1.0" in short
+    assert "- `imagenet-fair` against `random-fair`: no difference shown (+0.7" in short
+    assert "`random-fair` against" not in short
 
 
 def test_the_gain_is_over_the_random_start_of_the_same_network(experiment, tmp_path):
