@@ -19,7 +19,8 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 # The test sets that the published figures are of.
 PIDRAY = ("easy", "hard", "hidden")
 # Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
-OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", "train.box_heads", "train.unmatched")
+HOW_TAKEN_OVER = ("train.box_heads", "train.unmatched")
+OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", *HOW_TAKEN_OVER)
 CSV_COLUMNS = (
     *("name", "origin", "engine", "runs", "metric", "task", "test_set"),
     *("value", "standard_deviation", "difference", "difference_to"),
@@ -132,11 +133,11 @@ def protocol(run: Run, whatever: Sequence[str] = ()) -> tuple[Any, ...]:
 def baseline(groups: Sequence[Sequence[Run]], members: Sequence[Run]) -> int | None:
     """Find the random start of the same protocol; None if there is none, or the runs are random starts themselves.
 
-    One of exactly the same settings is preferred to one that differs in what start weights dictate.
+    One of the same network is preferred to one that differs in what start weights dictate.
     """
     if members[0].start == RANDOM:
         return None
-    for whatever in ((), OF_THE_START):
+    for whatever in (HOW_TAKEN_OVER, OF_THE_START):
         for position, others in enumerate(groups):
             if others[0].start == RANDOM and protocol(others[0], whatever) == protocol(members[0], whatever):
                 return position

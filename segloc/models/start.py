@@ -8,6 +8,7 @@ anew; what did is then listed.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ IMAGENET = "imagenet"
 # Names by which a ResNet of torchvision is known.
 _LAST_STAGE = "layer4.0.conv1.weight"
 _RESNET_TENSORS = {"conv1.weight", "layer1.0.conv1.weight", _LAST_STAGE}
+# What `segloc.models.norm.ResidualScale` learns, under the names of batch norm's scales and shifts.
+_RESIDUAL_SCALE = re.compile(r"body\.layer\d\.\d+\.bn\d\.(weight|bias)")
 BACKBONE_SETTINGS = ("arch", "norm", "sda_norm", "attention")
 # What happens to tensors without a counterpart.
 REFUSE = "refuse"
@@ -97,6 +100,7 @@ def load_start(
     node: str = "model.backbone",
     head: nn.Module | None = None,
     unmatched: str = REFUSE,
+    fixed_statistics: bool = False,
 ) -> Started:
     """Give a new backbone, and a new head if there is one for it, their start weights.
 
@@ -109,6 +113,9 @@ def load_start(
         head: changed in place when the path's file has a head of the same tensors.
         unmatched: ``refuse``: every tensor has to match; ``start_anew``: those that match by name and shape are taken
             over, the others start anew. FPN and attention, which a torchvision ResNet does not have, always may.
+        fixed_statistics: whether the backbone's batch norm will go by its running statistics. That of norm-free start
+            weights then keeps the residual scales they learned, so that the function stays; batch norm that goes by
+            its batches starts anew in them, too, or the residual branches would start all but switched off.
 
     Raises:
         Misfit: the weights do not fit the recipe; nothing has been loaded then.
@@ -122,7 +129,10 @@ def load_start(
         return _from_resnet(backbone, _download(settings["arch"]), _imagenet(settings), strict)
     if _is_resnet(content):
         return _from_resnet(backbone, content, weights, strict)
-    started = _load(backbone, content["backbone"], weights, strict)
+    state = content["backbone"]
+    if content["norm"] == "none" != settings["norm"] and not fixed_statistics:
+        state = {name: tensor for name, tensor in state.items() if not _RESIDUAL_SCALE.fullmatch(name)}
+    started = _load(backbone, state, weights, strict)
     return started if head is None else _with_head(started, head, content.get("head", {}), weights)
 
 

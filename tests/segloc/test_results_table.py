@@ -148,6 +148,18 @@ def test_differences_are_to_the_random_start_of_the_same_protocol(tmp_path):
     assert table.blocks[2].base == "random-bare"
 
 
+def test_how_start_weights_are_taken_over_does_not_make_another_network(tmp_path):
+    """Of two random starts the one with the same norms is the base, whatever the weights needed to be taken over."""
+    model = {"backbone": {"norm": "bn", "sda_norm": "bn"}}
+    layers = {"backbone": {"norm": "bn", "sda_norm": "ln"}}
+    table = table_of(
+        tuned(tmp_path / "random", "random", 10.0, model=model),
+        tuned(tmp_path / "random_ln", "random", 20.0, model=layers),
+        tuned(tmp_path / "anew", "w", 21.0, model=layers, train={"unmatched": "start_anew", "box_heads": "random"}),
+    )
+    assert table.blocks[2].base == "random_ln"
+
+
 def test_published_figures_are_those_of_the_paper_and_marked(tmp_path):
     table = table_of(tuned(tmp_path / "random", "random", 10.0))
     blocks = {block.name: block for block in table.blocks if block.source}
