@@ -2,158 +2,212 @@
 
 import json
 import math
-import os
 import statistics
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks import common, study, study_page
+from segloc import experiment_recipe
+from segloc.experiment_jobs import plan
 from segloc.run_results import METRICS
 
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}
+BN = ["model.backbone.norm=bn"]
+PROBED = {"random": (0.2, 0.2, 0.3), "ours_short": (0.3, 0.4, 0.4), "alpha_short": (0.2, 0.3, 0.5)}
 
 
-def cell(folder, start, seed, ap, norm="none"):
-    """A finished fine-tuning cell."""
-    run = folder / f"{start}-fair-seed{seed}"
-    run.mkdir()
-    figures = {task: {**dict.fromkeys(METRICS, 1.0), "AP": ap} for task in ("bbox", "segm")}
-    sets = {name: {"images": 120, "digest": name, **figures} for name in ("easy", "hard", "hidden")}
-    evaluation = {"engine": "detectron2", "iteration": 2, "steps": 2, "subsets": sets, "mean": figures}
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
-    weights = "random" if start.startswith("random") else f"pretrain/ours-seed{seed}/backbone.pth"
-    about = {
-        "kind": "finetune",
-        "engine": "detectron2",
-        "torch": "2.9",
-        "git_revision": "abc",
-        "device": "cpu, 2 cores",
-    }
-    (run / "run.json").write_text(json.dumps({**about, "command": "x", "weights": weights}))
-    (run / "start.json").write_text(json.dumps({"origin": weights.partition("-seed")[0], "pretraining_seed": None}))
-    (run / "config.yaml").write_text(f"model: {{backbone: {{norm: {norm}}}}}\ntrain: {{seed: {seed}}}\n")
-    (run / "metrics.json").write_text('{"iteration": 1, "loss": 1.0}\n')
-    record(run / "finetune.job.json", [f"python -m {start} {seed}"])
-    return run
+class Study:
+    """A made-up experiment: its recipe and the files a finished one leaves, as far as the study reads them."""
 
+    def __init__(self, folder, aps):
+        pretrain = "detectron_configs/pretrain/study_r18.yaml"
+        starts = {
+            name: {
+                **({"weights": "random"} if name.startswith("random") else {"pretraining": "ours"}),
+                "overrides": BN if name in ("bn", "random_bn") else [],
+            }
+            for name in aps
+        }
+        content = {
+            "title": "A study",
+            "pretrainings": {"ours": {"shards": "shards", "config": pretrain}},
+            "starts": starts,
+            "protocols": {"fair": {"config": "detectron_configs/finetune/demo_r18.py"}},
+        }
+        self.recipe, self.folder, self.kept = folder / "toy.yaml", folder / "experiment", folder / "kept"
+        self.recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+        for job in self.jobs():
+            job.folder.mkdir(parents=True, exist_ok=True)
+            job.write()
+            job.steps[-1].makes.touch()
+            start, _, seed = job.folder.name.rpartition("-seed")
+            if job.steps[0].name == "pretrain":
+                self.pretrained(job, int(seed))
+            else:
+                start = start.removesuffix("-fair")
+                self.tuned(job, start, int(seed), aps[start][int(seed)])
+        rows = [f"{start},{i},4,all levels,0.1,{x},0.1\n" for start, xs in PROBED.items() for i, x in enumerate(xs)]
+        header = "start,seed,iteration,features,knn,linear,chance\n"
+        (self.folder / "probe.csv").write_text("".join([header, *rows, "ours_short,0,4,embedding,0.1,0.5,0.1\n"]))
+        (self.folder / "probe.md").write_text("| start |\n| --- |\n| ours |\n")
 
-def record(path, commands, failure=""):
-    path.write_text(json.dumps({"settings": {}, "commands": commands, "failure": failure}))
+    def jobs(self):
+        cells = plan(experiment_recipe.read(self.recipe), self.folder)
+        return list({job.name: job for cell in cells for job in (*cell.all_needs, cell)}.values())
+
+    def job(self, name):
+        return next(job for job in self.jobs() if job.name == name)
+
+    def pretrained(self, job, seed):
+        about = {"kind": "pretrain", "steps": 4, "chance_loss": 24.3, "chance_class_accuracy": 1 / 12}
+        (job.folder / "run.json").write_text(json.dumps(about))
+        accuracy = (0.2, 0.3, 0.4)[seed]
+        gauges = [{"iteration": i, "loss": 20 + i, "class_accuracy": accuracy, "top1": 0.5} for i in range(8)]
+        (job.folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in gauges))
+
+    def tuned(self, job, start, seed, ap):
+        figures = {task: {**dict.fromkeys(METRICS, 1.0), "AP": ap} for task in ("bbox", "segm")}
+        sets = {name: {"images": 120, "digest": name, **figures} for name in ("easy", "hard", "hidden")}
+        evaluation = {"engine": "detectron2", "iteration": 2, "steps": 2, "subsets": sets, "mean": figures}
+        (job.folder / "evaluation.json").write_text(json.dumps(evaluation))
+        random = start.startswith("random")
+        weights = "random" if random else f"pretrain/ours-seed{seed}/backbone.pth"
+        about = {"kind": "finetune", "engine": "detectron2", "torch": "2.9", "git_revision": "abc", "device": "cpu"}
+        (job.folder / "run.json").write_text(json.dumps({**about, "command": "x", "weights": weights}))
+        origin = {"origin": "random" if random else start, "pretraining_seed": None}
+        (job.folder / "start.json").write_text(json.dumps(origin))
+        norm = "bn" if start in ("bn", "random_bn") else "none"
+        (job.folder / "config.yaml").write_text(f"model: {{backbone: {{norm: {norm}}}}}\ntrain: {{seed: {seed}}}\n")
+        (job.folder / "metrics.json").write_text('{"iteration": 1, "loss": 1.0}\n')
+
+    def keep(self):
+        study.keep(self.recipe, self.folder, self.kept)
+        return study_page.chapter(self.kept)
+
+    def fail(self, name, failure):
+        job = self.job(name)
+        job.steps[-1].makes.unlink()
+        job.write(failure)
 
 
 @pytest.fixture
 def experiment(tmp_path):
-    """The files of a finished experiment that the study reads."""
-    folder = tmp_path / "experiment"
-    folder.mkdir()
-    for start, values in APS.items():
-        for seed, ap in enumerate(values):
-            cell(folder, start, seed, ap, norm="bn" if start in ("bn", "random_bn") else "none")
-    for seed, accuracy in enumerate((0.2, 0.3, 0.4)):
-        run = folder / "pretrain" / f"ours-seed{seed}"
-        run.mkdir(parents=True)
-        (run / "backbone.pth").touch()
-        about = {"kind": "pretrain", "steps": 4, "chance_loss": 24.3, "chance_class_accuracy": 1 / 12}
-        (run / "run.json").write_text(json.dumps(about))
-        gauges = [{"loss": 20 + i, "class_accuracy": accuracy, "top1": 0.5} for i in range(8)]
-        (run / "metrics.json").write_text(
-            "".join(json.dumps({"iteration": i, **g}) + "\n" for i, g in enumerate(gauges))
-        )
-        record(run / "pretrain.job.json", [f"python -m pretrain {seed}"])
-        os.utime(run / "pretrain.job.json", (0, 0))
-    header = "start,seed,iteration,features,knn,linear,chance\n"
-    known = {"random": (0.2, 0.2, 0.3), "ours_short": (0.3, 0.4, 0.4), "alpha_short": (0.2, 0.3, 0.5)}
-    rows = [f"{start},{seed},4,all levels,0.1,{x},0.1\n" for start, xs in known.items() for seed, x in enumerate(xs)]
-    (folder / "probe.csv").write_text("".join([header, *rows, "ours_short,0,4,embedding,0.1,0.5,0.1\n"]))
-    (folder / "probe.md").write_text("| start |\n| --- |\n| ours |\n")
-    return folder
+    return Study(tmp_path, APS)
 
 
-def test_the_page_is_made_of_what_the_experiment_measured(experiment, tmp_path):
-    study.keep(experiment, tmp_path / "kept")
-    page = study_page.render(tmp_path / "kept")
+def test_the_page_is_made_of_what_the_experiment_measured(experiment):
+    page = experiment.keep()
     half = 4.303 * statistics.stdev([3, 2, 4]) / math.sqrt(3)
     gain = f"+3.0 [{3 - half:+.1f}, {3 + half:+.1f}]"
+    assert page.startswith("## A study\n")
     assert f"| `ours-fair` | `random-fair` | {' | '.join([gain] * 5)} |" in page
     assert f"| **ours-fair** | 3 | AP, boxes | 14.0 ± 1.0 ({gain})" in page
     assert "| **random-fair** | 3 | AP, boxes | 11.0 ± 1.0 | 11.0 ± 1.0 |" in page
     assert "\n| `random" not in page  # a random start gains nothing over itself
     assert "| ours | 4 | 3 | 26.50 | 24.30 | 0.500 | 0.300 | 0.083 |" in page  # the last two of eight lines
     assert "| start |\n| --- |\n| ours |" in page
-    lines = page.splitlines()
-    assert lines[lines.index("```") + 1] == "python -m pretrain 0"
-    assert "python -m ours 0" in page
-    assert "python -m ours 1" not in page
     assert "Test scans: easy 120, hard 120, hidden 120." in page
     assert "No run failed." in page
 
 
-def test_starts_that_differ_in_one_thing_are_compared(experiment, tmp_path):
-    for seed, ap in enumerate((12.0, 12.5, 13.0)):
-        cell(experiment, "ours_bn_anew", seed, ap)
-    study.keep(experiment, tmp_path / "kept")
-    page = study_page.render(tmp_path / "kept")
+def test_the_commands_are_those_of_the_first_seed_in_the_order_they_run(experiment):
+    page = experiment.keep()
+    lines = page.splitlines()[page.splitlines().index("```") + 1 : -1]
+    ran = [line.split()[2].removeprefix("segloc.") for line in lines]
+    assert ran[:5] == ["finetune", "evaluate", "pretrain", "finetune", "evaluate"]
+    assert not any("seed=1" in line or "-seed1" in line for line in lines)
+    assert ran.count("pretrain") == 1  # two starts share it
+
+
+def test_starts_that_differ_in_one_thing_are_compared(tmp_path):
+    page = Study(tmp_path, APS | {"ours_bn_anew": [12.0, 12.5, 13.0]}).keep()
     anew = study_page.interval([-1, -1.5, -2])
     assert f"| `ours_bn_anew-fair` | `ours-fair` | {anew} | – | – | – |" in page
     alpha = study_page.interval([-10, -10, 10])
     assert f"| `alpha_short` | `ours_short` | – | {alpha} | +0.0 [+0.0, +0.0] | – |" in page
     short = study_page.interval([10, 20, 10])
     assert f"| `ours_short` | {short} | +0.0 [+0.0, +0.0] | – |" in page  # over random, which has no embedding
-    assert "`ours_ratio`" not in page
+    assert "`ours_alpha`" not in page
 
 
-def test_in_short_says_better_worse_or_neither(experiment, tmp_path):
-    for start, values in {"paper": [9.0, 11.1, 9.9], "imagenet": [20.0, 1.0, 14.0]}.items():
-        for seed, ap in enumerate(values):
-            cell(experiment, start, seed, ap)
-    study.keep(experiment, tmp_path / "kept")
-    page = study_page.render(tmp_path / "kept")
-    short = page[page.index("## In short") : page.index("## Gains")]
+def test_in_short_says_better_worse_or_neither(tmp_path):
+    page = Study(tmp_path, APS | {"worse": [9.0, 11.1, 9.9], "unsure": [20.0, 1.0, 14.0]}).keep()
+    short = page[page.index("### In short") : page.index("### Gains")]
     assert "- `ours-fair` against `random-fair`: better (+3.0" in short
-    assert "- `paper-fair` against `random-fair`: worse (-1.0" in short
-    assert "- `imagenet-fair` against `random-fair`: no difference shown (+0.7" in short
+    assert "- `worse-fair` against `random-fair`: worse (-1.0" in short
+    assert "- `unsure-fair` against `random-fair`: no difference shown (+0.7" in short
     assert "`random-fair` against" not in short
 
 
-def test_the_gain_is_over_the_random_start_of_the_same_network(experiment, tmp_path):
-    study.keep(experiment, tmp_path / "kept")
-    rows = common.read_rows(tmp_path / "kept" / "runs.csv")
+def test_the_gain_is_over_the_random_start_of_the_same_network(experiment):
+    experiment.keep()
+    rows = common.read_rows(experiment.kept / "runs.csv")
     assert {row["run"]: row["base"] for row in rows} == {
         "random-fair": "", "ours-fair": "random-fair", "bn-fair": "random_bn-fair", "random_bn-fair": "",
     }  # fmt: skip
     assert study_page.differences(rows, "bn-fair", "bbox", "AP", "easy") == [0, 1, 3]
 
 
-def test_what_failed_is_named_and_the_others_are_paired_by_seed(experiment, tmp_path):
-    (experiment / "ours-fair-seed1" / "evaluation.json").unlink()
-    record(experiment / "ours-fair-seed1" / "finetune.job.json", [], failure="loss is not finite")
-    study.keep(experiment, tmp_path / "kept")
-    rows = common.read_rows(tmp_path / "kept" / "runs.csv")
+def test_what_rounds_to_nothing_has_no_minus():
+    assert study_page.interval([-0.04, -0.03, -0.05]) == "+0.0 [-0.1, +0.0]"
+
+
+def test_what_failed_is_named_and_the_others_are_paired_by_seed(experiment):
+    experiment.fail("ours-fair-seed1", "loss is not finite")
+    page = experiment.keep()
+    rows = common.read_rows(experiment.kept / "runs.csv")
     assert study_page.differences(rows, "ours-fair", "bbox", "AP", "easy") == [3, 4]
-    page = study_page.render(tmp_path / "kept")
     assert "- ours-fair-seed1: loss is not finite\n" in page
     assert "| **ours-fair** | 2 |" in page
 
 
+def test_what_could_not_run_without_a_failed_pretraining_is_named_too(experiment):
+    experiment.fail("pretrain/ours-seed2", "killed")
+    for name in ("ours-fair-seed2", "bn-fair-seed2"):
+        for file in experiment.job(name).folder.iterdir():
+            file.unlink()
+    page = experiment.keep()
+    assert "- pretrain/ours-seed2: killed\n" in page
+    assert "- ours-fair-seed2: not run without pretrain/ours-seed2\n" in page
+    assert "| **bn-fair** | 2 |" in page
+    assert "| ours | 4 | 2 |" in page
+
+
 def test_an_unfinished_study_is_refused(experiment, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(study_page, "RESULTS", tmp_path / "kept")
+    monkeypatch.setattr(study_page, "RESULTS", tmp_path / "results")
     assert study.main([]) == 2
     assert "no results are kept yet" in capsys.readouterr().err
-    (experiment / "ours-fair-seed1" / "evaluation.json").unlink()
-    assert study.main(["--from", str(experiment)]) == 2
-    assert "ours-fair-seed1: not finished" in capsys.readouterr().err
-    for file in (experiment / "ours-fair-seed1").iterdir():
+    assert study.main(["--from", str(experiment.folder)]) == 2
+    assert "give both or neither" in capsys.readouterr().err
+    command = ["--recipe", str(experiment.recipe), "--from", str(experiment.folder)]
+    job = experiment.job("ours-fair-seed1")
+    job.record.write_text("{")
+    assert study.main(command) == 2
+    assert "not the record of a job" in capsys.readouterr().err
+    job.write()
+    (job.folder / "evaluation.json").unlink()
+    assert study.main(command) == 2
+    assert "ours-fair-seed1 is not finished" in capsys.readouterr().err
+    for file in job.folder.iterdir():
         file.unlink()
-    assert study.main(["--from", str(experiment)]) == 2
-    assert "ours-fair was run for 2 seeds, others for 3" in capsys.readouterr().err
-    assert study.main(["--from", str(tmp_path / "nothing")]) == 2
-    assert "not the folder of a finished study" in capsys.readouterr().err
-    assert not (tmp_path / "kept").exists()
+    assert study.main(command) == 2
+    assert "ours-fair-seed1 is not finished" in capsys.readouterr().err
+    assert study.main(["--recipe", str(experiment.recipe), "--from", str(tmp_path / "nothing")]) == 2
+    assert "is not finished" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.skipif(not study_page.RESULTS.exists(), reason="the study's results are not there yet")
+def test_a_folder_made_by_another_recipe_is_refused(experiment, capsys):
+    experiment.recipe.write_text(experiment.recipe.read_text().replace("demo_r18", "mask_rcnn_r101"))
+    assert study.main(["--recipe", str(experiment.recipe), "--from", str(experiment.folder)]) == 2
+    assert "was made with" in capsys.readouterr().err
+
+
 def test_the_page_is_that_of_the_result_files():
+    if not study_page.kept():
+        pytest.skip("the study's results are not there yet")
     assert study_page.PAGE.read_text() == study_page.render(), "run python -m benchmarks.study"
 
 
