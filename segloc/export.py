@@ -14,15 +14,16 @@ import torch
 
 from segloc import bn_export, cli
 from segloc.contract import check_output, write_atomic
-from segloc.export_formats import FORMATS, convert, notes, wrapped
-from segloc.models.start import BACKBONE_SETTINGS, read_backbone
+from segloc.export_formats import FORMATS, convert, notes, with_head, wrapped
+from segloc.models.start import BACKBONE_SETTINGS, check_tensors, read_backbone
 
 EXAMPLES = """\
   python -m segloc.export --weights runs/pretrain --format detectron2 --out segloc_r101_d2.pth
   python -m segloc.export --weights runs/finetune-segloc --format timm --out segloc_r101_timm.pth
   python -m segloc.export --weights runs/paper --insert-bn --shards data/shards --format segloc --out runs/paper-bn.pth
 The report goes beside the file, as NAME.report.json. segloc is this project's own format, which segloc.finetune and
-this command read; detectron2-sda keeps the attention, for Detectron2 models on this project's own backbone.
+this command read; it alone keeps the head of pretraining. detectron2-sda keeps the attention, for Detectron2 models on
+this project's own backbone.
 --insert-bn gives weights that were pretrained with norm=none the batch norm layers of norm=bn without changing what
 the network computes: each starts from statistics measured on the shards and has an affine part that undoes them.
 """
@@ -43,14 +44,15 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.out)
     bn_export.check_arguments(args)
     content = read_backbone(args.weights)
-    # Other libraries have no place for the head of pretraining; fine-tuning here can start its box heads from it.
-    head = content.get("head", {}) if args.format == "segloc" else {}
+    # Fine-tuning here can start its box heads from the head of pretraining; other libraries have no place for it.
+    head = content.get("head", {})
+    check_tensors(head, str(args.weights))
     content = {name: content.get(name) for name in (*BACKBONE_SETTINGS, "iteration", "backbone")}
     inserted = None
     if args.insert_bn:
         content, inserted = bn_export.insert_batch_norm(content, args)
     about = {name: value for name, value in content.items() if name != "backbone"}
-    export = convert(content["backbone"], args.format, content["norm"])
+    export = with_head(convert(content["backbone"], args.format, content["norm"]), head, args.format)
     report = {
         "format": args.format,
         "weights": str(args.weights),
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     }
     out = Path(args.out)
     buffer = io.BytesIO()
-    torch.save(wrapped(export.state, args.format, about, head), buffer)
+    torch.save(wrapped(export, args.format, about), buffer)
     write_atomic(out, buffer.getvalue())
     report_path = out.with_name(f"{out.stem}.report.json")
     write_atomic(report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())

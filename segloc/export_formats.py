@@ -19,6 +19,7 @@ FORMATS = ("segloc", "detectron2", "detectron2-sda", "torchvision", "timm", "mmd
 OWN_NAMES = ("segloc", "detectron2-sda")
 NO_ATTENTION = "the format has no selective dense attention; without it the pyramid's maps are those of a plain FPN"
 NO_SCALE = "a norm-free residual branch's learned scale; the format's ResNet has nowhere to put it"
+NO_HEAD = "the format is a backbone's; the head of pretraining has no place in it"
 NO_FPN = "the format is a ResNet without an FPN"
 FREEZE_NOTE = "train all of it: freezing the stem or the batch statistics is meant for ImageNet weights"
 
@@ -47,12 +48,14 @@ class Export:
         matched: names that stay.
         renamed: new name by old name.
         left_out: reason by old name.
+        head: state dict of the head of pretraining, where the format keeps it.
     """
 
     state: dict[str, torch.Tensor]
     matched: list[str]
     renamed: dict[str, str]
     left_out: dict[str, str]
+    head: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
 def convert(state: Mapping[str, torch.Tensor], format_: str, norm: str) -> Export:
@@ -149,20 +152,32 @@ def _image_notes(format_: str) -> list[str]:
     return ["images are RGB, (x - 127.5) / 127.5, padded with white to multiples of 32"]
 
 
-def wrapped(
-    state: dict[str, torch.Tensor], format_: str, about: Mapping[str, Any], head: Mapping[str, torch.Tensor]
-) -> dict[str, Any]:
+def with_head(export: Export, head: Mapping[str, torch.Tensor], format_: str) -> Export:
+    """Account for the head of pretraining, whose names in the report begin with ``head.``: one format keeps it.
+
+    Args:
+        export: the backbone's.
+        head: state dict of the head; empty where there is none.
+        format_: one of `FORMATS`.
+    """
+    names = [f"head.{name}" for name in head]
+    if format_ != "segloc":
+        return dataclasses.replace(export, left_out=export.left_out | dict.fromkeys(names, NO_HEAD))
+    return dataclasses.replace(export, head=dict(head), matched=[*export.matched, *names])
+
+
+def wrapped(export: Export, format_: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """Put the state dict into the envelope the library's own loader expects.
 
     Args:
-        state: the tensors under their new names.
+        export: the tensors under their new names.
         format_: one of `FORMATS`.
         about: the backbone's settings and iteration, kept where the format has room for them.
-        head: state dict of the head of pretraining, likewise.
     """
+    state = export.state
     if format_ == "segloc":
-        content = {"format_version": FORMAT_VERSION, "kind": "backbone", **about, "backbone": state}
-        return {**content, "head": dict(head)} if head else content
+        head = {"head": export.head} if export.head else {}
+        return {"format_version": FORMAT_VERSION, "kind": "backbone", **about, "backbone": state, **head}
     if format_.startswith("detectron2"):
         # With the heuristics its checkpointer finds the names under any prefix, such as a detector's "backbone.".
         return {"model": state, "__author__": "segloc", "matching_heuristics": True}

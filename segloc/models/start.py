@@ -78,12 +78,16 @@ def _with_backbone(content: dict[str, Any], file: Path) -> dict[str, Any]:
     if missing:
         kind = content.get("kind", "unknown")
         raise InputError(f"{file}: a {kind} checkpoint without {missing[0]!r}; give a finished run's backbone.pth")
-    _check_tensors(content["backbone"], str(file))
+    check_tensors(content["backbone"], str(file))
     return content
 
 
-def _check_tensors(state: Any, source: str) -> None:
-    """Check that what stands where weights should are tensors by name, and numbers all of them."""
+def check_tensors(state: Any, source: str) -> None:
+    """Check that what stands where weights should are tensors by name, and numbers all of them.
+
+    Raises:
+        InputError: they are not.
+    """
     if not isinstance(state, Mapping):
         raise InputError(f"{source}: holds a {type(state).__name__} where its weights should be")
     for name, tensor in state.items():
@@ -161,7 +165,7 @@ def _content(weights: str, settings: Mapping[str, Any], node: str, strict: bool)
     file = checkpoint.find(weights)
     content = checkpoint.read(file)
     if _is_resnet(content):
-        _check_tensors(content, weights)
+        check_tensors(content, weights)
         if strict:
             _check_norm(weights, settings, node)
         return content  # type: ignore[no-any-return]
@@ -200,7 +204,7 @@ def _conversion(content: Any, file: Path) -> str:
 
 def _with_head(started: Started, head: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> Started:
     """Load the head, too, if all of it fits."""
-    _check_tensors(state, source)
+    check_tensors(state, source)
     faults = misfits(head, state)
     if not faults:
         head.load_state_dict(dict(state))
@@ -214,7 +218,7 @@ def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: st
         Misfit: some do not; nothing has been loaded then.
         InputError: something in it is no tensor, or has values that are not finite.
     """
-    _check_tensors(state, source)
+    check_tensors(state, source)
     faults = misfits(module, state)
     if faults:
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""

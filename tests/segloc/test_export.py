@@ -1,12 +1,15 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torchvision.models import resnet18, resnet50
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from segloc import checkpoint, export, export_formats
+from segloc import checkpoint, export, export_formats, roi_features
+from segloc.detection.weights import load_box_heads
 from segloc.models.backbone import LEVELS, SegLocBackbone, normalize
+from segloc.models.roi_head import BoxHead
 from segloc.models.start import load_start
 from segloc.stream import PairStream, ShardFolder
 
@@ -67,11 +70,11 @@ def test_detectron2_finds_the_weights_by_its_own_checkpointer(arch, norm, tmp_pa
     from detectron2.modeling import build_model
 
     backbone = trained(arch, norm)
-    state = export_formats.convert(backbone.state_dict(), "detectron2", norm).state
-    torch.save(export_formats.wrapped(state, "detectron2", {}, {}), tmp_path / "d2.pth")
+    export_ = export_formats.convert(backbone.state_dict(), "detectron2", norm)
+    torch.save(export_formats.wrapped(export_, "detectron2", {}), tmp_path / "d2.pth")
     model = build_model(detectron2_config(arch, norm))
     DetectionCheckpointer(model).load(str(tmp_path / "d2.pth"))
-    assert set(state) == set(model.backbone.state_dict())
+    assert set(export_.state) == set(model.backbone.state_dict())
     assert_same_pyramid(backbone, model.backbone, LEVELS)
 
 
@@ -82,8 +85,8 @@ def test_detectron2_with_our_own_backbone_keeps_the_attention(tmp_path):
     from segloc.detection.engine_detectron2 import PyramidBackbone
 
     backbone = trained("resnet18", "none", attention=True)
-    state = export_formats.convert(backbone.state_dict(), "detectron2-sda", "none").state
-    torch.save(export_formats.wrapped(state, "detectron2-sda", {}, {}), tmp_path / "sda.pth")
+    export_ = export_formats.convert(backbone.state_dict(), "detectron2-sda", "none")
+    torch.save(export_formats.wrapped(export_, "detectron2-sda", {}), tmp_path / "sda.pth")
     adapter = PyramidBackbone(SegLocBackbone("resnet18", "none", "gn"))
     model = torch.nn.ModuleDict({"backbone": adapter, "rpn": torch.nn.Conv2d(256, 3, 1)})
     DetectionCheckpointer(model).load(str(tmp_path / "sda.pth"))
@@ -170,8 +173,8 @@ def norm_free(tmp_path):
     """A norm-free pretraining run as training might leave it."""
     backbone = trained("resnet18", "none", attention=True)
     settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True}
-    content = {"kind": "backbone", **settings, "iteration": 3, "backbone": backbone.state_dict(), "head": {}}
-    checkpoint.save(tmp_path / "run" / "backbone.pth", content)
+    content = {"kind": "backbone", **settings, "iteration": 3, "backbone": backbone.state_dict()}
+    checkpoint.save(tmp_path / "run" / "backbone.pth", content | {"head": BoxHead(4, 2, True).state_dict()})
     return tmp_path / "run", backbone
 
 
@@ -196,20 +199,34 @@ def test_inserted_batch_norm_loads_for_fine_tuning_and_computes_the_same(norm_fr
     assert "inserted 20 batch norm layers" in capsys.readouterr().out
 
 
-def test_own_format_keeps_the_head_so_that_box_heads_can_start_from_it(tmp_path):
-    backbone = trained("resnet18", "none", attention=True)
-    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True}
-    head = {"box.fc1.weight": torch.rand(4, 3), "box.fc1.bias": torch.rand(4)}
-    content = {"kind": "backbone", **settings, "iteration": 3, "backbone": backbone.state_dict(), "head": head}
-    checkpoint.save(tmp_path / "backbone.pth", content)
-    for format_ in ("segloc", "detectron2"):
-        out = tmp_path / f"{format_}.pth"
-        command = ["--weights", str(tmp_path / "backbone.pth"), "--format", format_, "--out", str(out)]
-        assert export.main(command) == 0
-    kept = checkpoint.load(tmp_path / "segloc.pth")["head"]
-    assert kept.keys() == head.keys()
-    assert all(torch.equal(kept[name], head[name]) for name in head)
-    assert not any("box" in name for name in torch.load(tmp_path / "detectron2.pth", weights_only=True)["model"])
+def test_own_format_keeps_the_head_so_that_box_heads_can_start_from_it(norm_free, shards, tmp_path):
+    run, _ = norm_free
+    head = checkpoint.load(run / "backbone.pth")["head"]
+    assert with_bn(run, shards, tmp_path / "bn.pth", "segloc", "--views", "2") == 0
+    assert set(json.loads((tmp_path / "bn.report.json").read_text())["matched"]) >= {f"head.{name}" for name in head}
+    box_head = torch.nn.ModuleDict({"fc1": torch.nn.Linear(12544, 4), "fc2": torch.nn.Linear(4, 4)})
+    load_box_heads(SimpleNamespace(box_layers=[box_head.values()]), str(tmp_path / "bn.pth"))
+    assert all(torch.equal(tensor, head[f"box.{name}"]) for name, tensor in box_head.state_dict().items())
+    embeddings = [roi_features.trained(str(weights)).head for weights in (run, tmp_path / "bn.pth")]
+    pooled = torch.rand(1, 2, 256, 7, 7)
+    assert torch.equal(*(embed(pooled) for embed in embeddings))
+
+
+def test_other_formats_say_that_the_head_is_left_out(norm_free, tmp_path):
+    run, _ = norm_free
+    assert export.main(["--weights", str(run), "--format", "detectron2", "--out", str(tmp_path / "d2.pth")]) == 0
+    left_out = json.loads((tmp_path / "d2.report.json").read_text())["left_out"]
+    assert "the head of pretraining has no place in it" in left_out["head.box.fc1.weight"]
+    assert not any("fc1" in name for name in torch.load(tmp_path / "d2.pth", weights_only=True)["model"])
+
+
+def test_a_head_that_diverged_is_refused(norm_free, tmp_path, capsys):
+    run, _ = norm_free
+    content = checkpoint.load(run / "backbone.pth")
+    content["head"]["box.fc1.bias"][0] = torch.nan
+    checkpoint.save(run / "backbone.pth", content)
+    assert export.main(["--weights", str(run), "--format", "segloc", "--out", str(tmp_path / "x.pth")]) == 2
+    assert "box.fc1.bias has values that are not finite" in capsys.readouterr().err
 
 
 def test_statistics_are_those_of_the_first_pairs_in_training_order(norm_free, shards, tmp_path):
