@@ -87,6 +87,12 @@ def commands(cells: Sequence[Job]) -> list[dict[str, str]]:
     return [{"job": job.name, "command": str(step)} for job in jobs for step in job.steps]
 
 
+def minutes(cells: Sequence[Job]) -> int:
+    """Add up how long the jobs took, from the record written at their (last) beginning to their last file."""
+    jobs = [job for job in _with_needs(cells) if job.finished]
+    return round(sum(job.steps[-1].makes.stat().st_mtime - job.record.stat().st_mtime for job in jobs) / 60)
+
+
 def keep(recipe: Path, folder: Path, out: Path) -> None:
     """Copy the figures of an experiment into result files.
 
@@ -112,7 +118,13 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
         (out / name).write_text((folder / name).read_text())
     abouts = [read_run(cell.folder) for cell in evaluated]
     ran_on = {key: sorted({about[key] for about in abouts}) for key in ("engine", "device", "torch", "git_revision")}
-    about = {"title": experiment.title, "kept_on": common.machine(), **ran_on, "failed": failed}
+    about = {
+        "title": experiment.title,
+        "kept_on": common.machine(),
+        **ran_on,
+        "minutes": minutes(cells),
+        "failed": failed,
+    }
     (out / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 

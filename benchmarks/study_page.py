@@ -247,7 +247,10 @@ def _ran(about: Mapping[str, Any]) -> str:
     ran_on = ", ".join("/".join(about[key]) for key in ("device", "engine"))
     versions = f"torch {'/'.join(about['torch'])}, revision {'/'.join(about['git_revision'])}"
     failed = "".join(f"- {row['job']}: {row['failure']}\n" for row in about["failed"])
-    text = f"Run on: {ran_on}; {versions}. Figures kept on: {about['kept_on']}.\n"
+    text = (
+        f"Run on: {ran_on}; {versions}. Figures kept on: {about['kept_on']}.\nAll jobs together took about "
+        f"{about['minutes']} minutes, not counting that some may have run at the same time.\n"
+    )
     return text + (f"\nThese failed, and are missing below:\n\n{failed}" if failed else "\nNo run failed.\n")
 
 

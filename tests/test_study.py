@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 
 import numpy as np
@@ -110,6 +111,13 @@ def test_the_page_is_made_of_what_the_experiment_measured(experiment):
     assert "| start |\n| --- |\n| ours |" in page
     assert "Test scans: easy 120, hard 120, hidden 120." in page
     assert "No run failed." in page
+
+
+def test_the_time_of_all_jobs_is_added_up(experiment):
+    for job in experiment.jobs():
+        os.utime(job.record, (1000, 1000))
+        os.utime(job.steps[-1].makes, (1120, 1120))
+    assert f"All jobs together took about {2 * len(experiment.jobs())} minutes" in experiment.keep()
 
 
 def test_the_commands_are_those_of_the_first_seed_in_the_order_they_run(experiment):
