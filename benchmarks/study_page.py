@@ -107,8 +107,11 @@ def verdicts(runs: Rows) -> str:
     for name in _names(runs):
         base = _base(runs, name)
         if base:
-            hidden = differences(runs, name, "bbox", "AP", "hidden")
-            told = f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden"
+            hidden, mean = (differences(runs, name, "bbox", "AP", test_set) for test_set in ("hidden", "mean"))
+            told = (
+                f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden, "
+                f"{_verdict(mean)} in the mean of the three"
+            )
             lines.append(f"- `{name}` against `{base}`: {told}.\n")
     return "".join(lines)
 
