@@ -19,7 +19,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 TEST_SETS = ("easy", "hard", "hidden", "mean")
 FIGURES = (("bbox", "AP"), ("bbox", "AP50"), ("bbox", "AR100"), ("segm", "AP"), ("segm", "AR100"))
 TASKS = {"bbox": "boxes", "segm": "masks"}
-PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "linear"))
+PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "linear"), ("embedding", "knn"))
 # Starts that differ in one thing from another, in the CPU's recipe and in the GPU's: what they are compared with.
 PARTS = {
     "ours_bn_anew": "ours",
@@ -38,7 +38,7 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 HEAD = """# Results of the study
 
 Made by `python -m benchmarks.study` from the files in `benchmarks/results/study/`. What is compared, and how, was
-written down before the runs: [study.md](study.md). Everything here is of simulated scans
+written down before the runs, and what it cannot tell: [study.md](study.md). Everything here is of simulated scans
 ([simulator.md](simulator.md)): it says how the variants compare there, at this size, not what PIDray's figures would
 be.
 
@@ -62,8 +62,8 @@ PROBE_GAINS = """Over random weights. The head that makes the embedding is not p
 has to be in the levels.
 """
 PRETRAININGS = """Means over the last quarter of the steps, then over the seeds. Top-1: how often a query is nearer to
-its own key than to all negatives. Accuracy: how often the stored key nearest to a query is of the query's class. Crops
-have one class only, so theirs says nothing.
+its own key than to all K negatives; by chance, once in K + 1. Accuracy: how often the stored key nearest to a query is
+of the query's class. Crops have one class only, so theirs says nothing.
 """
 COMMANDS = """Of the first seed; the others differ in it alone. `python -m segloc.experiment` runs them all:
 [study.md](study.md) has the commands that make everything on this page.

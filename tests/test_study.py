@@ -132,11 +132,11 @@ def test_the_commands_are_those_of_the_first_seed_in_the_order_they_run(experime
 def test_starts_that_differ_in_one_thing_are_compared(tmp_path):
     page = Study(tmp_path, APS | {"ours_bn_anew": [12.0, 12.5, 13.0]}).keep()
     anew = study_page.interval([-1, -1.5, -2])
-    assert f"| `ours_bn_anew-fair` | `ours-fair` | {anew} | – | – | – |" in page
+    assert f"| `ours_bn_anew-fair` | `ours-fair` | {anew} | – | – | – | – |" in page
     alpha = study_page.interval([-10, -10, 10])
-    assert f"| `alpha_short` | `ours_short` | – | {alpha} | +0.0 [+0.0, +0.0] | – |" in page
+    assert f"| `alpha_short` | `ours_short` | – | {alpha} | +0.0 [+0.0, +0.0] | – | – |" in page
     short = study_page.interval([10, 20, 10])
-    assert f"| `ours_short` | {short} | +0.0 [+0.0, +0.0] | – |" in page  # over random, which has no embedding
+    assert f"| `ours_short` | {short} | +0.0 [+0.0, +0.0] | – | – |" in page  # over random, which has no embedding
     assert "`ours_alpha`" not in page
 
 

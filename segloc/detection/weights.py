@@ -43,10 +43,7 @@ def start_detector(detector: Detector, weights: str, config: DictConfig) -> Star
             "--weights, or use a recipe of the fair protocol"
         )
     try:
-        started = load_start(
-            detector.backbone, weights, model.backbone, unmatched=train.unmatched,
-            fixed_statistics=model.fixed_statistics,
-        )  # fmt: skip
+        started = load_start(detector.backbone, weights, model.backbone, unmatched=train.unmatched)
     except Misfit as error:
         raise Misfit(f"{error}; train.unmatched=start_anew would take over what fits and list the rest") from error
     state = detector.backbone.state_dict()

@@ -90,6 +90,12 @@ class SegLocBackbone(nn.Module):
         kept = {id(parameter) for part in self._frozen for parameter in part.parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in kept}
 
+    @property
+    def evaluating(self) -> set[str]:
+        """Names of the modules that `freeze` keeps in evaluation, where batch norm goes by its running statistics."""
+        kept = {id(module) for part in self._evaluating for module in part.modules()}
+        return {name for name, module in self.named_modules() if id(module) in kept}
+
     def train(self, mode: bool = True) -> SegLocBackbone:
         """Switch between training and evaluation; what `freeze` keeps stays in evaluation."""
         super().train(mode)

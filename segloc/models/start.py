@@ -104,7 +104,6 @@ def load_start(
     node: str = "model.backbone",
     head: nn.Module | None = None,
     unmatched: str = REFUSE,
-    fixed_statistics: bool = False,
 ) -> Started:
     """Give a new backbone, and a new head if there is one for it, their start weights.
 
@@ -116,10 +115,9 @@ def load_start(
         node: what the recipe calls them, for messages.
         head: changed in place when the path's file has a head of the same tensors.
         unmatched: ``refuse``: every tensor has to match; ``start_anew``: those that match by name and shape are taken
-            over, the others start anew. FPN and attention, which a torchvision ResNet does not have, always may.
-        fixed_statistics: whether the backbone's batch norm will go by its running statistics. That of norm-free start
-            weights then keeps the residual scales they learned, so that the function stays; batch norm that goes by
-            its batches starts anew in them, too, or the residual branches would start all but switched off.
+            over, the others start anew. FPN and attention, which a torchvision ResNet does not have, always may. Batch
+            norm in the place of a residual scale of norm-free weights keeps it where its statistics are fixed, so that
+            the function stays; where it goes by its batches it starts anew, or the branch would start all but off.
 
     Raises:
         Misfit: the weights do not fit the recipe; nothing has been loaded then.
@@ -133,10 +131,7 @@ def load_start(
         return _from_resnet(backbone, _download(settings["arch"]), _imagenet(settings), strict)
     if _is_resnet(content):
         return _from_resnet(backbone, content, weights, strict)
-    state = content["backbone"]
-    if content["norm"] == "none" != settings["norm"] and not fixed_statistics:
-        state = {name: tensor for name, tensor in state.items() if not _RESIDUAL_SCALE.fullmatch(name)}
-    started = _load(backbone, state, weights, strict)
+    started = _load_backbone(backbone, content, settings, weights, strict)
     return started if head is None else _with_head(started, head, content.get("head", {}), weights)
 
 
@@ -264,6 +259,23 @@ def _from_resnet(backbone: SegLocBackbone, state: Mapping[str, torch.Tensor], so
     if not started.anew and not started.unused:
         return Started(f"{source}: ResNet taken over, FPN and attention start at random", loaded, anew)
     return Started(_count(source, loaded, anew, started.unused), loaded, anew, started.unused)
+
+
+def _load_backbone(
+    backbone: SegLocBackbone, content: Mapping[str, Any], settings: Mapping[str, Any], source: str, strict: bool
+) -> Started:
+    """Load a backbone of ours, but for residual scales where batch norm is to start anew; see `load_start`."""
+    dropped: tuple[str, ...] = ()
+    if content["norm"] == "none" != settings["norm"]:
+        scales = filter(_RESIDUAL_SCALE.fullmatch, content["backbone"])
+        dropped = tuple(name for name in scales if name.rpartition(".")[0] not in backbone.evaluating)
+    state = {name: tensor for name, tensor in content["backbone"].items() if name not in dropped}
+    started = _load(backbone, state, source, strict)
+    if not dropped:
+        return started
+    reason = "is a residual scale, batch norm starts anew in its place"
+    unused = (*started.unused, *(f"{name} {reason}" for name in dropped))
+    return Started(_count(source, started.loaded, started.anew, unused), started.loaded, started.anew, unused)
 
 
 def _load(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, strict: bool) -> Started:

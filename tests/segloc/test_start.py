@@ -86,6 +86,22 @@ def test_what_fits_is_taken_over_when_the_rest_may_start_anew(pretrained):
         assert torch.equal(tensor, before[name] if name in started.anew else backbone.state_dict()[name])
 
 
+@pytest.mark.parametrize(("stages", "fixed", "keeping"), [(0, False, ""), (1, False, "1"), (0, True, "1234")])
+def test_residual_scales_become_those_of_batch_norm_that_does_not_train(tmp_path, stages, fixed, keeping):
+    free = SegLocBackbone("resnet18", "none", "gn")
+    for name, tensor in free.state_dict().items():
+        if ".bn2.weight" in name:
+            tensor.fill_(0.25)
+    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True}
+    checkpoint.save(tmp_path / "free.pth", {"kind": "backbone", **settings, "backbone": free.state_dict()})
+    backbone = SegLocBackbone("resnet18", "bn", "gn")
+    backbone.freeze(stages, fixed)
+    load_start(backbone, str(tmp_path / "free.pth"), settings | {"norm": "bn"}, unmatched="start_anew")
+    for stage in "1234":
+        scale = backbone.body[f"layer{stage}"][1].bn2.weight
+        assert scale.eq(0.25 if stage in keeping else 1).all()
+
+
 def test_weights_of_which_nothing_fits_are_refused_even_so(pretrained):
     folder, _, content = pretrained
     content["backbone"] = {f"module.{name}": tensor for name, tensor in content["backbone"].items()}
