@@ -16,7 +16,7 @@ from benchmarks import common, study_page
 from segloc import cli, experiment_recipe
 from segloc.contract import InputError
 from segloc.experiment import tidy
-from segloc.experiment_jobs import Job, changed, plan
+from segloc.experiment_jobs import Job, changed, plan, with_needs
 from segloc.results_table import baseline, group
 from segloc.run_results import KINDS, METRICS, Run, read
 from segloc.runs import closing, read_metrics, read_run
@@ -36,7 +36,7 @@ def failures(cells: Sequence[Job]) -> list[dict[str, str]]:
         InputError: a job was left unfinished, or was made with other settings than the recipe's.
     """
     failed: dict[str, str] = {}
-    for job in _with_needs(cells):
+    for job in with_needs(cells):
         if difference := changed(job):
             raise InputError(difference)
         if job.finished:
@@ -66,7 +66,7 @@ def runs(cells: Sequence[Job]) -> list[dict[str, Any]]:
 def pretrainings(cells: Sequence[Job]) -> list[dict[str, Any]]:
     """Lay out the pretrainings: a row each, with means over the last quarter of the logged steps."""
     rows = []
-    for job in _with_needs(cells):
+    for job in with_needs(cells):
         if job.steps[0].name != PRETRAIN or not job.finished:
             continue
         about, end = read_run(job.folder), closing(read_metrics(job.folder))
@@ -83,13 +83,13 @@ def pretrainings(cells: Sequence[Job]) -> list[dict[str, Any]]:
 def commands(cells: Sequence[Job]) -> list[dict[str, str]]:
     """List what makes the first seed of every start, in the order it runs."""
     first = min(_name_and_seed(cell.name)[1] for cell in cells)
-    jobs = _with_needs([cell for cell in cells if _name_and_seed(cell.name)[1] == first])
+    jobs = with_needs([cell for cell in cells if _name_and_seed(cell.name)[1] == first])
     return [{"job": job.name, "command": str(step)} for job in jobs for step in job.steps]
 
 
 def minutes(cells: Sequence[Job]) -> int:
     """Add up how long the jobs took, from the record written at their (last) beginning to their last file."""
-    jobs = [job for job in _with_needs(cells) if job.finished]
+    jobs = [job for job in with_needs(cells) if job.finished]
     return round(sum(job.steps[-1].makes.stat().st_mtime - job.record.stat().st_mtime for job in jobs) / 60)
 
 
@@ -126,11 +126,6 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
         "failed": failed,
     }
     (out / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-
-
-def _with_needs(cells: Sequence[Job]) -> list[Job]:
-    """List cells and what they need, each once, in the order to be done."""
-    return list({job.name: job for cell in cells for job in (*cell.all_needs, cell)}.values())
 
 
 def _evaluated(cells: Sequence[Job]) -> list[Job]:

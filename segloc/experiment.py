@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from segloc import cli, experiment_recipe, probe_table
 from segloc.contract import InputError, write_atomic
-from segloc.experiment_jobs import Job, Step, cell_name, changed, plan, state
+from segloc.experiment_jobs import Job, Step, cell_name, changed, plan, state, with_needs
 from segloc.experiment_recipe import PROBE, Experiment
 from segloc.locks import locked
 
@@ -98,7 +98,7 @@ def tidy(out: str) -> Path:
 
 def show(cells: Sequence[Job]) -> None:
     """Print every cell and what it needs: state, name, commands."""
-    for job in {job.name: job for cell in cells for job in (*cell.all_needs, cell)}.values():
+    for job in with_needs(cells):
         print(f"{state(job):9} {job.name}")
         for step in job.steps:
             print(f"          {step}")
@@ -127,7 +127,7 @@ def run_cells(cells: Sequence[Job]) -> list[str]:
         What failed, a line each.
     """
     failures: dict[str, str] = {}
-    stamps = {job.name: job.stamp for cell in cells for job in (*cell.all_needs, cell)}
+    stamps = {job.name: job.stamp for job in with_needs(cells)}
     later: list[Job] = []
     with tqdm(total=len(cells), desc="cells", unit="cell", disable=None) as bar:
         for wait, queue in ((False, list(cells)), (True, later)):

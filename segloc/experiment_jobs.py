@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,11 @@ def plan(experiment: Experiment, out: Path) -> list[Job]:
                 raise InputError(f"two cells would be called {cell.name}; rename a start or a protocol")
             cells[cell.name] = cell
     return list(cells.values())
+
+
+def with_needs(cells: Sequence[Job]) -> list[Job]:
+    """List cells and what they need, each once, in the order to be done."""
+    return list({job.name: job for cell in cells for job in (*cell.all_needs, cell)}.values())
 
 
 def cell_name(start: str, protocol: str, seed: int) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks import common, study, study_page
 from segloc import experiment_recipe
-from segloc.experiment_jobs import plan
+from segloc.experiment_jobs import plan, with_needs
 from segloc.run_results import METRICS
 
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}
@@ -55,8 +55,7 @@ class Study:
         (self.folder / "probe.md").write_text("| start |\n| --- |\n| ours |\n")
 
     def jobs(self):
-        cells = plan(experiment_recipe.read(self.recipe), self.folder)
-        return list({job.name: job for cell in cells for job in (*cell.all_needs, cell)}.values())
+        return with_needs(plan(experiment_recipe.read(self.recipe), self.folder))
 
     def job(self, name):
         return next(job for job in self.jobs() if job.name == name)
@@ -207,15 +206,15 @@ def test_an_unfinished_study_is_refused(experiment, tmp_path, capsys, monkeypatc
     assert not (tmp_path / "results").exists()
 
 
-def test_a_folder_made_by_another_recipe_is_refused(experiment, capsys):
+def test_a_folder_made_by_another_recipe_is_refused(experiment, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study_page, "RESULTS", tmp_path / "results")
     experiment.recipe.write_text(experiment.recipe.read_text().replace("demo_r18", "mask_rcnn_r101"))
     assert study.main(["--recipe", str(experiment.recipe), "--from", str(experiment.folder)]) == 2
     assert "was made with" in capsys.readouterr().err
 
 
 def test_the_page_is_that_of_the_result_files():
-    if not study_page.kept():
-        pytest.skip("the study's results are not there yet")
+    assert study_page.kept()
     assert study_page.PAGE.read_text() == study_page.render(), "run python -m benchmarks.study"
 
 

@@ -112,8 +112,8 @@ class TrainSettings:
             the backbone, which takes start weights of a pretraining with ``head.kind=box2fc``.
         unmatched: ``refuse``: start weights have to fit the backbone tensor by tensor; ``start_anew``: what fits by
             name and shape is taken over, the rest starts at random, and start.json lists both. So weights pretrained
-            without batch norm go into a backbone with it, as in the paper, which names that as its weak spot. With
-            fixed statistics the new batch norm keeps their residual scales.
+            without batch norm go into a backbone with it, as in the paper, which names that as its weak spot. Where
+            its statistics are fixed or it is frozen, the new batch norm keeps their residual scales.
     """
 
     epochs: float = 12.0
