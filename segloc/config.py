@@ -78,11 +78,14 @@ class QueueConfig:
         size: K, keys per queue and level. The paper says both 16385 and 2^14; 2^14 is 16384.
         init: ``keys`` fills them from the untrained key network before training (the paper calls this crucial);
             ``random`` fills them with random unit vectors of random classes, the paper's ablation.
+        positives: ``key``: a query's own key is its only positive, as in MoCo and the paper; ``class``: so are the
+            stored keys of its class (`segloc.losses.class_info_nce`).
     """
 
     kind: str = "class"
     size: int = 16384
     init: str = "keys"
+    positives: str = "key"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +188,8 @@ class PretrainConfig:
         for name in AT_LEAST_ONE:
             if _get(self, name) < 1:
                 raise InputError(f"{name} is {_get(self, name)}, it must be at least 1")
+        if self.queue.positives == "class" and self.queue.kind != "class":
+            raise InputError("queue.positives=class needs queue.kind=class; a single queue has them as negatives")
         if self.optim.batch % self.optim.micro_batch:
             raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
 
@@ -227,6 +232,7 @@ CHOICES = {
     "head.kind": ("insloc", "box2fc"),
     "queue.kind": ("class", "single"),
     "queue.init": ("keys", "random"),
+    "queue.positives": ("key", "class"),
     "data.box_augment": ("none", "insloc"),
     "data.augment": ("xray", "paper", "none"),
 }

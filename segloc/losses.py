@@ -1,4 +1,4 @@
-"""InfoNCE against a shared store of keys, of which each query may see only some."""
+"""InfoNCE against a shared store of keys, of which each query may see only some, with one positive or with many."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 # Added to the logit of a slot that is no negative. Its exponential is 0, like that of -inf, but it can be made from a
 # mask by arithmetic, which is several times faster than filling in -inf.
@@ -53,6 +54,39 @@ def info_nce(
     losses, top1 = _Contrast.apply(query, key, bank, valid, temperature)
     positive = (query.detach() * key).sum(1).mean()
     return InfoNCE(losses.mean(), top1.float().mean(), positive, (query.detach(), bank, valid))
+
+
+def class_info_nce(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    bank: torch.Tensor,
+    valid: torch.Tensor,
+    same_class: torch.Tensor,
+    temperature: float,
+) -> InfoNCE:
+    """Compute `info_nce` with every stored key of the query's class as a further positive, and the mean over them.
+
+    The positives do not compete with each other: each has its own ``-log( exp(q.p/T) / (exp(q.p/T) + sum over
+    negatives n of exp(q.n/T)) )``. Khosla et al. (NeurIPS 2020, "Supervised Contrastive Learning") have the other
+    positives in the denominator as well; without them chance is log(1 + K) as with one positive. One key says little
+    about its class as long as the key network knows little; the mean of many says more.
+
+    Args:
+        query: [n, d] unit vectors.
+        key: [n, d] unit vectors, each query's own positive; no gradient flows into them.
+        bank: [m, d] unit vectors; no gradient flows into them either.
+        valid: [n, m] bool, which rows of `bank` are negatives of which query.
+        same_class: [n, m] bool, which rows are further positives.
+        temperature: T.
+    """
+    query, key, bank = query.float(), key.detach().float(), bank.detach().float()
+    own, stored = (query * key).sum(1, keepdim=True) / temperature, query @ bank.T / temperature
+    negatives = stored.masked_fill(~valid, MASKED)
+    positives = torch.cat([torch.ones_like(own, dtype=torch.bool), same_class], 1)
+    losses = F.softplus(negatives.logsumexp(1, keepdim=True) - torch.cat([own, stored], 1))
+    loss = ((losses * positives).sum(1) / positives.sum(1)).mean()
+    top1 = (own > negatives.amax(1, keepdim=True)).float().mean()
+    return InfoNCE(loss, top1, own.detach().mean() * temperature, (query.detach(), bank, valid))
 
 
 class _Contrast(torch.autograd.Function):

@@ -31,7 +31,7 @@ from segloc.contract import InputError, one_line, write_atomic
 from segloc.distributed import ALONE, Group
 from segloc.engine import TrainerBase
 from segloc.gauges import Compared, gauges
-from segloc.losses import InfoNCE, info_nce
+from segloc.losses import InfoNCE, class_info_nce, info_nce
 from segloc.models.backbone import LEVELS
 from segloc.models.segloc import SegLoc
 from segloc.models.start import RANDOM
@@ -277,13 +277,12 @@ class Pretrainer(TrainerBase):
         with self._autocast():
             queries = self.query(images, boxes)
         keys = self._embed_keys(batch.key, generators, shuffle)
-        valid = self.queues.valid(batch.labels.to(self.device))
-        temperature = self.config.optim.temperature
-        levels = [
-            info_nce(query, key, bank, valid, temperature)
-            for query, key, bank in zip(queries, keys, self.queues.keys, strict=True)
-        ]
-        return levels, queries, keys
+        labels, temperature = batch.labels.to(self.device), self.config.optim.temperature
+        valid, stores = self.queues.valid(labels), zip(queries, keys, self.queues.keys, strict=True)
+        if self.config.queue.positives == "key":
+            return [info_nce(*store, valid, temperature) for store in stores], queries, keys
+        same = self.queues.slot_labels() == labels[:, None]
+        return [class_info_nce(*store, valid, same, temperature) for store in stores], queries, keys
 
     def _embed_keys(self, views: Views, generators: list[torch.Generator], shuffle: torch.Generator) -> torch.Tensor:
         images, boxes = self._augmented(views, generators)

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.functional import normalize
 
-from segloc.losses import info_nce
+from segloc.losses import class_info_nce, info_nce
 from segloc.schedules import cosine_schedule, step_schedule
 
 
@@ -72,6 +72,55 @@ def test_equal_embeddings_give_the_loss_of_chance():
     bank = normalize(torch.ones(50, 8), dim=1)
     result = info_nce(same, same, bank, torch.ones(4, 50, dtype=torch.bool), 0.2)
     assert torch.isclose(result.loss, torch.log(torch.tensor(51.0)))
+
+
+def many(seed, share):
+    generator = torch.Generator().manual_seed(seed)
+    query, key, bank = (normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (5, 5, 30))
+    same = torch.rand(5, 30, generator=generator) < share
+    return query, key, bank, ~same & (torch.rand(5, 30, generator=generator) < 0.7), same
+
+
+def test_keys_of_the_class_are_positives_that_do_not_compete():
+    query, key, bank, valid, same = many(0, 0.3)
+    losses = []
+    for i in range(5):
+        negatives = sum(np.exp(float(query[i] @ bank[j]) / 0.2) for j in range(30) if valid[i, j])
+        positives = [key[i], *(bank[j] for j in range(30) if same[i, j])]
+        own = [np.exp(float(query[i] @ positive) / 0.2) for positive in positives]
+        losses.append(np.mean([-np.log(one / (one + negatives)) for one in own]))
+    assert np.isclose(float(class_info_nce(query, key, bank, valid, same, 0.2).loss), np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.2, 1.0])
+def test_with_no_other_key_of_its_class_a_query_has_the_loss_with_one_positive(temperature):
+    query, key, bank, valid, same = many(1, 0.0)
+    ours, theirs = query.clone().requires_grad_(), query.clone().requires_grad_()
+    result, expected = (
+        class_info_nce(ours, key, bank, valid, same, temperature),
+        info_nce(theirs, key, bank, valid, temperature),
+    )
+    result.loss.backward()
+    expected.loss.backward()
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    for field in ("loss", "top1", "positive", "negative"):
+        assert torch.isclose(getattr(result, field), getattr(expected, field), rtol=1e-5, atol=1e-6)
+
+
+def test_many_positives_of_equal_embeddings_have_the_loss_of_chance():
+    same = normalize(torch.ones(4, 8), dim=1)
+    bank = normalize(torch.ones(50, 8), dim=1)
+    others = torch.arange(50).expand(4, -1) < 30
+    result = class_info_nce(same, same, bank, others, ~others, 0.2)
+    assert torch.isclose(result.loss, torch.log(torch.tensor(31.0)))
+    assert result.top1 == 0
+
+
+def test_many_positives_without_a_negative_pull_nowhere():
+    query, key, bank, _, same = many(2, 0.5)
+    query.requires_grad_()
+    class_info_nce(query, key, bank, torch.zeros_like(same), same, 0.01).loss.backward()
+    assert (query.grad == 0).all()
 
 
 def test_schedules():

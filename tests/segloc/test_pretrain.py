@@ -347,6 +347,26 @@ def test_a_single_queue_trains_on_one_class_which_class_queues_refuse(tmp_path, 
         assert [row["queue_fill"] for row in read_metrics(out)] == [30, 30]
 
 
+def test_the_stored_keys_of_a_querys_class_can_be_positives(shards, tmp_path, monkeypatch):
+    seen = []
+    original = pretrainer.class_info_nce
+    monkeypatch.setattr(pretrainer, "class_info_nce", lambda *given: seen.append(given) or original(*given))
+    trainer = trainer_of(tiny("queue.positives=class", "optim.temperature=0.7"), shards, tmp_path)
+    labels = next(trainer.stream.batches()).labels
+    stored, negatives = trainer.queues.slot_labels(), trainer.queues.valid(labels)
+    trainer.iter = 0
+    trainer.run_step()
+    trainer.close()
+    assert len(seen) == 5  # one a level
+    for query, key, _, valid, same_class, temperature in seen:
+        assert query.shape == key.shape
+        assert torch.equal(valid, negatives)
+        assert torch.equal(same_class, stored == labels[:, None])
+        assert same_class.any()
+        assert not (valid & same_class).any()
+        assert temperature == 0.7
+
+
 def test_a_single_queue_holds_keys_of_the_querys_own_class(shards, tmp_path):
     losses = {}
     for kind in ("class", "single"):
