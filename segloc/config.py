@@ -30,6 +30,7 @@ class ModelConfig:
         init: start weights: ``random`` as in the paper; ``imagenet``, torchvision's for the ResNet (needs norm bn); the
             path of the state dict of a torchvision ResNet (likewise); or the path of a run or checkpoint of this
             project, whose backbone, and head if it fits, are taken over.
+        fpn_channels: channels of every level of the FPN and of its attention, a multiple of 16; SDANet has 256.
         frozen: parts of the ResNet that keep their start weights and statistics: 0 none, as the paper found best
             (section 5.4), 1 the stem and layer1, ... 4 all of it.
     """
@@ -40,6 +41,7 @@ class ModelConfig:
     attention: bool = True
     bn_splits: int = 8
     init: str = "random"
+    fpn_channels: int = 256
     frozen: int = 0
 
 
@@ -206,6 +208,8 @@ class PretrainConfig:
 
     def _check_norms(self) -> None:
         model, part = self.model, self.optim.micro_batch
+        if model.fpn_channels % BOTTLENECK:
+            raise InputError(f"model.fpn_channels is {model.fpn_channels}, no multiple of {BOTTLENECK}")
         if model.norm == "gn" and self.head.kind == "insloc" and self.head.conv_dim % GROUPS:
             raise InputError(f"model.norm=gn needs a head.conv_dim that is a multiple of {GROUPS}")
         # Batch norm over single vectors sees as many values as a part has pairs.
@@ -243,6 +247,7 @@ AT_LEAST_ONE = (
     "log_every",
     "checkpoint_every",
     "model.bn_splits",
+    "model.fpn_channels",
     "head.conv_dim",
     "head.fc_dim",
     "head.dim",
@@ -257,6 +262,8 @@ AT_LEAST_ONE = (
 # An image of this side is a single position in the ResNet's last stage.
 STRIDE = 32
 MAX_SEED = 2**63 - 1  # torch takes no larger one
+# The attention has a bottleneck that is narrower by this.
+BOTTLENECK = 16
 # Groups of group norm in the ResNet and the head (Wu & He 2018).
 GROUPS = 32
 Config = TypeVar("Config")

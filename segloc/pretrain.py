@@ -89,6 +89,7 @@ def save_backbone(trainer: Pretrainer) -> Path:
         "norm": model.norm,
         "sda_norm": model.sda_norm,
         "attention": model.attention,
+        "fpn_channels": model.fpn_channels,
         "iteration": trainer.steps,
         "backbone": trainer.model.query.backbone.state_dict(),
         "head": trainer.model.query.head.state_dict(),

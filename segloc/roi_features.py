@@ -15,7 +15,7 @@ from segloc.config import HeadConfig, PretrainConfig
 from segloc.contract import InputError
 from segloc.held_out import SIDES, Chosen
 from segloc.models.backbone import SegLocBackbone, normalize
-from segloc.models.roi_head import BoxHead, InsLocHead, RoIHead, pool_boxes
+from segloc.models.roi_head import POOLED, BoxHead, InsLocHead, RoIHead, pool_boxes
 from segloc.models.segloc import Encoder
 from segloc.models.start import BACKBONE_SETTINGS, RANDOM, load_start, load_strict, read_backbone
 from segloc.shard_folder import Sample
@@ -86,14 +86,17 @@ def head_like(state: Mapping[str, torch.Tensor], source: str) -> RoIHead:
     standardised = any(name.endswith("running_mean") for name in state if name.startswith(("fcs.", "embedding.")))
     if "box.fc1.weight" in state:
         dim = next(len(tensor) for name, tensor in state.items() if name.startswith("embedding.") and tensor.dim() == 2)
-        return BoxHead(len(state["box.fc1.weight"]), dim, standardised)
+        channels = state["box.fc1.weight"].shape[1] // POOLED**2
+        return BoxHead(len(state["box.fc1.weight"]), dim, standardised, channels=channels)
     convs = [tensor for name, tensor in state.items() if name.startswith("convs.") and tensor.dim() == 4]
     linears = [tensor for name, tensor in state.items() if name.startswith("fcs.") and tensor.dim() == 2]
     if len(linears) != 3:
         raise InputError(f"{source}: its RoI head has {len(linears)} fully connected layers, not 3")
     conv_dim = len(convs[0]) if convs else HeadConfig().conv_dim
     norm = "none" if "convs.0.bias" in state else "bn" if "convs.1.running_mean" in state else "gn"
-    return InsLocHead(len(convs), conv_dim, len(linears[0]), len(linears[2]), norm, standardised)
+    channels = convs[0].shape[1] if convs else linears[0].shape[1] // POOLED**2
+    widths = len(linears[0]), len(linears[2])
+    return InsLocHead(len(convs), conv_dim, *widths, norm, standardised, channels=channels)
 
 
 @torch.no_grad()

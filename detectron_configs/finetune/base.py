@@ -11,7 +11,7 @@ from segloc.models.backbone import SegLocBackbone
 model = L(detector)(
     engine="auto",  # Detectron2 when installed, else torchvision, labelled as the stand-in
     num_classes=0,  # as many as the annotations have
-    backbone=L(SegLocBackbone)(arch="resnet101", norm="bn", sda_norm="bn", attention=True),
+    backbone=L(SegLocBackbone)(arch="resnet101", norm="bn", sda_norm="bn", attention=True, fpn_channels=256),
     heads=L(HeadSettings)(stages=3, anchor_scale=8, fc_dim=1024, score_threshold=0.05, detections=100),
     frozen=0,
     fixed_statistics=False,

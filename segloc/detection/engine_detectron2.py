@@ -46,7 +46,7 @@ from segloc.detection.detector import (
     encode_mask,
     pad_batch,
 )
-from segloc.models.backbone import CHANNELS, LEVELS, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone
+from segloc.models.backbone import LEVELS, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone
 
 # Per stage: the IoU from which a proposal counts as an item, the weight of its losses, and what the regression targets
 # of centre and size are divided by.
@@ -69,7 +69,7 @@ class PyramidBackbone(Backbone):
         super().__init__()
         self.net = net
         self._out_features = list(LEVELS)
-        self._out_feature_channels = dict.fromkeys(LEVELS, CHANNELS)
+        self._out_feature_channels = dict.fromkeys(LEVELS, net.out_channels)
         self._out_feature_strides = dict(zip(LEVELS, STRIDES, strict=True))
 
     @property
@@ -141,8 +141,8 @@ def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> De
     """Build the Cascade Mask R-CNN, or the Mask R-CNN of one stage."""
     net = WhitePaddedRCNN(
         backbone=PyramidBackbone(backbone),
-        proposal_generator=_rpn(heads),
-        roi_heads=_roi_heads(heads, num_classes),
+        proposal_generator=_rpn(heads, backbone.out_channels),
+        roi_heads=_roi_heads(heads, backbone.out_channels, num_classes),
         pixel_mean=[PIXEL_MEAN] * 3,
         pixel_std=[PIXEL_STD] * 3,
         input_format="RGB",
@@ -150,10 +150,10 @@ def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> De
     return Detectron2Detector(net)
 
 
-def _rpn(heads: HeadSettings) -> RPN:
+def _rpn(heads: HeadSettings, channels: int) -> RPN:
     return RPN(
         in_features=list(LEVELS),
-        head=StandardRPNHead(in_channels=CHANNELS, num_anchors=3),
+        head=StandardRPNHead(in_channels=channels, num_anchors=3),
         anchor_generator=DefaultAnchorGenerator(
             sizes=[[heads.anchor_scale * stride] for stride in STRIDES],
             aspect_ratios=[0.5, 1.0, 2.0],
@@ -171,7 +171,7 @@ def _rpn(heads: HeadSettings) -> RPN:
     )
 
 
-def _roi_heads(heads: HeadSettings, num_classes: int) -> StandardROIHeads:
+def _roi_heads(heads: HeadSettings, channels: int, num_classes: int) -> StandardROIHeads:
     shared: dict[str, Any] = {
         "num_classes": num_classes,
         "batch_size_per_image": heads.roi_batch,
@@ -181,14 +181,14 @@ def _roi_heads(heads: HeadSettings, num_classes: int) -> StandardROIHeads:
         "mask_in_features": list(POOL_LEVELS),
         "mask_pooler": _pooler(14),
         "mask_head": MaskRCNNConvUpsampleHead(
-            ShapeSpec(channels=CHANNELS, width=14, height=14),
+            ShapeSpec(channels=channels, width=14, height=14),
             num_classes=num_classes,
             conv_dims=[heads.mask_dim] * (heads.mask_convs + 1),  # the last one is the upsampling layer's
         ),
     }
     stages = STAGES[: heads.stages]
     matchers = [Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou, _, _ in stages]
-    box_heads = [_box_head(heads) for _ in stages]
+    box_heads = [_box_head(heads, channels) for _ in stages]
     # A cascade regresses one box for all classes, a single head one for each, in SDANet's library as in Detectron2.
     agnostic = len(stages) > 1
     predictors = [_box_predictor(heads, num_classes, agnostic, weight, std) for _, weight, std in stages]
@@ -202,9 +202,9 @@ def _pooler(size: int) -> ROIPooler:
     return ROIPooler(size, [1 / stride for stride in strides], SAMPLING_RATIO, "ROIAlignV2")
 
 
-def _box_head(heads: HeadSettings) -> FastRCNNConvFCHead:
+def _box_head(heads: HeadSettings, channels: int) -> FastRCNNConvFCHead:
     return FastRCNNConvFCHead(
-        ShapeSpec(channels=CHANNELS, height=7, width=7), conv_dims=[], fc_dims=[heads.fc_dim, heads.fc_dim]
+        ShapeSpec(channels=channels, height=7, width=7), conv_dims=[], fc_dims=[heads.fc_dim, heads.fc_dim]
     )
 
 

@@ -28,7 +28,7 @@ from segloc.detection.detector import (
     encode_mask,
     pad_batch,
 )
-from segloc.models.backbone import CHANNELS, LEVELS, STRIDES, SegLocBackbone
+from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone
 
 
 class TorchvisionDetector(Detector):
@@ -97,14 +97,14 @@ def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> To
         rpn_post_nms_top_n_train=heads.train_proposals,
         rpn_post_nms_top_n_test=heads.test_proposals,
         box_roi_pool=_pooler(7),
-        box_head=TwoMLPHead(CHANNELS * 7 * 7, heads.fc_dim),
+        box_head=TwoMLPHead(backbone.out_channels * 7 * 7, heads.fc_dim),
         box_predictor=FastRCNNPredictor(heads.fc_dim, num_classes + 1),
         box_batch_size_per_image=heads.roi_batch,
         box_score_thresh=heads.score_threshold,
         box_nms_thresh=heads.nms_threshold,
         box_detections_per_img=heads.detections,
         mask_roi_pool=_pooler(14),
-        mask_head=MaskRCNNHeads(CHANNELS, [heads.mask_dim] * heads.mask_convs, 1),
+        mask_head=MaskRCNNHeads(backbone.out_channels, [heads.mask_dim] * heads.mask_convs, 1),
         mask_predictor=MaskRCNNPredictor(heads.mask_dim, heads.mask_dim, num_classes + 1),
     )
     # As in Detectron2, masks start undecided; torchvision's own start gives losses ten times those of the other parts.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from segloc.config import BOTTLENECK
 from segloc.models.norm import SplitBatchNorm2d
 
 SDA_NORMS = ("bn", "gn", "ln")
@@ -62,13 +63,12 @@ class DependencyRefinement(nn.Module):
     """Global-context block: adds to every position one vector pooled from the whole map; starts as the identity.
 
     Args:
-        channels: C.
-        ratio: C over the width of the bottleneck.
+        channels: C, a multiple of 16.
     """
 
-    def __init__(self, channels: int, ratio: int = 16) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        hidden = channels // ratio
+        hidden = channels // BOTTLENECK
         self.mask = nn.Conv2d(channels, 1, 1)
         last = nn.Conv2d(hidden, channels, 1)
         self.transform = nn.Sequential(

@@ -13,13 +13,14 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from segloc.config import BOTTLENECK
 from segloc.models.attention import PyramidAttention
 from segloc.models.norm import ResidualScale, norm_layer
 
 ARCHS = ("resnet18", "resnet50", "resnet101")
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 STRIDES = (4, 8, 16, 32, 64)
-CHANNELS = 256
+FPN_CHANNELS = 256  # of SDANet, as of most pyramids
 
 # (x - 127.5) / 127.5 for RGB in 0..255, as SDANet's configuration has it. White, the empty belt, becomes 1.
 PIXEL_MEAN = 127.5
@@ -28,7 +29,7 @@ WHITE = 255
 
 
 class SegLocBackbone(nn.Module):
-    """ResNet + FPN (P2..P6, 256 channels, no norm) + one attention module a level.
+    """ResNet + FPN (P2..P6, no norm) + one attention module a level.
 
     Args:
         arch: ``resnet18``, ``resnet50`` or ``resnet101`` of torchvision, starting from random weights.
@@ -37,9 +38,11 @@ class SegLocBackbone(nn.Module):
         sda_norm: norm inside the channel attention, ``bn``, ``gn`` or ``ln``.
         attention: False leaves the attention out (a plain FPN).
         bn_splits: parts into which ``bn`` splits a training batch (see `SplitBatchNorm2d`).
+        fpn_channels: C, the channels of every level, a multiple of 16. Fewer than SDANet's make it a network for small
+            machines: in a ResNet-18, FPN and attention otherwise cost more than the ResNet.
 
     Raises:
-        ValueError: an unknown `arch`, `norm` or `sda_norm`.
+        ValueError: an unknown `arch`, `norm` or `sda_norm`, or an `fpn_channels` that cannot be.
     """
 
     def __init__(
@@ -49,20 +52,23 @@ class SegLocBackbone(nn.Module):
         sda_norm: str = "bn",
         attention: bool = True,
         bn_splits: int = 1,
+        fpn_channels: int = FPN_CHANNELS,
     ) -> None:
         super().__init__()
         if arch not in ARCHS:
             raise ValueError(f"arch {arch!r} is none of {', '.join(ARCHS)}")
+        if fpn_channels < 1 or fpn_channels % BOTTLENECK:
+            raise ValueError(f"fpn_channels {fpn_channels} is no multiple of {BOTTLENECK}")
         body = getattr(resnet, arch)(weights=None, norm_layer=norm_layer(norm, bn_splits))
         if norm == "none":
             _scale_residuals(body)
         width = body.inplanes // 8
         self.body = IntermediateLayerGetter(body, {f"layer{i + 1}": LEVELS[i] for i in range(4)})
         self.fpn = FeaturePyramidNetwork(
-            [width, 2 * width, 4 * width, 8 * width], CHANNELS, extra_blocks=LastLevelMaxPool()
+            [width, 2 * width, 4 * width, 8 * width], fpn_channels, extra_blocks=LastLevelMaxPool()
         )
-        self.attention = PyramidAttention(CHANNELS, len(LEVELS), sda_norm, bn_splits) if attention else None
-        self.out_channels = CHANNELS
+        self.attention = PyramidAttention(fpn_channels, len(LEVELS), sda_norm, bn_splits) if attention else None
+        self.out_channels = fpn_channels
         # Tuples, so that they are not registered twice.
         self._frozen: tuple[nn.Module, ...] = ()
         self._evaluating: tuple[nn.Module, ...] = ()
@@ -110,7 +116,7 @@ class SegLocBackbone(nn.Module):
             images: [N, 3, H, W] float, RGB normalised by `normalize`; H and W multiples of 32.
 
         Returns:
-            ``p2`` .. ``p6``, each [N, 256, H / stride, W / stride] (P6 rounded up).
+            ``p2`` .. ``p6``, each [N, C, H / stride, W / stride] (P6 rounded up).
         """
         # The FPN names its extra level "pool"; here levels go by position.
         maps = list(self.fpn(self.body(images)).values())

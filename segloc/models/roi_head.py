@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from segloc.config import HeadConfig
-from segloc.models.backbone import CHANNELS, LEVELS, STRIDES
+from segloc.config import HeadConfig, ModelConfig
+from segloc.models.backbone import FPN_CHANNELS, LEVELS, STRIDES
 from segloc.models.norm import SplitBatchNorm2d, norm_layer
 
 POOLED = 7
@@ -70,6 +70,7 @@ class InsLocHead(RoIHead):
             MoCo v3 does. InsLoc does not. All embeddings can then not drift away together from the older keys in the
             queue, a shortcut that brings the loss down without learning anything.
         bn_splits: see `SplitBatchNorm2d`.
+        channels: C, the channels of the RoI features.
     """
 
     def __init__(
@@ -81,10 +82,11 @@ class InsLocHead(RoIHead):
         norm: str = "bn",
         embedding_bn: bool = False,
         bn_splits: int = 1,
+        channels: int = FPN_CHANNELS,
     ) -> None:
         super().__init__()
         make_norm = norm_layer(norm, bn_splits)
-        widths = [CHANNELS] + [conv_dim] * convs
+        widths = [channels] + [conv_dim] * convs
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             conv = nn.Conv2d(before, after, 3, padding=1, bias=norm == "none")
@@ -119,11 +121,19 @@ class BoxHead(RoIHead):
         dim: size of the embedding.
         embedding_bn: see `InsLocHead`.
         bn_splits: see `SplitBatchNorm2d`.
+        channels: C, the channels of the RoI features.
     """
 
-    def __init__(self, fc_dim: int = 1024, dim: int = 128, embedding_bn: bool = False, bn_splits: int = 1) -> None:
+    def __init__(
+        self,
+        fc_dim: int = 1024,
+        dim: int = 128,
+        embedding_bn: bool = False,
+        bn_splits: int = 1,
+        channels: int = FPN_CHANNELS,
+    ) -> None:
         super().__init__()
-        fc1, fc2, last = nn.Linear(CHANNELS * POOLED**2, fc_dim), nn.Linear(fc_dim, fc_dim), nn.Linear(fc_dim, dim)
+        fc1, fc2, last = nn.Linear(channels * POOLED**2, fc_dim), nn.Linear(fc_dim, fc_dim), nn.Linear(fc_dim, dim)
         for linear in (fc1, fc2, last):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -139,11 +149,12 @@ class BoxHead(RoIHead):
         return self.embedding(self.box(pooled))
 
 
-def make_head(head: HeadConfig, norm: str, bn_splits: int) -> RoIHead:
-    """Build the head the settings ask for; `norm` and `bn_splits` are the model's."""
+def make_head(head: HeadConfig, model: ModelConfig) -> RoIHead:
+    """Build the head the settings ask for; norm, splits and channels are the model's."""
+    splits, channels = model.bn_splits, model.fpn_channels
     if head.kind == "box2fc":
-        return BoxHead(head.fc_dim, head.dim, head.embedding_bn, bn_splits)
-    return InsLocHead(head.convs, head.conv_dim, head.fc_dim, head.dim, norm, head.embedding_bn, bn_splits)
+        return BoxHead(head.fc_dim, head.dim, head.embedding_bn, splits, channels)
+    return InsLocHead(head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, head.embedding_bn, splits, channels)
 
 
 def _standardise(dim: int, bn_splits: int) -> nn.Module:

@@ -25,9 +25,11 @@ class Encoder(nn.Module):
 
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
         super().__init__()
-        self.backbone = SegLocBackbone(model.arch, model.norm, model.sda_norm, model.attention, model.bn_splits)
+        self.backbone = SegLocBackbone(
+            model.arch, model.norm, model.sda_norm, model.attention, model.bn_splits, model.fpn_channels
+        )
         self.backbone.freeze(model.frozen)
-        self.head = make_head(head, model.norm, model.bn_splits)
+        self.head = make_head(head, model)
         self.sampling_ratio = head.sampling_ratio
 
     def forward(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

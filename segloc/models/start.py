@@ -20,7 +20,7 @@ from torchvision.models import get_model_weights
 
 from segloc import checkpoint
 from segloc.contract import InputError, one_line
-from segloc.models.backbone import SegLocBackbone
+from segloc.models.backbone import FPN_CHANNELS, SegLocBackbone
 
 RANDOM = "random"
 IMAGENET = "imagenet"
@@ -29,7 +29,7 @@ _LAST_STAGE = "layer4.0.conv1.weight"
 _RESNET_TENSORS = {"conv1.weight", "layer1.0.conv1.weight", _LAST_STAGE}
 # What `segloc.models.norm.ResidualScale` learns, under the names of batch norm's scales and shifts.
 _RESIDUAL_SCALE = re.compile(r"body\.layer\d\.\d+\.bn\d\.(weight|bias)")
-BACKBONE_SETTINGS = ("arch", "norm", "sda_norm", "attention")
+BACKBONE_SETTINGS = ("arch", "norm", "sda_norm", "attention", "fpn_channels")
 # What happens to tensors without a counterpart.
 REFUSE = "refuse"
 START_ANEW = "start_anew"
@@ -63,8 +63,7 @@ def read_backbone(path: str | Path) -> dict[str, Any]:
     """Read the backbone of a pretraining or fine-tuning result, file or run folder.
 
     Returns:
-        The file's content, with ``backbone`` (state dict) and its settings ``arch``, ``norm``, ``sda_norm`` and
-        ``attention``.
+        The file's content, with ``backbone`` (state dict) and its settings `BACKBONE_SETTINGS`.
 
     Raises:
         InputError: no such file, or it holds no backbone by itself.
@@ -74,6 +73,7 @@ def read_backbone(path: str | Path) -> dict[str, Any]:
 
 
 def _with_backbone(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    content = {"fpn_channels": FPN_CHANNELS, **content}  # before it was a setting, all had as many
     missing = [key for key in ("backbone", *BACKBONE_SETTINGS) if key not in content]
     if missing:
         kind = content.get("kind", "unknown")

@@ -37,6 +37,8 @@ def test_numbers_without_a_dot_are_numbers():
         (["queue.kind=one"], "queue.kind is 'one', not one of class, single"),
         (["queue.positives=all"], "queue.positives is 'all', not one of key, class"),
         (["queue.positives=class", "queue.kind=single"], "queue.positives=class needs queue.kind=class"),
+        (["model.fpn_channels=40"], "model.fpn_channels is 40, no multiple of 16"),
+        (["model.fpn_channels=0"], "model.fpn_channels is 0, it must be at least 1"),
         (["data.box_augment=yes"], "expected str, got True"),
         (["data.box_augment=random"], "data.box_augment is 'random', not one of none, insloc"),
         (["model.frozen=5", "model.init=imagenet"], "model.frozen is 5, it must be within 0 and 4"),

@@ -4,7 +4,7 @@ import torch
 from segloc import checkpoint
 from segloc.contract import InputError
 from segloc.detection.weights import load_box_heads, read_detector
-from segloc.models.backbone import CHANNELS
+from segloc.models.backbone import FPN_CHANNELS
 from segloc.models.roi_head import BoxHead, InsLocHead
 
 from .test_detection_engines import ENGINES, SMALL, build
@@ -28,7 +28,7 @@ def test_every_box_head_computes_what_the_pretrained_one_did(engine, tmp_path):
     detector = build(engine)
     torch.manual_seed(1)
     pretrained = BoxHead(SMALL.fc_dim, 16)
-    features = torch.randn(2, CHANNELS, 7, 7)
+    features = torch.randn(2, FPN_CHANNELS, 7, 7)
     heads = detector.net.roi_heads.box_head
     heads = list(heads) if engine == "detectron2" else [heads]
     assert len(heads) == len(detector.box_layers)

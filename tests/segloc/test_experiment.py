@@ -564,7 +564,7 @@ def test_what_fails_while_several_run_is_tried_once_and_again_by_the_next_comman
 
 
 def test_start_weights_that_do_not_fit_are_refused_before_work_starts(grid, tmp_path, fake, capsys):
-    settings = {"arch": "resnet50", "norm": "gn", "sda_norm": "gn", "attention": True}
+    settings = {"arch": "resnet50", "norm": "gn", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     checkpoint.save(tmp_path / "b.pth", {"kind": "backbone", **settings, "backbone": {}})
     grid["starts"]["other"] = {"weights": str(tmp_path / "b.pth")}
     path, out = write(tmp_path, grid), tmp_path / "out"

@@ -154,7 +154,7 @@ def test_a_tensor_no_rule_knows_stops_the_export():
 
 
 def test_command_writes_weights_and_report(tmp_path, capsys):
-    settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "gn", "attention": True}
+    settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     state = SegLocBackbone(**settings).state_dict()
     checkpoint.save(tmp_path / "backbone.pth", {"kind": "backbone", **settings, "iteration": 3, "backbone": state})
     out = tmp_path / "d2.pth"
@@ -172,7 +172,7 @@ def test_command_writes_weights_and_report(tmp_path, capsys):
 def norm_free(tmp_path):
     """A norm-free pretraining run as training might leave it."""
     backbone = trained("resnet18", "none", attention=True)
-    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True}
+    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     content = {"kind": "backbone", **settings, "iteration": 3, "backbone": backbone.state_dict()}
     checkpoint.save(tmp_path / "run" / "backbone.pth", content | {"head": BoxHead(4, 2, True).state_dict()})
     return tmp_path / "run", backbone
@@ -186,7 +186,7 @@ def with_bn(run, shards, out, format_="segloc", *more):
 def test_inserted_batch_norm_loads_for_fine_tuning_and_computes_the_same(norm_free, shards, tmp_path, capsys):
     run, backbone = norm_free
     assert with_bn(run, shards, tmp_path / "bn.pth", "segloc", "--views", "20") == 0
-    settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "gn", "attention": True}
+    settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     loaded = SegLocBackbone(**settings)
     load_start(loaded, str(tmp_path / "bn.pth"), settings)
     assert_same_pyramid(backbone, loaded, LEVELS)
@@ -257,7 +257,7 @@ def test_other_formats_get_a_whole_network_with_batch_norm(norm_free, shards, tm
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_weights_that_have_a_norm_get_no_second_one(norm, shards, tmp_path, capsys):
-    settings = {"arch": "resnet18", "norm": norm, "sda_norm": "gn", "attention": True}
+    settings = {"arch": "resnet18", "norm": norm, "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     state = SegLocBackbone(**settings).state_dict()
     checkpoint.save(tmp_path / "backbone.pth", {"kind": "backbone", **settings, "backbone": state})
     assert with_bn(tmp_path, shards, tmp_path / "bn.pth") == 2

@@ -169,7 +169,7 @@ def test_imagenet_then_segloc_then_the_detector(pidray, tmp_path):
 
 def norm_free(tmp_path):
     """A backbone pretrained without batch norm, every tensor of it different from a new one's."""
-    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True}
+    settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     state = {name: torch.randn_like(x) / 50 for name, x in SegLocBackbone(**settings).state_dict().items()}
     checkpoint.save(tmp_path / "free.pth", {"kind": "backbone", **settings, "backbone": state})
     return tmp_path / "free.pth", state
@@ -230,7 +230,7 @@ def test_scans_without_items_take_part_if_told_so(pidray, tmp_path):
 
 
 def test_start_weights_arrive_and_are_trained(pidray, tmp_path, monkeypatch):
-    settings = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True}
+    settings = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     torch.manual_seed(9)
     start = SegLocBackbone(**settings).state_dict()
     checkpoint.save(

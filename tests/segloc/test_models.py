@@ -57,6 +57,19 @@ def written_out(module, maps):
     return mixed + module.refine.transform(context) + maps[module.level]
 
 
+@pytest.mark.parametrize("attention", [True, False])
+def test_the_pyramid_has_as_many_channels_as_asked_for(attention):
+    backbone = SegLocBackbone("resnet18", attention=attention, fpn_channels=48)
+    levels = backbone(torch.zeros(2, 3, 64, 96))
+    assert {x.shape[1] for x in levels.values()} == {48} == {backbone.out_channels}
+
+
+@pytest.mark.parametrize("channels", [0, -16, 40])
+def test_channels_the_attention_cannot_have_are_refused(channels):
+    with pytest.raises(ValueError, match=f"fpn_channels {channels} is no multiple of 16"):
+        SegLocBackbone("resnet18", fpn_channels=channels)
+
+
 @pytest.mark.parametrize("level", range(5))
 def test_attention_equals_the_steps_written_out(level):
     torch.manual_seed(level)

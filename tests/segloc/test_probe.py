@@ -94,24 +94,26 @@ def test_features_are_the_means_of_the_pooled_cells_and_the_head_s_embedding(sha
 
 
 def test_a_box_head_is_rebuilt_from_its_tensors():
-    for standardised in ("true", "false"):
-        config = load_config(None, [*OVERRIDES, "head.kind=box2fc", f"head.embedding_bn={standardised}"])
+    for standardised, channels in (("true", 256), ("false", 32)):
+        settings = ["head.kind=box2fc", f"head.embedding_bn={standardised}", f"model.fpn_channels={channels}"]
+        config = load_config(None, [*OVERRIDES, *settings])
         head = SegLoc(config.model, config.head).query.head.eval()
         other = roi_features.head_like(head.state_dict(), "here").eval()
         other.load_state_dict(head.state_dict(), strict=True)
-        pooled = torch.randn(5, 3, 256, 7, 7)
+        pooled = torch.randn(5, 3, channels, 7, 7)
         with torch.no_grad():
             assert torch.equal(head(pooled), other(pooled))
 
 
 @pytest.mark.parametrize("norm", ["bn", "none"])
-@pytest.mark.parametrize(("convs", "embedding_bn"), [(2, True), (0, False)])
-def test_a_head_is_rebuilt_from_its_tensors(norm, convs, embedding_bn):
+@pytest.mark.parametrize(("convs", "embedding_bn", "channels"), [(2, True, 32), (0, False, 256), (0, True, 48)])
+def test_a_head_is_rebuilt_from_its_tensors(norm, convs, embedding_bn, channels):
     config = load_config(None, [*OVERRIDES, f"head.convs={convs}", f"head.embedding_bn={str(embedding_bn).lower()}"])
-    head = SegLoc(dataclasses.replace(config.model, norm=norm), config.head).query.head.eval()
+    model = dataclasses.replace(config.model, norm=norm, fpn_channels=channels)
+    head = SegLoc(model, config.head).query.head.eval()
     other = roi_features.head_like(head.state_dict(), "here").eval()
     other.load_state_dict(head.state_dict(), strict=True)
-    pooled = torch.randn(5, 3, 256, 7, 7)
+    pooled = torch.randn(5, 3, channels, 7, 7)
     with torch.no_grad():
         assert torch.equal(head(pooled), other(pooled))
 

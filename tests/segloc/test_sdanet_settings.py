@@ -7,7 +7,7 @@ from torch import nn
 
 from segloc import lazy
 from segloc.detection import recipe
-from segloc.models.backbone import CHANNELS, LEVELS
+from segloc.models.backbone import FPN_CHANNELS, LEVELS
 from segloc.schedules import step_schedule
 
 from .test_lazy import RECIPES
@@ -38,7 +38,7 @@ def test_rpn(net):
     rpn = net.proposal_generator
     assert rpn.in_features == list(LEVELS)
     conv = rpn.rpn_head.conv
-    assert (conv.in_channels, conv.out_channels, conv.kernel_size) == (CHANNELS, CHANNELS, (3, 3))
+    assert (conv.in_channels, conv.out_channels, conv.kernel_size) == (FPN_CHANNELS, FPN_CHANNELS, (3, 3))
     assert (rpn.batch_size_per_image, rpn.positive_fraction, rpn.nms_thresh) == (256, 0.5, 0.7)
     assert rpn.anchor_matcher.thresholds[1:-1] == [0.3, 0.7]
     assert (rpn.anchor_matcher.labels, rpn.anchor_matcher.allow_low_quality_matches) == ([0, -1, 1], True)
@@ -51,7 +51,7 @@ def test_rpn(net):
 
 def test_anchors(net):
     """Scale 8 on strides 4 to 64; ratios (height over width) .5, 1, 2 of one area, around the cell's centre."""
-    maps = [torch.zeros(1, CHANNELS, 2, 3) for _ in LEVELS]
+    maps = [torch.zeros(1, FPN_CHANNELS, 2, 3) for _ in LEVELS]
     for stride, boxes in zip((4, 8, 16, 32, 64), net.proposal_generator.anchor_generator(maps), strict=True):
         expected = []
         for y in range(2):
@@ -75,7 +75,7 @@ def test_box_heads(net):
     assert np.allclose(stds, [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]])
     for head, predictor in zip(heads.box_head, heads.box_predictor, strict=True):
         layers = [(m.in_features, m.out_features) for m in head.modules() if isinstance(m, nn.Linear)]
-        assert layers == [(CHANNELS * 7 * 7, 1024), (1024, 1024)]
+        assert layers == [(FPN_CHANNELS * 7 * 7, 1024), (1024, 1024)]
         assert not [m for m in head.modules() if isinstance(m, nn.Conv2d)]
         assert predictor.cls_score.out_features == 13  # with the background
         assert predictor.bbox_pred.out_features == 4  # one box for all classes
@@ -88,9 +88,9 @@ def test_mask_head(net):
     head = net.roi_heads.mask_head
     convs = [m for m in head.children() if isinstance(m, nn.Conv2d)]
     shapes = [(conv.in_channels, conv.out_channels, conv.kernel_size) for conv in convs]
-    assert shapes == [(CHANNELS, CHANNELS, (3, 3))] * 4 + [(CHANNELS, 12, (1, 1))]
+    assert shapes == [(FPN_CHANNELS, FPN_CHANNELS, (3, 3))] * 4 + [(FPN_CHANNELS, 12, (1, 1))]
     with torch.no_grad():
-        logits = head.layers(torch.zeros(1, CHANNELS, 14, 14))
+        logits = head.layers(torch.zeros(1, FPN_CHANNELS, 14, 14))
     assert logits.shape == (1, 12, 28, 28)  # a mask for each class
 
 

@@ -8,7 +8,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from segloc import lazy
 from segloc.detection import recipe
-from segloc.models.backbone import CHANNELS, LEVELS
+from segloc.models.backbone import FPN_CHANNELS, LEVELS
 
 from .test_lazy import RECIPES
 
@@ -30,7 +30,7 @@ def proposals(rpn, training):
 def test_rpn(net):
     rpn = net.rpn
     convs = [(m.in_channels, m.out_channels, m.kernel_size) for m in rpn.head.modules() if isinstance(m, nn.Conv2d)]
-    assert convs == [(CHANNELS, CHANNELS, (3, 3)), (CHANNELS, 3, (1, 1)), (CHANNELS, 12, (1, 1))]
+    assert convs == [(FPN_CHANNELS, FPN_CHANNELS, (3, 3)), (FPN_CHANNELS, 3, (1, 1)), (FPN_CHANNELS, 12, (1, 1))]
     sampler, matcher = rpn.fg_bg_sampler, rpn.proposal_matcher
     assert (sampler.batch_size_per_image, sampler.positive_fraction, rpn.nms_thresh) == (256, 0.5, 0.7)
     assert (matcher.low_threshold, matcher.high_threshold, matcher.allow_low_quality_matches) == (0.3, 0.7, True)
@@ -43,7 +43,7 @@ def test_anchors(net):
     """Scale 8 on strides 4 to 64; ratios (height over width) .5, 1, 2 of one area, around the cell's corner."""
     strides = (4, 8, 16, 32, 64)
     images = ImageList(torch.zeros(1, 3, 128, 192), [(128, 192)])
-    maps = [torch.zeros(1, CHANNELS, 128 // stride, 192 // stride) for stride in strides]
+    maps = [torch.zeros(1, FPN_CHANNELS, 128 // stride, 192 // stride) for stride in strides]
     expected = []
     for stride in strides:
         for y in range(0, 128, stride):
@@ -57,7 +57,7 @@ def test_anchors(net):
 def test_box_head(net):
     heads = net.roi_heads
     layers = [(m.in_features, m.out_features) for m in heads.box_head.modules() if isinstance(m, nn.Linear)]
-    assert layers == [(CHANNELS * 7 * 7, 1024), (1024, 1024)]
+    assert layers == [(FPN_CHANNELS * 7 * 7, 1024), (1024, 1024)]
     predictor = heads.box_predictor
     assert (predictor.cls_score.out_features, predictor.bbox_pred.out_features) == (13, 4 * 13)
     sampler, matcher = heads.fg_bg_sampler, heads.proposal_matcher
@@ -70,11 +70,11 @@ def test_box_head(net):
 def test_mask_head(net):
     convs = [m for m in net.roi_heads.mask_head.modules() if isinstance(m, nn.Conv2d)]
     shapes = [(conv.in_channels, conv.out_channels, conv.kernel_size) for conv in convs]
-    assert shapes == [(CHANNELS, CHANNELS, (3, 3))] * 4
+    assert shapes == [(FPN_CHANNELS, FPN_CHANNELS, (3, 3))] * 4
     logits = net.roi_heads.mask_predictor.mask_fcn_logits
     assert logits.weight.std().item() == pytest.approx(0.001, rel=0.1)
     with torch.no_grad():
-        masks = net.roi_heads.mask_predictor(net.roi_heads.mask_head(torch.zeros(1, CHANNELS, 14, 14)))
+        masks = net.roi_heads.mask_predictor(net.roi_heads.mask_head(torch.zeros(1, FPN_CHANNELS, 14, 14)))
     assert masks.shape == (1, 13, 28, 28)
 
 

@@ -12,7 +12,7 @@ from segloc.models.backbone import SegLocBackbone
 from segloc.models.segloc import SegLoc
 from segloc.models.start import load_start, load_strict, read_backbone
 
-SETTINGS = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True}
+SETTINGS = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True, "fpn_channels": 32}
 
 
 @pytest.fixture
@@ -62,12 +62,21 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(pretrained, c
     assert torch.equal(fresh.body["conv1"].weight, before)
 
 
-@pytest.mark.parametrize("other", [{"arch": "resnet50"}, {"norm": "bn"}, {"attention": False}])
+@pytest.mark.parametrize("other", [{"arch": "resnet50"}, {"norm": "bn"}, {"attention": False}, {"fpn_channels": 64}])
 def test_another_architecture_gives_one_clear_sentence(pretrained, other):
     folder, _, _ = pretrained
     name = next(iter(other))
     with pytest.raises(InputError, match=f"pretrained with {name}={SETTINGS[name]}, the recipe has {other[name]}"):
         load_start(SegLocBackbone(**SETTINGS), str(folder), {**SETTINGS, **other})
+
+
+def test_weights_from_before_fpn_channels_was_a_setting_have_256(tmp_path):
+    settings = {**SETTINGS, "fpn_channels": 256}
+    backbone = SegLocBackbone(**settings)
+    del settings["fpn_channels"]
+    content = {"kind": "backbone", **settings, "iteration": 7, "backbone": backbone.state_dict()}
+    checkpoint.save(tmp_path / "run" / checkpoint.BACKBONE, content)
+    assert read_backbone(tmp_path / "run")["fpn_channels"] == 256
 
 
 def test_what_fits_is_taken_over_when_the_rest_may_start_anew(pretrained):
