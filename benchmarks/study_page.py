@@ -22,12 +22,10 @@ TASKS = {"bbox": "boxes", "segm": "masks"}
 PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "linear"), ("embedding", "knn"))
 # Starts that differ in one thing from another, in the CPU's recipe and in the GPU's: what they are compared with.
 PARTS = {
-    "ours_bn_anew": "ours",
-    "alpha_short": "ours_short",
-    "single_queue_short": "ours_short",
-    "random_dictionary_short": "ours_short",
-    "ours_short": "ours",
+    "ours": "one_positive",
+    "ours_backbone": "ours",
     "ours_alpha": "ours",
+    "ours_class_positives": "ours",
     "ours_random_dictionary": "ours",
     "paper": "paper_bn",
     "paper_single_queue": "paper_bn",
@@ -58,8 +56,8 @@ DETECTION = """Per cent, mean ± sample standard deviation over the seeds; in br
 PROBES = """Items that no pretraining has seen, of other brands and in other bags (`python -m segloc.probe`). They are
 blended by `ratio`, as a scanner shows things: that may favour what was pretrained on `ratio` over `alpha`.
 """
-PROBE_GAINS = """Over random weights. The head that makes the embedding is not part of a detector; what is to help one
-has to be in the levels.
+PROBE_GAINS = """Over random weights. The head that makes the embedding is part of a detector that takes over the box
+heads, but for its last layer. What is to help another has to be in the levels.
 """
 PRETRAININGS = """Means over the last quarter of the steps, then over the seeds. Top-1: how often a query is nearer to
 its own key than to all K negatives; by chance, once in K + 1. Accuracy: how often the stored key nearest to a query is

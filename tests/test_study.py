@@ -16,7 +16,7 @@ from segloc.run_results import METRICS
 
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}
 BN = ["model.backbone.norm=bn"]
-PROBED = {"random": (0.2, 0.2, 0.3), "ours_short": (0.3, 0.4, 0.4), "alpha_short": (0.2, 0.3, 0.5)}
+PROBED = {"random": (0.2, 0.2, 0.3), "one_positive": (0.3, 0.4, 0.4), "ours": (0.2, 0.3, 0.5)}
 
 
 class Study:
@@ -51,7 +51,7 @@ class Study:
                 self.tuned(job, start, int(seed), aps[start][int(seed)])
         rows = [f"{start},{i},4,all levels,0.1,{x},0.1\n" for start, xs in PROBED.items() for i, x in enumerate(xs)]
         header = "start,seed,iteration,features,knn,linear,chance\n"
-        (self.folder / "probe.csv").write_text("".join([header, *rows, "ours_short,0,4,embedding,0.1,0.5,0.1\n"]))
+        (self.folder / "probe.csv").write_text("".join([header, *rows, "one_positive,0,4,embedding,0.1,0.5,0.1\n"]))
         (self.folder / "probe.md").write_text("| start |\n| --- |\n| ours |\n")
 
     def jobs(self):
@@ -129,13 +129,13 @@ def test_the_commands_are_those_of_the_first_seed_in_the_order_they_run(experime
 
 
 def test_starts_that_differ_in_one_thing_are_compared(tmp_path):
-    page = Study(tmp_path, APS | {"ours_bn_anew": [12.0, 12.5, 13.0]}).keep()
-    anew = study_page.interval([-1, -1.5, -2])
-    assert f"| `ours_bn_anew-fair` | `ours-fair` | {anew} | – | – | – | – |" in page
-    alpha = study_page.interval([-10, -10, 10])
-    assert f"| `alpha_short` | `ours_short` | – | {alpha} | +0.0 [+0.0, +0.0] | – | – |" in page
-    short = study_page.interval([10, 20, 10])
-    assert f"| `ours_short` | {short} | +0.0 [+0.0, +0.0] | – | – |" in page  # over random, which has no embedding
+    page = Study(tmp_path, APS | {"ours_backbone": [12.0, 12.5, 13.0]}).keep()
+    less = study_page.interval([-1, -1.5, -2])
+    assert f"| `ours_backbone-fair` | `ours-fair` | {less} | – | – | – | – |" in page
+    many = study_page.interval([-10, -10, 10])
+    assert f"| `ours-fair` | `one_positive-fair` | – | {many} | +0.0 [+0.0, +0.0] | – | – |" in page
+    one = study_page.interval([10, 20, 10])
+    assert f"| `one_positive` | {one} | +0.0 [+0.0, +0.0] | – | – |" in page  # over random, which has no embedding
     assert "`ours_alpha`" not in page
 
 
