@@ -20,9 +20,14 @@ TEST_SETS = ("easy", "hard", "hidden", "mean")
 FIGURES = (("bbox", "AP"), ("bbox", "AP50"), ("bbox", "AR100"), ("segm", "AP"), ("segm", "AR100"))
 TASKS = {"bbox": "boxes", "segm": "masks"}
 PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "linear"), ("embedding", "knn"))
-# Starts that differ in one thing from another, in the CPU's recipe and in the GPU's: what they are compared with.
+# Starts that differ in one thing from another: what they are compared with. Of the CPU's studies, then of the GPU's.
 PARTS = {
     "ours": "one_positive",
+    "ours_bn_anew": "ours",
+    "alpha_short": "ours_short",
+    "single_queue_short": "ours_short",
+    "random_dictionary_short": "ours_short",
+    "ours_short": "ours",
     "ours_backbone": "ours",
     "ours_alpha": "ours",
     "ours_class_positives": "ours",
@@ -64,7 +69,8 @@ its own key than to all K negatives; by chance, once in K + 1. Accuracy: how oft
 of the query's class. Crops have one class only, so theirs says nothing.
 """
 COMMANDS = """Of the first seed; the others differ in it alone. `python -m segloc.experiment` runs them all:
-[study.md](study.md) has the commands that make everything on this page.
+[study.md](study.md) has the commands that make everything on this page. They are those of the revision named above;
+its recipes may have changed since.
 """
 
 Rows = common.Rows
@@ -134,6 +140,7 @@ def parts_table(runs: Rows, probes: Rows) -> str:
     for start, other in PARTS.items():
         accuracies = [_probe_differences(probes, start, other, *shown) for shown in PROBES_SHOWN]
         protocols = [n.removeprefix(f"{start}-") for n in _names(runs) if n.rpartition("-")[0] == start]
+        protocols = [protocol for protocol in protocols if f"{other}-{protocol}" in _names(runs)]
         for protocol in protocols or [""]:
             names = [f"{start}-{protocol}", f"{other}-{protocol}"] if protocol else [start, other]
             gains = paired(*(_values(runs, name, "bbox", "AP", "mean") for name in names))

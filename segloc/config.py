@@ -30,7 +30,7 @@ class ModelConfig:
         init: start weights: ``random`` as in the paper; ``imagenet``, torchvision's for the ResNet (needs norm bn); the
             path of the state dict of a torchvision ResNet (likewise); or the path of a run or checkpoint of this
             project, whose backbone, and head if it fits, are taken over.
-        fpn_channels: channels of every level of the FPN and of its attention, a multiple of 16; SDANet has 256.
+        fpn_channels: channels of the FPN and its attention, a multiple of 16 from 64 on; SDANet has 256.
         frozen: parts of the ResNet that keep their start weights and statistics: 0 none, as the paper found best
             (section 5.4), 1 the stem and layer1, ... 4 all of it.
     """
@@ -81,7 +81,8 @@ class QueueConfig:
         init: ``keys`` fills them from the untrained key network before training (the paper calls this crucial);
             ``random`` fills them with random unit vectors of random classes, the paper's ablation.
         positives: ``key``: a query's own key is its only positive, as in MoCo and the paper; ``class``: so are the
-            stored keys of its class (`segloc.losses.class_info_nce`).
+            stored keys of its class, all with the same weight (`segloc.losses.class_info_nce`). With C classes these
+            are about K / (C - 1); with ``random`` keys they mean nothing until those are gone.
     """
 
     kind: str = "class"
@@ -190,6 +191,8 @@ class PretrainConfig:
         for name in AT_LEAST_ONE:
             if _get(self, name) < 1:
                 raise InputError(f"{name} is {_get(self, name)}, it must be at least 1")
+        if (channels := self.model.fpn_channels) % BOTTLENECK or channels < MIN_CHANNELS:
+            raise InputError(f"model.fpn_channels is {channels}, not a multiple of {BOTTLENECK} from {MIN_CHANNELS} on")
         if self.queue.positives == "class" and self.queue.kind != "class":
             raise InputError("queue.positives=class needs queue.kind=class; a single queue has them as negatives")
         if self.optim.batch % self.optim.micro_batch:
@@ -208,8 +211,6 @@ class PretrainConfig:
 
     def _check_norms(self) -> None:
         model, part = self.model, self.optim.micro_batch
-        if model.fpn_channels % BOTTLENECK:
-            raise InputError(f"model.fpn_channels is {model.fpn_channels}, no multiple of {BOTTLENECK}")
         if model.norm == "gn" and self.head.kind == "insloc" and self.head.conv_dim % GROUPS:
             raise InputError(f"model.norm=gn needs a head.conv_dim that is a multiple of {GROUPS}")
         # Batch norm over single vectors sees as many values as a part has pairs.
@@ -247,7 +248,6 @@ AT_LEAST_ONE = (
     "log_every",
     "checkpoint_every",
     "model.bn_splits",
-    "model.fpn_channels",
     "head.conv_dim",
     "head.fc_dim",
     "head.dim",
@@ -262,8 +262,10 @@ AT_LEAST_ONE = (
 # An image of this side is a single position in the ResNet's last stage.
 STRIDE = 32
 MAX_SEED = 2**63 - 1  # torch takes no larger one
-# The attention has a bottleneck that is narrower by this.
+# The attention has a bottleneck that is narrower by this. Its layer norm would leave nothing of one channel, and little
+# more than a sign of two.
 BOTTLENECK = 16
+MIN_CHANNELS = 4 * BOTTLENECK
 # Groups of group norm in the ResNet and the head (Wu & He 2018).
 GROUPS = 32
 Config = TypeVar("Config")

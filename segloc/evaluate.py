@@ -182,7 +182,7 @@ def _detect(args: argparse.Namespace) -> tuple[dict[str, Any], Found]:
     detector = build_detector(content, config, source).to("cuda" if torch.cuda.is_available() else "cpu")
     done, steps = content["iteration"], content.get("steps", content["iteration"])
     about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}
-    about |= {"changed": _changed(content["config"], config), "unreadable": {}}
+    about |= {"changed": _changed(recipe.completed(content["config"], source), config), "unreadable": {}}
     print(f"engine {about['engine']}, weights {source} after {done} steps")
     if done < steps:
         print(f"the training has not finished: {done} of {steps} steps")

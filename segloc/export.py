@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         "weights": str(args.weights),
         **about,
         "inserted": inserted,
-        "notes": notes(args.format, content["norm"]),
+        "notes": notes(args.format, content["norm"], content["fpn_channels"]),
         **{name: getattr(export, name) for name in ("matched", "renamed", "left_out")},
     }
     out = Path(args.out)

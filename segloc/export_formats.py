@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from segloc.checkpoint import FORMAT_VERSION
+from segloc.models.backbone import FPN_CHANNELS
 
 FORMATS = ("segloc", "detectron2", "detectron2-sda", "torchvision", "timm", "mmdet")
 OWN_NAMES = ("segloc", "detectron2-sda")
@@ -22,6 +23,14 @@ NO_SCALE = "a norm-free residual branch's learned scale; the format's ResNet has
 NO_HEAD = "the format is a backbone's; the head of pretraining has no place in it"
 NO_FPN = "the format is a ResNet without an FPN"
 FREEZE_NOTE = "train all of it: freezing the stem or the batch statistics is meant for ImageNet weights"
+
+# How the formats with an FPN are told its channels; Detectron2 and mmdet skip tensors of another shape.
+FPN_WIDTH = {
+    "detectron2": "FPN.OUT_CHANNELS {}",
+    "detectron2-sda": "SegLocBackbone(..., fpn_channels={})",
+    "torchvision": "FeaturePyramidNetwork(..., out_channels={})",
+    "mmdet": "neck=dict(type='FPN', out_channels={})",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +110,10 @@ def rename_rules(format_: str, norm: str) -> list[Rule]:
     return [*resnet, *_fpn(format_), Rule(r"attention\..+", None, NO_ATTENTION)]
 
 
-def notes(format_: str, norm: str) -> list[str]:
+def notes(format_: str, norm: str, fpn_channels: int = FPN_CHANNELS) -> list[str]:
     """Say what the user has to set so that the weights mean there what they mean here."""
     if format_ == "segloc":
-        return [f"for recipes with model.backbone.norm={norm}"]
+        return [f"for recipes with model.backbone.norm={norm} model.backbone.fpn_channels={fpn_channels}"]
     setting = {
         "detectron2": {"bn": "RESNETS.NORM BN", "gn": "RESNETS.NORM GN", "none": 'RESNETS.NORM ""'},
         "detectron2-sda": dict.fromkeys(
@@ -129,6 +138,8 @@ def notes(format_: str, norm: str) -> list[str]:
     result = [f"norm: {setting}", *_image_notes(format_), FREEZE_NOTE]
     if format_ == "detectron2":
         result += ["RESNETS.STRIDE_IN_1X1 False, BACKBONE.FREEZE_AT 0", "resnet18: RESNETS.RES2_OUT_CHANNELS 64"]
+    if format_ in FPN_WIDTH and fpn_channels != FPN_CHANNELS:
+        result += [f"FPN: {FPN_WIDTH[format_].format(fpn_channels)}; with another width it would not be loaded"]
     if format_ == "timm":
         result += ["create the model with num_classes=0 (or features_only=True): there is no classifier in the file"]
     if format_ == "mmdet":

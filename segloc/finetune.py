@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import DictConfig
 
 from segloc import checkpoint, cli, lazy, runs
@@ -161,7 +162,8 @@ def _left_by(folder: Path, config: str, start: str, digest: str) -> dict[str, An
     if path is None:
         return {}
     content = checkpoint.load(path)
-    if content.get("config") != config or content.get("start") != start:
+    settings = recipe.completed(content.get("config", ""), str(path))
+    if yaml.safe_load(settings) != yaml.safe_load(config) or content.get("start") != start:
         raise InputError(f"{folder}: holds another run (other settings or start weights); choose another --out")
     if content.get("data_digest") != digest:
         raise InputError(f"{folder}: its run was on another training set; choose another --out")

@@ -1,7 +1,8 @@
 """The pretraining loop (paper section 4).
 
-Per step: embed the queries with gradients and the keys without, compare each query with its key and with its class's
-queue on every level, sum the levels, step, move the key network, then enqueue the keys.
+Per step: embed the queries with gradients and the keys without, compare each query with its positives (its key, and if
+asked for the stored keys of its class) and with its class's queue on every level, sum the levels, step, move the key
+network, then enqueue the keys.
 """
 
 from __future__ import annotations

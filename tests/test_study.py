@@ -133,7 +133,7 @@ def test_starts_that_differ_in_one_thing_are_compared(tmp_path):
     less = study_page.interval([-1, -1.5, -2])
     assert f"| `ours_backbone-fair` | `ours-fair` | {less} | – | – | – | – |" in page
     many = study_page.interval([-10, -10, 10])
-    assert f"| `ours-fair` | `one_positive-fair` | – | {many} | +0.0 [+0.0, +0.0] | – | – |" in page
+    assert f"| `ours` | `one_positive` | – | {many} | +0.0 [+0.0, +0.0] | – | – |" in page
     one = study_page.interval([10, 20, 10])
     assert f"| `one_positive` | {one} | +0.0 [+0.0, +0.0] | – | – |" in page  # over random, which has no embedding
     assert "`ours_alpha`" not in page

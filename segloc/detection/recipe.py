@@ -46,6 +46,15 @@ def parse(text: str, overrides: Sequence[str], where: str) -> DictConfig:
     return _finish(lazy.from_yaml(text, targets, where), overrides, where)
 
 
+def completed(text: str, where: str) -> str:
+    """Return the recipe inside a checkpoint with the defaults of settings that have been added since.
+
+    Raises:
+        InputError: as in `parse`.
+    """
+    return lazy.to_yaml(parse(text, [], where))
+
+
 def settle(config: DictConfig, classes: Sequence[str]) -> None:
     """Fix, in place, what depends on the data and the machine: the number of classes and the engine.
 

@@ -13,7 +13,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from segloc.config import BOTTLENECK
+from segloc.config import BOTTLENECK, MIN_CHANNELS
 from segloc.models.attention import PyramidAttention
 from segloc.models.norm import ResidualScale, norm_layer
 
@@ -38,8 +38,8 @@ class SegLocBackbone(nn.Module):
         sda_norm: norm inside the channel attention, ``bn``, ``gn`` or ``ln``.
         attention: False leaves the attention out (a plain FPN).
         bn_splits: parts into which ``bn`` splits a training batch (see `SplitBatchNorm2d`).
-        fpn_channels: C, the channels of every level, a multiple of 16. Fewer than SDANet's make it a network for small
-            machines: in a ResNet-18, FPN and attention otherwise cost more than the ResNet.
+        fpn_channels: C, the channels of every level, a multiple of 16 from 64 on. SDANet has 256, which cost more than
+            the ResNet where that is a ResNet-18.
 
     Raises:
         ValueError: an unknown `arch`, `norm` or `sda_norm`, or an `fpn_channels` that cannot be.
@@ -57,8 +57,8 @@ class SegLocBackbone(nn.Module):
         super().__init__()
         if arch not in ARCHS:
             raise ValueError(f"arch {arch!r} is none of {', '.join(ARCHS)}")
-        if fpn_channels < 1 or fpn_channels % BOTTLENECK:
-            raise ValueError(f"fpn_channels {fpn_channels} is no multiple of {BOTTLENECK}")
+        if fpn_channels < MIN_CHANNELS or fpn_channels % BOTTLENECK:
+            raise ValueError(f"fpn_channels {fpn_channels} is not a multiple of {BOTTLENECK} from {MIN_CHANNELS} on")
         body = getattr(resnet, arch)(weights=None, norm_layer=norm_layer(norm, bn_splits))
         if norm == "none":
             _scale_residuals(body)

@@ -51,7 +51,7 @@ def test_batches_are_padded_with_white_below_and_right():
 @pytest.mark.parametrize("source", ["random", "a pretraining checkpoint"])
 def test_the_backbone_sees_the_same_inside_both_detectors_and_alone(source, tmp_path):
     """Bit for bit: so a checkpoint means the same in all three, and a difference in AP is the heads'."""
-    settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "bn", "attention": True, "fpn_channels": 32}
+    settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "bn", "attention": True, "fpn_channels": 64}
     torch.manual_seed(3)
     alone = SegLocBackbone(**settings)
     alone(torch.randn(4, 3, 64, 64))  # moves the running statistics
@@ -63,7 +63,7 @@ def test_the_backbone_sees_the_same_inside_both_detectors_and_alone(source, tmp_
         expected = alone.eval()(normalize(torch.from_numpy(white.transpose(2, 0, 1)[None].copy())))
     for engine in ENGINES:
         need(engine)
-        model = build(engine, norm="bn", sda_norm="bn", fpn_channels=32).eval()
+        model = build(engine, norm="bn", sda_norm="bn", fpn_channels=64).eval()
         if source == "random":
             model.backbone.load_state_dict(alone.state_dict())
         else:

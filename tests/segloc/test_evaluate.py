@@ -124,6 +124,12 @@ def test_what_was_measured_otherwise_than_trained_is_written_down(pidray, tuned,
     assert evaluate.main(arguments) == 0
     report = json.loads(out.read_text())
     assert (report["changed"], report["iteration"], report["steps"]) == ({}, 1, 1)
+    content = checkpoint.load(tuned / "model.pth")
+    older = content["config"].replace("    fpn_channels: 256\n", "")
+    assert older != content["config"]
+    checkpoint.save(tmp_path / "older" / "model.pth", {**content, "config": older})
+    assert evaluate.main(["--weights", str(tmp_path / "older"), *arguments[2:]]) == 0
+    assert json.loads(out.read_text())["changed"] == {}  # a setting added since has its default
     assert evaluate.main([*arguments, "data.image_size=32", "data.threads=2"]) == 0
     assert json.loads(out.read_text())["changed"] == {"data.image_size": "32"}
 

@@ -143,7 +143,8 @@ def test_every_tensor_is_accounted_for_once(format_, norm):
     scales = [name for name, reason in done.left_out.items() if reason == export_formats.NO_SCALE]
     own = format_ in export_formats.OWN_NAMES
     assert len(scales) == (16 if norm == "none" and not own else 0)  # 8 blocks, weight and bias
-    assert export_formats.notes(format_, norm)
+    narrow, usual = export_formats.notes(format_, norm, 64), export_formats.notes(format_, norm, 256)
+    assert any("64" in note for note in {*narrow} - {*usual}) == (format_ != "timm")  # timm gets no pyramid
     if own:
         assert len(done.state) == len(state)
 

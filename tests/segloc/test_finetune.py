@@ -331,6 +331,18 @@ def test_bad_paths_end_in_one_line(pidray, tmp_path, capsys):
         assert "\n" not in error
 
 
+def test_a_run_from_before_a_setting_was_added_is_the_same_run(pidray, tmp_path):
+    assert run(pidray, tmp_path, "train.iterations=1") == 0
+    path = tmp_path / finetune.MODEL
+    content = checkpoint.load(path)
+    older = content["config"].replace("    fpn_channels: 256\n", "")
+    assert older != content["config"]
+    checkpoint.save(path, {**content, "config": older})
+    before = path.read_bytes()
+    assert run(pidray, tmp_path, "train.iterations=1") == 0  # finished already
+    assert path.read_bytes() == before
+
+
 def test_a_folder_with_another_run_is_left_alone(pidray, tmp_path, capsys):
     assert run(pidray, tmp_path, "train.iterations=1") == 0
     before = (tmp_path / finetune.MODEL).read_bytes()

@@ -59,14 +59,14 @@ def written_out(module, maps):
 
 @pytest.mark.parametrize("attention", [True, False])
 def test_the_pyramid_has_as_many_channels_as_asked_for(attention):
-    backbone = SegLocBackbone("resnet18", attention=attention, fpn_channels=48)
+    backbone = SegLocBackbone("resnet18", attention=attention, fpn_channels=80)
     levels = backbone(torch.zeros(2, 3, 64, 96))
-    assert {x.shape[1] for x in levels.values()} == {48} == {backbone.out_channels}
+    assert {x.shape[1] for x in levels.values()} == {80} == {backbone.out_channels}
 
 
-@pytest.mark.parametrize("channels", [0, -16, 40])
+@pytest.mark.parametrize("channels", [0, -64, 48, 72])
 def test_channels_the_attention_cannot_have_are_refused(channels):
-    with pytest.raises(ValueError, match=f"fpn_channels {channels} is no multiple of 16"):
+    with pytest.raises(ValueError, match=f"fpn_channels {channels} is not a multiple of 16 from 64 on"):
         SegLocBackbone("resnet18", fpn_channels=channels)
 
 

@@ -84,6 +84,7 @@ VARIANTS = {
         "model.norm=bn", "model.sda_norm=bn", "model.bn_splits=1", "head.embedding_bn=true", "optim.method=adamw",
         "optim.lr_per_256=0.01", "queue.kind=single", "optim.micro_batch=2", "queue.size=22",
     ],
+    "positives of the class, a narrow pyramid": ["queue.positives=class", "model.fpn_channels=64"],
 }  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def test_features_are_the_means_of_the_pooled_cells_and_the_head_s_embedding(sha
 
 
 def test_a_box_head_is_rebuilt_from_its_tensors():
-    for standardised, channels in (("true", 256), ("false", 32)):
+    for standardised, channels in (("true", 256), ("false", 64)):
         settings = ["head.kind=box2fc", f"head.embedding_bn={standardised}", f"model.fpn_channels={channels}"]
         config = load_config(None, [*OVERRIDES, *settings])
         head = SegLoc(config.model, config.head).query.head.eval()
@@ -106,7 +106,7 @@ def test_a_box_head_is_rebuilt_from_its_tensors():
 
 
 @pytest.mark.parametrize("norm", ["bn", "none"])
-@pytest.mark.parametrize(("convs", "embedding_bn", "channels"), [(2, True, 32), (0, False, 256), (0, True, 48)])
+@pytest.mark.parametrize(("convs", "embedding_bn", "channels"), [(2, True, 64), (0, False, 256), (0, True, 80)])
 def test_a_head_is_rebuilt_from_its_tensors(norm, convs, embedding_bn, channels):
     config = load_config(None, [*OVERRIDES, f"head.convs={convs}", f"head.embedding_bn={str(embedding_bn).lower()}"])
     model = dataclasses.replace(config.model, norm=norm, fpn_channels=channels)

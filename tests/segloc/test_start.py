@@ -12,7 +12,7 @@ from segloc.models.backbone import SegLocBackbone
 from segloc.models.segloc import SegLoc
 from segloc.models.start import load_start, load_strict, read_backbone
 
-SETTINGS = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True, "fpn_channels": 32}
+SETTINGS = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True, "fpn_channels": 64}
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(pretrained, c
     assert torch.equal(fresh.body["conv1"].weight, before)
 
 
-@pytest.mark.parametrize("other", [{"arch": "resnet50"}, {"norm": "bn"}, {"attention": False}, {"fpn_channels": 64}])
+@pytest.mark.parametrize("other", [{"arch": "resnet50"}, {"norm": "bn"}, {"attention": False}, {"fpn_channels": 256}])
 def test_another_architecture_gives_one_clear_sentence(pretrained, other):
     folder, _, _ = pretrained
     name = next(iter(other))
