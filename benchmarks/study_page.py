@@ -68,9 +68,8 @@ PRETRAININGS = """Means over the last quarter of the steps, then over the seeds.
 its own key than to all K negatives; by chance, once in K + 1. Accuracy: how often the stored key nearest to a query is
 of the query's class. Crops have one class only, so theirs says nothing.
 """
-COMMANDS = """Of the first seed; the others differ in it alone. `python -m segloc.experiment` runs them all:
-[study.md](study.md) has the commands that make everything on this page. They are those of the revision named above;
-its recipes may have changed since.
+COMMANDS = """Of the first seed; the others differ in it alone. `python -m segloc.experiment` runs them all, as
+[study.md](study.md) says, at the revision named above: recipes may have changed since, as the first study's have.
 """
 
 Rows = common.Rows
