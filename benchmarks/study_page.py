@@ -23,7 +23,10 @@ PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "
 # Starts that differ in one thing from another: what they are compared with. Of the CPU's studies, then of the GPU's.
 PARTS = {
     "ours": "one_positive",
+    "single_queue": "one_positive",
     "ours_bn_anew": "ours",
+    "ours_100": "ours",
+    "ours_900": "ours",
     "alpha_short": "ours_short",
     "single_queue_short": "ours_short",
     "random_dictionary_short": "ours_short",
