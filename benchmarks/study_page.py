@@ -38,6 +38,10 @@ PARTS = {
     "paper": "paper_bn",
     "paper_single_queue": "paper_bn",
 }
+# Starts that differ in the number of steps pretrained, none at first.
+LENGTHS = (RANDOM, "ours_100", "ours", "ours_900")
+# Studies of one size, data and recipe with other seeds: what both hold is also shown together.
+TOGETHER = ("study_cpu", "study_cpu_parts")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -57,6 +61,12 @@ GAINS = """Box AP over random weights in the same network and protocol.
 """
 PARTS_TEXT = """A start less the one that differs from it in one thing ([study.md](study.md) says in what). Box AP is
 the mean of the three test sets. Starts that are only probed have no AP.
+"""
+LENGTHS_TEXT = """Per cent, mean ± sample standard deviation over the seeds. Each length is a training by itself, with a
+schedule of that length; features are those of all levels and of the embedding, told by a linear classifier.
+"""
+TOGETHER_TEXT = """The studies named {names} have the same size, data and recipes, and other seeds: what both hold, over
+the random starts of the same seed.
 """
 DETECTION = """Per cent, mean ± sample standard deviation over the seeds; in brackets the gain over random weights.
 *mean* is that of the three test sets.
@@ -85,7 +95,27 @@ def kept() -> list[Path]:
 
 def render() -> str:
     """Write the page, in Markdown."""
-    return "\n".join([HEAD, *map(chapter, kept())])
+    all_seeds = together([RESULTS / name for name in TOGETHER])
+    return "\n".join([HEAD, *([all_seeds] if all_seeds else []), *map(chapter, kept())])
+
+
+def together(studies: Sequence[Path]) -> str:
+    """Write what is said of the runs that all the studies hold; nothing if one is missing.
+
+    Raises:
+        ValueError: two of them have a seed in common, whose runs would count twice.
+    """
+    if not all(study.is_dir() for study in studies):
+        return ""
+    titles = [f"*{json.loads((study / 'about.json').read_text())['title']}*" for study in studies]
+    kept = [common.read_rows(study / "runs.csv") for study in studies]
+    seeds = [row["seed"] for rows in kept for row in {row["seed"]: row for row in rows}.values()]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("the studies shown together have a seed in common")
+    names = [name for name in _names(kept[0]) if all(name in _names(rows) for rows in kept)]
+    runs = [row for rows in kept for row in rows if row["run"] in names]
+    text = TOGETHER_TEXT.format(names=" and ".join(titles))
+    return f"## All seeds together\n\n{text}\n{verdicts(runs)}\n{gains_table(runs)}"
 
 
 def chapter(results: Path) -> str:
@@ -99,6 +129,7 @@ def chapter(results: Path) -> str:
         f"### In short\n\n{verdicts(runs)}",
         f"### Gains\n\n{GAINS}\n{gains_table(runs)}",
         f"### What each part does\n\n{PARTS_TEXT}\n{parts_table(runs, probes)}",
+        *lengths(runs, pretrainings, probes),
         f"### Detection\n\n{DETECTION}\n{detection(runs)}",
         f"### What the features know\n\n{PROBES}\n{known}\n{PROBE_GAINS}\n{probe_gains_table(probes)}",
         f"### The pretrainings\n\n{PRETRAININGS}\n{pretraining_table(pretrainings)}",
@@ -149,6 +180,25 @@ def parts_table(runs: Rows, probes: Rows) -> str:
             if gains or any(accuracies):
                 lines.append(table_row([*(f"`{n}`" for n in names), *(interval(g) for g in (gains, *accuracies))]))
     return "\n".join([*lines, ""])
+
+
+def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
+    """Write the section of starts by number of steps, a line each; none where there are fewer than three."""
+    steps = {row["pretraining"]: row["steps"] for row in pretrainings} | {RANDOM: "0"}
+    header = ["steps", "run", *(f"box AP, {t}" for t in TEST_SETS), "box AR100, mean", *_probe_titles()[::2]]
+    lines = [table_row(header), table_row(["---:", "---", *["---:"] * (len(header) - 2)])]
+    for protocol in dict.fromkeys(name.rpartition("-")[2] for name in _names(runs)):
+        starts = [start for start in LENGTHS if f"{start}-{protocol}" in _names(runs)]
+        for start in starts if len(starts) > 2 else ():
+            name = f"{start}-{protocol}"
+            figures = [_values(runs, name, "bbox", "AP", t) for t in TEST_SETS]
+            figures.append(_values(runs, name, "bbox", "AR100", "mean"))
+            figures += [_accuracies(probes, start, *shown) for shown in PROBES_SHOWN[::2]]
+            cells = [_spread(list(values.values())) if values else "–" for values in figures]
+            lines.append(table_row([steps[start], f"`{name}`", *cells]))
+    if len(lines) == 2:
+        return []
+    return [f"### Against pretraining steps\n\n{LENGTHS_TEXT}\n" + "\n".join([*lines, ""])]
 
 
 def probe_gains_table(probes: Rows) -> str:
@@ -244,12 +294,13 @@ def _probe_titles() -> list[str]:
 
 def _probe_differences(probes: Rows, start: str, other: str, features: str, method: str) -> list[float]:
     """Subtract accuracies seed by seed, in points."""
+    return paired(*(_accuracies(probes, name, features, method) for name in (start, other)))
 
-    def shares(name: str) -> dict[str, float]:
-        wanted = {"start": name, "features": features}
-        return {r["seed"]: 100 * float(r[method]) for r in probes if all(r[key] == v for key, v in wanted.items())}
 
-    return paired(shares(start), shares(other))
+def _accuracies(probes: Rows, start: str, features: str, method: str) -> dict[str, float]:
+    """List a start's accuracies by seed, per cent."""
+    wanted = {"start": start, "features": features}
+    return {r["seed"]: 100 * float(r[method]) for r in probes if all(r[key] == v for key, v in wanted.items())}
 
 
 def _ran(about: Mapping[str, Any]) -> str:

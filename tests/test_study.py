@@ -139,6 +139,39 @@ def test_starts_that_differ_in_one_thing_are_compared(tmp_path):
     assert "`ours_alpha`" not in page
 
 
+def test_starts_of_three_lengths_or_more_are_shown_by_their_steps(tmp_path, experiment):
+    assert "Against pretraining steps" not in experiment.keep()
+    (tmp_path / "more").mkdir()
+    shorter = Study(tmp_path / "more", APS | {"ours_100": [10.5, 12.5, 11.5]})
+    study.keep(shorter.recipe, shorter.folder, shorter.kept)
+    runs, known, probes = (common.read_rows(shorter.kept / f"{n}.csv") for n in ("runs", "pretrainings", "probe"))
+    pretrainings = [*known, {"pretraining": "ours_100", "steps": "2"}]
+    (section,) = study_page.lengths(runs, pretrainings, probes)
+    lines = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    assert [line[:3] for line in lines] == [
+        ["| 0", "`random-fair`", "11.0 ± 1.0"],
+        ["| 2", "`ours_100-fair`", "11.5 ± 1.0"],
+        ["| 4", "`ours-fair`", "14.0 ± 1.0"],
+    ]
+    assert [line[-2:] for line in lines] == [["23.3 ± 5.8", "– |"], ["–", "– |"], ["33.3 ± 15.3", "– |"]]
+
+
+def test_studies_with_other_seeds_are_shown_together(tmp_path, experiment):
+    experiment.keep()
+    rows = [{**row, "seed": str(int(row["seed"]) + 3)} for row in common.read_rows(experiment.kept / "runs.csv")]
+    more = tmp_path / "more"
+    common.write_rows(more / "runs.csv", [row for row in rows if row["run"] in ("random-fair", "ours-fair")])
+    (more / "about.json").write_text('{"title": "More seeds"}')
+    page = study_page.together([experiment.kept, more])
+    gain = study_page.interval([3, 2, 4, 3, 2, 4])
+    assert "named *A study* and *More seeds* have" in page
+    assert f"| `ours-fair` | `random-fair` | {' | '.join([gain] * 5)} |" in page
+    assert "bn-fair" not in page
+    assert study_page.together([experiment.kept, tmp_path / "nothing"]) == ""
+    with pytest.raises(ValueError, match="a seed in common"):
+        study_page.together([experiment.kept, experiment.kept])
+
+
 def test_in_short_says_better_worse_or_neither(tmp_path):
     page = Study(tmp_path, APS | {"worse": [9.0, 11.1, 9.9], "unsure": [20.0, 1.0, 14.0]}).keep()
     short = page[page.index("### In short") : page.index("### Gains")]
