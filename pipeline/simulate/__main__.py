@@ -39,8 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="also write the two energies as 16-bit images, OUT/energies/.../NAME_low.png and NAME_high.png; their "
-        "values are transmissions, 50000 an empty belt",
+        help="also write the two energies and the effective atomic number as 16-bit images: OUT/energies/.../"
+        "NAME_low.png and NAME_high.png (transmissions, 50000 an empty belt), NAME_z.png (the number times 1000)",
     )
     parser.add_argument(
         "--swap-brands",

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from pipeline.simulate.annotations import annotate
-from pipeline.simulate.energies import raw_images
+from pipeline.simulate.energies import atomic_number_image, raw_images
 from pipeline.simulate.items import BRANDS, CLASSES
 from pipeline.simulate.raster import silhouette
 from pipeline.simulate.scanner import scan
@@ -21,7 +21,7 @@ from pipeline.simulate.scenes import Recipe, Scene, compose
 from segloc.contract import InputError
 
 # Bump when the same parameters give other pictures.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # Photon noise holds nothing for a deflater to find but runs of belt: thrice as quick as the default, 7 % larger.
 PNG_OPTIONS = [
@@ -58,10 +58,10 @@ class Subset:
         """Path of scan `index` below the root."""
         return f"{self.images}/{self.pattern.format(self.first + index)}"
 
-    def raw_paths(self, index: int) -> tuple[str, str]:
-        """Paths below the root of the raw images of scan `index`: of the low and of the high energy."""
+    def raw_paths(self, index: int) -> list[str]:
+        """Paths below the root of the raw images of scan `index`: low and high energy, effective atomic number."""
         stem = self.path(index).rpartition(".")[0]
-        return f"{RAW_FOLDER}/{stem}_low.png", f"{RAW_FOLDER}/{stem}_high.png"
+        return [f"{RAW_FOLDER}/{stem}_{kind}.png" for kind in ("low", "high", "z")]
 
 
 SUBSETS: dict[str, Subset] = {
@@ -97,7 +97,7 @@ class Parameters:
         seed: seed of everything random.
         width: width of every scan in pixels.
         grey_belts: share of the negatives on a grey belt.
-        raw: whether the two energies are written beside the pictures.
+        raw: whether the two energies and the effective atomic number are written beside the pictures.
         swap_brands: whether training scans get the brands of test scans, and test scans theirs.
     """
 
@@ -180,7 +180,8 @@ def write_scan(task: Task, *, root: Path, parameters: Parameters) -> dict[str, A
     path = root / subset.path(task.index)
     _write(path, cv2.cvtColor(made.picture, cv2.COLOR_RGB2BGR))
     if parameters.raw:
-        for raw_path, image in zip(subset.raw_paths(task.index), raw_images(made.attenuation), strict=True):
+        images = [*raw_images(made.attenuation), atomic_number_image(made.attenuation)]
+        for raw_path, image in zip(subset.raw_paths(task.index), images, strict=True):
             _write(root / raw_path, image)
     width, height = scene.size
     items = [

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.simulate.materials import HIGH_KEV, LOW_KEV, MATERIALS
+from pipeline.simulate.scanner import attenuation_ratio, is_air
 
 # Level of an empty belt in raw images. The rest of the 16 bits is room for its noise.
 BELT_LEVEL = 50_000
+# Value of atomic number 1 in images of it.
+ATOMIC_LEVEL = 1000
 
 ELECTRON_KEV = 510.999
 
@@ -22,6 +25,20 @@ def raw_images(attenuation: np.ndarray) -> np.ndarray:
         uint16 of the same shape; transmission is the value over `BELT_LEVEL`.
     """
     return np.clip(np.rint(np.exp(-attenuation) * BELT_LEVEL), 0, 2**16 - 1).astype(np.uint16)
+
+
+def atomic_number_image(attenuation: np.ndarray) -> np.ndarray:
+    """Effective atomic numbers of a scan, as dual-energy machines hand them out beside the two energies.
+
+    Args:
+        attenuation: as measured, float32 [2 energies (low, high), height, width].
+
+    Returns:
+        uint16 [height, width], the effective atomic number times `ATOMIC_LEVEL`; 0 where the belt is empty.
+    """
+    number = effective_atomic_number(attenuation_ratio(attenuation))
+    number[is_air(attenuation.mean(axis=0))] = 0
+    return np.clip(np.rint(number * ATOMIC_LEVEL), 0, 2**16 - 1).astype(np.uint16)
 
 
 def klein_nishina(kev: float) -> float:

@@ -100,11 +100,23 @@ def colours(measured: np.ndarray, palette: str = "white", sharpening: float = 0.
     low, high = measured
     mean = (low + high) / 2
     mean += np.float32(sharpening) * (mean - cv2.GaussianBlur(mean, (0, 0), SHARPENING_PX))
-    mean[cv2.blur(mean, (AIR_PX, AIR_PX)) < AIR] = 0
-    # The ratio of two noisy numbers is noisier than their mean, and the eye forgives blurred hues.
-    low, high = (cv2.blur(energy, (HUE_PX, HUE_PX)) for energy in (low, high))
-    ratio = low / np.maximum(high, np.float32(1e-3))
-    return colourise(mean, ratio, palette)
+    mean[is_air(mean)] = 0
+    return colourise(mean, attenuation_ratio(measured), palette)
+
+
+def is_air(mean: np.ndarray) -> np.ndarray:
+    """Where the machine takes the belt for empty, by the mean of both attenuations: bool [height, width]."""
+    return cv2.blur(mean, (AIR_PX, AIR_PX)) < AIR
+
+
+def attenuation_ratio(measured: np.ndarray) -> np.ndarray:
+    """Low over high attenuation, float32 [height, width], of measured attenuation [2, height, width].
+
+    The ratio of two noisy numbers is noisier than their mean, so both are averaged over neighbours; the eye forgives
+    blurred hues.
+    """
+    low, high = (cv2.blur(energy, (HUE_PX, HUE_PX)) for energy in measured)
+    return low / np.maximum(high, np.float32(1e-3))
 
 
 def belt_lines(passed: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -279,14 +279,14 @@ def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle,
         name: digest for name, digest in plain.items() if name != "simulation.json"
     }
     pictures = [name.rpartition(".")[0] for name in plain if name.endswith((".png", ".jpg"))]
-    assert raw == {f"energies/{name}_{energy}.png" for name in pictures for energy in ("low", "high")}
-    low, high = (
+    assert raw == {f"energies/{name}_{energy}.png" for name in pictures for energy in ("low", "high", "z")}
+    low, high, atomic_number = (
         cv2.imread(str(out / f"energies/pidray/easy/xray_easy00000_{energy}.png"), cv2.IMREAD_UNCHANGED)
-        for energy in ("low", "high")
+        for energy in ("low", "high", "z")
     )
     picture = cv2.imread(str(out / "pidray/easy/xray_easy00000.png"))
-    assert low.dtype == high.dtype == np.uint16
-    assert low.shape == high.shape == picture.shape[:2]
+    assert low.dtype == high.dtype == atomic_number.dtype == np.uint16
+    assert low.shape == high.shape == atomic_number.shape == picture.shape[:2]
     # The same pixels: what lets nothing through is dark in all three, what is empty is white.
     assert np.median(low[picture.min(axis=2) == 255]) == pytest.approx(50000, rel=0.01)
     # The picture is sharpened and the raw images are not, so means of 3 x 3 pixels are compared.
@@ -299,6 +299,11 @@ def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle,
     covered = cv2.blur(low.astype(float), (5, 5)) < 42000
     assert covered.sum() > 500
     assert (high.astype(float) > low)[covered].mean() > 0.9
+    # An orange pixel is of few protons, a blue one of many.
+    blue, red = (picture[..., channel].astype(int) for channel in (0, 2))
+    thick = (low > 5000) & (low < 30000)
+    organic, metal = (np.median(atomic_number[thick & there]) for there in (red - blue > 60, blue - red > 60))
+    assert 5000 < organic < 8500 < 15000 < metal < 31000
     # Asked again without them, the command takes them away.
     assert main(["--out", str(out), *ARGUMENTS]) == 0
     assert digests(out) == plain

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.simulate.energies import effective_atomic_number, raw_images
+from pipeline.simulate.energies import atomic_number_image, effective_atomic_number, raw_images
 from pipeline.simulate.items import CLASSES, make_item
 from pipeline.simulate.materials import INDEX, MATERIALS
 from pipeline.simulate.outlines import rectangle
@@ -174,6 +174,17 @@ def test_atomic_numbers_outside_the_formula_are_told_apart():
 
 def test_hues_change_at_the_atomic_numbers_the_docs_name():
     np.testing.assert_allclose(effective_atomic_number(np.array(RATIO_STOPS)), [8.0, 10.7, 14.3, 17.4], atol=0.05)
+
+
+def test_images_of_the_atomic_number_are_empty_where_the_belt_is():
+    attenuation = np.zeros((2, 30, 30), np.float32)
+    attenuation[:, :, 20:] = -np.log(transmission(slab("aluminium", 1.0)))[:, :1, :1]
+    attenuation[:, :6] = np.array([4.5, 1.0])[:, None, None]  # beyond what any matter does, as noise may be
+    image = atomic_number_image(attenuation)
+    assert image.dtype == np.uint16
+    np.testing.assert_allclose(image[12:, 22:], 13_000, atol=2)
+    assert not image[12:, :14].any()
+    assert (image[:4] == 65535).all()
 
 
 def test_raw_images_hold_transmissions():
