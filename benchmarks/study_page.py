@@ -105,11 +105,11 @@ def together(studies: Sequence[Path]) -> str:
     Raises:
         ValueError: two of them have a seed in common, whose runs would count twice.
     """
-    if not all(study.is_dir() for study in studies):
+    if not all((study / "about.json").is_file() for study in studies):
         return ""
     titles = [f"*{json.loads((study / 'about.json').read_text())['title']}*" for study in studies]
     kept = [common.read_rows(study / "runs.csv") for study in studies]
-    seeds = [row["seed"] for rows in kept for row in {row["seed"]: row for row in rows}.values()]
+    seeds = [seed for rows in kept for seed in {row["seed"] for row in rows}]
     if len(set(seeds)) < len(seeds):
         raise ValueError("the studies shown together have a seed in common")
     names = [name for name in _names(kept[0]) if all(name in _names(rows) for rows in kept)]

@@ -15,6 +15,7 @@ from segloc.experiment_jobs import plan, with_needs
 from segloc.run_results import METRICS
 
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}
+ABOVE = {"easy": 20, "hard": 10, "hidden": -30}  # of the box AP in the mean of the test sets
 BN = ["model.backbone.norm=bn"]
 PROBED = {"random": (0.2, 0.2, 0.3), "one_positive": (0.3, 0.4, 0.4), "ours": (0.2, 0.3, 0.5)}
 
@@ -68,9 +69,12 @@ class Study:
         (job.folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in gauges))
 
     def tuned(self, job, start, seed, ap):
-        figures = {task: {**dict.fromkeys(METRICS, 1.0), "AP": ap} for task in ("bbox", "segm")}
-        sets = {name: {"images": 120, "digest": name, **figures} for name in ("easy", "hard", "hidden")}
-        evaluation = {"engine": "detectron2", "iteration": 2, "steps": 2, "subsets": sets, "mean": figures}
+        def figures(above):
+            boxes = {**dict.fromkeys(METRICS, 30.0 + above), "AP": ap + above, "AR100": 2 * ap + above}
+            return {"bbox": boxes, "segm": {metric: value / 2 for metric, value in boxes.items()}}
+
+        sets = {name: {"images": 120, "digest": name, **figures(above)} for name, above in ABOVE.items()}
+        evaluation = {"engine": "detectron2", "iteration": 2, "steps": 2, "subsets": sets, "mean": figures(0)}
         (job.folder / "evaluation.json").write_text(json.dumps(evaluation))
         random = start.startswith("random")
         weights = "random" if random else f"pretrain/ours-seed{seed}/backbone.pth"
@@ -103,8 +107,10 @@ def test_the_page_is_made_of_what_the_experiment_measured(experiment):
     gain = f"+3.0 [{3 - half:+.1f}, {3 + half:+.1f}]"
     assert page.startswith("## A study\n")
     assert f"| `ours-fair` | `random-fair` | {' | '.join([gain] * 5)} |" in page
-    assert f"| **ours-fair** | 3 | AP, boxes | 14.0 ± 1.0 ({gain})" in page
-    assert "| **random-fair** | 3 | AP, boxes | 11.0 ± 1.0 | 11.0 ± 1.0 |" in page
+    assert f"| **ours-fair** | 3 | AP, boxes | 34.0 ± 1.0 ({gain})" in page
+    assert "| **random-fair** | 3 | AP, boxes | 31.0 ± 1.0 | 21.0 ± 1.0 | -19.0 ± 1.0 | 11.0 ± 1.0 |" in page
+    assert "|  |  | AR100, boxes | 42.0 ± 2.0 | 32.0 ± 2.0 | -8.0 ± 2.0 | 22.0 ± 2.0 |" in page
+    assert "|  |  | AP, masks | 15.5 ± 0.5 | 10.5 ± 0.5 | -9.5 ± 0.5 | 5.5 ± 0.5 |" in page
     assert "\n| `random" not in page  # a random start gains nothing over itself
     assert "| ours | 4 | 3 | 26.50 | 24.30 | 0.500 | 0.300 | 0.083 |" in page  # the last two of eight lines
     assert "| start |\n| --- |\n| ours |" in page
@@ -147,13 +153,19 @@ def test_starts_of_three_lengths_or_more_are_shown_by_their_steps(tmp_path, expe
     runs, known, probes = (common.read_rows(shorter.kept / f"{n}.csv") for n in ("runs", "pretrainings", "probe"))
     pretrainings = [*known, {"pretraining": "ours_100", "steps": "2"}]
     (section,) = study_page.lengths(runs, pretrainings, probes)
-    lines = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
-    assert [line[:3] for line in lines] == [
-        ["| 0", "`random-fair`", "11.0 ± 1.0"],
-        ["| 2", "`ours_100-fair`", "11.5 ± 1.0"],
-        ["| 4", "`ours-fair`", "14.0 ± 1.0"],
+    assert [line for line in section.splitlines() if line.startswith("| ")][2:] == [
+        "| 0 | `random-fair` | 31.0 ± 1.0 | 21.0 ± 1.0 | -19.0 ± 1.0 | 11.0 ± 1.0 | 22.0 ± 2.0 | 23.3 ± 5.8 | – |",
+        "| 2 | `ours_100-fair` | 31.5 ± 1.0 | 21.5 ± 1.0 | -18.5 ± 1.0 | 11.5 ± 1.0 | 23.0 ± 2.0 | – | – |",
+        "| 4 | `ours-fair` | 34.0 ± 1.0 | 24.0 ± 1.0 | -16.0 ± 1.0 | 14.0 ± 1.0 | 28.0 ± 2.0 | 33.3 ± 15.3 | – |",
     ]
-    assert [line[-2:] for line in lines] == [["23.3 ± 5.8", "– |"], ["–", "– |"], ["33.3 ± 15.3", "– |"]]
+    others = [{**row, "run": row["run"].replace("-fair", "-tenth")} for row in runs]
+    (section,) = study_page.lengths([*runs, *others], pretrainings, probes)
+    assert "| 2 | `ours_100-tenth` | 31.5 ± 1.0 |" in section
+    assert study_page.lengths([row for row in runs if row["run"] != "random-fair"], pretrainings, probes) == []
+    common.write_rows(shorter.kept / "pretrainings.csv", [{**known[0], **row} for row in pretrainings])
+    page = study_page.chapter(shorter.kept)
+    assert section.splitlines()[0] in page
+    assert "| `ours_100-fair` | `ours-fair` |" in page
 
 
 def test_studies_with_other_seeds_are_shown_together(tmp_path, experiment):
@@ -161,11 +173,13 @@ def test_studies_with_other_seeds_are_shown_together(tmp_path, experiment):
     rows = [{**row, "seed": str(int(row["seed"]) + 3)} for row in common.read_rows(experiment.kept / "runs.csv")]
     more = tmp_path / "more"
     common.write_rows(more / "runs.csv", [row for row in rows if row["run"] in ("random-fair", "ours-fair")])
+    assert study_page.together([experiment.kept, more]) == ""  # being written
     (more / "about.json").write_text('{"title": "More seeds"}')
     page = study_page.together([experiment.kept, more])
     gain = study_page.interval([3, 2, 4, 3, 2, 4])
     assert "named *A study* and *More seeds* have" in page
     assert f"| `ours-fair` | `random-fair` | {' | '.join([gain] * 5)} |" in page
+    assert "- `ours-fair` against `random-fair`: better (+3.0" in page
     assert "bn-fair" not in page
     assert study_page.together([experiment.kept, tmp_path / "nothing"]) == ""
     with pytest.raises(ValueError, match="a seed in common"):

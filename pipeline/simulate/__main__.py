@@ -15,7 +15,15 @@ from tqdm import tqdm
 
 from pipeline import cli
 from pipeline.executors import run_tasks
-from pipeline.simulate.dataset import FORMAT_VERSION, SUBSETS, Parameters, coco_file, scan_writer, tasks
+from pipeline.simulate.dataset import (
+    FORMAT_VERSION,
+    RAW_FORMAT_VERSION,
+    SUBSETS,
+    Parameters,
+    coco_file,
+    scan_writer,
+    tasks,
+)
 from segloc.contract import InputError, write_atomic
 
 MARKER = "simulation.json"
@@ -72,6 +80,7 @@ def simulate(args: argparse.Namespace) -> None:
     parameters.check()
     description = {
         "format_version": FORMAT_VERSION,
+        **({"raw_format_version": RAW_FORMAT_VERSION} if parameters.raw else {}),
         "parameters": dataclasses.asdict(parameters),
         "counts": parameters.counts(),
     }

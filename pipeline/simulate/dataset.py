@@ -21,7 +21,7 @@ from pipeline.simulate.scenes import Recipe, Scene, compose
 from segloc.contract import InputError
 
 # Bump when the same parameters give other pictures.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 3
 
 # Photon noise holds nothing for a deflater to find but runs of belt: thrice as quick as the default, 7 % larger.
 PNG_OPTIONS = [
@@ -30,8 +30,9 @@ PNG_OPTIONS = [
 ]  # fmt: skip
 JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
-# Raw images lie below this folder as the pictures lie below the root.
+# Raw images lie below this folder as the pictures lie below the root. Their version is raised with what they hold.
 RAW_FOLDER = "energies"
+RAW_FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from pipeline.simulate.materials import HIGH_KEV, LOW_KEV, MATERIALS
-from pipeline.simulate.scanner import attenuation_ratio, is_air
+from pipeline.simulate.scanner import HUE_PX, attenuation_ratio, is_air
 
 # Level of an empty belt in raw images. The rest of the 16 bits is room for its noise.
 BELT_LEVEL = 50_000
-# Value of atomic number 1 in images of it.
-ATOMIC_LEVEL = 1000
+# Value of atomic number 1 in images of it, and the value where there is no telling it.
+ATOMIC_LEVEL, UNTOLD = 1000, 2**16 - 1
+# Low-energy attenuation from which on too few photons arrive, one in a thousand, to tell the atomic number by.
+OPAQUE = 7.0
 
 ELECTRON_KEV = 510.999
 
@@ -34,11 +37,13 @@ def atomic_number_image(attenuation: np.ndarray) -> np.ndarray:
         attenuation: as measured, float32 [2 energies (low, high), height, width].
 
     Returns:
-        uint16 [height, width], the effective atomic number times `ATOMIC_LEVEL`; 0 where the belt is empty.
+        uint16 [height, width], the effective atomic number times `ATOMIC_LEVEL`; 0 where the belt is empty, `UNTOLD`
+        where the low energy hardly passes or noise leaves no number.
     """
-    number = effective_atomic_number(attenuation_ratio(attenuation))
+    number = effective_atomic_number(attenuation_ratio(attenuation)) * ATOMIC_LEVEL
+    number[cv2.blur(attenuation[0], (HUE_PX, HUE_PX)) > OPAQUE] = UNTOLD
     number[is_air(attenuation.mean(axis=0))] = 0
-    return np.clip(np.rint(number * ATOMIC_LEVEL), 0, 2**16 - 1).astype(np.uint16)
+    return np.rint(np.minimum(number, UNTOLD)).astype(np.uint16)
 
 
 def klein_nishina(kev: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.simulate.__main__ import main
+from pipeline.simulate.__main__ import MARKER, main
 from pipeline.simulate.annotations import annotate, polygons
 from pipeline.simulate.dataset import SUBSETS, Parameters, Task, build_scene
 from pipeline.simulate.items import BRANDS, CLASSES, ITEMS, make_item
@@ -304,6 +304,13 @@ def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle,
     thick = (low > 5000) & (low < 30000)
     organic, metal = (np.median(atomic_number[thick & there]) for there in (red - blue > 60, blue - red > 60))
     assert 5000 < organic < 8500 < 15000 < metal < 31000
+    # Those of an earlier version, which had less, are made anew.
+    marker = json.loads((out / MARKER).read_text())
+    del marker["raw_format_version"]
+    (out / MARKER).write_text(json.dumps(marker))
+    (out / "energies/pidray/easy/xray_easy00000_z.png").unlink()
+    assert main(["--out", str(out), *ARGUMENTS, "--raw"]) == 0
+    assert digests(out) == files
     # Asked again without them, the command takes them away.
     assert main(["--out", str(out), *ARGUMENTS]) == 0
     assert digests(out) == plain

@@ -176,15 +176,46 @@ def test_hues_change_at_the_atomic_numbers_the_docs_name():
     np.testing.assert_allclose(effective_atomic_number(np.array(RATIO_STOPS)), [8.0, 10.7, 14.3, 17.4], atol=0.05)
 
 
-def test_images_of_the_atomic_number_are_empty_where_the_belt_is():
-    attenuation = np.zeros((2, 30, 30), np.float32)
-    attenuation[:, :, 20:] = -np.log(transmission(slab("aluminium", 1.0)))[:, :1, :1]
-    attenuation[:, :6] = np.array([4.5, 1.0])[:, None, None]  # beyond what any matter does, as noise may be
-    image = atomic_number_image(attenuation)
+def atomic_number_of(material, thickness_cm):
+    """Value of the image of a wide slab, by a machine without noise."""
+    measured = detect(transmission(slab(material, thickness_cm)), Scanner(photons=1e12), np.random.default_rng(0))
+    image = atomic_number_image(measured)
     assert image.dtype == np.uint16
-    np.testing.assert_allclose(image[12:, 22:], 13_000, atol=2)
-    assert not image[12:, :14].any()
-    assert (image[:4] == 65535).all()
+    return np.median(image)
+
+
+@pytest.mark.parametrize("thickness_cm", [0.2, 1.0])
+def test_images_of_the_atomic_number_tell_the_material(thickness_cm):
+    assert atomic_number_of("aluminium", thickness_cm) == pytest.approx(13_000, abs=10)
+    assert atomic_number_of("water", thickness_cm) == pytest.approx(7_420, abs=600)
+
+
+@pytest.mark.parametrize(("material", "thickness_cm"), [("lead", 0.2), ("lead", 0.5), ("steel", 2.0)])
+def test_what_lets_nothing_through_is_told_from_an_empty_belt(material, thickness_cm):
+    assert atomic_number_of(material, thickness_cm) == 65535
+    assert atomic_number_of(material, 0) == 0
+
+
+def test_images_of_the_atomic_number_average_noise_like_the_hues():
+    attenuation = np.full((2, 30, 30), 1.0, np.float32)
+    attenuation[0] *= 1.5
+    attenuation[:, 9, 9] = 0, 1.0  # a dark element of the low energy
+    image = atomic_number_image(attenuation).astype(int)
+    around = np.zeros((30, 30), bool)
+    around[8:11, 8:11] = True
+    assert len(np.unique(image[~around])) == 1
+    assert (image[around] > 0).all()
+    assert (image[around] < image[0, 0]).all()
+
+
+def test_the_belt_is_empty_by_both_energies_over_some_pixels():
+    attenuation = np.zeros((2, 40, 40), np.float32)
+    attenuation[0, :, 20:] = 0.04  # a mean of 0.02, below what is shown
+    assert not atomic_number_image(attenuation).any()
+    attenuation[0, :, 20:] = 0.06
+    image = atomic_number_image(attenuation)
+    assert image[:, 24:].all()
+    assert not image[:, :20].any()
 
 
 def test_raw_images_hold_transmissions():

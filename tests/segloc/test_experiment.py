@@ -612,7 +612,7 @@ def test_stopping_stops_the_command_too(tmp_path):
     assert (tmp_path / "log").read_text().startswith("$ python -m timeit")
 
 
-@pytest.mark.parametrize("name", ["ablations", "demo", "study_cpu", "study_gpu", "table1"])
+@pytest.mark.parametrize("name", ["ablations", "demo", "study_cpu", "study_cpu_parts", "study_gpu", "table1"])
 def test_the_recipes_can_be_planned(name, pidray, shards, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = ROOT / "detectron_configs" / "experiment" / f"{name}.yaml"
