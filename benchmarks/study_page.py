@@ -65,8 +65,9 @@ the mean of the three test sets. Starts that are only probed have no AP.
 LENGTHS_TEXT = """Per cent, mean ± sample standard deviation over the seeds. Each length is a training by itself, with a
 schedule of that length; features are those of all levels and of the embedding, told by a linear classifier.
 """
-TOGETHER_TEXT = """The studies named {names} have the same size, data and recipes, and other seeds: what both hold, over
-the random starts of the same seed.
+TOGETHER_TEXT = """The studies named {names} have the same size, data, test scans and recipes, and other seeds: what
+both hold, over the random starts of the same seed. Each study by itself is below; what was tried out before the first
+was tried with one of its seeds.
 """
 DETECTION = """Per cent, mean ± sample standard deviation over the seeds; in brackets the gain over random weights.
 *mean* is that of the three test sets.
