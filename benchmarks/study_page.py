@@ -65,9 +65,10 @@ the mean of the three test sets. Starts that are only probed have no AP.
 LENGTHS_TEXT = """Per cent, mean ± sample standard deviation over the seeds. Each length is a training by itself, with a
 schedule of that length; features are those of all levels and of the embedding, told by a linear classifier.
 """
-TOGETHER_TEXT = """The studies named {names} have the same size, data, test scans and recipes, and other seeds: what
-both hold, over the random starts of the same seed. Each study by itself is below; what was tried out before the first
-was tried with one of its seeds.
+TOGETHER_TEXT = """What is in both of {names},
+over the random starts of the same seed. They have the same size, data, test scans and recipes, and other seeds. Each is
+below by itself; what was tried out before the former was tried with one of its seeds. Box AP over random weights, then
+what a start has over another that differs from it in one thing.
 """
 DETECTION = """Per cent, mean ± sample standard deviation over the seeds; in brackets the gain over random weights.
 *mean* is that of the three test sets.
@@ -115,8 +116,10 @@ def together(studies: Sequence[Path]) -> str:
         raise ValueError("the studies shown together have a seed in common")
     names = [name for name in _names(kept[0]) if all(name in _names(rows) for rows in kept)]
     runs = [row for rows in kept for row in rows if row["run"] in names]
+    starts = {name.rpartition("-")[0] for name in names}
+    probes = [row for study in studies for row in common.read_rows(study / "probe.csv") if row["start"] in starts]
     text = TOGETHER_TEXT.format(names=" and ".join(titles))
-    return f"## All seeds together\n\n{text}\n{verdicts(runs)}\n{gains_table(runs)}"
+    return f"## All seeds together\n\n{text}\n{verdicts(runs)}\n{gains_table(runs)}\n{parts_table(runs, probes)}"
 
 
 def chapter(results: Path) -> str:
@@ -278,7 +281,7 @@ def _bounds(gains: Sequence[float]) -> tuple[float, float]:
 def _verdict(gains: Sequence[float]) -> str:
     if len(gains) < 2:
         return "too few seeds to tell"
-    low, high = _bounds(gains)
+    low, high = (round(bound, 1) for bound in _bounds(gains))  # as it is shown
     word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
     return f"{word} ({interval(gains)})"
 

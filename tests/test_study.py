@@ -173,11 +173,12 @@ def test_studies_with_other_seeds_are_shown_together(tmp_path, experiment):
     rows = [{**row, "seed": str(int(row["seed"]) + 3)} for row in common.read_rows(experiment.kept / "runs.csv")]
     more = tmp_path / "more"
     common.write_rows(more / "runs.csv", [row for row in rows if row["run"] in ("random-fair", "ours-fair")])
+    common.write_rows(more / "probe.csv", [{"start": s, "seed": "3", "features": "embedding"} for s in ("bn", "x")])
     assert study_page.together([experiment.kept, more]) == ""  # being written
     (more / "about.json").write_text('{"title": "More seeds"}')
     page = study_page.together([experiment.kept, more])
     gain = study_page.interval([3, 2, 4, 3, 2, 4])
-    assert "named *A study* and *More seeds* have" in page
+    assert "both of *A study* and *More seeds*,\n" in page
     assert f"| `ours-fair` | `random-fair` | {' | '.join([gain] * 5)} |" in page
     assert "- `ours-fair` against `random-fair`: better (+3.0" in page
     assert "bn-fair" not in page
@@ -187,11 +188,13 @@ def test_studies_with_other_seeds_are_shown_together(tmp_path, experiment):
 
 
 def test_in_short_says_better_worse_or_neither(tmp_path):
-    page = Study(tmp_path, APS | {"worse": [9.0, 11.1, 9.9], "unsure": [20.0, 1.0, 14.0]}).keep()
+    nothing = [10.01, 12.02, 11.01]
+    page = Study(tmp_path, APS | {"worse": [9.0, 11.1, 9.9], "unsure": [20.0, 1.0, 14.0], "same": nothing}).keep()
     short = page[page.index("### In short") : page.index("### Gains")]
     assert "- `ours-fair` against `random-fair`: better (+3.0" in short
     assert "- `worse-fair` against `random-fair`: worse (-1.0" in short
     assert "- `unsure-fair` against `random-fair`: no difference shown (+0.7" in short
+    assert "- `same-fair` against `random-fair`: no difference shown (+0.0 [+0.0, +0.0])" in short
     assert "`random-fair` against" not in short
 
 
