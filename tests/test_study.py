@@ -173,7 +173,8 @@ def test_studies_with_other_seeds_are_shown_together(tmp_path, experiment):
     rows = [{**row, "seed": str(int(row["seed"]) + 3)} for row in common.read_rows(experiment.kept / "runs.csv")]
     more = tmp_path / "more"
     common.write_rows(more / "runs.csv", [row for row in rows if row["run"] in ("random-fair", "ours-fair")])
-    common.write_rows(more / "probe.csv", [{"start": s, "seed": "3", "features": "embedding"} for s in ("bn", "x")])
+    probed = {"features": "all levels", "knn": 0.3, "linear": 0.5, "chance": 0.1, "seed": 3}
+    common.write_rows(more / "probe.csv", [{"start": start, **probed} for start in ("ours", "one_positive")])
     assert study_page.together([experiment.kept, more]) == ""  # being written
     (more / "about.json").write_text('{"title": "More seeds"}')
     page = study_page.together([experiment.kept, more])
@@ -182,19 +183,27 @@ def test_studies_with_other_seeds_are_shown_together(tmp_path, experiment):
     assert f"| `ours-fair` | `random-fair` | {' | '.join([gain] * 5)} |" in page
     assert "- `ours-fair` against `random-fair`: better (+3.0" in page
     assert "bn-fair" not in page
+    assert "`one_positive`" not in page  # no detector of it in either
+    more_rows = [{**row, "run": "one_positive-fair"} for row in rows if row["run"] == "random-fair"]
+    common.write_rows(more / "runs.csv", [*common.read_rows(more / "runs.csv"), *more_rows])
+    kept = common.read_rows(experiment.kept / "runs.csv")
+    theirs = [{**row, "run": "one_positive-fair"} for row in kept if row["run"] == "random-fair"]
+    common.write_rows(experiment.kept / "runs.csv", [*kept, *theirs])
+    known = study_page.interval([-10, -10, 10, 0])
+    assert f"| `ours-fair` | `one_positive-fair` | {gain} | {known} |" in study_page.together([experiment.kept, more])
     assert study_page.together([experiment.kept, tmp_path / "nothing"]) == ""
     with pytest.raises(ValueError, match="a seed in common"):
         study_page.together([experiment.kept, experiment.kept])
 
 
 def test_in_short_says_better_worse_or_neither(tmp_path):
-    nothing = [10.01, 12.02, 11.01]
+    nothing = [10.02, 12.02, 11.01]
     page = Study(tmp_path, APS | {"worse": [9.0, 11.1, 9.9], "unsure": [20.0, 1.0, 14.0], "same": nothing}).keep()
     short = page[page.index("### In short") : page.index("### Gains")]
     assert "- `ours-fair` against `random-fair`: better (+3.0" in short
     assert "- `worse-fair` against `random-fair`: worse (-1.0" in short
     assert "- `unsure-fair` against `random-fair`: no difference shown (+0.7" in short
-    assert "- `same-fair` against `random-fair`: no difference shown (+0.0 [+0.0, +0.0])" in short
+    assert "- `same-fair` against `random-fair`: better (+0.0 [+0.0, +0.0])" in short  # by the exact bounds
     assert "`random-fair` against" not in short
 
 
