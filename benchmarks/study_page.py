@@ -54,8 +54,9 @@ be.
 
 Differences are in points: the mean over the seeds, and its 95 % interval from the differences seed by seed (Student's
 t). It covers other seeds, not other test scans. One that holds 0 does not show a difference; the words go by the exact
-bounds, of which a 0.0 may be just short of 0. Of many intervals, one in twenty misses the truth by chance. The paper reports gains of 3 to 6 points of box AP on easy and hard and a loss of 1
-to 2 on hidden, of detectors at 47 to 54 and at 24 to 26: a point is another thing for a detector that has hardly begun.
+bounds, of which a 0.0 may be just short of 0. Of many intervals, one in twenty misses the truth by chance. The paper
+reports gains of 3 to 6 points of box AP on easy and hard and a loss of 1 to 2 on hidden, of detectors at 47 to 54 and
+at 24 to 26: a point is another thing for a detector that has hardly begun.
 """
 GAINS = """Box AP over random weights in the same network and protocol.
 """
