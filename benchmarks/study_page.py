@@ -26,7 +26,6 @@ PARTS = {
     "single_queue": "one_positive",
     "ours_bn_anew": "ours",
     "ours_100": "ours",
-    "ours_900": "ours",
     "alpha_short": "ours_short",
     "single_queue_short": "ours_short",
     "random_dictionary_short": "ours_short",
@@ -39,7 +38,7 @@ PARTS = {
     "paper_single_queue": "paper_bn",
 }
 # Starts that differ in the number of steps pretrained, none at first.
-LENGTHS = (RANDOM, "ours_100", "ours", "ours_900")
+LENGTHS = (RANDOM, "ours_100", "ours")
 # Studies of one size, data and recipe with other seeds: what both hold is also shown together.
 TOGETHER = ("study_cpu", "study_cpu_parts")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
@@ -48,9 +47,9 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 HEAD = """# Results of the study
 
 Made by `python -m benchmarks.study` from the files in `benchmarks/results/study/`. What is compared, and how, was
-written down before the runs, and what it cannot tell: [study.md](study.md). Everything here is of simulated scans
-([simulator.md](simulator.md)): it says how the variants compare there, at this size, not what PIDray's figures would
-be.
+written down before the runs, but for what is said to be later: [study.md](study.md), which also says what it cannot
+tell. Everything here is of simulated scans ([simulator.md](simulator.md)): it says how the variants compare there, at
+this size, not what PIDray's figures would be.
 
 Differences are in points: the mean over the seeds, and its 95 % interval from the differences seed by seed (Student's
 t). It covers other seeds, not other test scans. One that holds 0 does not show a difference; the words go by the exact
@@ -190,7 +189,8 @@ def parts_table(runs: Rows, probes: Rows) -> str:
 def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
     """Write the section of starts by number of steps, a line each; none where there are fewer than three."""
     steps = {row["pretraining"]: row["steps"] for row in pretrainings} | {RANDOM: "0"}
-    header = ["steps", "run", *(f"box AP, {t}" for t in TEST_SETS), "box AR100, mean", *_probe_titles()[::2]]
+    linear = [shown for shown in PROBES_SHOWN if shown[1] == "linear"]
+    header = ["steps", "run", *(f"box AP, {t}" for t in TEST_SETS), "box AR100, mean", *_probe_titles(linear)]
     lines = [table_row(header), table_row(["---:", "---", *["---:"] * (len(header) - 2)])]
     for protocol in dict.fromkeys(name.rpartition("-")[2] for name in _names(runs)):
         starts = [start for start in LENGTHS if f"{start}-{protocol}" in _names(runs)]
@@ -198,7 +198,7 @@ def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
             name = f"{start}-{protocol}"
             figures = [_values(runs, name, "bbox", "AP", t) for t in TEST_SETS]
             figures.append(_values(runs, name, "bbox", "AR100", "mean"))
-            figures += [_accuracies(probes, start, *shown) for shown in PROBES_SHOWN[::2]]
+            figures += [_accuracies(probes, start, *shown) for shown in linear]
             cells = [_spread(list(values.values())) if values else "–" for values in figures]
             lines.append(table_row([steps[start], f"`{name}`", *cells]))
     if len(lines) == 2:
@@ -293,8 +293,8 @@ def _easy_and_hard(runs: Rows, name: str) -> list[float]:
     return [statistics.fmean(pair) for pair in zip(*both, strict=True)]
 
 
-def _probe_titles() -> list[str]:
-    return [f"{METHODS[method]}, {features}" for features, method in PROBES_SHOWN]
+def _probe_titles(shown: Sequence[tuple[str, str]] = PROBES_SHOWN) -> list[str]:
+    return [f"{METHODS[method]}, {features}" for features, method in shown]
 
 
 def _probe_differences(probes: Rows, start: str, other: str, features: str, method: str) -> list[float]:
