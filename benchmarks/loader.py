@@ -31,9 +31,9 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from benchmarks.common import machine, ratio, save
-from segloc.contract import INDEX_NAME, Index, Pair, Shard, View, pair_key, shard_name
-from segloc.shard_folder import KEY, QUERY
-from segloc.stream import PairStream, ShardFolder
+from segloc.common.contract import INDEX_NAME, Index, Pair, Shard, View, pair_key, shard_name
+from segloc.data.shard_folder import KEY, QUERY
+from segloc.data.stream import PairStream, ShardFolder
 
 BATCH = 16
 WARM_UP = 8  # batches

@@ -16,11 +16,11 @@ from unittest import mock
 import torch
 
 from benchmarks.common import save
-from segloc import checkpoint
-from segloc.config import load_config
 from segloc.models import backbone
 from segloc.pretrain import pretrain
-from segloc.runs import read_metrics, read_run
+from segloc.settings.pretraining import load_config
+from segloc.training import checkpoint
+from segloc.training.run_folder import read_metrics, read_run
 
 RECIPE = Path(__file__).parent.parent / "detectron_configs" / "pretrain" / "paper_r101.yaml"
 SMALL = ("data.image_size=64", "optim.batch=8", "optim.micro_batch=8", "queue.size=64", "log_every=1")

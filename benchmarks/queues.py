@@ -18,8 +18,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.common import machine, ratio, save
-from segloc.losses import info_nce
-from segloc.queues import ClassQueues
+from segloc.contrast.losses import info_nce
+from segloc.contrast.queues import ClassQueues
 
 BATCH, CLASSES, SIZE, DIM, TEMPERATURE = 64, 12, 16384, 128, 0.2
 

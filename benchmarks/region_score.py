@@ -1,6 +1,6 @@
 """Score of both rules of the authentic region against boxes drawn by eye: ``python -m benchmarks.region_score FOLDER``.
 
-The boxes are committed (tests/pipeline/region_boxes.csv), the scans are not: the folder holds ``sixray/`` and
+The boxes are committed (tests/pipeline/bags/region_boxes.csv), the scans are not: the folder holds ``sixray/`` and
 ``pidray/`` as the boxes name them. The constants of the adaptive rule were set on the same scans.
 """
 
@@ -13,11 +13,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.common import save
-from pipeline import authentic_region, regions
-from pipeline.images import read_image
-from segloc.contract import Box
+from pipeline import regions
+from pipeline.bags import authentic_region
+from segloc.common.contract import Box
+from segloc.common.images import read_image
 
-BOXES = Path(__file__).parent.parent / "tests" / "pipeline" / "region_boxes.csv"
+BOXES = Path(__file__).parent.parent / "tests" / "pipeline" / "bags" / "region_boxes.csv"
 
 
 def iou(a: Box | None, b: Box) -> float:

@@ -21,13 +21,14 @@ import cv2
 import numpy as np
 
 from benchmarks.common import interleave, machine, ratio, save
-from pipeline import authentic_region, regions
-from pipeline.datasets import backgrounds
-from pipeline.executors import run_tasks, tune_process
-from pipeline.images import read_image
+from pipeline import regions
+from pipeline.bags import authentic_region
+from pipeline.common.executors import run_tasks, tune_process
 from pipeline.simulate.__main__ import main as simulate
-from pipeline.tables import TableWriter
-from segloc.contract import Box
+from pipeline.tables import region_table
+from segloc.common.contract import Box
+from segloc.common.datasets import backgrounds
+from segloc.common.images import read_image
 
 
 def floor(root: Path, name: str) -> None:
@@ -89,13 +90,9 @@ def write_rows(count: int) -> float:
     """Write a table of so many regions; return the peak memory of this process in MiB."""
     row = {"width": 1300, "height": 1000, "x0": 10, "y0": 20, "x1": 1200, "y1": 900, "background_level": 255}
     row |= {"crc32": 1, "status": "ok", "message": "", "bags": [(10, 20, 500, 900), (600, 20, 1200, 900)]}
-    with tempfile.TemporaryDirectory() as folder:
-        table = TableWriter(
-            Path(folder) / "regions.parquet", regions.KIND, regions.FORMAT_VERSION, regions.SCHEMA, group_rows=65_536
-        )
-        with table:
-            for number in range(count):
-                table.write({"image": f"JPEGImage/N{number:07d}.jpg", **row})
+    with tempfile.TemporaryDirectory() as folder, region_table.writer(Path(folder) / "regions.parquet") as table:
+        for number in range(count):
+            table.write({"image": f"JPEGImage/N{number:07d}.jpg", **row})
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

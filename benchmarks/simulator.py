@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 
 from benchmarks.common import interleave, ratio, save
-from pipeline.executors import tune_process
+from pipeline.common.executors import tune_process
 from pipeline.simulate.dataset import JPEG_OPTIONS, PNG_OPTIONS, SUBSETS, Parameters, Task, scan_writer
 
 WIDTH, HEIGHT = 500, 400

@@ -23,12 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import machine, ratio, save
 from benchmarks.loader import write
-from segloc.config import load_config
-from segloc.gauges import peak_memory_mib
-from segloc.losses import info_nce
+from segloc.contrast.losses import info_nce
+from segloc.contrast.metrics import peak_memory_mib
+from segloc.contrast.pretrainer import Pretrainer
+from segloc.data.stream import Batch, ShardFolder
 from segloc.models.backbone import LEVELS
-from segloc.pretrainer import Pretrainer
-from segloc.stream import Batch, ShardFolder
+from segloc.settings.pretraining import load_config
 
 WARM_UP = 3
 

@@ -20,13 +20,13 @@ import numpy as np
 
 from benchmarks.common import interleave, machine, ratio, save
 from pipeline import regions, segments
-from pipeline.executors import tune_process
-from pipeline.images import decode_rgba
-from pipeline.pairs import Recipe, make_pair, tables
-from pipeline.shards import Job, TarWriter
+from pipeline.common.executors import tune_process
+from pipeline.pairing.pairs import Recipe, make_pair, tables
 from pipeline.simulate.__main__ import main as simulate
-from pipeline.targets import LocalFolder
-from segloc.contract import Pair, View
+from pipeline.storage.shards import Job, TarWriter
+from segloc.common.contract import Pair, View
+from segloc.common.images import decode_rgba
+from segloc.common.stores import LocalFolder
 
 QUALITY = 95
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, QUALITY)

@@ -16,11 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import cli, gallery
-from pipeline.executors import run_tasks
-from pipeline.files import existing_file, sha256_of
-from pipeline.images import Image, ImageError, decode
-from pipeline.pair_checks import (
+from pipeline.checks.pair_checks import (
     balance_problems,
     image_problems,
     pair_problems,
@@ -28,9 +24,15 @@ from pipeline.pair_checks import (
     segment_table,
     view_problems,
 )
-from pipeline.pair_statistics import Statistics
-from pipeline.targets import Target, open_target
-from segloc.contract import Index, InputError, Pair, Shard, check_output, pair_key, write_atomic
+from pipeline.checks.pair_statistics import Statistics
+from pipeline.common import gallery
+from pipeline.common.executors import run_tasks
+from segloc.common import cli
+from segloc.common.contract import Index, Pair, Shard, pair_key
+from segloc.common.errors import InputError
+from segloc.common.files import check_output, existing_file, sha256_of, write_atomic
+from segloc.common.images import Image, ImageError, decode
+from segloc.common.stores import Target, open_target
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8

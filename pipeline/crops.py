@@ -18,14 +18,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import cli, regions, scan_groups, segments
-from pipeline.composition import fit
-from pipeline.executors import run_tasks
-from pipeline.files import existing_folder, safe_relative
-from pipeline.images import ImageError, encode_rgba, read_image
-from pipeline.seeds import generator
+from pipeline import segments
+from pipeline.common.executors import run_tasks
+from pipeline.common.seeds import generator
+from pipeline.pairing.composition import fit
 from pipeline.segments import Row
-from segloc.contract import Box, InputError, check_output
+from pipeline.tables import region_table, segment_table
+from segloc.common import cli
+from segloc.common.contract import Box
+from segloc.common.datasets import near_duplicates
+from segloc.common.errors import InputError
+from segloc.common.files import check_output, existing_folder, safe_relative
+from segloc.common.images import ImageError, encode_rgba, read_image
 
 CLASS = "crop"
 # InsLoc's random-resized crop: share of the scan's area, width over height, and tries before the middle is taken.
@@ -71,7 +75,7 @@ def cut(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[
     about = {
         "class_id": 0, "class_name": CLASS, "image": name, "scan_width": width, "scan_height": height,
         "background_r": 255.0, "background_g": 255.0, "background_b": 255.0, "cut_by_frame": False, "whole": True,
-        "scan_group": number, "scan_fingerprint": scan_groups.fingerprint(image),
+        "scan_group": number, "scan_fingerprint": near_duplicates.fingerprint(image),
     }  # fmt: skip
     rows = []
     for crop in range(per_scan):
@@ -89,13 +93,13 @@ def _command(args: argparse.Namespace) -> int:
     if args.scans < 1:
         raise InputError(f"--scans is {args.scans}, it must be at least 1")
     root = existing_folder(args.backgrounds, "backgrounds").absolute()
-    names = regions.load(args.regions).images
+    names = region_table.load(args.regions).images
     chosen = np.sort(generator(args.seed, "crops").permutation(len(names))[: args.scans]).tolist()
     task = functools.partial(cut, root=root, per_scan=args.per_scan, seed=args.seed)
     scans = [(number, names[number].as_py()) for number in chosen]
     results: Iterator[list[Row] | str] = run_tasks(task, scans, workers=args.workers, executor=args.executor, chunk=4)
     counts, skipped = Counter[str](), Counter[str]()
-    with segments.table_writer(args.out) as table:
+    with segment_table.writer(args.out) as table:
         for result in tqdm(results, total=len(scans), unit="scan", desc="crops", disable=None):
             skipped.update([result] if isinstance(result, str) else [])
             for row in result if isinstance(result, list) else ():

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import cli
-from pipeline.files import existing_folder, sha256_of
-from segloc.contract import InputError, atomic_file
+from segloc.common import cli
+from segloc.common.errors import InputError
+from segloc.common.files import atomic_file, existing_folder, sha256_of
 
 
 def entries(root: Path, with_mtime: bool, with_digest: bool = False) -> Iterator[bytes]:

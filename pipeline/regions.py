@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import sys
 import zlib
@@ -12,38 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from tqdm import tqdm
 
-from pipeline import authentic_region, cli, gallery
-from pipeline.datasets import backgrounds
-from pipeline.executors import run_tasks
-from pipeline.images import Image, ImageError, decode, encode_png, read_file, read_image
-from pipeline.tables import TableWriter, open_table, reading
-from segloc.contract import Box, InputError, check_output, write_atomic
+from pipeline.bags import authentic_region
+from pipeline.common import gallery
+from pipeline.common.executors import run_tasks
+from pipeline.tables import region_table
+from segloc.common import cli
+from segloc.common.contract import Box
+from segloc.common.datasets import backgrounds
+from segloc.common.errors import InputError
+from segloc.common.files import check_output, write_atomic
+from segloc.common.images import Image, ImageError, decode, encode_png, read_file, read_image
 
-KIND, FORMAT_VERSION = "regions", 3
-SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        *((name, pa.int32()) for name in ("width", "height", "x0", "y0", "x1", "y1")),
-        # The bags that the region unites, from left to right: x0, y0, x1, y1 each. Mode `paper` knows only the region.
-        ("bags", pa.list_(pa.list_(pa.int32()))),
-        ("background_level", pa.uint8()),
-        # Of the file, so that an edited scan makes another table even where its region stays.
-        ("crc32", pa.uint32()),
-        ("status", pa.string()),
-        ("message", pa.string()),
-    ]
-)
 MODES = ("adaptive", "paper")
 # A region narrower than this at native resolution holds no recognisable item.
 LEAST_SIDE_PX = 32
 # Scans sent to a worker at a time: they take a millisecond each, and sending costs.
 CHUNK = 64
-_GROUP_ROWS = 65_536
 _GALLERY_TILES, _GALLERY_COLUMNS = 60, 6
 _STEP_PX = 360
 
@@ -123,58 +108,13 @@ def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
     return [(box, tone) for box, tone in found if box]
 
 
-@dataclasses.dataclass(frozen=True)
-class Regions:
-    """The usable backgrounds of a table.
-
-    Attributes:
-        images: paths relative to the root, sorted.
-        sizes: int32 [n, 2], (width, height) in pixels.
-        bags: of each scan its bags, from left to right, a list of x0, y0, x1, y1 in pixels of the scan each.
-        levels: uint8 [n], grey level of the empty belt.
-        crcs: uint32 [n], CRC-32 of the file.
-    """
-
-    images: pa.ChunkedArray
-    sizes: np.ndarray
-    bags: pa.ChunkedArray
-    levels: np.ndarray
-    crcs: np.ndarray
-
-    def draw_bag(self, rng: np.random.Generator, number: int) -> Box:
-        """Draw one of the bags of scan `number`, a larger one as much likelier as it is larger."""
-        bags = self.bags[number].as_py()
-        areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in bags]
-        place = rng.random() * sum(areas) if len(bags) > 1 else 0.0
-        x0, y0, x1, y1 = bags[min(int(np.searchsorted(np.cumsum(areas), place, side="right")), len(bags) - 1)]
-        return x0, y0, x1, y1
-
-
-def load(path: Path) -> Regions:
-    """Read the rows with status ``ok``.
-
-    Raises:
-        InputError: not a table of regions, or fewer than the two backgrounds a pair needs.
-    """
-    file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
-    with reading(path):
-        table = file.read(columns=["image", "width", "height", "bags", "background_level", "crc32", "status"])
-    table = table.filter(pc.equal(table["status"], "ok"))
-    if len(table) < 2:
-        raise InputError(f"{path}: {len(table)} usable backgrounds, a pair needs two")
-    sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
-    return Regions(
-        table["image"], sizes, table["bags"], table["background_level"].to_numpy(), table["crc32"].to_numpy()
-    )
-
-
 def _write(args: argparse.Namespace, names: list[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     task = functools.partial(measure, root=args.backgrounds.absolute(), mode=args.mode)
     results: Iterator[dict[str, Any]] = run_tasks(
         task, names, workers=args.workers, executor=args.executor, chunk=CHUNK
     )
-    with TableWriter(args.out, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS) as table:
+    with region_table.writer(args.out) as table:
         for row in tqdm(results, total=len(names), unit="scan", desc="regions", disable=None):
             counts[row["status"]] += 1
             table.write(row)

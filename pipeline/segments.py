@@ -1,6 +1,6 @@
 """Stage ``segments``: cuts the labelled items out of their scans (paper section 3.1).
 
-The table also tells which scans show the same bag (`pipeline.scan_groups`) and which items are not whole.
+The table also tells which scans show the same bag (`near_duplicates`) and which items are not whole.
 """
 
 from __future__ import annotations
@@ -18,37 +18,17 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline import cli, datasets, masks, scan_groups
-from pipeline.datasets import Instance
-from pipeline.executors import run_tasks
-from pipeline.images import Image, ImageError, encode_rgba, read_image
-from pipeline.tables import TableWriter
-from segloc.contract import Box, InputError, check_output
+from pipeline.common.executors import run_tasks
+from pipeline.tables import segment_table
+from segloc.common import cli, datasets, masks
+from segloc.common.contract import Box
+from segloc.common.datasets import Instance, near_duplicates
+from segloc.common.errors import InputError
+from segloc.common.files import check_output
+from segloc.common.images import Image, ImageError, encode_rgba, read_image
 
-KIND, FORMAT_VERSION = "segments", 2
-SCHEMA = pa.schema(
-    [
-        ("segment_id", pa.string()),
-        ("class_id", pa.int32()),
-        ("class_name", pa.string()),
-        ("image", pa.string()),
-        ("annotation_id", pa.string()),
-        *((name, pa.int32()) for name in ("x0", "y0", "x1", "y1", "area", "scan_width", "scan_height")),
-        *((name, pa.float32()) for name in ("background_r", "background_g", "background_b")),
-        ("cut_by_frame", pa.bool_()),
-        ("whole", pa.bool_()),
-        ("scan_group", pa.int32()),
-        ("scan_fingerprint", pa.binary(scan_groups.FINGERPRINT_BYTES)),
-        ("png", pa.binary()),
-    ]
-)
-# Synthesis reads single segments, each with its group, while every group costs a kilobyte of the file's end, which each
-# process reads. PNGs are there to be read fast, not compressed.
-GROUP_ROWS = 4
-_COMPRESSION = {name: "none" if name == "png" else "snappy" for name in SCHEMA.names}
 # The donor's surroundings are measured outside the item's blurred rim but close by.
 RING_PX = (3, 12)
 # An outline drawn to the index of the last pixel ends one pixel short of the frame.
@@ -77,7 +57,7 @@ def cut(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) ->
     except ImageError as error:
         return [], [f"image unreadable: {str(error).partition(':')[0]}"] * len(instances)
     rows, reasons = [], []
-    fingerprint = scan_groups.fingerprint(scan)
+    fingerprint = near_duplicates.fingerprint(scan)
     for instance in instances:
         try:
             rows.append(_row(instance, scan, classes) | {"scan_fingerprint": fingerprint})
@@ -161,11 +141,6 @@ def surroundings(scan: Image, mask: masks.Mask, box: Box) -> np.ndarray:
     return ordered[quarter : len(ordered) - quarter].mean(axis=0).astype(np.float32)
 
 
-def table_writer(path: Path) -> TableWriter:
-    """Prepare a table of segments; its `parameters` need ``classes``, the names by class id."""
-    return TableWriter(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION)
-
-
 def _tasks(instances: tuple[Instance, ...]) -> list[list[Instance]]:
     """Group by class and image, in the table's order: then rows can be written as they come."""
     groups = itertools.groupby(instances, key=lambda instance: (instance.class_id, instance.image))
@@ -185,7 +160,7 @@ def _command(args: argparse.Namespace) -> int:
     )
     # The groups are known when all scans are; until then the rows wait on disk, in a file that ends with the process.
     with (
-        table_writer(args.out) as table,
+        segment_table.writer(args.out) as table,
         tempfile.TemporaryFile(dir=args.out.parent) as waiting,
     ):
         for rows, reasons in tqdm(results, total=len(tasks), unit="scan", desc="segments", disable=None):
@@ -197,7 +172,7 @@ def _command(args: argparse.Namespace) -> int:
         if not counts:
             why = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3)) or "no annotations"
             raise InputError(f"{source.annotations}: not one usable segment: {why}")
-        groups = scan_groups.group(fingerprints)
+        groups = near_duplicates.group(fingerprints)
         waiting.seek(0)
         for _ in range(counts.total()):
             row = pickle.load(waiting)
@@ -207,7 +182,7 @@ def _command(args: argparse.Namespace) -> int:
             "counts": {name: counts[name] for name in found.classes},
             "skipped": dict(sorted(skipped.items())),
             "ring_px": list(RING_PX),
-            "scan_group_threshold_bits": scan_groups.THRESHOLD_BITS,
+            "scan_group_threshold_bits": near_duplicates.THRESHOLD_BITS,
         }
     _report(args.out, counts, skipped, Counter(groups.values()))
     return 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import cli, manifest
+from pipeline import manifest
 from pipeline.simulate import __main__ as simulator
-from segloc.contract import InputError
+from segloc.common import cli
+from segloc.common.errors import InputError
 
 EXAMPLES = """\
   python -m pipeline.sources --foregrounds data/raw/pidray --backgrounds data/raw/sixray --out data/manifest

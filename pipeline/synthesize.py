@@ -18,12 +18,11 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from pipeline import cli, composition
-from pipeline.blends import BLENDS
-from pipeline.executors import run_tasks
-from pipeline.files import existing_folder, sha256_of
-from pipeline.pairs import RECIPE_VERSION, Recipe, tables
-from pipeline.shards import (
+from pipeline.common.executors import run_tasks
+from pipeline.pairing import composition
+from pipeline.pairing.blends import BLENDS
+from pipeline.pairing.pairs import RECIPE_VERSION, Recipe, tables
+from pipeline.storage.shards import (
     PROGRESS_NAME,
     Job,
     Record,
@@ -33,8 +32,11 @@ from pipeline.shards import (
     remove_strays,
     write_record,
 )
-from pipeline.targets import Target, open_target
-from segloc.contract import INDEX_NAME, Index, InputError, Shard
+from segloc.common import cli
+from segloc.common.contract import INDEX_NAME, Index, Shard
+from segloc.common.errors import InputError
+from segloc.common.files import existing_folder, sha256_of
+from segloc.common.stores import Target, open_target
 
 T = TypeVar("T")
 R = TypeVar("R")

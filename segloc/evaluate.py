@@ -13,8 +13,9 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from segloc import cli, lazy
-from segloc.contract import InputError, check_output, write_atomic
+from segloc.common import cli
+from segloc.common.errors import InputError, unknown_key
+from segloc.common.files import check_output, write_atomic
 from segloc.detection import bootstrap, coco_eval, eval_tables, recipe
 from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_results, read_split
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, METRICS, Matches
@@ -22,7 +23,8 @@ from segloc.detection.data import digest_of, evaluation_splits
 from segloc.detection.detector import engine_label
 from segloc.detection.predict import predict_split
 from segloc.detection.weights import build_detector, read_detector
-from segloc.run_results import INCIDENTAL, flat
+from segloc.reporting.run_results import INCIDENTAL, flat
+from segloc.settings import lazy
 
 EXAMPLES = """\
   python -m segloc.evaluate --weights runs/segloc --data data/raw/pidray --out runs/segloc/evaluation.json
@@ -209,7 +211,7 @@ def _changed(trained: str, tested: DictConfig) -> dict[str, str]:
 def _chosen(splits: list[Split], names: Sequence[str]) -> list[Split]:
     for name in names:
         if name not in [split.name for split in splits]:
-            raise cli.unknown_key(name, [split.name for split in splits], "--subset")
+            raise unknown_key(name, [split.name for split in splits], "--subset")
     return [split for split in splits if not names or split.name in names]
 
 

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from segloc import cli, experiment_recipe, probe_table
-from segloc.contract import InputError, write_atomic
-from segloc.experiment_jobs import Job, Step, cell_name, changed, plan, state, with_needs
-from segloc.experiment_recipe import PROBE, Experiment
-from segloc.locks import locked
+from segloc.common import cli
+from segloc.common.errors import InputError, unknown_key
+from segloc.common.files import write_atomic
+from segloc.experiments.jobs import Job, Step, cell_name, changed, plan, state, with_needs
+from segloc.experiments.locks import locked
+from segloc.reporting import probe_table
+from segloc.settings import experiments
+from segloc.settings.experiments import PROBE, Experiment
 
 EXAMPLES = """\
   python -m segloc.experiment detectron_configs/experiment/demo.yaml --out runs/experiment
@@ -64,12 +67,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns 1 when something failed."""
-    experiment = experiment_recipe.read(args.recipe, args.overrides)
+    experiment = experiments.read(args.recipe, args.overrides)
     out = tidy(args.out)
     cells = plan(experiment, out)
     if args.cell:
         if args.cell not in [cell.name for cell in cells]:
-            raise cli.unknown_key(args.cell, [cell.name for cell in cells], "--cell")
+            raise unknown_key(args.cell, [cell.name for cell in cells], "--cell")
         cells = [cell for cell in cells if cell.name == args.cell]
     if args.list:
         show(cells)

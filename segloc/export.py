@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from segloc import bn_export, cli
-from segloc.contract import check_output, write_atomic
-from segloc.export_formats import FORMATS, convert, notes, with_head, wrapped
-from segloc.models.start import BACKBONE_SETTINGS, check_tensors, read_backbone
+from segloc.common import cli
+from segloc.common.files import check_output, write_atomic
+from segloc.exporting import batch_norm
+from segloc.exporting.formats import FORMATS, convert, notes, with_head, wrapped
+from segloc.models.initial_weights import BACKBONE_SETTINGS, check_tensors, read_backbone
 
 EXAMPLES = """\
   python -m segloc.export --weights runs/pretrain --format detectron2 --out segloc_r101_d2.pth
@@ -35,14 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--weights", required=True, help="pretraining or fine-tuning run or checkpoint")
     options.add_argument("--format", required=True, choices=FORMATS)
     options.add_argument("--out", required=True, help="file to write")
-    bn_export.add_arguments(options)
+    batch_norm.add_arguments(options)
     return cli.run(run, options, argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     check_output(args.out)
-    bn_export.check_arguments(args)
+    batch_norm.check_arguments(args)
     content = read_backbone(args.weights)
     # Fine-tuning here can start its box heads from the head of pretraining; other libraries have no place for it.
     head = content.get("head", {})
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     content = {name: content.get(name) for name in (*BACKBONE_SETTINGS, "iteration", "backbone")}
     inserted = None
     if args.insert_bn:
-        content, inserted = bn_export.insert_batch_norm(content, args)
+        content, inserted = batch_norm.insert_batch_norm(content, args)
     about = {name: value for name, value in content.items() if name != "backbone"}
     export = with_head(convert(content["backbone"], args.format, content["norm"]), head, args.format)
     report = {

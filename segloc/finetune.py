@@ -15,19 +15,22 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from segloc import checkpoint, cli, lazy, runs
-from segloc.contract import InputError, write_atomic
+from segloc.common import cli
+from segloc.common.errors import InputError
+from segloc.common.files import write_atomic
 from segloc.detection import recipe
 from segloc.detection.coco import read_split
 from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label
-from segloc.detection.settings import TrainSettings
 from segloc.detection.trainer import FinetuneTrainer, Progress
 from segloc.detection.weights import detector_content, start_detector
-from segloc.models.start import IMAGENET, RANDOM, Started, load_strict
-from segloc.run_results import origin
-from segloc.schedules import step_schedule
-from segloc.stopping import Keeper, StopTraining, sigterm
+from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
+from segloc.reporting.run_results import origin
+from segloc.settings import lazy
+from segloc.settings.finetuning import TrainSettings
+from segloc.training import checkpoint, run_folder
+from segloc.training.schedules import step_schedule
+from segloc.training.stopping import Keeper, StopTraining, sigterm
 
 MODEL = "model.pth"
 EXAMPLES = """\
@@ -63,7 +66,7 @@ def finetune(args: argparse.Namespace) -> int:
     config = recipe.read(args.config, overrides)
     start = str(args.weights)
     folder = Path(args.out or f"runs/finetune-{Path(args.config).stem}-{_run_name(start)}")
-    runs.refuse_other_kind(folder, "finetune")
+    run_folder.refuse_other_kind(folder, "finetune")
     data, classes = _data(config)
     digest = digest_of(data.scans)
     text = lazy.to_yaml(config)
@@ -77,12 +80,12 @@ def finetune(args: argparse.Namespace) -> int:
         print(f"{folder / MODEL}: this run is finished")
         return 0
     details = {"engine": engine_label(detector.engine), "weights": start, "classes": classes, "scans": len(data)}
-    runs.describe(folder, "finetune", text, **details, data_digest=digest)
+    run_folder.describe(folder, "finetune", text, **details, data_digest=digest)
     if started:
         # Noted now: the pretraining's folder may be gone when the runs are compared.
         source, seed = origin(start)
         notes = {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed}
-        write_atomic(folder / runs.START, (json.dumps(notes, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomic(folder / run_folder.START, (json.dumps(notes, indent=1, ensure_ascii=False) + "\n").encode())
 
     def content(iteration: int) -> dict[str, Any]:
         inputs = {"start": start, "start_digest": start_digest, "data_digest": digest}

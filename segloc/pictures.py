@@ -15,8 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from pycocotools import mask as mask_api
 
-from segloc import cli
-from segloc.contract import InputError, check_output, write_atomic
+from segloc.common import cli
+from segloc.common.errors import InputError
+from segloc.common.files import check_output, write_atomic
 from segloc.detection.coco import CocoSplit, Split, read_results, read_split, to_rle
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
 from segloc.detection.data import read_image

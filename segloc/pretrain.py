@@ -1,4 +1,4 @@
-"""Pretraining: ``python -m segloc.pretrain --shards DIR`` (paper section 4); the loop is `segloc.pretrainer`."""
+"""Pretraining: ``python -m segloc.pretrain --shards DIR`` (paper section 4)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segloc import checkpoint, cli, runs
-from segloc.config import PretrainConfig, load_config
-from segloc.contract import InputError
-from segloc.distributed import ALONE, Group, join, launch
-from segloc.engine import NAME, HookBase
-from segloc.pretrainer import Pretrainer, config_yaml, index_digest
-from segloc.stopping import Keeper, StopTraining, sigterm
-from segloc.stream import ShardFolder
+from segloc.common import cli
+from segloc.common.errors import InputError
+from segloc.contrast.pretrainer import Pretrainer, config_yaml, index_digest
+from segloc.data.stream import ShardFolder
+from segloc.settings.pretraining import PretrainConfig, load_config
+from segloc.training import checkpoint, run_folder
+from segloc.training.loop import NAME, HookBase
+from segloc.training.processes import ALONE, Group, join, launch
+from segloc.training.stopping import Keeper, StopTraining, sigterm
 
 
 class Writer(HookBase):
@@ -37,7 +38,7 @@ class Writer(HookBase):
     def before_train(self) -> None:
         """Open the logs."""
         trainer = self.trainer
-        self.log = runs.MetricsLog(trainer.out, self.start)
+        self.log = run_folder.MetricsLog(trainer.out, self.start)
         self.bar = tqdm(total=trainer.steps, initial=self.start, desc="pretraining", unit="step")
 
     def after_step(self) -> None:
@@ -114,7 +115,7 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
 
 
 def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop: Callable[[], bool]) -> Path | None:
-    runs.refuse_other_kind(out, "pretrain")
+    run_folder.refuse_other_kind(out, "pretrain")
     folder = ShardFolder.open(shards)
     folder.check_sizes()
     present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
@@ -136,7 +137,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
         return save_backbone(trainer)
     say(f"{trainer.steps} steps of {config.optim.batch} pairs; a loss of {trainer.chance_loss:.2f} is chance")
     if group.is_main:
-        runs.describe(
+        run_folder.describe(
             out, "pretrain", config_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
             chance_loss=trainer.chance_loss, chance_class_accuracy=1 / int(present.sum()), steps=trainer.steps,
             processes=group.world,

@@ -17,15 +17,17 @@ import torch
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from segloc import classifiers, cli
-from segloc.config import load_config
-from segloc.contract import InputError, check_output, write_atomic
-from segloc.held_out import Split, split
+from segloc.common import cli
+from segloc.common.errors import InputError
+from segloc.common.files import check_output, write_atomic
+from segloc.contrast.pretrainer import index_digest
+from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS
-from segloc.models.start import IMAGENET, RANDOM
-from segloc.pretrainer import index_digest
-from segloc.roi_features import Network, features, start, trained
-from segloc.stream import ShardFolder
+from segloc.models.initial_weights import IMAGENET, RANDOM
+from segloc.probing import classifiers
+from segloc.probing.held_out import Split, split
+from segloc.probing.roi_features import Network, features, start, trained
+from segloc.settings.pretraining import load_config
 
 EXAMPLES = """\
   python -m segloc.probe --weights runs/pretrain --shards data/shards --out runs/pretrain/probe.json

@@ -13,13 +13,15 @@ import cv2
 import jinja2
 import numpy as np
 
-from segloc import __version__, cli
-from segloc.charts import line_chart
-from segloc.contract import InputError, check_output, write_atomic
+from segloc import __version__
+from segloc.common import cli
+from segloc.common.errors import InputError
+from segloc.common.files import check_output, write_atomic
 from segloc.models.backbone import LEVELS
-from segloc.results_table import about, group, group_names, notes, results_table, signed, to_csv, to_markdown
-from segloc.run_results import KINDS, METRICS, Run, read
-from segloc.runs import RUN, closing
+from segloc.reporting.charts import line_chart
+from segloc.reporting.results_table import about, group, group_names, notes, results_table, signed, to_csv, to_markdown
+from segloc.reporting.run_results import KINDS, METRICS, Run, read
+from segloc.training.run_folder import RUN, closing
 
 MAX_WIDTH_PX = 1600
 # More pretraining sections than this start folded.
@@ -91,7 +93,10 @@ def picture(argument: str) -> tuple[str, str]:
 def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
     """Render the page."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("reporting")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     table = results_table(runs)
     tuned = [run for run in runs if run.about["kind"] == "finetune"]

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from segloc.runs import closing, read_metrics, read_run
+from segloc.training.run_folder import closing, read_metrics, read_run
 
 
 def main(run: Path) -> int:

@@ -4,9 +4,9 @@ What a recipe does not spell out keeps the default of the class it names; every 
 """
 
 from segloc.detection.detector import HeadSettings, detector
-from segloc.detection.settings import DataSettings, OptimSettings, TrainSettings
-from segloc.lazy import LazyCall as L
 from segloc.models.backbone import SegLocBackbone
+from segloc.settings.finetuning import DataSettings, OptimSettings, TrainSettings
+from segloc.settings.lazy import LazyCall as L
 
 model = L(detector)(
     engine="auto",  # Detectron2 when installed, else torchvision, labelled as the stand-in

@@ -13,8 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline import cli
-from pipeline.executors import run_tasks
+from pipeline.common.executors import run_tasks
 from pipeline.simulate.dataset import (
     FORMAT_VERSION,
     RAW_FORMAT_VERSION,
@@ -24,7 +23,9 @@ from pipeline.simulate.dataset import (
     scan_writer,
     tasks,
 )
-from segloc.contract import InputError, write_atomic
+from segloc.common import cli
+from segloc.common.errors import InputError
+from segloc.common.files import write_atomic
 
 MARKER = "simulation.json"
 

@@ -18,7 +18,7 @@ from pipeline.simulate.items import BRANDS, CLASSES
 from pipeline.simulate.raster import silhouette
 from pipeline.simulate.scanner import scan
 from pipeline.simulate.scenes import Recipe, Scene, compose
-from segloc.contract import InputError
+from segloc.common.errors import InputError
 
 # Bump when the same parameters give other pictures.
 FORMAT_VERSION = 3

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
-from segloc.contract import InputError
-from segloc.detection import rle
+from segloc.common import rle
+from segloc.common.errors import InputError
 
 SUBSETS = ("easy", "hard", "hidden")
 MAX_SIDE_PX = 65_500

@@ -20,8 +20,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from segloc.contract import InputError
-from segloc.detection import rle
+from segloc.common import rle
+from segloc.common.errors import InputError
 from segloc.detection.coco import is_number, to_rle
 
 IOU_TYPES = ("bbox", "segm")

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import torch
 
-from segloc.contract import InputError
+from segloc.common.errors import InputError
 from segloc.detection.coco import SUBSETS, CocoSplit, Scan, Split, box_of, is_trainable, mask_of, pidray_splits
-from segloc.detection.settings import DataSettings
+from segloc.settings.finetuning import DataSettings
 
 # Streams of random numbers that a training run draws from, besides its seed.
 ORDER, FLIP = range(2)

@@ -16,7 +16,7 @@ import torch
 from pycocotools import mask as mask_api
 from torch import nn
 
-from segloc.contract import InputError
+from segloc.common.errors import InputError
 from segloc.detection.data import Example
 from segloc.models.backbone import WHITE, SegLocBackbone, normalize
 

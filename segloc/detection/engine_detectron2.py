@@ -1,11 +1,11 @@
 """The detector of SDANet on Detectron2: a three-stage Cascade Mask R-CNN. With one stage, a Mask R-CNN.
 
-What SDANet's configuration sets is set here (`tests/segloc/test_sdanet_settings.py` reads it off the built model). What
-its library does and Detectron2 does not stays Detectron2's: it has a single mask head, trained on the first stage's
-proposals, where that library has one a stage and averages their masks; it does not sample the proposals of the later
-stages anew; it trains on anchors that cross the image's edge; and its RoIAlign is not half a pixel off. Two things are
-this project's own, for either engine: batches are padded with white, the empty belt, where that library pads with grey;
-and images are shrunk by averaging over areas (INTER_AREA), where it interpolates.
+What SDANet's configuration sets is set here (`tests/segloc/detection/test_sdanet_settings.py` reads it off the built
+model). What its library does and Detectron2 does not stays Detectron2's: it has a single mask head, trained on the
+first stage's proposals, where that library has one a stage and averages their masks; it does not sample the proposals
+of the later stages anew; it trains on anchors that cross the image's edge; and its RoIAlign is not half a pixel off.
+Two things are this project's own, for either engine: batches are padded with white, the empty belt, where that library
+pads with grey; and images are shrunk by averaging over areas (INTER_AREA), where it interpolates.
 """
 
 from __future__ import annotations

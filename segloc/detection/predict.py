@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from segloc.contract import InputError
+from segloc.common.errors import InputError
 from segloc.detection.coco import CocoSplit, Scan
 from segloc.detection.data import fit, read_image, to_tensor
 from segloc.detection.detector import Detections, Detector

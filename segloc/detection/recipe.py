@@ -8,11 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segloc import lazy
-from segloc.contract import InputError
+from segloc.common.errors import InputError
 from segloc.detection.detector import HeadSettings, detector, engine_name
-from segloc.detection.settings import DataSettings, OptimSettings, TrainSettings
 from segloc.models.backbone import SegLocBackbone
+from segloc.settings import lazy
+from segloc.settings.finetuning import DataSettings, OptimSettings, TrainSettings
 
 SECTIONS: dict[str, Callable[..., Any]] = {
     "model": detector,

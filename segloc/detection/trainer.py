@@ -1,4 +1,4 @@
-"""The fine-tuning loop, on `segloc.engine` like pretraining's."""
+"""The fine-tuning loop, on `segloc.training.loop` like pretraining's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from segloc.detection.data import Example, TrainingData
 from segloc.detection.detector import Detector
-from segloc.detection.settings import OptimSettings
-from segloc.engine import HookBase, TrainerBase
-from segloc.runs import MetricsLog
+from segloc.settings.finetuning import OptimSettings
+from segloc.training.loop import HookBase, TrainerBase
+from segloc.training.run_folder import MetricsLog
 
 
 class FinetuneTrainer(TrainerBase):

@@ -9,11 +9,10 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from segloc import checkpoint, lazy
-from segloc.contract import InputError
+from segloc.common.errors import InputError
 from segloc.detection import recipe
 from segloc.detection.detector import Detector
-from segloc.models.start import (
+from segloc.models.initial_weights import (
     BACKBONE_SETTINGS,
     IMAGENET,
     RANDOM,
@@ -23,6 +22,8 @@ from segloc.models.start import (
     load_strict,
     read_backbone,
 )
+from segloc.settings import lazy
+from segloc.training import checkpoint
 
 
 def start_detector(detector: Detector, weights: str, config: DictConfig) -> Started:
@@ -30,7 +31,7 @@ def start_detector(detector: Detector, weights: str, config: DictConfig) -> Star
 
     Args:
         detector: changed in place.
-        weights: see `segloc.models.start.load_start`.
+        weights: see `segloc.models.initial_weights.load_start`.
         config: the recipe it was built by.
 
     Raises:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segloc.config import BOTTLENECK
 from segloc.models.norm import SplitBatchNorm2d
+from segloc.settings.pretraining import BOTTLENECK
 
 SDA_NORMS = ("bn", "gn", "ln")
 

@@ -13,9 +13,9 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from segloc.config import BOTTLENECK, MIN_CHANNELS
 from segloc.models.attention import PyramidAttention
 from segloc.models.norm import ResidualScale, norm_layer
+from segloc.settings.pretraining import BOTTLENECK, MIN_CHANNELS
 
 ARCHS = ("resnet18", "resnet50", "resnet101")
 LEVELS = ("p2", "p3", "p4", "p5", "p6")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segloc.config import GROUPS
+from segloc.settings.pretraining import GROUPS
 
 NORMS = ("bn", "gn", "none")
 

@@ -8,11 +8,11 @@ import dataclasses
 import torch
 from torch import nn
 
-from segloc.config import HeadConfig, ModelConfig
-from segloc.distributed import ALONE, Group
 from segloc.models.backbone import WHITE, SegLocBackbone, normalize
+from segloc.models.initial_weights import load_start
 from segloc.models.roi_head import make_head, pool_boxes
-from segloc.models.start import load_start
+from segloc.settings.pretraining import HeadConfig, ModelConfig
+from segloc.training.processes import ALONE, Group
 
 
 class Encoder(nn.Module):

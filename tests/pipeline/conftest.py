@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline import regions, segments, synthesize
-from pipeline.images import encode_jpeg, encode_png
+from segloc.common.images import encode_jpeg, encode_png
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("Baton", "Pliers", "Gun", "Knife")

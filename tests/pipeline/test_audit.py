@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import audit
-from pipeline.gallery import BLUE, RED
-from pipeline.images import encode_jpeg, read_image
-from pipeline.pair_checks import balance_problems
-from pipeline.shards import TarWriter
-from segloc.contract import Index, Shard, read_index
+from pipeline.checks.pair_checks import balance_problems
+from pipeline.common.gallery import BLUE, RED
+from pipeline.storage.shards import TarWriter
+from segloc.common.contract import Index, Shard, read_index
+from segloc.common.images import encode_jpeg, read_image
 
 Members = list[tuple[str, bytes]]
 

@@ -25,8 +25,8 @@ def test_missing_arguments_end_with_code_2(name: str) -> None:
 
 
 def test_a_broken_pool_and_an_os_error_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline import cli
-    from pipeline.executors import WorkerLostError
+    from pipeline.common.executors import WorkerLostError
+    from segloc.common import cli
 
     def fail(error: BaseException) -> int:
         def command(_: object) -> int:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from pipeline import audit, crops, regions
-from pipeline.composition import fit, reduction
-from pipeline.images import decode, dimensions, read_image
-from pipeline.pair_checks import pair_problems, scan_of
-from pipeline.pairs import Recipe, SegmentTable, make_pair
-from segloc.contract import read_index
+from pipeline.checks.pair_checks import pair_problems, scan_of
+from pipeline.pairing.composition import fit, reduction
+from pipeline.pairing.pairs import Recipe, make_pair
+from pipeline.tables.segment_table import SegmentTable
+from segloc.common.contract import read_index
+from segloc.common.images import decode, dimensions, read_image
 from tests.pipeline.conftest import Synthesis
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import manifest
-from segloc.contract import InputError
+from segloc.common.errors import InputError
 
 
 @pytest.fixture

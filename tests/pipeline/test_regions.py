@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import regions
-from pipeline.images import encode_jpeg, encode_png
-from segloc.contract import InputError
+from pipeline.tables import region_table
+from segloc.common.errors import InputError
+from segloc.common.images import encode_jpeg, encode_png
 from tests.pipeline.conftest import draw_bag, run_module
 
 SCAN = draw_bag(np.random.default_rng(0), 200, 150)
@@ -80,7 +81,7 @@ def test_rows_are_sorted_and_independent_of_workers(mode: str, dirty: Path, tmp_
 def test_only_good_rows_reach_synthesis(dirty: Path, tmp_path: Path) -> None:
     out = tmp_path / "regions.parquet"
     assert regions.main(["--backgrounds", str(dirty), "--out", str(out), "--workers", "1"]) == 0
-    loaded = regions.load(out)
+    loaded = region_table.load(out)
     assert loaded.images.to_pylist() == sorted(name for name, (_, status, _) in DIRT.items() if status == "ok")
     assert (loaded.sizes == (200, 150)).all()
     bags = np.array(loaded.bags.to_pylist())
@@ -123,8 +124,8 @@ def test_a_gallery_is_drawn(dirty: Path, tmp_path: Path) -> None:
     assert (
         regions.main(["--backgrounds", str(dirty), "--out", str(out), "--gallery", str(picture), "--workers", "1"]) == 0
     )
-    from pipeline.gallery import BLUE
-    from pipeline.images import read_image
+    from pipeline.common.gallery import BLUE
+    from segloc.common.images import read_image
 
     assert (read_image(picture) == BLUE).all(2).any()
 
@@ -136,16 +137,16 @@ def test_a_gallery_is_drawn(dirty: Path, tmp_path: Path) -> None:
 def test_a_broken_table_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "r.parquet").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        regions.load(tmp_path / "r.parquet")
+        region_table.load(tmp_path / "r.parquet")
 
 
 def test_another_kind_of_table_is_refused(segment_file: Path, region_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a table of regions"):
-        regions.load(segment_file)
+        region_table.load(segment_file)
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(region_file.read_bytes()[:-100])
     with pytest.raises(InputError, match="cut short"):
-        regions.load(cut)
+        region_table.load(cut)
 
 
 def test_a_failing_run_leaves_the_old_table(region_file: Path, tmp_path: Path) -> None:
@@ -171,8 +172,8 @@ def test_the_bags_of_a_scan_are_recorded(tmp_path: Path) -> None:
 
 
 def test_the_steps_to_a_region_are_drawn(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.gallery import BLUE, RED
-    from pipeline.images import read_image
+    from pipeline.common.gallery import BLUE, RED
+    from segloc.common.images import read_image
 
     out = tmp_path / "steps.png"
     assert regions.main(["--steps", str(dirty / "good.jpg"), "--out", str(out)]) == 0

@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import segments
-from pipeline.images import decode_rgba, encode_jpeg, encode_png, read_image
-from pipeline.masks import rasterise
-from pipeline.scan_groups import fingerprint
+from segloc.common.datasets.near_duplicates import fingerprint
+from segloc.common.images import decode_rgba, encode_jpeg, encode_png, read_image
+from segloc.common.masks import rasterise
 from tests.pipeline.conftest import CLASSES, draw_bag, run_module, triangle
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from pipeline import audit
-from pipeline.images import decode
-from pipeline.shards import TarWriter
-from segloc.contract import InputError, Pair, read_index
+from pipeline.storage.shards import TarWriter
+from segloc.common.contract import Pair, read_index
+from segloc.common.errors import InputError
+from segloc.common.images import decode
 from tests.pipeline.conftest import ROOT, Synthesis, digests, listen_to_ctrl_c, run_module
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from segloc.contract import INDEX_NAME, Index, Pair, Shard, View, pair_key, shard_name
+from segloc.common.contract import INDEX_NAME, Index, Pair, Shard, View, pair_key, shard_name
 
 # The tensors here are too small to share out, and idle threads only get in each other's way.
 torch.set_num_threads(1)

@@ -5,17 +5,17 @@ import shutil
 import numpy as np
 import pytest
 
-from segloc import checkpoint, evaluate, finetune
+from segloc import evaluate, finetune
 from segloc.detection import predict
 from segloc.detection.coco import Split, mask_of, read_split
 from segloc.detection.coco_eval import METRICS
 from segloc.detection.detector import Detections
-
-from .test_detection_engines import ENGINES, need
-from .test_detection_eval import figures, plain_pycocotools, random_truth, shifted
-from .test_finetune import SMALL, run
-from .test_lazy import DEMO
-from .toy_coco import CATEGORY_IDS, CLASSES, write_pidray
+from segloc.training import checkpoint
+from tests.segloc.detection.test_coco_eval import figures, plain_pycocotools, random_truth, shifted
+from tests.segloc.detection.test_engines import ENGINES, need
+from tests.segloc.settings.test_lazy import DEMO
+from tests.segloc.test_finetune import SMALL, run
+from tests.segloc.toy_coco import CATEGORY_IDS, CLASSES, write_pidray
 
 SUBSETS = ("easy", "hard", "hidden")
 

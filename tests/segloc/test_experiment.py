@@ -15,16 +15,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segloc import checkpoint, experiment, experiment_jobs, experiment_recipe, probe, report
-from segloc.contract import InputError
+from segloc import experiment, probe, report
+from segloc.common.errors import InputError
 from segloc.detection import recipe as finetune_recipe
-from segloc.lazy import to_yaml
-from segloc.locks import locked
-from segloc.run_results import METRICS
+from segloc.experiments import jobs
+from segloc.experiments.locks import locked
+from segloc.reporting.run_results import METRICS
+from segloc.settings import experiments
+from segloc.settings.lazy import to_yaml
+from segloc.training import checkpoint
 from tests.imports import ROOT
-
-from .test_lazy import DEMO
-from .toy_coco import write_pidray
+from tests.segloc.settings.test_lazy import DEMO
+from tests.segloc.toy_coco import write_pidray
 
 PRETRAIN = ROOT / "detectron_configs" / "pretrain" / "demo_r18.yaml"
 TINY_PRETRAIN = ["optim.steps=2", "optim.batch=2", "optim.micro_batch=2", "queue.size=4", "data.image_size=32"]
@@ -204,7 +206,7 @@ def test_a_command_that_leaves_no_file_has_failed(grid, tmp_path, fake, capsys, 
 
 def test_a_protocol_can_be_for_some_starts_only(grid, tmp_path, fake):
     grid["protocols"]["other"] = {**grid["protocols"]["fair"], "starts": ["segloc"]}
-    cells = experiment_jobs.plan(experiment_recipe.read(write(tmp_path, grid)), tmp_path)
+    cells = jobs.plan(experiments.read(write(tmp_path, grid)), tmp_path)
     assert [cell.name for cell in cells if "other" in cell.name] == ["segloc-other-seed0", "segloc-other-seed1"]
     assert len(cells) == 6 + 2
 
@@ -447,7 +449,7 @@ def test_weights_that_no_seed_changes_are_probed_once(probed, tmp_path):
     }
     probed["probe"] |= {"overrides": ["model.norm=bn"]}
     del probed["protocols"]
-    cells = [cell.name for cell in experiment_jobs.plan(experiment_recipe.read(write(tmp_path, probed)), tmp_path)]
+    cells = [cell.name for cell in jobs.plan(experiments.read(write(tmp_path, probed)), tmp_path)]
     both = ["random-probe-seed", "segloc-probe-seed", "bn-probe-seed", "image-probe-seed"]
     assert sorted(cells) == sorted(
         [*(f"{name}{seed}" for name in both for seed in (0, 1)), "given-probe-seed0", "shared-probe-seed0"]
@@ -492,7 +494,7 @@ def test_a_damaged_probe_is_named_and_the_report_is_written_all_the_same(probed,
 
 
 def job_of(grid, tmp_path, name):
-    cells = experiment_jobs.plan(experiment_recipe.read(write(tmp_path, grid)), tmp_path / "out")
+    cells = jobs.plan(experiments.read(write(tmp_path, grid)), tmp_path / "out")
     return {job.name: job for cell in cells for job in (*cell.all_needs, cell)}[name]
 
 
@@ -511,7 +513,7 @@ def test_what_another_process_works_on_is_left_for_later_and_then_waited_for(gri
     thread = threading.Thread(target=other)
     thread.start()
     held.wait()
-    assert experiment_jobs.state(job) == "running"
+    assert jobs.state(job) == "running"
     assert experiment.main([str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 0
     thread.join()
     # The cells that need it ran last, once each.
@@ -529,8 +531,8 @@ def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkey
 
     monkeypatch.setattr(experiment, "execute", slow)
     monkeypatch.setattr(experiment, "report", lambda cells, out, title: [])
-    arguments = (experiment_recipe.read(path), tmp_path / "out")
-    threads = [threading.Thread(target=experiment.run_cells, args=[experiment_jobs.plan(*arguments)]) for _ in range(3)]
+    arguments = (experiments.read(path), tmp_path / "out")
+    threads = [threading.Thread(target=experiment.run_cells, args=[jobs.plan(*arguments)]) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -547,7 +549,7 @@ def test_what_fails_while_several_run_is_tried_once_and_again_by_the_next_comman
         return fake(step, log, descriptors)
 
     monkeypatch.setattr(experiment, "execute", slow)
-    cells = experiment_jobs.plan(experiment_recipe.read(path), tmp_path / "out")
+    cells = jobs.plan(experiments.read(path), tmp_path / "out")
     failures = []
     for _ in range(2):
         fake.ran.clear()
@@ -585,7 +587,7 @@ def test_a_lock_outlives_its_owner_as_long_as_its_command_and_no_longer(grid, tm
 import subprocess, sys
 sys.path[:0] = {[str(ROOT)]!r}
 from pathlib import Path
-from segloc.locks import locked
+from segloc.experiments.locks import locked
 with locked(Path({str(job.lock)!r}), "j", wait=False) as descriptor:
     child = subprocess.Popen([sys.executable, "-c", {sleep!r}], pass_fds=[descriptor])
     print(child.pid, flush=True)
@@ -595,15 +597,15 @@ with locked(Path({str(job.lock)!r}), "j", wait=False) as descriptor:
     assert owner.stdout.readline().strip().isdigit()
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    assert experiment_jobs.state(job) == "running"
+    assert jobs.state(job) == "running"
     go.touch()
     with locked(job.lock, job.name, wait=True) as descriptor:
         assert descriptor is not None
-    assert experiment_jobs.state(job) == "waiting"
+    assert jobs.state(job) == "waiting"
 
 
 def test_stopping_stops_the_command_too(tmp_path):
-    step = experiment_jobs.Step("sleep", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), tmp_path / "x")
+    step = jobs.Step("sleep", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), tmp_path / "x")
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), experiment._stopped_by_sigterm():
@@ -616,7 +618,7 @@ def test_stopping_stops_the_command_too(tmp_path):
 def test_the_recipes_can_be_planned(name, pidray, shards, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = ROOT / "detectron_configs" / "experiment" / f"{name}.yaml"
-    cells = experiment_jobs.plan(experiment_recipe.read(path, [f"data={pidray}"]), Path("out"))
+    cells = jobs.plan(experiments.read(path, [f"data={pidray}"]), Path("out"))
     recipe = yaml.safe_load(path.read_text())
     grids = [protocol.get("starts", recipe["starts"]) for protocol in recipe["protocols"].values()]
     if "probe" in recipe:

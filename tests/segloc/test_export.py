@@ -6,12 +6,15 @@ import torch
 from torchvision.models import resnet18, resnet50
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from segloc import checkpoint, export, export_formats, roi_features
+from segloc import export
+from segloc.data.stream import PairStream, ShardFolder
 from segloc.detection.weights import load_box_heads
+from segloc.exporting import formats
 from segloc.models.backbone import LEVELS, SegLocBackbone, normalize
+from segloc.models.initial_weights import load_start
 from segloc.models.roi_head import BoxHead
-from segloc.models.start import load_start
-from segloc.stream import PairStream, ShardFolder
+from segloc.probing import roi_features
+from segloc.training import checkpoint
 
 NORMS = {"bn": torch.nn.BatchNorm2d, "gn": lambda channels: torch.nn.GroupNorm(32, channels)}
 
@@ -39,7 +42,7 @@ def assert_same_pyramid(backbone, other, names):
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_torchvision_computes_the_same_pyramid(arch, norm):
     backbone = trained(arch, norm)
-    converted = export_formats.convert(backbone.state_dict(), "torchvision", norm)
+    converted = formats.convert(backbone.state_dict(), "torchvision", norm)
     other = resnet_fpn_backbone(backbone_name=arch, weights=None, trainable_layers=5, norm_layer=NORMS[norm])
     other.load_state_dict(converted.state)
     assert (converted.renamed, converted.left_out) == ({}, {})
@@ -70,8 +73,8 @@ def test_detectron2_finds_the_weights_by_its_own_checkpointer(arch, norm, tmp_pa
     from detectron2.modeling import build_model
 
     backbone = trained(arch, norm)
-    export_ = export_formats.convert(backbone.state_dict(), "detectron2", norm)
-    torch.save(export_formats.wrapped(export_, "detectron2", {}), tmp_path / "d2.pth")
+    export_ = formats.convert(backbone.state_dict(), "detectron2", norm)
+    torch.save(formats.wrapped(export_, "detectron2", {}), tmp_path / "d2.pth")
     model = build_model(detectron2_config(arch, norm))
     DetectionCheckpointer(model).load(str(tmp_path / "d2.pth"))
     assert set(export_.state) == set(model.backbone.state_dict())
@@ -85,8 +88,8 @@ def test_detectron2_with_our_own_backbone_keeps_the_attention(tmp_path):
     from segloc.detection.engine_detectron2 import PyramidBackbone
 
     backbone = trained("resnet18", "none", attention=True)
-    export_ = export_formats.convert(backbone.state_dict(), "detectron2-sda", "none")
-    torch.save(export_formats.wrapped(export_, "detectron2-sda", {}), tmp_path / "sda.pth")
+    export_ = formats.convert(backbone.state_dict(), "detectron2-sda", "none")
+    torch.save(formats.wrapped(export_, "detectron2-sda", {}), tmp_path / "sda.pth")
     adapter = PyramidBackbone(SegLocBackbone("resnet18", "none", "gn"))
     model = torch.nn.ModuleDict({"backbone": adapter, "rpn": torch.nn.Conv2d(256, 3, 1)})
     DetectionCheckpointer(model).load(str(tmp_path / "sda.pth"))
@@ -97,7 +100,7 @@ def test_detectron2_with_our_own_backbone_keeps_the_attention(tmp_path):
 def test_timm_computes_the_same_maps(arch, norm, tmp_path):
     timm = pytest.importorskip("timm", reason="loads into timm's own ResNet")
     backbone = trained(arch, norm)
-    torch.save(export_formats.convert(backbone.state_dict(), "timm", norm).state, tmp_path / "timm.pth")
+    torch.save(formats.convert(backbone.state_dict(), "timm", norm).state, tmp_path / "timm.pth")
     options = {"norm_layer": "groupnorm"} if norm == "gn" else {}
     model = timm.create_model(arch, num_classes=0, checkpoint_path=str(tmp_path / "timm.pth"), **options).eval()
     images = torch.randn(1, 3, 64, 96)
@@ -109,11 +112,11 @@ def test_timm_computes_the_same_maps(arch, norm, tmp_path):
 
 @pytest.mark.parametrize("arch", ["resnet50", "resnet101"])
 def test_timm_gets_a_plain_resnet(arch):
-    converted = export_formats.convert(SegLocBackbone(arch).state_dict(), "timm", "bn")
+    converted = formats.convert(SegLocBackbone(arch).state_dict(), "timm", "bn")
     expected = set(resnet50().state_dict()) - {"fc.weight", "fc.bias"}  # timm keeps torchvision's names
     assert set(converted.state) >= expected
     assert (set(converted.state) == expected) == (arch == "resnet50")
-    assert set(converted.left_out.values()) == {export_formats.NO_FPN, export_formats.NO_ATTENTION}
+    assert set(converted.left_out.values()) == {formats.NO_FPN, formats.NO_ATTENTION}
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
@@ -129,21 +132,21 @@ def test_mmdet_names_and_shapes(arch, reference, norm):
         expected[f"neck.lateral_convs.{i}.conv.weight"] = (256, width, 1, 1)
         expected[f"neck.fpn_convs.{i}.conv.weight"] = (256, 256, 3, 3)
         expected |= {f"neck.{part}_convs.{i}.conv.bias": (256,) for part in ("lateral", "fpn")}
-    state = export_formats.convert(SegLocBackbone(arch, norm, "gn").state_dict(), "mmdet", norm).state
+    state = formats.convert(SegLocBackbone(arch, norm, "gn").state_dict(), "mmdet", norm).state
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {k: tuple(v) for k, v in expected.items()}
 
 
-@pytest.mark.parametrize("format_", export_formats.FORMATS)
+@pytest.mark.parametrize("format_", formats.FORMATS)
 @pytest.mark.parametrize("norm", ["bn", "gn", "none"])
 def test_every_tensor_is_accounted_for_once(format_, norm):
     state = SegLocBackbone("resnet18", norm, "gn").state_dict()
-    done = export_formats.convert(state, format_, norm)
+    done = formats.convert(state, format_, norm)
     assert sorted([*done.matched, *done.renamed, *done.left_out]) == sorted(state)
     assert set(done.state) == {*done.matched, *done.renamed.values()}
-    scales = [name for name, reason in done.left_out.items() if reason == export_formats.NO_SCALE]
-    own = format_ in export_formats.OWN_NAMES
+    scales = [name for name, reason in done.left_out.items() if reason == formats.NO_SCALE]
+    own = format_ in formats.OWN_NAMES
     assert len(scales) == (16 if norm == "none" and not own else 0)  # 8 blocks, weight and bias
-    narrow, usual = export_formats.notes(format_, norm, 64), export_formats.notes(format_, norm, 256)
+    narrow, usual = formats.notes(format_, norm, 64), formats.notes(format_, norm, 256)
     assert any("64" in note for note in {*narrow} - {*usual}) == (format_ != "timm")  # timm gets no pyramid
     if own:
         assert len(done.state) == len(state)
@@ -151,7 +154,7 @@ def test_every_tensor_is_accounted_for_once(format_, norm):
 
 def test_a_tensor_no_rule_knows_stops_the_export():
     with pytest.raises(ValueError, match=r"0 rules know the tensor 'head\.weight'"):
-        export_formats.convert({"head.weight": torch.zeros(1)}, "timm", "bn")
+        formats.convert({"head.weight": torch.zeros(1)}, "timm", "bn")
 
 
 def test_command_writes_weights_and_report(tmp_path, capsys):

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from segloc import checkpoint, finetune, pretrain, run_results, runs
+from segloc import finetune, pretrain
 from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import SegLocBackbone
-from segloc.runs import read_metrics, read_run
-
-from .conftest import write_shards
-from .test_detection_engines import need
-from .test_lazy import DEMO
-from .toy_coco import CLASSES, write_pidray
+from segloc.reporting import run_results
+from segloc.training import checkpoint, run_folder
+from segloc.training.run_folder import read_metrics, read_run
+from tests.segloc.conftest import write_shards
+from tests.segloc.detection.test_engines import need
+from tests.segloc.settings.test_lazy import DEMO
+from tests.segloc.toy_coco import CLASSES, write_pidray
 
 SMALL = [
     "data.image_size=64",
@@ -136,7 +137,7 @@ def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path,
     statistics = [name for name in before if "running_" in name]
     assert all(torch.equal(after[f"body.{name}"], before[name]) for name in [*stem, *statistics])
     assert not torch.equal(after["body.layer2.0.conv1.weight"], before["layer2.0.conv1.weight"])
-    listed = json.loads((tmp_path / "out" / runs.START).read_text())
+    listed = json.loads((tmp_path / "out" / run_folder.START).read_text())
     assert set(listed["loaded"]) == {f"body.{name}" for name in before if not name.startswith("fc.")}
     assert {name.split(".")[0] for name in listed["anew"]} == {"fpn", "attention"}
     assert sorted(listed["loaded"] + listed["anew"]) == sorted(after)
@@ -190,7 +191,7 @@ def test_norm_free_weights_go_into_a_detector_with_batch_norm_if_told_so(pidray,
     kept = set(state) - scales
     assert all(torch.equal(found[name], state[name]) for name in kept)
     assert all(found[name].eq(1 if name.endswith("weight") else 0).all() for name in scales)
-    listed = json.loads((tmp_path / "out" / runs.START).read_text())
+    listed = json.loads((tmp_path / "out" / run_folder.START).read_text())
     assert set(listed["loaded"]) == kept
     assert set(listed["anew"]) == set(found) - kept
     assert {fault.partition(" is a residual scale")[0] for fault in listed["unused"]} == scales

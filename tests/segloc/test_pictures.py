@@ -7,8 +7,7 @@ import pytest
 from segloc import pictures
 from segloc.detection.coco import Scan, Split, read_split
 from segloc.detection.image_scores import examples, judge, rank
-
-from .toy_coco import annotation, coco, write_split
+from tests.segloc.toy_coco import annotation, coco, write_split
 
 SIZE = (40, 60)  # height, width
 

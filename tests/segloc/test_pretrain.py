@@ -12,12 +12,14 @@ import pytest
 import torch
 import yaml
 
-from segloc import checkpoint, pretrain, pretrainer
-from segloc.config import load_config
-from segloc.distributed import ALONE
+from segloc import pretrain
+from segloc.contrast import pretrainer
+from segloc.data.stream import ShardFolder
 from segloc.models import roi_head
-from segloc.runs import read_metrics, read_run
-from segloc.stream import ShardFolder
+from segloc.settings.pretraining import load_config
+from segloc.training import checkpoint
+from segloc.training.processes import ALONE
+from segloc.training.run_folder import read_metrics, read_run
 from tests.segloc.conftest import write_shards
 
 TINY = [
@@ -146,7 +148,7 @@ def test_sigterm_while_the_queues_fill_ends_well(shards, tmp_path, monkeypatch, 
 
 
 def test_a_second_sigterm_ends_a_process_that_does_not_get_to_its_next_step():
-    code = "import os, signal, time; from segloc.stopping import sigterm\nwith sigterm() as stop:\n"
+    code = "import os, signal, time; from segloc.training.stopping import sigterm\nwith sigterm() as stop:\n"
     code += (
         "    os.kill(os.getpid(), signal.SIGTERM); assert stop(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
     )

@@ -4,17 +4,19 @@ import json
 import pytest
 import torch
 
-from segloc import checkpoint, probe, roi_features
-from segloc.batches import Batcher
-from segloc.config import load_config
-from segloc.contract import INDEX_NAME, read_index
-from segloc.held_out import split
+from segloc import probe
+from segloc.common.contract import INDEX_NAME, read_index
+from segloc.contrast.pretrainer import Pretrainer
+from segloc.data.batches import Batcher
+from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS, normalize
 from segloc.models.roi_head import pool_boxes
 from segloc.models.segloc import SegLoc
 from segloc.pretrain import save_backbone
-from segloc.pretrainer import Pretrainer
-from segloc.stream import ShardFolder
+from segloc.probing import roi_features
+from segloc.probing.held_out import split
+from segloc.settings.pretraining import load_config
+from segloc.training import checkpoint
 from tests.segloc.conftest import CLASSES, write_shards
 from tests.segloc.test_pretrain import TINY
 

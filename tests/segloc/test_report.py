@@ -8,8 +8,8 @@ import yaml
 
 from segloc import report
 from segloc.models.backbone import LEVELS
-from segloc.run_results import METRICS
-from segloc.runs import closing
+from segloc.reporting.run_results import METRICS
+from segloc.training.run_folder import closing
 
 
 def metrics_of(values):

@@ -1,0 +1,217 @@
+"""What scans look like in numbers, for comparing simulated with real ones; see ``benchmarks/realism.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+from pipeline.bags import authentic_region
+from pipeline.bags.belt import LEAST_CONTRAST, belt_noise
+from segloc.common.contract import Box
+from segloc.common.images import Image, decode, encode_jpeg
+
+JPEG_QUALITY = 95
+# Least saturation (0..1) at which a hue means something, and the hues of the trade's three colours in degrees.
+LEAST_SATURATION = 0.12
+HUES = {"orange": (10, 65), "green": (65, 165), "blue": (165, 265)}
+EDGE_LEVELS = 10.0
+# Bins and their range. Grey in levels, hue in degrees, saturation from 0 (grey) to 1.
+HISTOGRAMS: dict[str, tuple[int, float, float]] = {
+    "grey": (64, 0, 256),
+    "hue": (36, 0, 360),
+    "saturation": (32, 0, 1),
+}
+# Every statistic with its unit, in the order of the tables.
+STATISTICS: dict[str, str] = {
+    "aspect": "height over width of the frame",
+    "region_share": "authentic region (adaptive), share of the frame",
+    "matter_share": "darker than the belt by 5 levels, share of the region",
+    "dark_share": "darker than 60, share of the region",
+    "light_share": "matter lighter than 200, share of the region",
+    "grey_mean": "mean grey level of matter",
+    "contrast": "standard deviation of grey in the region, levels",
+    "saturation_mean": "mean saturation of matter, 0 to 1",
+    "orange_share": "hue 10 to 65 degrees, share of matter",
+    "green_share": "hue 65 to 165 degrees, share of matter",
+    "blue_share": "hue 165 to 265 degrees, share of matter",
+    "neutral_share": "saturation below 0.12, share of matter",
+    "edge_density": "slope above 10 levels a pixel, share of the region",
+    "edge_density_quarter": "slope above 10 levels a pixel after reducing four times, share of the region",
+    "texture": "median standard deviation of grey in 9x9 windows of matter, levels",
+    "grain": "noise of matter where it is smooth, levels",
+    "colour_grain": "noise of half the difference of red and blue there, levels",
+    "spectrum_slope": "of log power over log frequency in the region",
+    "belt_level": "grey level of the empty belt",
+    "belt_noise": "noise of the empty belt, levels",
+    "belt_dirt": "darker than the belt by 5 levels, share of what lies outside the region",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanStatistics:
+    """Statistics of one scan.
+
+    Attributes:
+        values: by the names of `STATISTICS`; NaN where a scan has no pixel to tell (no belt outside the region).
+        histograms: by the names of `HISTOGRAMS`, shares that sum to 1; grey over the region, the others over matter.
+    """
+
+    values: dict[str, float]
+    histograms: dict[str, np.ndarray]
+
+
+def prepare(scan: Image, width: int) -> Image:
+    """Bring a scan [h, w, 3] to a width by area means and through a JPEG file, the same for every source.
+
+    Every scan is to be reduced, so that neither the file format nor the lack of a resampling tells the sources apart.
+    """
+    height = max(1, round(scan.shape[0] * width / scan.shape[1]))
+    smaller = np.asarray(cv2.resize(scan, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    return decode(encode_jpeg(smaller, JPEG_QUALITY))
+
+
+def region(grey: Image) -> tuple[Box | None, int]:
+    """Find the authentic region, adaptive, and the belt's level."""
+    return authentic_region.adaptive(grey)
+
+
+def measure(scan: Image) -> ScanStatistics | None:
+    """Measure a prepared scan, RGB uint8 [height, width, 3]; None when it is nothing but belt."""
+    grey = np.asarray(cv2.cvtColor(scan, cv2.COLOR_RGB2GRAY), np.uint8)
+    box, level = region(grey)
+    if box is None:
+        return None
+    x0, y0, x1, y1 = box
+    inside = grey[y0:y1, x0:x1]
+    matter = inside < level - LEAST_CONTRAST
+    if not matter.any():
+        return None
+    hue, saturation = hue_and_saturation(scan[y0:y1, x0:x1])
+    hue, saturation = hue[matter], saturation[matter]
+    coloured = saturation >= LEAST_SATURATION
+    values = {
+        "aspect": grey.shape[0] / grey.shape[1],
+        "region_share": inside.size / grey.size,
+        "matter_share": matter.mean(),
+        "dark_share": (inside < 60).mean(),
+        "light_share": (matter & (inside > 200)).mean(),
+        "grey_mean": inside[matter].mean(),
+        "contrast": inside.std(),
+        "saturation_mean": saturation.mean(),
+        **{f"{name}_share": (coloured & (low <= hue) & (hue < high)).mean() for name, (low, high) in HUES.items()},
+        "neutral_share": 1 - coloured.mean(),
+        "edge_density": edge_density(inside),
+        "edge_density_quarter": edge_density(_reduced(inside, 4)),
+        "texture": texture(inside, matter),
+        "grain": grain(inside, matter),
+        "colour_grain": grain(red_less_blue(scan[y0:y1, x0:x1]), matter),
+        "spectrum_slope": spectrum_slope(inside),
+        "belt_level": level,
+        "belt_noise": belt_noise(grey, level),
+        "belt_dirt": _belt_dirt(grey, box, level),
+    }
+    histograms = {
+        "grey": _histogram("grey", inside),
+        "hue": _histogram("hue", hue[coloured]),
+        "saturation": _histogram("saturation", saturation),
+    }
+    return ScanStatistics({name: float(values[name]) for name in STATISTICS}, histograms)
+
+
+def hue_and_saturation(scan: Image) -> tuple[np.ndarray, np.ndarray]:
+    """Hue in degrees and saturation 0..1 (HSV) of RGB uint8 [h, w, 3], each float32 [h, w]."""
+    hsv = cv2.cvtColor(scan.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
+    return hsv[..., 0], hsv[..., 1]
+
+
+def red_less_blue(scan: Image) -> Image:
+    """Half the difference of red and blue around 128, uint8 [h, w]: orange is light in it, blue is dark."""
+    return np.asarray((scan[..., 0].astype(np.int16) - scan[..., 2] + 256) // 2, np.uint8)
+
+
+def slope(grey: Image) -> np.ndarray:
+    """Slope of the grey level at every pixel by Sobel's filter, float32 [h, w] in levels a pixel."""
+    x, y = (cv2.Sobel(grey, cv2.CV_32F, *axis, ksize=3, scale=1 / 8) for axis in ((1, 0), (0, 1)))
+    return np.asarray(cv2.magnitude(x, y))
+
+
+def edge_density(grey: Image) -> float:
+    """Share of the pixels where grey rises by more than `EDGE_LEVELS` a pixel."""
+    return float((slope(grey) > EDGE_LEVELS).mean())
+
+
+def texture(grey: Image, matter: np.ndarray) -> float:
+    """Median over matter of the standard deviation in the 9x9 window around each pixel, in levels."""
+    values = grey.astype(np.float32)
+    mean, square = (cv2.blur(image, (9, 9)) for image in (values, values * values))
+    return float(np.median(np.sqrt(np.maximum(square - mean * mean, 0))[matter]))
+
+
+def grain(grey: Image, matter: np.ndarray) -> float:
+    """Noise of one channel in the smooth half of the matter, as a standard deviation in levels.
+
+    Immerkaer's filter, blind to planes and straight edges: its absolute value has the mean sqrt(2/pi) sigma. Smooth is
+    where the picture, itself blurred against the noise, is less steep than it is in the middle.
+    """
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
+    deviation = np.abs(cv2.filter2D(grey, cv2.CV_32F, kernel))
+    steepness = slope(np.asarray(cv2.blur(grey, (5, 5)), np.uint8))
+    smooth = matter & (steepness <= np.median(steepness[matter]))
+    return float(deviation[smooth].mean() * np.sqrt(np.pi / 2))
+
+
+def spectrum_slope(grey: Image) -> float:
+    """Exponent of the power spectrum, f**slope, between 0.02 and 0.35 cycles a pixel; NaN for less than 64 px.
+
+    Natural pictures have about -2, white noise 0. A Hann window keeps the frame's edges out of it.
+    """
+    if min(grey.shape) < 64:
+        return float("nan")
+    window = np.outer(*(np.hanning(side) for side in grey.shape))
+    power = np.abs(np.fft.rfft2((grey - grey.mean()) * window)) ** 2
+    frequency = np.hypot(np.fft.fftfreq(grey.shape[0])[:, None], np.fft.rfftfreq(grey.shape[1]))
+    edges = np.geomspace(0.02, 0.35, 13)
+    ring = np.digitize(frequency, edges)
+    mean = np.array([power[ring == number].mean() for number in range(1, len(edges))])
+    return float(np.polyfit(np.log(edges[:-1] * edges[1:]) / 2, np.log(mean + 1e-9), 1)[0])
+
+
+def earth_movers_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Least mean way that `a`'s values have to move to be distributed as `b`'s; NaNs are left out.
+
+    The area between the two quantile functions.
+    """
+    first, second = (np.sort(values[~np.isnan(values)]) for values in (a, b))
+    if not len(first) or not len(second):
+        return float("nan")
+    points = np.sort(np.concatenate([first, second]))
+    below = [np.searchsorted(values, points[:-1], side="right") / len(values) for values in (first, second)]
+    return float(np.sum(np.abs(below[0] - below[1]) * np.diff(points)))
+
+
+def histogram_distance(name: str, a: np.ndarray, b: np.ndarray) -> float:
+    """Earth mover's distance of two histograms of `HISTOGRAMS`, in its unit; hue goes round."""
+    bins, low, high = HISTOGRAMS[name]
+    gap = np.cumsum(a - b)
+    if name == "hue":  # on a circle the way may lead across the end: the best start takes the median away
+        gap -= np.median(gap)
+    return float(np.abs(gap).sum() * (high - low) / bins)
+
+
+def _histogram(name: str, values: np.ndarray) -> np.ndarray:
+    bins, low, high = HISTOGRAMS[name]
+    counts = np.histogram(values, bins, (low, high))[0]
+    return counts / max(1, counts.sum())
+
+
+def _reduced(grey: Image, factor: int) -> Image:
+    size = max(1, grey.shape[1] // factor), max(1, grey.shape[0] // factor)
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _belt_dirt(grey: Image, box: Box, level: int) -> float:
+    outside = np.ones(grey.shape, bool)
+    outside[box[1] : box[3], box[0] : box[2]] = False
+    return float((grey[outside] < level - LEAST_CONTRAST).mean()) if outside.any() else float("nan")

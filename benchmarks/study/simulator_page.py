@@ -1,0 +1,245 @@
+"""``python -m benchmarks.study.simulator_page``: makes docs/simulator.md of what ``benchmarks.study.realism`` wrote.
+
+The page's test fails when it differs from the result files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks import common
+from benchmarks.study.scan_statistics import STATISTICS
+from segloc.common.images import encode_jpeg, read_image
+from segloc.reporting.results_table import table_row
+
+RESULTS = Path(__file__).with_name("results") / "realism"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "simulator.md"
+SHEET, HISTOGRAM_CHART, STATISTICS_CHART = "simulator.jpg", "simulator_histograms.png", "simulator_statistics.png"
+# Folders of a simulation, a row of the sheet each.
+ROWS = {
+    "negatives": "sixray/JPEGImage",
+    "train": "pidray/train",
+    "easy": "pidray/easy",
+    "hard": "pidray/hard",
+    "hidden": "pidray/hidden",
+}
+COLOURS = {"real": "#222222", "simulated": "#d1495b"}
+_CELL_PX, _COLUMNS, _LABEL_PX = (190, 200), 5, 22
+_TELLING = 6
+
+Rows = common.Rows
+
+# The page's beginning: what is simulated, and how the two samples are compared.
+HEAD = Path(__file__).with_name("simulator_head.md")
+
+CAUTION = """The real sample is small, so quantiles are rough and the intervals wide; for the grey belt above all.
+It has of SIXray what was at hand: its scans with items hold guns and knives only, and stand in for PIDray's, which were
+not. Other scanners look different. The simulator's palettes, machines and contents were set by these very statistics
+of the same sample: that it is close in them says less than how well the classifiers below tell it.
+"""
+
+TEST = """## A test of realism
+
+Two small classifiers are told real from simulated and asked about scans of which they have seen no part (five folds,
+split by scan; as many simulated as real scans of each group). *Statistics* is a logistic regression on the statistics
+above and coarse histograms. *Colour*, *grey* and *coarse* are a small convolutional network on 64 px patches of the
+bags, whose scores a scan's patches average: in colour; without it; and without it at a quarter of the resolution, where
+neither grain nor fine edges are left. **Accuracy** is over scans and balanced, so 0.5 is chance: a simulator that
+cannot be told has it, one that is always told has 1. The interval is Wilson's, 95 %, for the number of scans. The
+controls ask the same of two halves of one source.
+"""
+
+REPEAT = """## How to repeat it
+
+One command measures everything anew and rewrites this page, its charts and its sheet (some minutes on two cores):
+
+```
+python -m benchmarks.study.realism --real FOLDER_OF_REAL_SCANS
+```
+
+The folders may have SIXray's or PIDray's layout, or none. The numbers come from the files in
+`benchmarks/study/results/realism/`; `python -m benchmarks.study.simulator_page` makes the page of them again.
+"""
+
+
+def read(name: str, results: Path) -> Rows:
+    """Read one result file."""
+    return common.read_rows(results / f"{name}.csv")
+
+
+def render(results: Path = RESULTS) -> str:
+    """Lay out the page."""
+    statistics = read("statistics", results)
+    groups = list(dict.fromkeys(row["group"] for row in statistics))
+    parts = [HEAD.read_text(), _counts(statistics, groups), CAUTION]
+    parts.append(f"![Histograms of real and simulated scans]({HISTOGRAM_CHART})\n")
+    parts.append("*Grey over the region; hue and saturation over matter. Means over scans.*\n")
+    parts.append(_histogram_distances(read("histogram_distances", results)))
+    parts.append(f"![Statistics of real and simulated scans]({STATISTICS_CHART})\n")
+    parts.append("*Dot: median. Thick: middle half. Thin: middle 90 %.*\n")
+    parts += [_statistics(statistics, group) for group in groups]
+    parts += [TEST, _classifiers(read("classifiers", results)), _telling(statistics, groups), REPEAT]
+    return "\n".join(parts)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(map(table_row, [header, ["---"] * len(header), *rows])) + "\n"
+
+
+def _counts(statistics: Rows, groups: list[str]) -> str:
+    rows = []
+    for group in groups:
+        row = next(row for row in statistics if row["group"] == group)
+        rows.append([group, row["real_scans"], row["simulated_scans"]])
+    return _table(["group", "real scans", "simulated scans"], rows)
+
+
+def ratio(row: dict[str, str]) -> float:
+    """Distance in units of what chance gives; infinite where the real sample does not vary but the other differs."""
+    distance, chance = float(row["distance"]), float(row["real_halves"])
+    return distance / chance if chance > 0 else (float("inf") if distance > 0 else 1.0)
+
+
+def _ratio(row: dict[str, str]) -> str:
+    value = ratio(row)
+    return f"{value:.1f}" if np.isfinite(value) else "-"
+
+
+def _histogram_distances(rows: Rows) -> str:
+    units = {"grey": "levels", "hue": "degrees", "saturation": "0 to 1"}
+    lines = [
+        [
+            row["group"],
+            f"{row['histogram']} ({units[row['histogram']]})",
+            row["distance"],
+            row["real_halves"],
+            _ratio(row),
+        ]
+        for row in rows
+    ]
+    return _table(["group", "histogram", "distance", "chance", "ratio"], lines)
+
+
+def _spread(row: dict[str, str], source: str) -> str:
+    """Median and quartiles."""
+    return f"{row[f'{source}_q50']} [{row[f'{source}_q25']}, {row[f'{source}_q75']}]"
+
+
+def _statistics(rows: Rows, group: str) -> str:
+    lines = [
+        [row["statistic"], STATISTICS[row["statistic"]], _spread(row, "real"), _spread(row, "simulated"),
+         row["distance"], row["real_halves"], _ratio(row)]
+        for row in rows if row["group"] == group
+    ]  # fmt: skip
+    header = ["statistic", "of", "real", "simulated", "distance", "chance", "ratio"]
+    return f"### {group.capitalize()}: median [quartiles]\n\n{_table(header, lines)}"
+
+
+def _classifiers(rows: Rows) -> str:
+    lines = [
+        [row["task"], row["inputs"], row["group"], row["scans"],
+         f"{row['accuracy']} [{row['low']}, {row['high']}]", row["patch_accuracy"]]
+        for row in rows if row["group"] == "all" or not row["task"].startswith("control")
+    ]  # fmt: skip
+    return _table(["task", "inputs", "group", "scans", "accuracy", "of single patches"], lines)
+
+
+def _telling(statistics: Rows, groups: list[str]) -> str:
+    """List what differs most, by the ratio to chance; statistics that do not vary in real scans have none."""
+    parts = [f"## What gives it away\n\nThe {_TELLING} statistics of each group that differ most from chance.\n"]
+    for group in groups:
+        rows = [row for row in statistics if row["group"] == group and np.isfinite(ratio(row))]
+        parts.append(f"**{group.capitalize()}**\n")
+        for row in sorted(rows, key=ratio, reverse=True)[:_TELLING]:
+            parts.append(
+                f"* {row['statistic']} ({STATISTICS[row['statistic']]}): real {_spread(row, 'real')}, "
+                f"simulated {_spread(row, 'simulated')}"
+            )
+        parts.append("")
+    return "\n".join(parts)
+
+
+def draw_histograms(rows: Rows, path: Path) -> None:
+    """Chart the mean histograms: a row per group, a column per histogram."""
+    groups, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("group", "histogram"))
+    figure = Figure((3.3 * len(names), 2.1 * len(groups)), layout="constrained")
+    axes = figure.subplots(len(groups), len(names), squeeze=False)
+    for group, line in zip(groups, axes, strict=True):
+        for name, axis in zip(names, line, strict=True):
+            bins = [row for row in rows if row["group"] == group and row["histogram"] == name]
+            starts = [float(row["from"]) for row in bins]
+            for source, colour in COLOURS.items():
+                shares = [float(row[source]) for row in bins]
+                axis.step(starts, shares, where="post", color=colour, linewidth=1.2, label=source)
+            highest = sorted(float(row[source]) for row in bins for source in COLOURS)
+            axis.set_ylim(0, 1.15 * highest[-3])  # the belt's own level would flatten all else
+            axis.set_title(f"{group}: {name}", fontsize=8)
+            axis.tick_params(labelsize=7)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_statistics(rows: Rows, path: Path) -> None:
+    """Chart medians and quantiles of every statistic: a panel each, a pair of lines per group."""
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    figure = Figure((11, 1.25 * -(-len(STATISTICS) // 4) * max(1.0, len(groups) / 2.5)), layout="constrained")
+    axes = figure.subplots(-(-len(STATISTICS) // 4), 4).ravel()
+    for axis in axes[len(STATISTICS) :]:
+        axis.axis("off")
+    for number, (name, axis) in enumerate(zip(STATISTICS, axes, strict=False)):
+        for place, group in enumerate(groups):
+            row = next(row for row in rows if row["group"] == group and row["statistic"] == name)
+            for shift, (source, colour) in zip((0.17, -0.17), COLOURS.items(), strict=True):
+                low, first, middle, third, high = (float(row[f"{source}_q{q}"]) for q in ("05", "25", "50", "75", "95"))
+                y = -place + shift
+                axis.plot([low, high], [y, y], color=colour, linewidth=1)
+                axis.plot([first, third], [y, y], color=colour, linewidth=4, solid_capstyle="butt")
+                axis.plot(middle, y, "o", color=colour, markersize=4, label=source if not place else None)
+        axis.set_title(name, fontsize=8)
+        axis.set_yticks([-place for place in range(len(groups))], groups if number % 4 == 0 else [])
+        axis.set_ylim(0.5 - len(groups), 0.5)
+        axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+def draw_sheet(root: Path, path: Path) -> None:
+    """Draw a sheet of simulated scans, the first of every part of a simulation in `root`.
+
+    Raises:
+        OSError: a part is missing.
+    """
+    bands = []
+    for name, place in ROWS.items():
+        files = sorted((root / place).iterdir())[:_COLUMNS]
+        bands.append(np.hstack([_fitted(read_image(file)) for file in files]))
+        cv2.putText(bands[-1], name, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (60, 60, 60), 1, cv2.LINE_AA)
+    path.write_bytes(encode_jpeg(np.vstack(bands), 85))
+
+
+def _fitted(scan: np.ndarray) -> np.ndarray:
+    """Shrink a scan into a cell of the sheet, on white below a strip for the row's name."""
+    width, height = _CELL_PX
+    cell = np.full((height + _LABEL_PX, width, 3), 255, np.uint8)
+    factor = min((width - 8) / scan.shape[1], height / scan.shape[0])
+    size = round(scan.shape[1] * factor), round(scan.shape[0] * factor)
+    x = (width - size[0]) // 2
+    cell[_LABEL_PX : _LABEL_PX + size[1], x : x + size[0]] = cv2.resize(scan, size, interpolation=cv2.INTER_AREA)
+    return cell
+
+
+def write(results: Path, docs: Path) -> None:
+    """Write the page and its charts into `docs`."""
+    draw_histograms(read("histograms", results), docs / HISTOGRAM_CHART)
+    draw_statistics(read("statistics", results), docs / STATISTICS_CHART)
+    (docs / PAGE.name).write_text(render(results))
+    print(f"wrote {docs / PAGE.name}")
+
+
+if __name__ == "__main__":
+    write(RESULTS, DOCS)

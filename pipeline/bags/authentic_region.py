@@ -1,0 +1,169 @@
+"""The authentic region: the box of a scan that is bag rather than empty belt (paper section 3.2).
+
+Both functions are pure and take the grey scan at its native resolution: from a resized scan the same 9x9 kernel gives
+another box.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from pipeline.bags import tray_floor, trays
+from pipeline.bags.belt import LEAST_CONTRAST, NOISE_FACTOR, belt_level, belt_noise
+from pipeline.bags.blobs import RIM_PX, bounds, matter, outlines, place, reduced, scaled, without_lines
+from segloc.common.contract import Box
+from segloc.common.images import Image
+
+PAPER_KERNEL_PX = 9
+PAPER_THRESHOLD = 50
+_KERNEL, _KERNEL_ROW = (np.ones((rows, PAPER_KERNEL_PX), np.uint8) for rows in (PAPER_KERNEL_PX, 1))
+
+
+def paper_steps(grey: Image) -> dict[str, Image]:
+    """Return the pictures that the paper's rule passes through (its figure 5), each uint8 [height, width]."""
+    inverted = 255 - grey
+    eroded = np.asarray(cv2.erode(inverted, _KERNEL), np.uint8)
+    kept = np.where(eroded > PAPER_THRESHOLD, 255, 0).astype(np.uint8)
+    return {"grey": grey, "inverted": inverted, "eroded": eroded, f"above {PAPER_THRESHOLD}": kept}
+
+
+def paper(grey: Image) -> Box | None:
+    """The paper's rule: invert, erode 9x9, keep > 50, take the bounding box of what is left.
+
+    A pixel survives when every pixel of the 9x9 window around it (clipped to the image) is darker than 205. Written
+    without the inversion that is a dilation and a comparison, which is exact and needs one pass less.
+
+    Args:
+        grey: uint8 [height, width].
+
+    Returns:
+        The box, not grown; None when nothing is left.
+    """
+    return _paper_by_strips(grey) if grey.size >= _LARGE_PX and min(grey.shape) > _STRIP_PX else _dark_box(grey)
+
+
+def _dark_box(grey: Image, lent: tuple[int, int, int, int] = (0, 0, 0, 0)) -> Box | None:
+    """Bound the survivors, in the whole picture; those of its outermost rows and columns do not count.
+
+    Args:
+        grey: uint8 [height, width].
+        lent: rows and columns at the top, bottom, left and right that are only there for the windows of the others.
+    """
+    top, bottom, left, right = lent
+    _, kept = cv2.threshold(cv2.dilate(grey, _KERNEL), 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV)
+    x, y, width, height = cv2.boundingRect(kept[top : grey.shape[0] - bottom, left : grey.shape[1] - right])
+    return (left + x, top + y, left + x + width, top + y + height) if width else None
+
+
+# Above this size it is faster to look from the four sides than at all pixels.
+_LARGE_PX, _STRIP_PX = 200_000, 16
+
+
+def _paper_by_strips(grey: Image) -> Box | None:
+    """Find the same box from its four sides inwards.
+
+    Every window holds a whole row of nine pixels of the fifth, fourteenth, ... or last row of the scan (one that the
+    frame clips, those of it in the scan): where no such row is dark, nothing survives.
+    """
+    height, width = grey.shape
+    reach = PAPER_KERNEL_PX // 2
+    sampled = np.concatenate([grey[reach::PAPER_KERNEL_PX], grey[-1:]])
+    _, dark = cv2.threshold(cv2.dilate(sampled, _KERNEL_ROW), 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV)
+    x, first, columns, rows = cv2.boundingRect(dark)
+    if not columns:
+        return None
+    last = height - 1 if first + rows == len(sampled) else (first + rows) * PAPER_KERNEL_PX - 1
+    top = _first_dark(grey, first * PAPER_KERNEL_PX)
+    if top is None:
+        return None
+    bottom = height - (_first_dark(grey[::-1], max(0, height - 1 - last)) or 0)
+    # Beyond those rows nothing survives, but the next few are in the windows of what does.
+    above, below = min(reach, top), min(reach, height - bottom)
+    band = grey[top - above : bottom + below].T
+    left = _first_dark(band, x, (above, below)) or 0
+    right = _first_dark(band[::-1], width - x - columns, (above, below)) or 0
+    return left, top, width - right, bottom
+
+
+def _first_dark(lines: Image, start: int, lent: tuple[int, int] = (0, 0)) -> int | None:
+    """Return the first line from `start` on that holds a survivor; None if none does.
+
+    Args:
+        lines: uint8 [lines, length].
+        start: where to begin.
+        lent: how many pixels at the ends of the lines are only there for the windows of the others.
+    """
+    reach = PAPER_KERNEL_PX // 2
+    for line in range(start, len(lines), _STRIP_PX):
+        before = min(reach, line)
+        strip = np.ascontiguousarray(lines[line - before : line + _STRIP_PX + reach])
+        box = _dark_box(strip, (before, max(0, len(strip) - before - _STRIP_PX), *lent))
+        if box is not None:
+            return line - before + box[1]
+    return None
+
+
+def adaptive(grey: Image) -> tuple[Box | None, int]:
+    """Find the outline of all bags: the union of `bags`.
+
+    Args:
+        grey: uint8 [height, width].
+
+    Returns:
+        The box, or None when the scan is empty belt, and the belt's level.
+    """
+    found, level = bags(grey)
+    return union(found), level
+
+
+def union(boxes: list[Box]) -> Box | None:
+    """Return the smallest box around all of `boxes`, None around none."""
+    if not boxes:
+        return None
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
+def bags(grey: Image) -> tuple[list[Box], int]:
+    """Find the outline of each bag, faint fabric and thin straps included.
+
+    What is darker than the belt by more than its noise is kept, without speckle and belt lines; joined over small gaps;
+    pieces too small for a bag are dropped. Of a tray, what lies in it counts, not its rim. Bags that touch or overlap
+    are one. All this on a reduced image; each side is then moved to its place at the scan's own resolution.
+
+    Args:
+        grey: uint8 [height, width].
+
+    Returns:
+        The boxes from left to right, and the belt's level.
+    """
+    level = belt_level(grey)
+    small, factor = reduced(grey)
+    cut = level - max(LEAST_CONTRAST, NOISE_FACTOR * belt_noise(small, level) / 3)  # a 3x3 mean: 1/3 of the noise
+    boxes, glance = [], tray_floor.light(small, level)
+    for outline in outlines(without_lines(matter(small, cut), factor)):
+        tray = trays.contents(small, outline, level, glance)
+        if tray is None:
+            boxes.append(place(bounds(outline), grey, factor, cut))
+        elif len(tray[0]):
+            boxes.append(_place_in_tray(bounds(tray[0]), grey, factor, tray[1]))
+    # What is no deeper than an artefact of the frame is one.
+    return _merge([box for box in boxes if min(box[2] - box[0], box[3] - box[1]) > 2 * RIM_PX]), level
+
+
+def _place_in_tray(box: Box, grey: Image, factor: int, cut: float) -> Box:
+    """Place the sides of what lies on a tray's floor; only inwards, as outwards may be the tray's wall."""
+    (x0, y0, x1, y1), found = place(box, grey, factor, cut), scaled(box, grey, factor)
+    return max(x0, found[0]), max(y0, found[1]), min(x1, found[2]), min(y1, found[3])
+
+
+def _merge(boxes: list[Box]) -> list[Box]:
+    """Unite boxes that overlap, until none do; from left to right."""
+    merged: list[Box] = []
+    for box in boxes:
+        while touching := [b for b in merged if b[0] < box[2] and box[0] < b[2] and b[1] < box[3] and box[1] < b[3]]:
+            merged = [b for b in merged if b not in touching]
+            box = union([box, *touching]) or box
+        merged.append(box)
+    return sorted(merged)

@@ -1,0 +1,1 @@
+"""What the audit verifies and counts."""

@@ -1,0 +1,170 @@
+"""What a stored pair must fulfil: the contract, the index, and the recipe it names."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.pairing.blends import BLENDS
+from pipeline.pairing.composition import Geometry, extent, render
+from pipeline.tables.segment_table import Segment, SegmentTable
+from segloc.common.contract import Box, Index, Occluder, Pair, View
+from segloc.common.images import ImageError, decode
+
+# Standard deviations; of 12 classes and some thousand pairs one lies farther out once in ten million data sets.
+_BALANCE_SIGMAS = 6
+
+
+def pair_problems(pair: Pair, number: int, index: Index) -> Iterator[str]:
+    """Say what of a pair's description contradicts the index or the idea of a positive pair."""
+    if pair.pair != number:
+        yield f"calls itself {pair.pair}"
+    if not 0 <= pair.class_id < len(index.classes):
+        yield f"class id {pair.class_id} is not in the index"
+    elif pair.class_name != index.classes[pair.class_id]:
+        yield f"class {pair.class_name!r} is {index.classes[pair.class_id]!r} in the index"
+    if pair.query.background == pair.key.background:
+        yield f"both views have background {pair.key.background!r}"
+    if pair.query.segment == pair.key.segment:
+        yield f"both views have segment {pair.key.segment!r}"
+        return
+    scans = scan_of(pair.query.segment), scan_of(pair.key.segment)
+    if index.parameters.get("positives") == "instance":
+        if scans[0] != scans[1]:
+            yield f"the crops come from two scans, {scans[0]!r} and {scans[1]!r}"
+    elif scans[0] == scans[1]:
+        yield f"both items come from scan {scans[0]!r}"
+
+
+def scan_of(segment_id: str) -> str:
+    """Name the scan a segment was cut from; ids are the scan's path, ``#``, the annotation's id."""
+    return segment_id.rpartition("#")[0]
+
+
+def view_problems(view: View, index: Index) -> Iterator[str]:
+    """Say what of a view's description is impossible."""
+    if not (_inside(view.region, (0, 0, *view.size)) and _inside(view.box, view.region)):
+        yield f"box {view.box} is not inside region {view.region} inside image {view.size}"
+    if view.blend != index.parameters.get("blend"):
+        yield f"blend {view.blend!r} is not the index's {index.parameters.get('blend')!r}"
+    elif view.blend not in BLENDS:
+        yield f"blend {view.blend!r} is unknown"
+    else:
+        yield from _coefficient_problems(view.alpha, index.parameters.get("coefficient_range"))
+    if not view.scale > 0:
+        yield f"scale {view.scale}"
+    if view.occluder is not None:
+        yield from _occluder_problems(view, view.occluder, index)
+
+
+def _coefficient_problems(coefficient: float, span: object) -> Iterator[str]:
+    if not (isinstance(span, list) and len(span) == 2 and all(isinstance(value, (int, float)) for value in span)):
+        yield f"the index's coefficient_range is {span!r}, not two numbers"
+    elif not span[0] <= coefficient <= span[1]:
+        yield f"alpha {coefficient} is not in {span[0]}..{span[1]}"
+
+
+def _occluder_problems(view: View, occluder: Occluder, index: Index) -> Iterator[str]:
+    if not index.parameters.get("occluded"):
+        yield "has an occluder, the index says that none has"
+    if occluder.background == view.background:
+        yield f"occluder is of the view's own background {view.background!r}"
+    x0, y0, x1, y1 = occluder.box
+    if not (0 <= x0 < x1 <= view.size[0] and 0 <= y0 < y1):
+        yield f"occluder's piece {occluder.box} is impossible"
+        return
+    x, y = occluder.corner
+    laid = (x, y, x + x1 - x0, y + y1 - y0)
+    if not _inside(laid, view.region):
+        yield f"occluder at {laid} is not inside region {view.region}"
+    if min(laid[2], view.box[2]) <= max(x, view.box[0]) or min(laid[3], view.box[3]) <= max(y, view.box[1]):
+        yield f"occluder at {laid} does not reach box {view.box}"
+
+
+def image_problems(view: View, data: bytes) -> Iterator[str]:
+    """Say what of a stored image contradicts its view."""
+    try:
+        image = decode(data)
+    except ImageError as error:
+        yield f"image: {error}"
+        return
+    if (image.shape[1], image.shape[0]) != view.size:
+        yield f"image is {image.shape[1]}x{image.shape[0]}, the description says {view.size[0]}x{view.size[1]}"
+
+
+def _inside(inner: Box, outer: Box) -> bool:
+    """Whether half-open box `inner` is not empty and within `outer`."""
+    x0, y0, x1, y1 = inner
+    return outer[0] <= x0 < x1 <= outer[2] and outer[1] <= y0 < y1 <= outer[3]
+
+
+@functools.lru_cache(maxsize=1)
+def segment_table(path: Path) -> SegmentTable:
+    """Open a table of segments, once per process."""
+    return SegmentTable(path)
+
+
+def recipe_problems(pair: Pair, table: SegmentTable) -> Iterator[str]:
+    """Make the items of a pair again and say where the boxes are not theirs.
+
+    Of a pair without other problems: what its recipe says may be anything else.
+
+    Args:
+        pair: its description.
+        table: the segments that the shards were made of.
+    """
+    bags = []
+    for side, view in (("query", pair.query), ("key", pair.key)):
+        found = table.find(view.segment)
+        if found is None:
+            yield f"{side} segment {view.segment!r} is not in the table"
+            continue
+        bags.append(found.bag)
+        if found.class_id != pair.class_id:
+            yield f"{side} segment {view.segment!r} is of class {table.classes[found.class_id]!r} in the table"
+        wide, high = _rendered(table.segment(found.row), view)
+        x0, y0, x1, y1 = view.box
+        if (x1 - x0, y1 - y0) != (wide, high):
+            yield f"{side} box is {x1 - x0}x{y1 - y0}, the recipe gives {wide}x{high}"
+    if len(bags) == 2 and bags[0] == bags[1] and not table.instances:
+        yield "both items come from scans of one bag"
+
+
+def _rendered(segment: Segment, view: View) -> tuple[int, int]:
+    """Width and height of the item as the recipe draws it, in pixels; an item beyond the image is not drawn."""
+    if not (math.isfinite(view.rotation_deg) and math.isfinite(view.scale)):
+        return 0, 0
+    geometry = Geometry(view.rotation_deg, view.scale, view.flip_h, view.flip_v)
+    wide, high = extent(segment, geometry)
+    if not (math.isfinite(wide) and math.isfinite(high)):
+        return 0, 0
+    if wide > view.size[0] + 2 or high > view.size[1] + 2:
+        return round(wide), round(high)
+    patch = render(segment, geometry)
+    return (patch.mask.shape[1], patch.mask.shape[0]) if patch else (0, 0)
+
+
+def balance_problems(pairs: Counter[str], index: Index) -> Iterator[str]:
+    """Say which classes have more or fewer pairs than a uniform draw gives.
+
+    Args:
+        pairs: number by class name.
+        index: names the classes, and those left out.
+    """
+    left_out = index.parameters.get("excluded_classes", [])
+    if not (isinstance(left_out, list) and all(isinstance(name, str) for name in left_out)):
+        yield f"index: excluded_classes is {left_out!r}, not a list of names"
+        return
+    drawn = [name for name in index.classes if name not in left_out]
+    total = sum(pairs.values())
+    for name in left_out:
+        if pairs[name]:
+            yield f"class {name!r} is left out by the index, but has {pairs[name]} pairs"
+    for name in drawn:
+        expected = total / len(drawn)
+        allowed = _BALANCE_SIGMAS * math.sqrt(expected * (1 - 1 / len(drawn))) + 1
+        if abs(pairs[name] - expected) > allowed:
+            yield f"class {name!r} has {pairs[name]} of {total} pairs, a uniform draw gives {expected:.0f}"

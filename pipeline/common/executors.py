@@ -1,0 +1,185 @@
+"""Runs the same function over many tasks: here, in processes, or on a Ray cluster.
+
+The results come back in the order of the tasks whatever the executor, so nothing a stage writes can depend on how many
+workers it had. Another executor is one more function like `_local` and an entry in `EXECUTORS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from segloc.common.errors import InputError, RunError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Chunks handed out per worker before the oldest result is waited for: enough to keep all busy, little enough that a
+# hundred million tasks never sit in memory.
+IN_FLIGHT_PER_WORKER = 4
+
+# Of mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_BYTES = 1 << 30
+
+
+class WorkerLostError(RunError):
+    """A worker ended without an answer, for example because the system ran out of memory."""
+
+    def __init__(self, detail: str = "killed, or out of memory") -> None:
+        super().__init__(f"a worker process died ({detail}); run the same command again, perhaps with fewer --workers")
+
+
+def run_tasks(
+    function: Callable[[T], R],
+    tasks: Iterable[T],
+    *,
+    workers: int = 0,
+    executor: str = "local",
+    chunk: int = 1,
+) -> Iterator[R]:
+    """Apply `function` to every task.
+
+    Args:
+        function: a picklable callable (a module's function, or a `functools.partial` of one).
+        tasks: picklable arguments; consumed lazily, a bounded number ahead of the results.
+        workers: parallel processes; 0 takes every core (for Ray: every CPU of the cluster), 1 stays in this process.
+        executor: a name in `EXECUTORS`.
+        chunk: tasks sent to a worker at a time; raise it where a task takes only milliseconds.
+
+    Returns:
+        The results in the order of the tasks, each as soon as it and all before it are ready. Closing the iterator, or
+        an exception, stops the workers.
+
+    Raises:
+        InputError: unknown executor, negative `workers`, or Ray is not installed.
+        WorkerLostError: a worker was killed.
+        Exception: whatever `function` raised, unchanged.
+    """
+    if executor not in EXECUTORS:
+        raise InputError(f"unknown executor {executor!r}, choose one of {', '.join(EXECUTORS)}")
+    if workers < 0:
+        raise InputError(f"--workers must be 0 (all cores) or more, not {workers}")
+    return EXECUTORS[executor](function, _chunks(tasks, chunk), workers)
+
+
+def _chunks(tasks: Iterable[T], size: int) -> Iterator[list[T]]:
+    tasks = iter(tasks)
+    while chunk := list(itertools.islice(tasks, size)):
+        yield chunk
+
+
+def _run_chunk(function: Callable[[T], R], chunk: list[T]) -> list[R]:
+    return [function(task) for task in chunk]
+
+
+def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Iterator[R]:
+    workers = workers or usable_cores()
+    if workers == 1:
+        tune_process()
+        for chunk in chunks:
+            yield from _run_chunk(function, chunk)
+        return
+    # Forking a process whose OpenCV has threads can hang the child, hence spawn.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
+    waiting: deque[Future[list[R]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(_run_chunk, function, chunk))
+            if len(waiting) >= workers * IN_FLIGHT_PER_WORKER:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise WorkerLostError from error
+    except BaseException:
+        _stop(pool)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Number of cores this process may use (a container or job scheduler may allow fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def tune_process() -> None:
+    """Make this process a good worker.
+
+    OpenCV starts no threads of its own, as the tasks are the parallelism. And memory that is freed stays with the
+    process: images of one size would otherwise go back to the system and be mapped in anew, page by page, each time.
+    """
+    import cv2
+
+    cv2.setNumThreads(0)
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(parameter, _KEEP_BYTES)
+
+
+def _prepare_worker() -> None:
+    """Make a worker single-threaded, deaf to Ctrl-C (the parent ends it) and unable to outlive its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tune_process()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers now instead of after the tasks they are in."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.terminate()
+
+
+def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Iterator[R]:
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--executor ray needs Ray: pip install ray") from error
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False)
+    workers = workers or int(ray.cluster_resources().get("CPU", 1))
+    remote: Any = ray.remote(num_cpus=1)(_run_on_ray)
+    shared = ray.put(function)
+    waiting: deque[Any] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(remote.remote(shared, chunk))
+            if len(waiting) >= workers * IN_FLIGHT_PER_WORKER:
+                yield from ray.get(waiting.popleft())
+        while waiting:
+            yield from ray.get(waiting.popleft())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise WorkerLostError(type(error).__name__) from error
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+
+
+def _run_on_ray(function: Callable[[T], R], chunk: list[T]) -> list[R]:
+    tune_process()
+    return _run_chunk(function, chunk)
+
+
+EXECUTORS: dict[str, Callable[[Any, Iterator[list[Any]], int], Iterator[Any]]] = {"local": _local, "ray": _ray}

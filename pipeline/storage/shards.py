@@ -1,0 +1,191 @@
+"""Shards: byte-stable tars of pairs, each made, synced and recorded on its own, so that a killed run loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import tarfile
+from typing import IO
+
+from pipeline.pairing.pairs import Recipe, make_pair, tables
+from segloc.common.contract import INDEX_NAME, Pair, Shard, pair_key, shard_name
+from segloc.common.errors import InputError
+from segloc.common.files import sha256_of
+from segloc.common.images import ImageError, encode_jpeg
+from segloc.common.stores import Target
+
+PROGRESS_NAME = ".progress"
+# Fields of a USTAR header.
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
+_TEMPORARY = re.compile(r"\.pairs-(\d{6,})\.tar\..*\.tmp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker needs to make any shard of a folder.
+
+    Attributes:
+        recipe: how pairs are made.
+        out: where they go.
+        pairs: number of pairs over all shards.
+        per_shard: pairs in a shard; the last may have fewer.
+        quality: of the JPEGs, 1..100.
+    """
+
+    recipe: Recipe
+    out: Target
+    pairs: int
+    per_shard: int = 1000
+    quality: int = 95
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.pairs // self.per_shard)
+
+    def numbers(self, shard: int) -> range:
+        """Numbers of the pairs in a shard."""
+        return range(shard * self.per_shard, min(self.pairs, (shard + 1) * self.per_shard))
+
+
+def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
+    """Make shard `number`, unless it is there, recorded, and its bytes are what the record says.
+
+    Returns:
+        Its entry for the index, and whether it was made now.
+    """
+    recorded = read_record(job.out, number)
+    if recorded is not None and is_intact(job.out, recorded):
+        return recorded.shard, False
+    # A folder with an index claims to be complete, which from here on it is not.
+    job.out.delete(INDEX_NAME)
+    _, items = tables(job.recipe.regions, job.recipe.segments)
+    name, numbers, classes = shard_name(number), job.numbers(number), [0] * len(items.classes)
+    with job.out.create(name) as file:
+        tar = TarWriter(file)
+        for pair in numbers:
+            classes[tar.add_pair(job, pair).class_id] += 1
+        tar.close()
+    shard = Shard(name, len(numbers), tar.bytes, tar.sha256, tuple(classes))
+    written = job.out.stat(name)
+    write_record(job.out, number, Record(shard, written and written.tag))
+    return shard, True
+
+
+def remove_strays(out: Target, numbers: range) -> None:
+    """Remove the temporaries that killed writers of the shards `numbers` left behind."""
+    for name in out.names():
+        match = _TEMPORARY.fullmatch(name)
+        if match and int(match[1]) in numbers:
+            out.delete(name)
+
+
+class TarWriter:
+    """Writes pairs into a tar whose headers are all fixed but for name and size.
+
+    The bytes are those of `tarfile` in USTAR format, which takes longer to make them.
+
+    Args:
+        file: open for writing.
+
+    Attributes:
+        bytes: how many were written.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.bytes = 0
+        blank = tarfile.TarInfo("")
+        blank.mode, blank.mtime, blank.uid, blank.gid, blank.uname, blank.gname = 0o444, 0, 0, 0, "", ""
+        self._header = bytearray(blank.tobuf(tarfile.USTAR_FORMAT))
+
+    def add_pair(self, job: Job, number: int) -> Pair:
+        """Make pair `number` and append its three members.
+
+        Raises:
+            InputError: as `make_pair`, or an image too large for JPEG.
+        """
+        pair, query, key = make_pair(job.recipe, number)
+        name = pair_key(number)
+        for side, image in (("query", query), ("key", key)):
+            try:
+                self.add(f"{name}.{side}.jpg", encode_jpeg(image, job.quality))
+            except ImageError as error:
+                raise InputError(f"background {getattr(pair, side).background}: {error}") from error
+        self.add(f"{name}.json", pair.to_json())
+        return pair
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a member of at most 8 GB under an ASCII name of at most 100 characters."""
+        header = self._header.copy()
+        header[_NAME] = name.encode("ascii").ljust(_NAME.stop, b"\0")
+        header[_SIZE] = b"%011o\0" % len(data)
+        header[_CHECKSUM] = b" " * 8  # it is taken with itself blank
+        header[_CHECKSUM] = b"%06o\0 " % sum(header)
+        for part in (header, data, bytes(-len(data) % tarfile.BLOCKSIZE)):
+            self._write(part)
+
+    def close(self) -> None:
+        """Write the end marker."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE + -(self.bytes + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written, hexadecimal."""
+        return self._digest.hexdigest()
+
+    def _write(self, data: bytes | bytearray) -> None:
+        self.bytes += self._file.write(data)
+        self._digest.update(data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The note of a finished shard in an unfinished folder.
+
+    Attributes:
+        shard: its entry for the index.
+        tag: the store's, when the shard was written; see `segloc.common.stores.Stat`.
+    """
+
+    shard: Shard
+    tag: str | None = None
+
+
+def is_intact(out: Target, record: Record) -> bool:
+    """Whether the shard is what was recorded: by the store's tag, else by its digest."""
+    shard = record.shard
+    found = out.stat(shard.name)
+    if found is None or found.bytes != shard.bytes:
+        return False
+    if record.tag is not None and found.tag == record.tag:
+        return True
+    try:
+        with out.fetch(shard.name) as path:
+            return sha256_of(path) == shard.sha256
+    except OSError:
+        return False
+
+
+def _record(number: int) -> str:
+    return f"{PROGRESS_NAME}/{shard_name(number)}.json"
+
+
+def write_record(out: Target, number: int, record: Record) -> None:
+    """Note that a shard is finished."""
+    with out.create(_record(number)) as file:
+        file.write(json.dumps({"shard": dataclasses.asdict(record.shard), "tag": record.tag}).encode())
+
+
+def read_record(out: Target, number: int) -> Record | None:
+    """Read the note of a finished shard; None when there is none that makes sense."""
+    try:
+        raw = json.loads(out.read(_record(number)))
+        return Record(Shard(**{**raw["shard"], "classes": tuple(raw["shard"]["classes"])}), raw["tag"])
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

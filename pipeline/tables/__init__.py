@@ -1,0 +1,1 @@
+"""Parquet tables of regions and segments: schema, writer and reader."""

@@ -1,0 +1,80 @@
+"""The table of regions: a row per background scan, with its bags or the reason why it has none."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.tables.parquet import TableWriter, open_table, reading
+from segloc.common.contract import Box
+from segloc.common.errors import InputError
+
+KIND, FORMAT_VERSION = "regions", 3
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        *((name, pa.int32()) for name in ("width", "height", "x0", "y0", "x1", "y1")),
+        # The bags that the region unites, from left to right: x0, y0, x1, y1 each. Mode `paper` knows only the region.
+        ("bags", pa.list_(pa.list_(pa.int32()))),
+        ("background_level", pa.uint8()),
+        # Of the file, so that an edited scan makes another table even where its region stays.
+        ("crc32", pa.uint32()),
+        ("status", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+_GROUP_ROWS = 65_536
+
+
+def writer(path: Path) -> TableWriter:
+    """Prepare a table of regions."""
+    return TableWriter(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """The usable backgrounds of a table.
+
+    Attributes:
+        images: paths relative to the root, sorted.
+        sizes: int32 [n, 2], (width, height) in pixels.
+        bags: of each scan its bags, from left to right, a list of x0, y0, x1, y1 in pixels of the scan each.
+        levels: uint8 [n], grey level of the empty belt.
+        crcs: uint32 [n], CRC-32 of the file.
+    """
+
+    images: pa.ChunkedArray
+    sizes: np.ndarray
+    bags: pa.ChunkedArray
+    levels: np.ndarray
+    crcs: np.ndarray
+
+    def draw_bag(self, rng: np.random.Generator, number: int) -> Box:
+        """Draw one of the bags of scan `number`, a larger one as much likelier as it is larger."""
+        bags = self.bags[number].as_py()
+        areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in bags]
+        place = rng.random() * sum(areas) if len(bags) > 1 else 0.0
+        x0, y0, x1, y1 = bags[min(int(np.searchsorted(np.cumsum(areas), place, side="right")), len(bags) - 1)]
+        return x0, y0, x1, y1
+
+
+def load(path: Path) -> Regions:
+    """Read the rows with status ``ok``.
+
+    Raises:
+        InputError: not a table of regions, or fewer than the two backgrounds a pair needs.
+    """
+    file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
+    with reading(path):
+        table = file.read(columns=["image", "width", "height", "bags", "background_level", "crc32", "status"])
+    table = table.filter(pc.equal(table["status"], "ok"))
+    if len(table) < 2:
+        raise InputError(f"{path}: {len(table)} usable backgrounds, a pair needs two")
+    sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
+    return Regions(
+        table["image"], sizes, table["bags"], table["background_level"].to_numpy(), table["crc32"].to_numpy()
+    )

@@ -1,0 +1,182 @@
+"""The table of segments: a row per labelled item, its picture included, and the reader that draws from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.tables.parquet import TableWriter, open_table, reading
+from segloc.common.datasets.near_duplicates import FINGERPRINT_BYTES
+from segloc.common.errors import InputError
+from segloc.common.images import Image, ImageError, decode_rgba
+
+KIND, FORMAT_VERSION = "segments", 2
+SCHEMA = pa.schema(
+    [
+        ("segment_id", pa.string()),
+        ("class_id", pa.int32()),
+        ("class_name", pa.string()),
+        ("image", pa.string()),
+        ("annotation_id", pa.string()),
+        *((name, pa.int32()) for name in ("x0", "y0", "x1", "y1", "area", "scan_width", "scan_height")),
+        *((name, pa.float32()) for name in ("background_r", "background_g", "background_b")),
+        ("cut_by_frame", pa.bool_()),
+        ("whole", pa.bool_()),
+        ("scan_group", pa.int32()),
+        ("scan_fingerprint", pa.binary(FINGERPRINT_BYTES)),
+        ("png", pa.binary()),
+    ]
+)
+# Synthesis reads single segments, each with its group, while every group costs a kilobyte of the file's end, which each
+# process reads. PNGs are there to be read fast, not compressed.
+GROUP_ROWS = 4
+_COMPRESSION = {name: "none" if name == "png" else "snappy" for name in SCHEMA.names}
+# Decoded segments a process keeps, of some tens of kB each: a twentieth of PIDray's, all of a small data set's.
+_CACHED_SEGMENTS = 2048
+
+
+def writer(path: Path) -> TableWriter:
+    """Prepare a table of segments; its `parameters` need ``classes``, the names by class id."""
+    return TableWriter(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """An item cut out of its scan.
+
+    Attributes:
+        segment_id: as in the table.
+        rgba: uint8 [h, w, 4], alpha 0 or 255, tight around the mask; colours under alpha 0 are the donor's.
+        scan_width: of the donor, in pixels.
+        background: float32 [3], what the donor shows around the item (RGB, 0..255).
+        upright: whether it is pasted as it lies, neither turned nor mirrored.
+    """
+
+    segment_id: str
+    rgba: Image
+    scan_width: int
+    background: npt.NDArray[np.float32]
+    upright: bool = False
+
+    @functools.cached_property
+    def hull(self) -> npt.NDArray[np.float64]:
+        """Convex hull of the mask's pixel centres, float64 [n, 2] as x, y from the crop's centre."""
+        contours, _ = cv2.findContours(cv2.extractChannel(self.rgba, 3), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        points = cv2.convexHull(np.concatenate(contours)).reshape(-1, 2).astype(np.float64)
+        height, width = self.rgba.shape[:2]
+        return points - ((width - 1) / 2, (height - 1) / 2)
+
+
+class Found(NamedTuple):
+    """Where a segment stands in its table.
+
+    Attributes:
+        row: its number.
+        class_id: its class.
+        bag: number of the bag it was cut from; scans of one bag share it.
+    """
+
+    row: int
+    class_id: int
+    bag: int
+
+
+class SegmentTable:
+    """The segments of a table, read one by one so that no worker holds them all.
+
+    Items cut by the frame of their scan are left out, as a straight edge in the middle of a bag gives them away, unless
+    their class then lacks the two bags a pair needs.
+
+    Attributes:
+        classes: names by class id.
+        rows: per class a list of bags, each a list of the rows to draw from. Scans of the same bag are one, so items of
+            different bags are never the same item.
+        instances: whether the two items of a pair are of one scan (`pipeline.crops`), not of two bags.
+        usable: class ids a pair can be made of: those with items from at least two bags.
+        segment: ``segment(row)`` reads and decodes a segment; the last used are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the table.
+
+        Raises:
+            InputError: not a table of segments.
+        """
+        self._path = path
+        self._file, parameters = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
+        self.classes: tuple[str, ...] = tuple(parameters["classes"])
+        self.instances: bool = parameters.get("positives") == "instance"
+        columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
+        with reading(path):
+            self._ids, self._widths, *around = self._file.read(columns=columns).columns
+            columns = ["class_id", "scan_group", "cut_by_frame"]
+            named = self._file.read(columns=columns).columns
+        self._around = np.stack([channel.to_numpy() for channel in around], 1).astype(np.float32)
+        self._class_ids, self._groups, cut = (column.to_numpy() for column in named)
+        self.rows = self._bags(cut)
+        self.usable = [class_id for class_id, bags in enumerate(self.rows) if len(bags) >= 2]
+        self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
+        self.segment = functools.lru_cache(maxsize=_CACHED_SEGMENTS)(self.read_segment)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _bags(self, cut: npt.NDArray[np.bool_]) -> list[list[list[int]]]:
+        every: list[dict[int, list[int]]] = [{} for _ in self.classes]
+        uncut: list[dict[int, list[int]]] = [{} for _ in self.classes]
+        columns = (self._class_ids.tolist(), self._groups.tolist(), cut.tolist())
+        for row, (class_id, bag, is_cut) in enumerate(zip(*columns, strict=True)):
+            for rows in (every,) if is_cut else (every, uncut):
+                rows[class_id].setdefault(bag, []).append(row)
+        chosen = (some if len(some) >= 2 else all_of_them for some, all_of_them in zip(uncut, every, strict=True))
+        return [list(bags.values()) for bags in chosen]
+
+    def draw(self, rng: np.random.Generator, class_id: int) -> tuple[list[int], list[int]]:
+        """Draw, for each side of a pair, the rows its item is drawn from: two bags, or two crops of one scan."""
+        bags = self.rows[class_id]
+        first = int(rng.integers(len(bags)))
+        if self.instances:
+            query, key = rng.choice(bags[first], 2, replace=False).tolist()
+            return [query], [key]
+        return bags[first], bags[(first + int(rng.integers(1, len(bags)))) % len(bags)]
+
+    def find(self, segment_id: str) -> Found | None:
+        """Look a segment up; None when the table has none of that id."""
+        row = self._row_of.get(segment_id)
+        return None if row is None else Found(row, int(self._class_ids[row]), int(self._groups[row]))
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {segment_id: row for row, segment_id in enumerate(self._ids.to_pylist())}
+
+    def read_segment(self, row: int) -> Segment:
+        """Read and decode the segment of a row.
+
+        Raises:
+            InputError: the table is damaged.
+        """
+        name, width = self._ids[row].as_py(), self._widths[row].as_py()
+        try:
+            rgba = decode_rgba(self.png(row))
+        except ImageError as error:
+            raise InputError(f"{self._path}: segment {name!r}: {error}; make the table again") from error
+        return Segment(name, rgba, width, self._around[row], upright=self.instances)
+
+    def png(self, row: int) -> bytes:
+        """Read the PNG of a row."""
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        with reading(self._path):
+            pngs = self._file.read_row_group(group, columns=["png"], use_threads=False).column(0)
+        return pngs[row - int(self._starts[group])].as_py()
+
+
+def _group_rows(file: pq.ParquetFile, group: int) -> int:
+    return file.metadata.row_group(group).num_rows

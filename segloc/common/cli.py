@@ -1,0 +1,96 @@
+"""The command line that all commands share: how they parse, how they end, and options that several have."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from segloc.common.errors import InputError, RunError, describe
+
+# Names of `pipeline.common.executors.EXECUTORS`.
+EXECUTORS = ("local", "ray")
+
+
+def run(
+    command: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: list[str] | None
+) -> int:
+    """Parse `argv`, run `command`, and turn bad input into one line on stderr.
+
+    Returns:
+        The exit code: 0 done, 1 the command ran and found something wrong, 2 bad arguments or input, 130 stopped by
+        Ctrl-C.
+    """
+    args = parser.parse_intermixed_args(argv)  # key=value may stand anywhere
+    try:
+        return command(args) or 0
+    except InputError as error:
+        return _fail(parser, str(error), 2)
+    except OSError as error:
+        return _fail(parser, describe(error), 2)
+    except RunError as error:
+        return _fail(parser, str(error), 1)
+    except KeyboardInterrupt:
+        return _fail(parser, "stopped", 130)
+
+
+def _fail(parser: argparse.ArgumentParser, message: str, code: int) -> int:
+    print(f"{parser.prog}: {message}", file=sys.stderr)
+    return code
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Build the parser of ``python -m module`` with worked examples at the end of its help."""
+    return Parser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_executor_options(options: argparse.ArgumentParser) -> None:
+    """Add ``--workers`` and ``--executor``; the output never depends on either."""
+    options.add_argument("--workers", type=int, default=0, metavar="N", help="parallel processes (default: all cores)")
+    options.add_argument(
+        "--executor", choices=EXECUTORS, default="local", help="where they run: here, or on a Ray cluster"
+    )
+
+
+def add_overrides(options: argparse.ArgumentParser) -> None:
+    """Accept ``key=value`` arguments that change the recipe."""
+    options.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """Split ``key=value``.
+
+    Raises:
+        InputError: there is no ``=``.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r} is not key=value")
+    return key, value
+
+
+def path(value: str) -> Path:
+    """Read a path option; an empty one, such as a variable that is not set, would be the current folder."""
+    if not value:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(value)
+
+
+def optional_path(value: str) -> Path | None:
+    """Read a path option that may be empty, as a value in params.yaml can be."""
+    return Path(value) if value else None

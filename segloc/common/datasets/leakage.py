@@ -1,0 +1,42 @@
+"""Keeps scans of test parts out of pretraining (paper section 3.1: segments are PIDray's training items)."""
+
+from __future__ import annotations
+
+import re
+
+from segloc.common.datasets.records import Source
+from segloc.common.errors import InputError
+
+_TEST_WORD = re.compile(r"(?:^|[^a-z])(?:test|easy|hard|hidden)(?:[^a-z]|$)", re.IGNORECASE)
+_TEST_FOLDER = re.compile(r"(?:xray_)?(?:test(?:_?(?:easy|hard|hidden))?|easy|hard|hidden)", re.IGNORECASE)
+_TEST_SCAN = re.compile(r"xray_(?:test|easy|hard|hidden)[_\d]", re.IGNORECASE)
+_SAYS_NOTHING = frozenset({"data", "image", "images", "img", "jpegimages", "scans"})
+
+
+def refuse_test_parts(source: Source) -> None:
+    """Refuse an annotation file or image folder that has the name of a test part, or is a link to one.
+
+    Raises:
+        InputError: it has.
+    """
+    for path in (source.annotations, source.annotations.resolve()):
+        _refuse(path.stem, _TEST_WORD.search(path.stem) is not None)
+    for path in (source.images.absolute(), source.images.resolve()):
+        _refuse(path.name, _TEST_WORD.search(path.name) is not None)
+        if path.name.lower() in _SAYS_NOTHING:  # re-packed copies have test/images
+            _refuse(path.parent.name, _TEST_FOLDER.fullmatch(path.parent.name) is not None)
+
+
+def _refuse(name: str, is_test: bool) -> None:
+    if is_test:
+        raise InputError(f"{name!r} looks like a test part; segments are cut from training data only")
+
+
+def is_test_scan(image: str) -> bool:
+    """Whether an image has the name of a scan of PIDray's test parts, or lies in a folder of one.
+
+    >>> is_test_scan("xray_hard00014.png"), is_test_scan("hidden/7.png"), is_test_scan("hard_shell/xray_00014.png")
+    (True, True, False)
+    """
+    *folders, name = image.replace("\\", "/").split("/")
+    return _TEST_SCAN.search(name) is not None or any(_TEST_FOLDER.fullmatch(folder) for folder in folders)

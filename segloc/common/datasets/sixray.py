@@ -1,0 +1,41 @@
+"""SIXray: the benign scans of its several packagings.
+
+Flat archives unpack to ``JPEGImage``, ``JPEGImages`` or ``Image``; another copy has numbered folders ``0`` to ``20``.
+What they share are the names: ``N`` and seven digits is benign, ``P`` and five digits has prohibited items.
+The names alone decide, so a positive in a folder of negatives is never taken for a background. The lists in
+``ImageSet`` are not read: they are subsets, have no column for hammers, and are missing in some copies.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from segloc.common.errors import InputError
+
+# The originals are .jpg; converted copies keep the names.
+_SCAN = re.compile(r"(?:.*/)?([NP])(\d{5,7})\.\w+", re.IGNORECASE)
+
+
+def recognise(names: list[str]) -> bool:
+    """Whether most of `names` are SIXray's: a few stray files must not open the door to the positives."""
+    return 2 * sum(_SCAN.fullmatch(name) is not None for name in names) > len(names)
+
+
+def negatives(names: list[str], root: Path) -> list[str]:
+    """Keep the scans without prohibited items, each once: a copy unpacked twice must not pair a bag with itself.
+
+    Args:
+        names: paths of a SIXray copy, relative to its root.
+        root: the root, for the error message.
+
+    Raises:
+        InputError: there is none.
+    """
+    benign: dict[str, str] = {}
+    for name in names:
+        if (match := _SCAN.fullmatch(name)) and match[1] in "Nn":
+            benign.setdefault(match[2], name)
+    if not benign:
+        raise InputError(f"{root}: SIXray positives only (P*.jpg); backgrounds are its negatives (N*.jpg)")
+    return list(benign.values())

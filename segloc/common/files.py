@@ -1,0 +1,122 @@
+"""Files: written whole or not at all, checked before work starts, and the paths that data files name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from segloc.common.errors import InputError
+
+READ_BYTES = 1 << 20
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
+    """Return `path`, checked.
+
+    Raises:
+        InputError: it is missing or not a folder; `what` says what it should have been.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: {'not a folder' if path.exists() else 'no such folder'} ({what})")
+    return path
+
+
+def existing_file(path: str | os.PathLike[str], what: str) -> Path:
+    """Return `path`, checked; see `existing_folder`."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'} ({what})")
+    return path
+
+
+def safe_relative(name: str) -> str:
+    """Check a path that came from a data file and must stay under its root.
+
+    Returns:
+        The path with ``/`` separators and without ``.`` parts.
+
+    Raises:
+        ValueError: it is empty, absolute, or climbs out with ``..``.
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts or ".." in parts or name.startswith(("/", "\\")) or "\0" in name or parts[0].endswith(":"):
+        raise ValueError(f"path {name!r} leaves its folder")
+    return "/".join(parts)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary beside `path` that takes its place, synced to disk, when the block ends well.
+
+    The temporary is ``.NAME.*.tmp``, removed when the block raises; only a kill leaves it behind.
+
+    Raises:
+        InputError: `path` is a folder, or lies in a file.
+    """
+    path = Path(path)
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_output(path: str | os.PathLike[str] | None) -> None:
+    """Check, before work starts, that a file could be written at `path`; None is no file and fine.
+
+    Raises:
+        InputError: it is a folder, or lies in a file.
+    """
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise InputError(f"{path}: is a folder, not a file to write")
+    for parent in Path(path).absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise InputError(f"{path}: {parent} is a file, not a folder")
+            return
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` so that `path` either keeps its old content or has the new one; see `atomic_file`.
+
+    Raises:
+        InputError: `path` is a folder, or lies in a file.
+    """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

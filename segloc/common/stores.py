@@ -1,0 +1,280 @@
+"""Where shards are written: a local folder, or a prefix on S3 or any other store that fsspec opens.
+
+A file appears under its name only when it is whole: a local one is renamed once it is synced, an object store shows an
+upload when it is complete, and any other store gets the file under a temporary name first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, ClassVar, NamedTuple, Protocol
+
+import fsspec
+
+from segloc.common.contract import INDEX_NAME, Index, read_index
+from segloc.common.errors import InputError, one_line
+from segloc.common.files import atomic_file
+
+# Stores that show an object only when its upload is complete, and that would rename by copying.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"}
+# What stores call their mark of an object's content. Never a time: stores give it in whole seconds.
+_TAG_FIELDS = ("ETag", "etag", "md5Hash", "content_md5")
+
+
+class Stat(NamedTuple):
+    """What a store says of a file without reading it.
+
+    Attributes:
+        bytes: its size.
+        tag: another one when the content changes; None where the store keeps none.
+    """
+
+    bytes: int
+    tag: str | None
+
+
+class Target(Protocol):
+    """A folder of shards. Names are relative to it, with ``/`` separators; instances can be sent to other processes."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes see what is written."""
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files directly in `folder`, sorted; none where there is no such folder."""
+
+    def stat(self, name: str) -> Stat | None:
+        """Look at a file; None when there is none."""
+
+    def read(self, name: str) -> bytes:
+        """Content of a small file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    def fetch(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Have a file as a local one, to read it all.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """Write a file that takes its name, whole, when the block ends well."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder with all in it, if it is there."""
+
+    def index(self) -> Index:
+        """Read the index.
+
+        Raises:
+            InputError: the folder is missing, unfinished (no index) or its index is not valid.
+        """
+
+
+def open_target(place: str) -> Target:
+    """Make a target of a path or URL; nothing is created.
+
+    Raises:
+        InputError: it names no folder, or nothing installed opens such URLs.
+    """
+    protocol, separator, path = place.partition("://")
+    if not path.strip("/") if separator else not place:
+        raise InputError(f"{place!r} names no folder")
+    if not separator or protocol in ("file", "local"):
+        # Absolute, as workers of a cluster start in a folder of their own.
+        return LocalFolder(Path(path if separator else place).absolute())
+    if set(place) & set("*?[]"):
+        raise InputError(f"{place}: stores take *, ?, [ and ] for patterns; choose a name without them")
+    try:
+        fsspec.get_filesystem_class(protocol.rpartition("::")[2])
+    except ImportError as error:
+        extra = "; pip install s3fs" if protocol in ("s3", "s3a") else ""
+        raise InputError(f"{place}: {error}{extra}") from error
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from error
+    return RemoteFolder(place.rstrip("/"))
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalFolder:
+    """A folder on a file system of this machine, or one that all machines of a cluster mount; see `Target`."""
+
+    path: Path
+    is_shared: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def names(self, folder: str = "") -> list[str]:
+        """See `Target`."""
+        root = self.path / folder
+        return sorted(path.name for path in root.iterdir() if path.is_file()) if root.is_dir() else []
+
+    def stat(self, name: str) -> Stat | None:
+        """See `Target`; file systems keep no tag."""
+        path = self.path / name
+        return Stat(path.stat().st_size, None) if path.is_file() else None
+
+    def read(self, name: str) -> bytes:
+        """See `Target`."""
+        return (self.path / name).read_bytes()
+
+    @contextlib.contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        """See `Target`."""
+        (self.path / name).stat()
+        yield self.path / name
+
+    def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """See `Target`; what is written is synced to disk."""
+        return atomic_file(self.path / name)
+
+    def delete(self, name: str) -> None:
+        """See `Target`."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def delete_folder(self, name: str) -> None:
+        """See `Target`."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def index(self) -> Index:
+        """See `Target`."""
+        return read_index(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFolder:
+    """A prefix of a store that fsspec opens; see `Target`. Credentials and endpoints are the store's own business.
+
+    Whatever goes wrong with the store, a missing file apart, is an `InputError`.
+
+    Attributes:
+        url: without trailing slash.
+    """
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes see what is written."""
+        return "memory" not in re.split("::|://", self.url)
+
+    def names(self, folder: str = "") -> list[str]:
+        """See `Target`."""
+        try:
+            with self._store(folder) as (store, path):
+                found = [entry["name"] for entry in store.ls(path, detail=True) if entry["type"] == "file"]
+        except FileNotFoundError:
+            return []
+        # Some stores list the prefix itself, as an empty file without a name.
+        return sorted(name for name in (path.rpartition("/")[2] for path in found) if name)
+
+    def stat(self, name: str) -> Stat | None:
+        """See `Target`."""
+        try:
+            with self._store(name) as (store, path):
+                info = store.info(path)
+        except FileNotFoundError:
+            return None
+        if info["type"] != "file":
+            return None
+        return Stat(int(info["size"]), next((str(info[field]) for field in _TAG_FIELDS if info.get(field)), None))
+
+    def read(self, name: str) -> bytes:
+        """See `Target`."""
+        with self._store(name) as (store, path):
+            return bytes(store.cat_file(path))
+
+    @contextlib.contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        """See `Target`; the file is downloaded to a temporary one."""
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "file"
+            with self._store(name) as (store, path):
+                store.get_file(path, str(local))
+            yield local
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """See `Target`; the file is written here and uploaded when the block ends."""
+        with tempfile.NamedTemporaryFile() as file:
+            yield file  # type: ignore[misc]
+            file.flush()
+            try:
+                with self._store(name) as (store, path):
+                    _put(store, file.name, path)
+            except FileNotFoundError as error:  # a bucket that does not exist
+                raise InputError(f"{self.url}: {_sentence(error)}") from error
+
+    def delete(self, name: str) -> None:
+        """See `Target`."""
+        with contextlib.suppress(FileNotFoundError), self._store(name) as (store, path):
+            store.rm_file(path)
+
+    def delete_folder(self, name: str) -> None:
+        """See `Target`."""
+        with contextlib.suppress(FileNotFoundError), self._store(name) as (store, path):
+            store.rm(path, recursive=True)
+
+    def index(self) -> Index:
+        """See `Target`."""
+        try:
+            data = self.read(INDEX_NAME)
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.url}: no {INDEX_NAME}: no shards there, or the synthesis into it has not finished"
+            ) from None
+        return Index.from_json(data, f"{self.url}/{INDEX_NAME}")
+
+    @contextlib.contextmanager
+    def _store(self, name: str) -> Iterator[tuple[Any, str]]:
+        """Open the file system, and the path in it that `name` stands for."""
+        try:
+            store, root = fsspec.core.url_to_fs(self.url)  # fsspec keeps one per process and store
+            store.invalidate_cache()  # other processes write there too
+            yield store, f"{root}/{name}" if name else root
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every store has exceptions of its own
+            raise InputError(f"{self.url}: {_sentence(error)}") from error
+
+
+def _put(store: Any, local: str, path: str) -> None:
+    """Upload a local file so that `path` is only ever seen whole."""
+    protocols = {store.protocol} if isinstance(store.protocol, str) else {*store.protocol}
+    if protocols & _OBJECT_STORES:
+        store.put_file(local, path)
+        return
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}.{secrets.token_hex(8)}.tmp"
+    try:
+        store.makedirs(folder, exist_ok=True)
+        store.put_file(local, temporary)
+        store.mv(temporary, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            store.rm_file(temporary)
+        raise
+
+
+def _sentence(error: Exception) -> str:
+    """Say what a store complained about; some of its exceptions are without a word."""
+    if isinstance(error, NotImplementedError):
+        return "this kind of store cannot do that"
+    return one_line(error)

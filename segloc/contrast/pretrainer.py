@@ -1,0 +1,377 @@
+"""The pretraining loop (paper section 4).
+
+Per step: embed the queries with gradients and the keys without, compare each query with its positives (its key, and if
+asked for the stored keys of its class) and with its class's queue on every level, sum the levels, step, move the key
+network, then enqueue the keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from segloc.common.errors import InputError, one_line
+from segloc.common.files import write_atomic
+from segloc.contrast.losses import InfoNCE, class_info_nce, info_nce
+from segloc.contrast.metrics import Compared, gauges
+from segloc.contrast.single_queue import QUEUES
+from segloc.data.augment import horizontal_flip, photometric
+from segloc.data.box_augment import query_boxes
+from segloc.data.stream import Batch, PairStream, ShardFolder, Views
+from segloc.models.backbone import LEVELS
+from segloc.models.initial_weights import RANDOM
+from segloc.models.segloc import SegLoc
+from segloc.settings.pretraining import OptimConfig, PretrainConfig
+from segloc.training.loop import TrainerBase
+from segloc.training.processes import ALONE, Group
+from segloc.training.schedules import cosine_schedule
+
+# Settings that may differ when a run is resumed: they do not change what is computed.
+HARMLESS = ("checkpoint_every", "log_every", "data.threads")
+_STATE = ("config", "shards", "query", "key", "optimizer", "queues", "iteration", "pairs_skipped")
+
+
+class Pretrainer(TrainerBase):
+    """The pretraining loop; one `run_step` is one optimiser step.
+
+    Args:
+        config: all settings.
+        folder: the shards.
+        out: run folder.
+        device: where to train.
+        group: the processes that train together. Which pairs a step sees, and in which order their keys enter the
+            queues, depends on the batch and the micro-batch, not on how many processes share them. A micro-batch is
+            never larger than a process's share of the batch.
+        resuming: whether a `state` will be taken over; the start weights are then not needed.
+
+    Attributes:
+        metrics: numbers of the last step that was measured, averaged over the processes.
+        skipped_before: damaged pairs that were replaced before this run was resumed.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        folder: ShardFolder,
+        out: Path,
+        device: torch.device,
+        group: Group = ALONE,
+        resuming: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.folder, self.out, self.device, self.group = config, folder, out, device, group
+        optim, data = config.optim, config.data
+        self.micro_batch = min(optim.micro_batch, max(1, optim.batch // group.world))
+        if optim.batch % (self.micro_batch * group.world):
+            raise InputError(
+                f"optim.batch {optim.batch} cannot be shared by {group.world} processes in micro-batches of "
+                f"{self.micro_batch}; set another optim.micro_batch"
+            )
+        # The processes' own statistics part a batch as splits do, so fewer splits leave the parts as large.
+        model = dataclasses.replace(config.model, bn_splits=max(1, config.model.bn_splits // group.world))
+        # Smaller micro-batches have to be enough for batch norm, too: this checks it.
+        dataclasses.replace(config, model=model, optim=dataclasses.replace(optim, micro_batch=self.micro_batch))
+        if resuming:  # what it started from is in the checkpoint, with all that was learned since
+            model = dataclasses.replace(model, init=RANDOM)
+        self.steps = optim.steps or optim.epochs * folder.index.num_pairs // optim.batch
+        if not self.steps:
+            raise InputError(f"{folder.base}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
+        torch.manual_seed(config.seed)
+        self.model = SegLoc(model, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.queues = QUEUES[config.queue.kind](
+            len(folder.index.classes), config.queue.size, config.head.dim, len(LEVELS), device=device
+        )
+        self.stream = PairStream(
+            folder, self.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads,
+            padded_together=optim.batch // self.micro_batch,
+        )  # fmt: skip
+        self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
+        self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
+        if optim.compile:
+            for network in (self.model.query, self.model.key):
+                network.compile(dynamic=True)
+        self.query: nn.Module = self.model.query
+        if group.world > 1:
+            # Averages the gradients over the processes. Running statistics stay each process's own, as in MoCo.
+            self.query = DistributedDataParallel(self.model.query, broadcast_buffers=False)
+        self.metrics: dict[str, float] = {}
+        self.skipped_before = 0
+        self._batches: Generator[Batch, None, None] | None = None
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per optimiser step and process."""
+        return self.config.optim.batch // self.micro_batch // self.group.world
+
+    @property
+    def chance_loss(self) -> float:
+        """Loss of embeddings that say nothing: log(1 + K) on every level."""
+        return len(LEVELS) * float(np.log1p(self.config.queue.size))
+
+    def fill_queues(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Fill every queue before the first step (paper section 5.4: crucial for convergence).
+
+        Returns:
+            Whether they are full: not when `stop` came true in any process before.
+        """
+        if self.config.queue.init == "random":
+            self._fill_randomly()
+            return True
+        silent = None if self.group.is_main else True
+        with (
+            contextlib.closing(self.stream.batches(epoch=-1, rank=self.group.rank, world=self.group.world)) as batches,
+            tqdm(total=self.config.queue.size, desc="filling queues", unit="key", disable=silent) as bar,
+        ):
+            a_pass, least = -(-self.folder.index.num_pairs // self.config.optim.batch), -1
+            for step in itertools.count():
+                if step % a_pass == 0 and least == (least := int(self.queues.fill().min())):
+                    name = self.folder.index.classes[int(self.queues.fill().argmin())]
+                    raise InputError(f"{self.folder.base}: no usable pair is of another class than {name!r}")
+                micro_batches = list(itertools.islice(batches, self.accumulate))
+                first = step * self.accumulate
+                keys = [
+                    self._embed_keys(batch.key, *self._generators(-1, micro))
+                    for micro, batch in enumerate(micro_batches, first)
+                ]
+                self._enqueue(keys, [batch.labels for batch in micro_batches])
+                bar.update(int(self.queues.fill().min()) - bar.n)
+                if self.queues.full:
+                    return True
+                if self.group.any(stop(), self.device):
+                    return False
+        raise AssertionError("the batches have no end")
+
+    def run_step(self) -> None:
+        """Do one optimiser step over `accumulate` micro-batches."""
+        if self._batches is None:
+            start = self.iter * self.accumulate * self.group.world
+            self._batches = self.stream.batches(start, rank=self.group.rank, world=self.group.world)
+        started, waited = time.perf_counter(), 0.0
+        self.metrics = {}
+        self.optimizer.param_groups[0]["lr"] = float(self.learning_rates[self.iter])
+        self.optimizer.zero_grad(set_to_none=True)
+        results, keys, labels, losses, pairs = [], [], [], [], []
+        for micro in range(self.accumulate):
+            before = time.perf_counter()
+            batch = next(self._batches)
+            waited += time.perf_counter() - before
+            with self._without_sync(micro):
+                levels, queries, batch_keys = self._compare(batch, *self._generators(self.iter, micro))
+                loss = torch.stack([level.loss for level in levels]).sum() / self.accumulate
+                loss.backward()
+            results.append(Compared(levels, queries.detach(), batch.labels))
+            keys.append(batch_keys)
+            labels.append(batch.labels)
+            losses.append(loss.detach())
+            pairs.append(batch.pairs)
+        gradients = [p.grad for p in self.model.query.parameters() if p.grad is not None]
+        gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        self._check_finite(losses, pairs, gradient_norm)
+        self.optimizer.step()
+        self.model.update_keys(self.config.optim.ema)
+        if self._measuring:
+            # Before the step's own keys enter, or a query would find its own positive.
+            self.metrics = self.group.mean(gauges(results, self.queues), self.device)
+            skipped = self.pairs_skipped()
+            step_time = time.perf_counter() - started
+            self.metrics |= {
+                "pairs_skipped": float(skipped),
+                "learning_rate": float(self.learning_rates[self.iter]),
+                "gradient_norm": float(gradient_norm),
+                "data_time_s": waited,
+                "step_time_s": step_time,
+                "images_per_s": 2 * self.config.optim.batch / step_time,
+            }
+        self._enqueue(keys, labels)
+
+    def pairs_skipped(self) -> int:
+        """Count the damaged pairs that were replaced, in all processes since the run began; all must ask."""
+        here = torch.tensor(self.stream.skipped, device=self.device)
+        return self.skipped_before + int(self.group.gather(here).sum())
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, but for its counters, as tensors, numbers and strings."""
+        return {
+            "kind": "pretrain",
+            "config": config_yaml(self.config),
+            "shards": index_digest(self.folder),
+            "query": self.model.query.state_dict(),
+            "key": self.model.key.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "queues": self.queues.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a `state` with its counters, `iteration` and `pairs_skipped`.
+
+        Raises:
+            InputError: it belongs to other settings or other shards.
+        """
+        if state.get("kind") != "pretrain" or not {*_STATE} <= {*state}:
+            raise InputError(f"{self.out}: its checkpoint is not that of a pretraining run of this version")
+        settings = yaml.safe_load(state["config"])
+        if not isinstance(settings, dict):
+            raise InputError(f"{self.out}: its checkpoint has no settings")
+        defaults = dataclasses.asdict(PretrainConfig())
+        difference = _first_difference(settings, dataclasses.asdict(self.config), defaults)
+        if difference:
+            raise InputError(f"{self.out}: its run has another {difference}; use another --out, or the same settings")
+        if state["shards"] != index_digest(self.folder):
+            raise InputError(f"{self.out}: its run was on other shards than {self.folder.base}; use another --out")
+        try:
+            self.model.query.load_state_dict(state["query"])
+            self.model.key.load_state_dict(state["key"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.queues.load_state_dict(state["queues"])
+            self.skipped_before = int(state["pairs_skipped"])
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise InputError(
+                f"{self.out}: its checkpoint is damaged or of another version ({one_line(error)})"
+            ) from error
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    @property
+    def _measuring(self) -> bool:
+        return self.iter % self.config.log_every == 0 or self.iter == self.steps - 1
+
+    def _without_sync(self, micro: int) -> contextlib.AbstractContextManager[None]:
+        """Let gradients add up in this process until the step's last micro-batch."""
+        if isinstance(self.query, DistributedDataParallel) and micro < self.accumulate - 1:
+            return self.query.no_sync()
+        return contextlib.nullcontext()
+
+    def _enqueue(self, keys: list[torch.Tensor], labels: list[torch.Tensor]) -> None:
+        """Append the keys [levels, N, dim] and labels [N] of micro-batches of all processes, as one would make them."""
+        every_key = self.group.gather(torch.stack(keys))  # [world, micro-batches, levels, N, dim]
+        every_label = self.group.gather(torch.stack(labels).to(self.device))
+        self.queues.enqueue(every_key.permute(2, 1, 0, 3, 4).flatten(1, 3), every_label.transpose(0, 1).flatten().cpu())
+
+    def _compare(
+        self, batch: Batch, generators: list[torch.Generator], shuffle: torch.Generator
+    ) -> tuple[list[InfoNCE], torch.Tensor, torch.Tensor]:
+        """Compare the queries of a micro-batch with their keys and queues.
+
+        Returns:
+            One result a level, the query embeddings and the keys, both [levels, N, dim].
+        """
+        images, boxes = self._augmented(batch.query, generators)
+        boxes = query_boxes(boxes, images.shape[-2:], self.config.data.box_augment, generators)
+        with self._autocast():
+            queries = self.query(images, boxes)
+        keys = self._embed_keys(batch.key, generators, shuffle)
+        labels, temperature = batch.labels.to(self.device), self.config.optim.temperature
+        valid, stores = self.queues.valid(labels), zip(queries, keys, self.queues.keys, strict=True)
+        if self.config.queue.positives == "key":
+            return [info_nce(*store, valid, temperature) for store in stores], queries, keys
+        same = self.queues.slot_labels() == labels[:, None]
+        return [class_info_nce(*store, valid, same, temperature) for store in stores], queries, keys
+
+    def _embed_keys(self, views: Views, generators: list[torch.Generator], shuffle: torch.Generator) -> torch.Tensor:
+        images, boxes = self._augmented(views, generators)
+        with self._autocast():
+            return self.model.embed_keys(images, boxes, shuffle, self.group)
+
+    def _augmented(self, views: Views, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        data = self.config.data
+        images = views.images.to(self.device, non_blocking=True).float()
+        boxes = views.boxes.to(self.device, non_blocking=True)
+        images, boxes = horizontal_flip(images, boxes, data.flip, generators)
+        return photometric(images, data.augment, generators), boxes
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.amp)
+
+    def _generators(self, iteration: int, micro: int) -> tuple[list[torch.Generator], torch.Generator]:
+        """One generator for the augmentation of each pair of a micro-batch, and one, equal everywhere, to shuffle keys.
+
+        A pair's depends on its place in the batch of the step alone.
+        """
+        first = (micro * self.group.world + self.group.rank) * self.micro_batch
+        own = [self._generator(iteration, place) for place in range(first, first + self.micro_batch)]
+        return own, self._generator(iteration, micro, 1)
+
+    def _generator(self, *names: int) -> torch.Generator:
+        iteration, *others = names
+        seed = np.random.SeedSequence([self.config.seed, iteration + 1, *others]).generate_state(1)[0]
+        return torch.Generator().manual_seed(int(seed))
+
+    def _fill_randomly(self) -> None:
+        generator = self._generator(-1, 0)
+        levels, _, dim = self.queues.keys.shape
+        while not self.queues.full:
+            keys = normalize(torch.randn(levels, self.queues.size, dim, generator=generator), dim=2)
+            labels = torch.randint(len(self.folder.index.classes), (self.queues.size,), generator=generator)
+            self.queues.enqueue(keys.to(self.device), labels)
+
+    def _check_finite(self, losses: list[torch.Tensor], pairs: list[torch.Tensor], gradient_norm: torch.Tensor) -> None:
+        """Stop all processes before the step is taken when a loss of any of them, or the gradient, is not finite."""
+        every_loss = self.group.gather(torch.stack(losses))  # [world, micro-batches]
+        bad = ~torch.isfinite(every_loss)
+        if not bad.any():
+            if torch.isfinite(gradient_norm):
+                return
+            bad[:] = True  # the gradient is the sum over all
+        every_pair = self.group.gather(torch.stack(pairs).to(self.device))  # [world, micro-batches, N]
+        found = {"iteration": self.iter, "pairs": every_pair[bad].flatten().tolist()}
+        path = self.out / "not_finite.json"
+        if self.group.is_main:
+            write_atomic(path, json.dumps(found).encode())
+        raise FloatingPointError(
+            f"step {self.iter}: the loss is {every_loss[bad][0].item()}, the norm of its gradient "
+            f"{gradient_norm.item()}; the pairs they came from are in {path}"
+        )
+
+
+def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:
+    """Build the optimiser of the query network."""
+    if optim.method == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=optim.weight_decay)
+    nesterov = optim.momentum > 0
+    return torch.optim.SGD(
+        network.parameters(), rate, optim.momentum, weight_decay=optim.weight_decay, nesterov=nesterov
+    )
+
+
+def config_yaml(config: PretrainConfig) -> str:
+    """Serialise the settings as a recipe."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def index_digest(folder: ShardFolder) -> str:
+    """Digest of the shards' index, which names the digest of every shard."""
+    return hashlib.sha256(folder.index.to_json()).hexdigest()
+
+
+def _first_difference(
+    old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any], prefix: str = ""
+) -> str | None:
+    """Name a setting that differs. One that `old` lacks came later, and its default is what was done until then."""
+    for key, value in new.items():
+        name, before = prefix + key, old.get(key, defaults[key])
+        if isinstance(value, dict):
+            difference = _first_difference(before, value, defaults[key], f"{name}.")
+            if difference:
+                return difference
+        elif name not in HARMLESS and before != value:
+            return f"{name} ({before!r}, not {value!r})"
+    return None

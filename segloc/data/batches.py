@@ -1,0 +1,248 @@
+"""From encoded pairs to batches: images decoded straight into memory that is used again and again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from segloc.common.contract import Pair, View
+from segloc.common.errors import InputError
+from segloc.data.shard_folder import KEY, QUERY, Sample
+from segloc.models.backbone import WHITE
+
+# Images are padded to multiples of this, the coarsest stride the ResNet itself has.
+MULTIPLE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """One side (queries or keys) of a batch.
+
+    Attributes:
+        images: [N, 3, H, W] uint8 RGB (channels-last memory), padded with white at the right and bottom; H and W
+            multiples of 32. White is what the empty belt looks like; any other padding would be something to detect.
+        boxes: [N, 4] float32, x0 y0 x1 y1 in pixels of `images`.
+    """
+
+    images: torch.Tensor
+    boxes: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Positive pairs.
+
+    Attributes:
+        query: the query views.
+        key: the key views.
+        labels: [N] int64 class ids.
+        pairs: [N] int64 pair numbers.
+    """
+
+    query: Views
+    key: Views
+    labels: torch.Tensor
+    pairs: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Shards in memory whose pairs are mixed with each other.
+
+    Attributes:
+        order: [n, 2], shard number and position in it of each pair, in the order in which they are used.
+        shards: the pairs of each shard.
+    """
+
+    order: np.ndarray
+    shards: dict[int, list[Sample]]
+
+    def sample(self, place: int) -> Sample:
+        """Return the pair at a place of the order, which goes round."""
+        shard, position = self.order[place % len(self.order)]
+        return self.shards[shard][position]
+
+
+class Buffers:
+    """Memory for images, handed out again once nothing refers to the array it was handed out as.
+
+    A page the system has to provide anew costs more than copying a page's worth of pixels.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[np.ndarray] = deque()
+        self._largest = 0
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array of uint8 with anything in it; threads may call this at the same time."""
+        size = math.prod(shape)
+        self._largest = max(self._largest, size)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(0, np.uint8)
+        if len(memory) < size:
+            memory = np.empty(self._largest, np.uint8)
+        # A tensor made of the array refers to it, whereas views of it would refer to the memory beneath.
+        array = memory[:size].reshape(shape)
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return array
+
+
+class _Draw:
+    """What is drawn for one place of a batch: its pair or, when that is damaged, the next usable one of its group.
+
+    Raises:
+        InputError: all pairs of the group are damaged.
+    """
+
+    def __init__(self, group: Group, place: int, classes: Sequence[str]) -> None:
+        self.group, self.place, self.classes = group, place, classes
+        self.tried = 0
+        self.damage = ""  # of the pair whose place this is
+        self.pair = self._describe()
+
+    def replace(self, damage: str) -> None:
+        """Go on to the next pair because of this damage."""
+        self._pass_over(damage)
+        self.pair = self._describe()
+
+    @property
+    def sample(self) -> Sample:
+        """The pair as stored."""
+        return self.group.sample(self.place + self.tried)
+
+    def _describe(self) -> Pair:
+        while True:
+            try:
+                return self.sample.describe(self.classes)
+            except InputError as error:
+                self._pass_over(str(error))
+
+    def _pass_over(self, damage: str) -> None:
+        self.damage = self.damage or f"pair {self.sample.name}: {damage}"
+        self.tried += 1
+        if self.tried == len(self.group.order):
+            raise InputError(f"all {self.tried} pairs of a group of shards are damaged ({self.damage})")
+
+
+class Step:
+    """The pairs of an optimiser step. However they are cut into batches, all are padded to one size.
+
+    The network sees the padding (attention and pooling reach over the whole image), so a size that depended on what
+    else is in a batch would make the result depend on how many batches, or processes, share a step.
+
+    Args:
+        places: of the pairs, in order; threads may use parts of them at the same time.
+        classes: names of the classes, as in the index.
+    """
+
+    def __init__(self, places: list[tuple[Group, int]], classes: Sequence[str]) -> None:
+        self.places, self.classes = places, classes
+        self._lock = threading.Lock()
+        self._draws: list[_Draw] = []
+
+    def draws(self) -> list[_Draw]:
+        """What is drawn for each place, as far as the descriptions tell."""
+        with self._lock:
+            if not self._draws:
+                self._draws = [_Draw(group, place, self.classes) for group, place in self.places]
+                self._sizes = {
+                    side: [getattr(draw.pair, side).size for draw in self._draws] for side in ("query", "key")
+                }
+        return self._draws
+
+    def sizes(self, side: str) -> list[tuple[int, int]]:
+        """(width, height) of a side's images, after `draws`; an image found damaged later is not followed."""
+        return self._sizes[side]
+
+
+class Batcher:
+    """Makes batches; threads may share one.
+
+    Args:
+        image_size: images larger than this square are shrunk to fit it, pixels.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+        self.buffers = Buffers()
+
+    def make(self, step: Step, part: slice = slice(None)) -> tuple[Batch, list[str]]:
+        """Decode some of a step's pairs; also return what is damaged of those that had to be replaced.
+
+        Raises:
+            InputError: all pairs of a group are damaged.
+        """
+        draws = step.draws()[part]
+        while True:
+            bad: dict[int, str] = {}
+            query = self._views([(d.sample.files[QUERY], d.pair.query) for d in draws], step.sizes("query"), bad)
+            key = self._views([(d.sample.files[KEY], d.pair.key) for d in draws], step.sizes("key"), bad)
+            if not bad:
+                break
+            # Another pair may need another height or width, so the batch is made anew. It happens rarely.
+            for row, damage in bad.items():
+                draws[row].replace(damage)
+        labels, pairs = (torch.tensor([getattr(d.pair, name) for d in draws]) for name in ("class_id", "pair"))
+        return Batch(query, key, labels, pairs), [d.damage for d in draws if d.tried]
+
+    def _views(
+        self, stored: list[tuple[np.ndarray, View]], together: list[tuple[int, int]], bad: dict[int, str]
+    ) -> Views:
+        """Decode one side's images, padded with those of the sizes `together`; note in `bad` what cannot be, by row."""
+        sizes = [self._fit(view.size) for _, view in stored]
+        sides = zip(*sizes, *map(self._fit, together), strict=True)
+        width, height = (-(-max(side) // MULTIPLE) * MULTIPLE for side in sides)
+        images = self.buffers.take((len(stored), height, width, 3))
+        boxes = np.empty((len(stored), 4), np.float32)
+        for row, ((data, view), size) in enumerate(zip(stored, sizes, strict=True)):
+            try:
+                _place(images[row], _decode(data, view, size))
+            except InputError as error:
+                bad[row] = str(error)
+            boxes[row] = _scaled(view, size)
+        return Views(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(boxes))
+
+    def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        shrink = self.image_size / max(size)
+        return size if shrink >= 1 else (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))
+
+
+def _decode(data: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
+    """Decode an image and shrink it to `size` (width, height): [h, w, 3] uint8 RGB."""
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    except cv2.error:  # nothing in the file, or more pixels than OpenCV takes
+        image = None
+    if image is None:
+        raise InputError("an image that cannot be decoded")
+    stored = (image.shape[1], image.shape[0])
+    if stored != view.size:
+        raise InputError(f"an image of {stored[0]}x{stored[1]}, described as {view.size[0]}x{view.size[1]}")
+    return image if size == stored else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _place(canvas: np.ndarray, image: np.ndarray) -> None:
+    """Put an image into the top left corner and white around it."""
+    height, width = image.shape[:2]
+    canvas[:height, :width] = image
+    canvas[:height, width:] = WHITE
+    canvas[height:] = WHITE
+
+
+def _scaled(view: View, size: tuple[int, int]) -> np.ndarray:
+    """Bring a box from pixels of the stored image to those of an image of `size` (width, height)."""
+    scale = np.array([size[0] / view.size[0], size[1] / view.size[1]] * 2, np.float32)
+    return np.array(view.box, np.float32) * scale

@@ -1,0 +1,1 @@
+"""Grids of runs: the jobs of a recipe, and running them."""

@@ -1,0 +1,310 @@
+"""The jobs of an experiment: what each runs, where, and how far it is.
+
+A cell of the grid is a job that fine-tunes a start or probes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from segloc.common.errors import InputError
+from segloc.common.files import write_atomic
+from segloc.data.shard_folder import ShardFolder
+from segloc.detection import recipe
+from segloc.detection.data import evaluation_splits, train_split
+from segloc.experiments.locks import locked
+from segloc.models.initial_weights import IMAGENET, RANDOM, check_start, read_backbone
+from segloc.reporting.run_results import EVALUATION, flat
+from segloc.settings import lazy
+from segloc.settings.experiments import PROBE, Experiment, Pretraining, Probe
+from segloc.settings.finetuning import REFUSE
+from segloc.settings.pretraining import PretrainConfig, load_config
+from segloc.training import checkpoint
+
+WITH_BN = "with_bn.pth"
+MODEL = "model.pth"
+PROBED = "probe.json"
+# Settings of a pretraining recipe that an untrained network depends on.
+MADE_OF = ("seed", "model", "head")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command of ours.
+
+    Attributes:
+        name: of its log.
+        arguments: what follows ``python -m``.
+        makes: the file that is there once it has been carried out.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    makes: Path
+
+    def __str__(self) -> str:
+        return shlex.join(["python", "-m", *self.arguments])
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Steps to be carried out one after the other by one process at a time.
+
+    Attributes:
+        name: path of the folder inside the experiment's; two jobs may share it.
+        folder: where its steps write.
+        steps: the last one's file tells that the job is finished.
+        settings: everything its result depends on, by dotted key, but for what the data hold.
+        check: raises InputError when something the job reads is missing.
+        needs: jobs to be finished before.
+    """
+
+    name: str
+    folder: Path
+    steps: tuple[Step, ...]
+    settings: dict[str, Any]
+    check: Callable[[], object]
+    needs: tuple[Job, ...] = ()
+
+    @property
+    def probes(self) -> bool:
+        """Whether it is a cell that probes a start."""
+        return self.steps[0].name == PROBE
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last step's file is there."""
+        return self.steps[-1].makes.is_file()
+
+    @property
+    def record(self) -> Path:
+        """File that says what the folder was made with."""
+        return self.folder / f"{self.steps[0].name}.job.json"
+
+    @property
+    def stamp(self) -> int | None:
+        """When the record was last written, by the clock of the file system; None if there is none."""
+        return self.record.stat().st_mtime_ns if self.record.is_file() else None
+
+    @property
+    def lock(self) -> Path:
+        """File that whoever works on the job holds locked."""
+        return self.folder / f"{self.steps[0].name}.lock"
+
+    @property
+    def all_needs(self) -> list[Job]:
+        """What it needs, directly or not, in the order to be done."""
+        return [other for need in self.needs for other in (*need.all_needs, need)]
+
+    def write(self, failure: str = "") -> None:
+        """Write the record, with the last attempt's failure if there is one."""
+        content = {"settings": self.settings, "commands": [str(step) for step in self.steps], "failure": failure}
+        write_atomic(self.record, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def read(self) -> dict[str, Any]:
+        """Read the record; empty if there is none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not self.record.is_file():
+            return {}
+        try:
+            found = json.loads(self.record.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+                raise ValueError("no settings in it")
+        except ValueError as error:
+            raise InputError(f"{self.record}: not the record of a job ({error}); remove {self.folder}") from error
+        return found
+
+
+def plan(experiment: Experiment, out: Path) -> list[Job]:
+    """List the cells in the order they run: probes, which are cheap, and protocols of the first seed, then of the next.
+
+    Raises:
+        InputError: a recipe or setting that cannot be used, or two cells of one name.
+    """
+    cells: dict[str, Job] = {}
+    for seed in experiment.seeds:
+        for start, protocol in _grid(experiment, seed):
+            try:
+                if protocol == PROBE:
+                    cell = _probe_cell(experiment, out, start, seed)
+                else:
+                    cell = _cell(experiment, out, start, protocol, seed)
+            except InputError as error:
+                where = PROBE if protocol == PROBE else f"protocol {protocol}"
+                raise InputError(f"start {start}, {where}: {error}") from error
+            if cell.name in cells:
+                raise InputError(f"two cells would be called {cell.name}; rename a start or a protocol")
+            cells[cell.name] = cell
+    return list(cells.values())
+
+
+def with_needs(cells: Sequence[Job]) -> list[Job]:
+    """List cells and what they need, each once, in the order to be done."""
+    return list({job.name: job for cell in cells for job in (*cell.all_needs, cell)}.values())
+
+
+def cell_name(start: str, protocol: str, seed: int) -> str:
+    """Name a cell; the protocol of one that probes is `PROBE`."""
+    return f"{start}-{protocol}-seed{seed}"
+
+
+def changed(job: Job) -> str:
+    """Say how a job differs from what its folder was made with; empty if it does not, or the folder is new.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    record = job.read()
+    if not record:
+        made = next((step.makes for step in job.steps if step.makes.exists()), None)
+        return f"{made} was not made by an experiment" if made else ""
+    before, now = record["settings"], json.loads(json.dumps(job.settings))
+    missing = object()
+    different = [key for key in {**before, **now} if before.get(key, missing) != now.get(key, missing)]
+    if not different:
+        return ""
+    key = different[0]
+    more = f" (and {len(different) - 1} more differences)" if len(different) > 1 else ""
+    was, is_ = (repr(side[key]) if key in side else "not set" for side in (before, now))
+    return f"{job.folder} was made with {key} {was}, the recipe now has {is_}{more}"
+
+
+def state(job: Job) -> str:
+    """Tell how far a job is: finished, changed, running, failed, stopped (half-way) or waiting."""
+    if changed(job):
+        return "changed"
+    if job.finished:
+        return "finished"
+    if job.lock.exists():
+        with locked(job.lock, job.name, wait=False) as descriptor:
+            if descriptor is None:
+                return "running"
+    record = job.read()
+    return "failed" if record.get("failure") else "stopped" if record else "waiting"
+
+
+def _grid(experiment: Experiment, seed: int) -> list[tuple[str, str]]:
+    """List starts and protocols of a seed's cells."""
+    probes: list[tuple[str, str]] = []
+    if experiment.probe:
+        starts = experiment.probe.starts or experiment.starts
+        # The same weights probed again would pass for another seed of the start.
+        probes = [(start, PROBE) for start in starts if seed == experiment.seeds[0] or _has_seeds(experiment, start)]
+    tuned = [(s, name) for name, about in experiment.protocols.items() for s in about.starts or experiment.starts]
+    return [*probes, *tuned]
+
+
+def _has_seeds(experiment: Experiment, start_name: str) -> bool:
+    """Whether the start's weights are others for every seed."""
+    start = experiment.starts[start_name]
+    if start.pretraining:
+        return experiment.pretrainings[start.pretraining].seed is None
+    return start.weights in (RANDOM, IMAGENET)
+
+
+def _weights(experiment: Experiment, out: Path, start_name: str, seed: int) -> tuple[str, tuple[Job, ...]]:
+    """Tell ``--weights`` of a start, and what makes them."""
+    start = experiment.starts[start_name]
+    if not start.pretraining:
+        return start.weights, ()
+    need = _pretraining(experiment.pretrainings[start.pretraining], out, start.pretraining, seed)
+    if start.insert_bn:
+        need = _with_bn(need)
+    return str(need.steps[-1].makes), (need,)
+
+
+def _settings_of(needs: tuple[Job, ...]) -> dict[str, Any]:
+    jobs = [job for need in needs for job in (*need.all_needs, need)]
+    return {f"pretraining.{key}": value for job in jobs for key, value in job.settings.items()}
+
+
+def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str, seed: int) -> Job:
+    start, protocol = experiment.starts[start_name], experiment.protocols[protocol_name]
+    name = cell_name(start_name, protocol_name, seed)
+    folder = out / name
+    weights, needs = _weights(experiment, out, start_name, seed)
+    overrides = [*protocol.overrides, *start.overrides, f"train.seed={seed}"]
+    data = ["--data", experiment.data] if experiment.data else []
+    config = recipe.read(protocol.config, [*recipe.data_overrides(experiment.data), *overrides])
+    where = ["--weights", weights, "--config", protocol.config, *data, "--out", str(folder)]
+    tune = Step("finetune", ("segloc.finetune", *where, *overrides), folder / MODEL)
+    measured = folder / EVALUATION
+    measure = ("segloc.evaluate", "--weights", str(folder), *data, "--out", str(measured))
+    content = {"weights": weights, **flat(yaml.safe_load(lazy.to_yaml(config))), **_settings_of(needs)}
+    check = partial(_check_cell, config, start.weights)
+    return Job(name, folder, (tune, Step("evaluate", measure, measured)), content, check, needs)
+
+
+def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int) -> Job:
+    probe = experiment.probe
+    assert probe is not None
+    name = cell_name(start_name, PROBE, seed)
+    folder = out / name
+    weights, needs = _weights(experiment, out, start_name, seed)
+    views = {"train": probe.train, "test": probe.test, "image_size": probe.image_size}
+    options = [part for key, value in views.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    config, network = None, {}
+    if weights in (RANDOM, IMAGENET):
+        overrides = [*probe.overrides, f"seed={seed}"]
+        config = load_config(probe.config or None, overrides)
+        options += [*(["--config", probe.config] if probe.config else []), *overrides]
+        network = flat({key: value for key, value in dataclasses.asdict(config).items() if key in MADE_OF})
+    what = ["--weights", weights, "--shards", probe.shards, "--out", str(folder / PROBED)]
+    step = Step(PROBE, ("segloc.probe", *what, *options), folder / PROBED)
+    content = {"weights": weights, "shards": probe.shards, **views, **network, **_settings_of(needs)}
+    check = partial(_check_probe, probe, experiment.starts[start_name].weights, config)
+    return Job(name, folder, (step,), content, check, needs)
+
+
+def _pretraining(settings: Pretraining, out: Path, name: str, seed: int) -> Job:
+    seed = seed if settings.seed is None else settings.seed
+    folder = out / "pretrain" / f"{name}-seed{seed}"
+    overrides = [*settings.overrides, f"seed={seed}"]
+    config = load_config(settings.config or None, overrides)
+    where = ["--shards", settings.shards, *(["--config", settings.config] if settings.config else [])]
+    processes = ["--processes", str(settings.processes)] if settings.processes != 1 else []
+    arguments = ("segloc.pretrain", *where, "--out", str(folder), *processes, *overrides)
+    content = {"shards": settings.shards, **flat(dataclasses.asdict(config))}
+    check = partial(ShardFolder.open, settings.shards)
+    return Job(
+        f"pretrain/{folder.name}", folder, (Step("pretrain", arguments, folder / checkpoint.BACKBONE),), content, check
+    )
+
+
+def _with_bn(pretraining: Job) -> Job:
+    folder, settings = pretraining.folder, pretraining.settings
+    made = folder / WITH_BN
+    what = ["--weights", str(folder), "--insert-bn", "--shards", settings["shards"], "--format", "segloc"]
+    size = ["--image-size", str(settings["data.image_size"])]
+    step = Step("insert-bn", ("segloc.export", *what, *size, "--out", str(made)), made)
+    content = {"insert_bn": True, "shards": settings["shards"]}
+    return Job(f"{pretraining.name}/{WITH_BN}", folder, (step,), content, pretraining.check, (pretraining,))
+
+
+def _check_cell(config: DictConfig, weights: str) -> None:
+    if weights:
+        check_start(weights, config.model.backbone, "model.backbone", config.train.unmatched)
+    data = recipe.settings(config)[0]
+    for split in (train_split(data), *evaluation_splits(data)):
+        if not split.annotations.is_file():
+            raise InputError(f"{split.annotations}: no such annotation file")
+
+
+def _check_probe(probe: Probe, weights: str, config: PretrainConfig | None) -> None:
+    ShardFolder.open(probe.shards)
+    if config:
+        check_start(weights, dataclasses.asdict(config.model), "model", REFUSE)
+    elif weights:
+        read_backbone(weights)

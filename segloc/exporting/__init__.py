@@ -1,0 +1,1 @@
+"""Weights for other libraries, and batch norm put into weights pretrained without."""

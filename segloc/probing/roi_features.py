@@ -1,0 +1,169 @@
+"""Features of boxed items: a network of any origin, RoIAlign on every level, and the RoI head where there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from segloc.common.errors import InputError
+from segloc.data.batches import Batch, Batcher, Group, Step, Views
+from segloc.data.shard_folder import Sample
+from segloc.models.backbone import SegLocBackbone, normalize
+from segloc.models.initial_weights import BACKBONE_SETTINGS, RANDOM, load_start, load_strict, read_backbone
+from segloc.models.roi_head import POOLED, BoxHead, InsLocHead, RoIHead, pool_boxes
+from segloc.models.segloc import Encoder
+from segloc.probing.held_out import SIDES, Chosen
+from segloc.settings.pretraining import HeadConfig, PretrainConfig
+
+# Pairs decoded and embedded at a time.
+PAIRS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is probed.
+
+    Attributes:
+        backbone: in eval mode.
+        head: the RoI head of pretraining, where there is one that belongs to these weights.
+        about: settings and origin, for the report.
+    """
+
+    backbone: SegLocBackbone
+    head: RoIHead | None
+    about: dict[str, Any]
+
+
+def start(weights: str, config: PretrainConfig) -> Network:
+    """Build the network that pretraining or fine-tuning would start from.
+
+    Args:
+        weights: ``random``, which is exactly what a pretraining run of that recipe starts from, or ``imagenet``, where
+            FPN and attention are random.
+        config: the recipe.
+
+    Raises:
+        InputError: the weights cannot be had, or do not fit the recipe.
+    """
+    torch.manual_seed(config.seed)
+    encoder = Encoder(config.model, config.head).eval()
+    settings = {name: getattr(config.model, name) for name in BACKBONE_SETTINGS}
+    load_start(encoder.backbone, weights, settings)
+    head = encoder.head if weights == RANDOM else None
+    return Network(encoder.backbone, head, {**settings, "iteration": 0})
+
+
+def trained(weights: str) -> Network:
+    """Load a pretraining or fine-tuning result, with the RoI head if it holds one.
+
+    Raises:
+        InputError: it is none, or does not fit together.
+    """
+    content = read_backbone(weights)
+    settings = {name: content[name] for name in BACKBONE_SETTINGS}
+    backbone = SegLocBackbone(**settings).eval()
+    load_strict(backbone, content["backbone"], weights)
+    head = None
+    if "head" in content:
+        head = head_like(content["head"], weights).eval()
+        load_strict(head, content["head"], f"{weights}: RoI head")
+    return Network(backbone, head, {**settings, "iteration": content.get("iteration")})
+
+
+def head_like(state: Mapping[str, torch.Tensor], source: str) -> RoIHead:
+    """Build the RoI head a state dict belongs to; its tensors tell its sizes and its norm.
+
+    The norm can be another than the backbone's, where batch norm was put into a norm-free backbone.
+
+    Raises:
+        InputError: it is no head of ours.
+    """
+    standardised = any(name.endswith("running_mean") for name in state if name.startswith(("fcs.", "embedding.")))
+    if "box.fc1.weight" in state:
+        dim = next(len(tensor) for name, tensor in state.items() if name.startswith("embedding.") and tensor.dim() == 2)
+        channels = state["box.fc1.weight"].shape[1] // POOLED**2
+        return BoxHead(len(state["box.fc1.weight"]), dim, standardised, channels=channels)
+    convs = [tensor for name, tensor in state.items() if name.startswith("convs.") and tensor.dim() == 4]
+    linears = [tensor for name, tensor in state.items() if name.startswith("fcs.") and tensor.dim() == 2]
+    if len(linears) != 3:
+        raise InputError(f"{source}: its RoI head has {len(linears)} fully connected layers, not 3")
+    conv_dim = len(convs[0]) if convs else HeadConfig().conv_dim
+    norm = "none" if "convs.0.bias" in state else "bn" if "convs.1.running_mean" in state else "gn"
+    channels = convs[0].shape[1] if convs else linears[0].shape[1] // POOLED**2
+    widths = len(linears[0]), len(linears[2])
+    return InsLocHead(len(convs), conv_dim, *widths, norm, standardised, channels=channels)
+
+
+@torch.no_grad()
+def features(
+    network: Network, views: Sequence[Chosen], image_size: int, label: str
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Compute the features of the views' items.
+
+    Args:
+        network: what is probed.
+        views: both of a pair next to each other, where both are wanted.
+        image_size: images are shrunk to fit a square of this side, pixels.
+        label: of the progress bar.
+
+    Returns:
+        ``levels`` [L, N, C] and, with a head, ``embedding`` [L, N, dim], on the CPU in float64, and the class ids [N].
+        The views' order is not kept, but is the same for equal arguments.
+
+    Raises:
+        InputError: an image cannot be decoded, or the features are not finite.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.backbone.to(device)
+    if network.head is not None:
+        network.head.to(device)
+    samples = {chosen.pair.pair: chosen.sample for chosen in views}
+    wanted = {(chosen.pair.pair, chosen.side) for chosen in views}
+    numbers = list(samples)
+    names = {chosen.label: chosen.pair.class_name for chosen in views}
+    classes = [names.get(label, "") for label in range(1 + max(names))]
+    batcher = Batcher(image_size)
+    levels, embeddings, labels = [], [], []
+    with tqdm(total=len(views), desc=label, unit="view") as bar:
+        for first in range(0, len(numbers), PAIRS):
+            chunk = numbers[first : first + PAIRS]
+            batch = make_batch([samples[number] for number in chunk], classes, batcher)
+            for side in SIDES:
+                rows = [row for row, number in enumerate(chunk) if (number, side) in wanted]
+                if not rows:
+                    continue
+                seen: Views = getattr(batch, side)
+                pooled = _pool(network.backbone, seen.images[rows].to(device), seen.boxes[rows].to(device))
+                levels.append(pooled.mean((3, 4)).double().cpu())
+                if network.head is not None:
+                    embeddings.append(network.head(pooled).double().cpu())
+                labels.append(batch.labels[rows])
+                bar.update(len(rows))
+    found = {"levels": torch.cat(levels, 1)}
+    if embeddings:
+        found["embedding"] = torch.cat(embeddings, 1)
+    if not all(torch.isfinite(x).all() for x in found.values()):
+        raise InputError("the features are not finite; these weights must have diverged in training")
+    return found, torch.cat(labels)
+
+
+def _pool(backbone: SegLocBackbone, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    return pool_boxes(backbone(normalize(images)), boxes, HeadConfig().sampling_ratio)
+
+
+def make_batch(samples: list[Sample], classes: Sequence[str], batcher: Batcher) -> Batch:
+    """Decode these pairs and no others.
+
+    Raises:
+        InputError: one is damaged.
+    """
+    group = Group(np.array([[0, position] for position in range(len(samples))]), {0: samples})
+    batch, damaged = batcher.make(Step([(group, place) for place in range(len(samples))], classes))
+    if damaged:
+        raise InputError(damaged[0])
+    return batch

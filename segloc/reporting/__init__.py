@@ -1,0 +1,1 @@
+"""Runs read, compared and shown: tables, charts, the page."""

@@ -1,0 +1,140 @@
+"""Starts side by side by what their features know (`segloc.probe`), the seeds of a start put together."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segloc.common.errors import InputError, one_line
+from segloc.reporting.results_table import table_row
+
+METHODS = {"knn": "k-NN", "linear": "linear"}
+ALL_LEVELS = "all levels"
+# The features that the Markdown table shows; not every start has an embedding.
+SHOWN = (ALL_LEVELS, "embedding")
+CSV_COLUMNS = ("start", "seed", "iteration", "features", *METHODS, "chance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A probed start, of one seed.
+
+    Attributes:
+        start: its name.
+        seed: of its weights.
+        iteration: steps of the training that made them; 0 of random and ImageNet, None if they do not tell.
+        shards: digest of the index of what it was probed on.
+        views: how many were learned from and tested on.
+        chance: share of the largest class among the test views, 0 to 1.
+        accuracy: by kind of features ``knn`` and ``linear``, 0 to 1.
+    """
+
+    start: str
+    seed: int
+    iteration: int | None
+    shards: str
+    views: tuple[int, int]
+    chance: float
+    accuracy: dict[str, dict[str, float]]
+
+
+def read(files: Sequence[tuple[str, int, Path]]) -> list[Probe]:
+    """Read what `segloc.probe` wrote.
+
+    Args:
+        files: start, seed and file.
+
+    Returns:
+        A probe a file.
+
+    Raises:
+        InputError: one is damaged, or the shards had changed between two.
+    """
+    probes = [_read(*file) for file in files]
+    for probe, (_, _, path) in zip(probes, files, strict=True):
+        if probe.shards != probes[0].shards:
+            raise InputError(f"{path}: not of the same shards as {files[0][2]}; remove the folder of the older one")
+    return probes
+
+
+def to_markdown(probes: Sequence[Probe]) -> str:
+    """Write a row per start, in the order given: per cent, mean ± sample standard deviation over the seeds."""
+    groups = [[p for p in probes if p.start == start] for start in dict.fromkeys(p.start for p in probes)]
+    shown = [features for features in SHOWN if any(features in probe.accuracy for probe in probes)]
+    columns = [(features, method) for features in shown for method in METHODS]
+    header = ["start", "steps", "seeds", *(f"{METHODS[method]}, {features}" for features, method in columns), "chance"]
+    lines = [table_row(header), table_row(["---", *["---:"] * (len(header) - 1)])]
+    for members in groups:
+        steps = ", ".join(dict.fromkeys("–" if p.iteration is None else str(p.iteration) for p in members))
+        figures = [_figure([p.accuracy.get(features, {}).get(method) for p in members]) for features, method in columns]
+        chance = f"{100 * statistics.fmean(p.chance for p in members):.1f}"
+        lines.append(table_row([members[0].start, steps, str(len(members)), *figures, chance]))
+    return "\n".join([*lines, "", *_notes(groups), ""])
+
+
+def to_csv(probes: Sequence[Probe]) -> str:
+    """Write a line per start, seed and kind of features; accuracies and chance from 0 to 1, with six digits."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for probe in probes:
+        iteration = "" if probe.iteration is None else probe.iteration
+        for features, row in probe.accuracy.items():
+            shares = [f"{share:.6g}" for share in (*(row[method] for method in METHODS), probe.chance)]
+            writer.writerow([probe.start, probe.seed, iteration, features, *shares])
+    return buffer.getvalue()
+
+
+def _notes(groups: Sequence[Sequence[Probe]]) -> list[str]:
+    train, test = groups[0][0].views
+    found = [
+        f"Accuracy of the classes of held-out items by their features, per cent: learned from {train} views, tested on "
+        f"{test}, the same for all.",
+        "Steps: of the training that made the weights. Chance: the share of the largest class among the test views.",
+    ]
+    if any(len(members) > 1 for members in groups):
+        found.append("± is the sample standard deviation over the seeds of the weights.")
+    return found
+
+
+def _read(start: str, seed: int, path: Path) -> Probe:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        accuracy = {
+            str(features): {method: _share(row[method]) for method in METHODS}
+            for features, row in found["accuracy"].items()
+        }
+        if ALL_LEVELS not in accuracy:
+            raise ValueError(f"no accuracy of {ALL_LEVELS}")
+        iteration = None if found["iteration"] is None else _whole(found["iteration"])
+        views = _whole(found["train"]["views"]), _whole(found["test"]["views"])
+        return Probe(start, seed, iteration, str(found["shards"]), views, _share(found["chance"]), accuracy)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not as segloc.probe writes it ({one_line(error)}); remove {path.parent}") from error
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{value!r} is no share")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _figure(shares: Sequence[float | None]) -> str:
+    """Put the seeds together; one that is missing makes it another quantity, so then there is none."""
+    present = [100 * share for share in shares if share is not None]
+    if len(present) < len(shares):
+        return "–"
+    spread = f" ± {statistics.stdev(present):.1f}" if len(present) > 1 else ""
+    return f"{statistics.fmean(present):.1f}{spread}"

@@ -1,0 +1,280 @@
+"""Runs side by side in the layout of the paper's table 1, runs that differ only in their seed put together."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segloc.reporting.run_results import INCIDENTAL, KINDS, MEAN, METRICS, POOLED, RANDOM, Run
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+# The test sets that the published figures are of.
+PIDRAY = ("easy", "hard", "hidden")
+# Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
+HOW_TAKEN_OVER = ("train.box_heads", "train.unmatched")
+OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", *HOW_TAKEN_OVER)
+CSV_COLUMNS = (
+    *("name", "origin", "engine", "runs", "metric", "task", "test_set"),
+    *("value", "standard_deviation", "difference", "difference_to"),
+)
+
+Column = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """What a cell shows, per cent.
+
+    Attributes:
+        value: mean over the seeds, None where a run has none.
+        spread: sample standard deviation over the seeds, None for a single run.
+        difference: to the random start, in points.
+    """
+
+    value: float | None
+    spread: float | None = None
+    difference: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The rows of one start and protocol, or of one publication.
+
+    Attributes:
+        name: what the runs' folders have in common, or the publication's name for it.
+        engine: the detector's, labelled when it is the stand-in; empty for published figures.
+        runs: how many, of different seeds; 0 for published figures.
+        source: the publication; empty for runs.
+        base: name of the random start that the differences are to; empty if there is none.
+        figures: by metric, a figure a column.
+    """
+
+    name: str
+    engine: str
+    runs: int
+    source: str
+    base: str
+    figures: dict[str, list[Figure]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Columns as (kind, test set), and the blocks: runs first, then what is published."""
+
+    columns: list[Column]
+    blocks: list[Block]
+
+
+def results_table(runs: Sequence[Run]) -> Table:
+    """Lay out the evaluated runs among `runs`, with the published figures where the test sets are PIDray's by name."""
+    groups = group([run for run in runs if run.evaluation])
+    columns = _columns([run for members in groups for run in members])
+    names = group_names(groups)
+    blocks = []
+    for name, members in zip(names, groups, strict=True):
+        base = baseline(groups, members)
+        blocks.append(
+            Block(
+                name,
+                members[0].evaluation["engine"],  # type: ignore[index]
+                len(members),
+                "",
+                names[base] if base is not None else "",
+                {m: _figures(columns, m, members, groups[base] if base is not None else ()) for m in METRICS},
+            )
+        )
+    subsets = {subset for _, subset in columns} - {MEAN, POOLED}
+    return Table(columns, [*blocks, *(published(columns) if subsets == set(PIDRAY) else [])])
+
+
+def group(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put runs together that differ only in seed, in the order given; the same seeds a second time stay apart."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        alike = (g for g in groups if (g[0].start, protocol(g[0])) == (run.start, protocol(run)))
+        home = next((g for g in alike if run.seeds not in [other.seeds for other in g]), None)
+        if home is None:
+            groups.append([run])
+        else:
+            home.append(run)
+    return groups
+
+
+def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Name groups after their folders, without the seed at the end; a name taken already gets a number."""
+    names: list[str] = []
+    for members in groups:
+        name = members[0].name
+        if len(members) > 1:
+            without_seed = {re.sub(r"[-_. ]*(seed|s)?[-_. ]*\d+$", "", run.name) for run in members}
+            name = without_seed.pop() if len(without_seed) == 1 else f"{name} and {len(members) - 1} more"
+        taken = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({taken + 1})" if taken else name)
+    return names
+
+
+def protocol(run: Run, whatever: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Everything but start and seed that two runs must share to be compared; settings named in `whatever` need not."""
+    left_out = {*INCIDENTAL, *whatever}
+    settings = tuple(sorted((key, repr(value)) for key, value in run.settings.items() if key not in left_out))
+    found = run.evaluation or {"engine": None, "subsets": {}}
+    tests = sorted((name, str(part.get("images")), str(part.get("digest"))) for name, part in found["subsets"].items())
+    return settings, run.about.get("data_digest"), found["engine"], repr(found.get("changed")), tuple(tests)
+
+
+def baseline(groups: Sequence[Sequence[Run]], members: Sequence[Run]) -> int | None:
+    """Find the random start of the same protocol; None if there is none, or the runs are random starts themselves.
+
+    One of the same network is preferred to one that differs in what start weights dictate.
+    """
+    if members[0].start == RANDOM:
+        return None
+    for whatever in (HOW_TAKEN_OVER, OF_THE_START):
+        for position, others in enumerate(groups):
+            if others[0].start == RANDOM and protocol(others[0], whatever) == protocol(members[0], whatever):
+                return position
+    return None
+
+
+def published(columns: Sequence[Column]) -> list[Block]:
+    """Read the published figures; their mean is that of the three test sets."""
+    rows = _published()["rows"]
+    by_name = {entry["name"]: entry for entry in rows}
+    blocks = []
+    for entry in rows:
+        base = by_name.get(entry.get("base"))
+        figures = {metric: [_reference(entry, base, column, metric) for column in columns] for metric in METRICS}
+        shown = {metric: row for metric, row in figures.items() if any(figure.value is not None for figure in row)}
+        blocks.append(Block(entry["name"], "", 0, entry["source"], entry.get("base", ""), shown))
+    return blocks
+
+
+def to_csv(table: Table) -> str:
+    """Write a line per figure, undefined ones left out; values have six digits."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for block in table.blocks:
+        for metric, row in block.figures.items():
+            for (kind, subset), figure in zip(table.columns, row, strict=True):
+                if figure.value is not None:
+                    origin = block.source or "measured"
+                    numbers = [_plain(figure.value), _plain(figure.spread), _plain(figure.difference)]
+                    what = [block.name, origin, block.engine, block.runs or "", metric, kind, subset]
+                    writer.writerow([*what, *numbers, block.base if figure.difference is not None else ""])
+    return buffer.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """Write the table as people read it: per cent, ± over seeds, difference to the random start in brackets."""
+    header = ["run", "metric", *(f"{KINDS[kind].split()[0]} {subset}" for kind, subset in table.columns)]
+    lines = [table_row(header), table_row(["---", "---", *["---:"] * len(table.columns)])]
+    for block in table.blocks:
+        for metric, row in block.figures.items():
+            title = f"**{block.name}**<br>{about(block)}" if metric == METRICS[0] else ""
+            lines.append(table_row([title, metric, *map(_text, row)]))
+    return "\n".join([*lines, "", *notes(table), ""])
+
+
+def about(block: Block) -> str:
+    """Say in a few words where a block comes from."""
+    if block.source:
+        return f"published: {block.source}"
+    return f"{block.engine}; " + ("1 run" if block.runs == 1 else f"{block.runs} seeds")
+
+
+def signed(difference: float) -> str:
+    """Write a difference to one decimal; what rounds to nothing is +0.0."""
+    return f"{round(difference, 1) + 0.0:+.1f}"
+
+
+def notes(table: Table) -> list[str]:
+    """Say what the figures are, a sentence each."""
+    subsets = {subset for _, subset in table.columns}
+    found = ["COCO metrics, per cent.", f"{MEAN.capitalize()}: the plain mean of the test sets."]
+    if POOLED in subsets:
+        found.append(f"{POOLED.capitalize()}: the images of all test sets measured as one.")
+    if any(block.runs > 1 for block in table.blocks):
+        found.append("± is the sample standard deviation over runs that differ only in seed.")
+    if any(block.base for block in table.blocks):
+        found.append("In brackets: the difference to the random start of the same protocol and engine, in points.")
+    if any("stand-in" in block.engine for block in table.blocks):
+        found.append(
+            "The stand-in takes the place of Detectron2's Cascade Mask R-CNN where that is not installed; its figures "
+            "are not comparable with those of other engines or with published ones."
+        )
+    if any(block.source for block in table.blocks):
+        found.append(
+            "Published rows are not measured here. They are of the real scans of PIDray's first release; figures of "
+            "simulated or other scans cannot be compared with them."
+        )
+        found += [f"{name}: {source}." for name, source in _published()["sources"].items()]
+    return found
+
+
+def _published() -> dict[str, Any]:
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _columns(runs: Sequence[Run]) -> list[Column]:
+    columns: list[Column] = []
+    for run in runs:
+        for subset, part in run.parts().items():
+            columns += [(kind, subset) for kind in KINDS if part.get(kind, {}).get("AP") is not None]
+    last = (MEAN, POOLED)
+    order = {column: place for place, column in enumerate(dict.fromkeys(columns))}
+    return sorted(order, key=lambda c: (list(KINDS).index(c[0]), last.index(c[1]) if c[1] in last else -1, order[c]))
+
+
+def _figures(columns: Sequence[Column], metric: str, members: Sequence[Run], base: Sequence[Run]) -> list[Figure]:
+    figures = []
+    for kind, subset in columns:
+        values, others = ([r.parts().get(subset, {}).get(kind, {}).get(metric) for r in g] for g in (members, base))
+        value, other = _mean(values), _mean(others)
+        spread = None if value is None or len(values) < 2 else statistics.stdev(values)
+        figures.append(Figure(value, spread, None if value is None or other is None else value - other))
+    return figures
+
+
+def _reference(entry: dict[str, Any], base: dict[str, Any] | None, column: Column, metric: str) -> Figure:
+    value, other = (_published_value(found, column, metric) if found else None for found in (entry, base))
+    return Figure(value, None, None if value is None or other is None else value - other)
+
+
+def _published_value(entry: dict[str, Any], column: Column, metric: str) -> float | None:
+    kind, subset = column
+    values = entry[kind].get(metric)
+    if values is None or subset == POOLED:
+        return None
+    return statistics.fmean(values) if subset == MEAN else values[PIDRAY.index(subset)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean over seeds; one that is missing makes it another quantity, so then there is none."""
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if present and len(present) == len(values) else None
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """Write a row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _text(figure: Figure) -> str:
+    if figure.value is None:
+        return "–"
+    spread = "" if figure.spread is None else f" ± {figure.spread:.1f}"
+    difference = "" if figure.difference is None else f" ({signed(figure.difference)})"
+    return f"{figure.value:.1f}{spread}{difference}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

@@ -1,0 +1,175 @@
+"""A run as the report reads it: what was asked for, what was measured on the way and in the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segloc.common.errors import InputError, one_line
+from segloc.training.run_folder import CONFIG, RUN, START, read_metrics, read_run
+from segloc.training.run_folder import METRICS as METRICS_FILE
+
+EVALUATION = "evaluation.json"
+METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
+KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}
+MEAN, POOLED = "mean", "pooled"
+RANDOM = "random"
+# Settings that do not change what is compared: seeds, paths (the data's digest counts instead), how often is logged.
+INCIDENTAL = (
+    "train.seed",
+    "train.checkpoint_every",
+    "train.log_every",
+    "data.root",
+    "data.train",
+    "data.tests",
+    "data.threads",
+)
+# What the page shows of run.json and of each line of metrics.json, by the kind of run.
+NUMBER = (int, float)
+_COMMON = dict.fromkeys(("engine", "device", "git_revision", "command"), str)
+SHOWN: dict[str, dict[str, Any]] = {
+    "finetune": {**_COMMON, "weights": str},
+    "pretrain": {**_COMMON, "steps": int, "chance_loss": NUMBER, "chance_class_accuracy": NUMBER},
+}
+MEASURED: dict[str, dict[str, Any]] = {
+    "finetune": dict.fromkeys(("iteration", "loss"), NUMBER),
+    "pretrain": dict.fromkeys(("iteration", "loss", "class_accuracy"), NUMBER),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run, read.
+
+    Attributes:
+        name: of its folder.
+        about: ``run.json``.
+        settings: ``config.yaml``, by dotted key.
+        metrics: ``metrics.json``, a dict a line.
+        evaluation: ``evaluation.json``, None before the finished run was evaluated.
+        start: what its start weights are, the seed of their pretraining aside: a name, a path, or all settings of
+            the pretraining; see `origin`.
+        seeds: of the run and of the pretraining.
+    """
+
+    name: str
+    about: dict[str, Any]
+    settings: dict[str, Any]
+    metrics: list[dict[str, float]]
+    evaluation: dict[str, Any] | None
+    start: str
+    seeds: tuple[Any, Any]
+
+    def parts(self) -> dict[str, Any]:
+        """Measured figures by test set, then the mean of the test sets, then all of them pooled where that was done."""
+        found = self.evaluation or {"subsets": {}}
+        return {**found["subsets"], **{name: found[name] for name in (MEAN, POOLED) if name in found}}
+
+
+def read(path: Path) -> Run:
+    """Read a run folder, or the file that `segloc.evaluate` made of another program's results.
+
+    Raises:
+        InputError: it is neither.
+    """
+    return _read_results(path) if path.is_file() else _read_folder(path)
+
+
+def _read_results(path: Path) -> Run:
+    """Read an evaluation file alone: figures of a detector of which nothing else is known."""
+    evaluation = _evaluation(path)
+    if evaluation is None:
+        raise InputError(f"{path}: of a training that had not finished")
+    about = {"kind": "results", "engine": evaluation["engine"], "device": "", "git_revision": "", "command": ""}
+    name = path.parent.resolve().name if path.name == EVALUATION else path.stem
+    return Run(name, about, {}, [], evaluation, str(path.resolve()), (None, None))
+
+
+def _read_folder(folder: Path) -> Run:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run folder")
+    about, metrics = read_run(folder), read_metrics(folder)
+    kind = str(about.get("kind"))
+    if kind not in SHOWN:
+        raise InputError(f"{folder}: a run of kind {kind!r}, not one of {', '.join(SHOWN)}")
+    _check_fields(about, SHOWN[kind], folder / RUN)
+    for row in metrics:
+        _check_fields(row, MEASURED[kind], folder / METRICS_FILE)
+    settings = _settings(folder)
+    start, pretraining_seed = _start(folder, about["weights"]) if kind == "finetune" else ("", None)
+    seeds = (settings.get("train.seed"), pretraining_seed)
+    return Run(folder.name, about, settings, metrics, _evaluation(folder / EVALUATION), start, seeds)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into one dict by dotted key; lists stay values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({one_line(error)})") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: not the settings of a run")
+    return flat(tree)
+
+
+def _start(folder: Path, weights: str) -> tuple[str, Any]:
+    """Read what the run noted of its start weights; of one that noted nothing, look at the weights."""
+    try:
+        noted = json.loads((folder / START).read_text(encoding="utf-8"))
+        return str(noted["origin"]), noted["pretraining_seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return origin(weights)
+
+
+def origin(weights: str) -> tuple[str, Any]:
+    """Say what start weights are, and the seed they were pretrained with if that can be told.
+
+    Returns:
+        Weights of a pretraining run: all its settings but the seed, and the seed. Others: their name or path, and None.
+    """
+    path = Path(weights)
+    folder = path if path.is_dir() else path.parent
+    if not path.exists() or not (folder / RUN).is_file():
+        return weights, None
+    settings = _settings(folder)
+    seed = settings.pop("seed", None)
+    file = path.name if path.is_file() else ""
+    return repr((file, read_run(folder).get("shards"), sorted(settings.items()))), seed
+
+
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    _check_fields(found, {"engine": str, "subsets": dict, MEAN: dict}, path)
+    for name, part in {**found["subsets"], **{name: found[name] for name in (MEAN, POOLED) if name in found}}.items():
+        for kind in KINDS:
+            figures = part.get(kind, {}) if isinstance(part, dict) else None
+            values = [figures.get(metric) for metric in METRICS] if isinstance(figures, dict) else ["missing"]
+            if not all(value is None or isinstance(value, NUMBER) for value in values):
+                raise InputError(f"{path}: the figures of {name} are not those of segloc.evaluate")
+    if found.get("iteration") != found.get("steps", found.get("iteration")):
+        return None  # of a checkpoint on the way
+    return found  # type: ignore[no-any-return]
+
+
+def _check_fields(found: Any, fields: dict[str, Any], path: Path) -> None:
+    for name, kind in fields.items():
+        value = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{path}: {name} is {str(value)[:40]!r}, so this is no file of ours")

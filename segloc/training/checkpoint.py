@@ -1,0 +1,76 @@
+"""Checkpoints: written atomically, hold only tensors, numbers and strings, loaded without running code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segloc.common.errors import InputError, one_line
+from segloc.common.files import write_atomic
+
+FORMAT_VERSION = 1
+LAST = "checkpoint.pth"
+BACKBONE = "backbone.pth"
+
+
+def save(path: str | Path, content: dict[str, Any]) -> None:
+    """Write `content` (nested dicts and lists of tensors, numbers, strings) whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **content}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        InputError: no such file, not one of our checkpoints, or it holds more than data.
+    """
+    content = read(path)
+    if not is_ours(content):
+        raise InputError(f"{path}: not a segloc checkpoint of format {FORMAT_VERSION}")
+    return content
+
+
+def is_ours(content: Any) -> bool:
+    """Whether what `read` returned is a checkpoint of this project, of the format this version knows."""
+    return isinstance(content, dict) and content.get("format_version") == FORMAT_VERSION
+
+
+def read(path: str | Path) -> Any:
+    """Read what anybody's ``torch.save`` wrote, as long as it is nothing but data, onto the CPU.
+
+    Raises:
+        InputError: no such file, damaged, or it holds more than data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's text is long, and advises to run what is in the file
+        reason = "damaged, or more than data in it; of a whole model, save its state_dict() instead"
+        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error
+    except Exception as error:  # damaged bytes fail in many ways
+        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({one_line(error)})") from error
+
+
+def find(path: str | Path) -> Path:
+    """Return the file meant by `path`: itself, or the best one inside a run folder (final before intermediate).
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in (BACKBONE, "model.pth", LAST):
+            if (path / name).is_file():
+                return path / name
+        raise InputError(f"{path}: holds no checkpoint ({BACKBONE}, model.pth or {LAST})")
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    return path

@@ -1,0 +1,361 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from segloc.common import datasets
+from segloc.common.datasets import coco, pidray
+from segloc.common.errors import InputError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["N0000001.jpg", "N0052516.jpg", "P00001.jpg"],
+        ["JPEGImage/N0000001.jpg", "JPEGImage/N0052516.jpg", "JPEGImage/P00001.jpg", "Annotation/P00001.xml"],
+        ["JPEGImages/N0000001.jpg", "JPEGImages/P00001.jpg", "JPEGImages/N0000002.JPG"],
+        ["Image/N0000001.jpg", "Image/N0000002.jpg", "ImageSet/10/train.csv"],
+        ["0/N0000001.jpg", "1/N0052516.jpg", "20/N1050302.jpg", "positive/P00001.jpg", "positive/P00002.jpg"],
+        ["N0000001.jpg", "N0000002.jpg", "P00001.jpg", "preview.jpg"],
+    ],
+    ids=["flat", "JPEGImage", "JPEGImages", "Image", "numbered", "stray file"],
+)
+def test_sixray_gives_its_negatives_in_every_packaging(names: list[str], tmp_path: Path) -> None:
+    expected = sorted(name for name in names if name.rpartition("/")[2].startswith("N"))
+    assert datasets.backgrounds(touch(tmp_path, *names)) == expected
+
+
+def test_sixray_positives_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="positives only"):
+        datasets.backgrounds(touch(tmp_path, "P00001.jpg", "P00002.jpg"))
+
+
+def test_any_folder_gives_all_its_scans_sorted(tmp_path: Path) -> None:
+    names = ["b.png", "a b/Koffer ü.JPG", "a b/2.tiff", "Z.bmp", "P00001.jpg", "N.jpg"]
+    litter = [".hidden.png", ".cache/x.png", "._b.png", "notes.txt", "scan.npy"]
+    assert datasets.backgrounds(touch(tmp_path, *names, *litter)) == sorted(names)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    root = touch(tmp_path / "root", "a.png")
+    (root / "more").symlink_to(touch(tmp_path / "elsewhere", "b.png"))
+    (tmp_path / "elsewhere" / "back").symlink_to(root)
+    assert datasets.backgrounds(root) == ["a.png", "more/b.png"]
+    (tmp_path / "link").symlink_to(root)
+    assert datasets.backgrounds(tmp_path / "link") == ["a.png", "more/b.png"]
+
+
+def test_missing_and_empty_folders_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        datasets.backgrounds(tmp_path / "none")
+    with pytest.raises(InputError, match="no scan in this folder"):
+        datasets.backgrounds(tmp_path)
+    with pytest.raises(InputError, match="not a folder"):
+        datasets.backgrounds(touch(tmp_path, "file.png") / "file.png")
+
+
+def test_both_pidray_releases_are_found_nested_or_not(tmp_path: Path) -> None:
+    for base, name in [("v1", "xray_train.json"), ("v2/pidray", "train.json"), ("v3/pidray/pidray", "xray_train.json")]:
+        touch(
+            tmp_path / base,
+            f"annotations/{name}",
+            f"annotations/._{name}",
+            "train/1.png",
+            "annotations/xray_test_easy.json",
+        )
+        source = datasets.training_source(tmp_path / base.partition("/")[0], None)
+        assert source.annotations == tmp_path / base / "annotations" / name
+        assert source.images == tmp_path / base / "train"
+
+
+def test_litter_alone_is_not_pidray(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a PIDray folder"):
+        datasets.training_source(touch(tmp_path, "annotations/._xray_train.json", "train/1.png"), None)
+    with pytest.raises(InputError, match="no such folder"):
+        pidray.training_part(touch(tmp_path / "b", "annotations/xray_train.json"))
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("xray_test_easy.json", "all"),
+        ("test.json", "all"),
+        ("test_hidden.json", "all"),
+        ("instances_test2017.json", "all"),
+        ("all.json", "easy"),
+        ("all.json", "hard"),
+        ("all.json", "hidden"),
+        ("all.json", "test"),
+    ],
+)
+def test_test_parts_are_refused(file: str, folder: str, tmp_path: Path) -> None:
+    touch(tmp_path, f"annotations/{file}", f"{folder}/1.png")
+    with pytest.raises(InputError, match="test part"):
+        datasets.training_source(tmp_path / "annotations" / file, tmp_path / folder)
+
+
+def test_a_name_that_only_contains_such_a_word_is_fine(tmp_path: Path) -> None:
+    touch(tmp_path, "hardware_latest.json", "contest/1.png")
+    assert datasets.training_source(tmp_path / "hardware_latest.json", tmp_path / "contest").images.name == "contest"
+
+
+def test_the_scans_of_a_single_file_lie_beside_it_unless_told(tmp_path: Path) -> None:
+    touch(tmp_path, "mine/train.json", "scans/1.png")
+    file = tmp_path / "mine" / "train.json"
+    assert datasets.training_source(file, None).images == tmp_path / "mine"
+    assert datasets.training_source(file, tmp_path / "scans").images == tmp_path / "scans"
+
+
+GOOD = {
+    "id": 5,
+    "image_id": 1,
+    "category_id": 7,
+    "bbox": [0, 0, 9, 9],
+    "area": 50,
+    "iscrowd": 0,
+    "segmentation": [[0] * 6],
+}
+
+
+def coco_file(path: Path, annotations: list, **changes: object) -> Path:
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
+        "categories": [{"id": 7, "name": "Knife"}, {"id": 3, "name": "Gun"}],
+        "annotations": annotations,
+    } | changes
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_class_ids_are_positions_in_ascending_category_ids(tmp_path: Path) -> None:
+    found = coco.read(coco_file(tmp_path / "f.json", [GOOD, GOOD | {"id": 6, "category_id": 3}]))
+    assert found.classes == ("Gun", "Knife")
+    assert [(i.class_id, i.segment_id, i.size) for i in found.instances] == [
+        (0, "a.png#6", (20, 10)),
+        (1, "a.png#5", (20, 10)),
+    ]
+    assert found.skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"iscrowd": 1}, "crowd"),
+        ({"area": 0}, "degenerate"),
+        ({"area": -3}, "degenerate"),
+        ({"bbox": [0, 0, 0.5, 9]}, "degenerate"),
+        ({"bbox": [0, 0, 9, 0]}, "degenerate"),
+        ({"bbox": [0, 0, 9]}, "malformed annotation"),
+        ({"bbox": "box"}, "malformed annotation"),
+        ({"area": float("nan")}, "degenerate"),
+        ({"area": None}, "malformed annotation"),
+        ({"image_id": 2}, "image not in the file"),
+        ({"image_id": [1]}, "malformed annotation"),
+        ({"category_id": 1}, "category not in the file"),
+        ({"id": 5}, "annotation id repeats"),
+    ],
+)
+def test_unusable_annotations_are_counted_by_reason(change: dict, reason: str, tmp_path: Path) -> None:
+    found = coco.read(coco_file(tmp_path / "f.json", [GOOD, GOOD | {"id": 6} | change]))
+    assert [instance.annotation_id for instance in found.instances] == ["5"]
+    assert found.skipped == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/a.png", "a/../../b.png", "..\\b.png", "", "C:\\a.png", "a\0b.png"]
+)
+def test_paths_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": name, "width": 20, "height": 10}]
+    found = coco.read(coco_file(tmp_path / "f.json", [GOOD], images=images))
+    assert found.instances == ()
+    assert found.skipped == {"image path leaves its folder": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "no list 'images'"),
+        ({"categories": []}, "no categories"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category ids repeat"),
+        ({"categories": [{"name": "a"}]}, "category without id"),
+        ({"images": [{"id": 1}]}, "image without"),
+        ({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, "stands for 'a' and 'b'"),
+        ({"images": [{"id": 1, "file_name": "xray_hard00014.png"}]}, "test part"),
+    ],
+)
+def test_files_that_make_no_sense_are_refused(changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        coco.read(coco_file(tmp_path / "f.json", [GOOD], **changes))
+
+
+def test_what_is_not_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_bytes(b'{"images": [')
+    with pytest.raises(InputError, match="not JSON"):
+        coco.read(tmp_path / "f.json")
+    with pytest.raises(InputError, match="no such file"):
+        coco.read(tmp_path / "none.json")
+
+
+def test_real_annotations_are_all_usable(real_scans: Path) -> None:
+    source = datasets.training_source(real_scans / "pidray", None)
+    found = datasets.read(source)
+    content = json.loads(source.annotations.read_text())
+    assert len(found.instances) == len(content["annotations"])
+    assert found.skipped == {}
+    assert {instance.image for instance in found.instances} <= set(os.listdir(source.images))
+
+
+# What is known to lie on disk beside or instead of the scans (PIDray, SIXray).
+
+
+def pidray_copy(root: Path, release: int, scans: list[str], owners: list[object], **changes: object) -> Path:
+    """A PIDray copy whose train file lists `scans`, ids from 0, and an annotation per entry of `owners`."""
+    touch(root, *(f"train/{name}" for name in scans), "annotations/._train.json")
+    (root / "test").mkdir(exist_ok=True)
+    listed = [{"id": i, "file_name": name, "width": 20, "height": 10} for i, name in enumerate(scans)]
+    annotations = [GOOD | {"id": i, "image_id": owner} for i, owner in enumerate(owners)]
+    coco_file(
+        root / "annotations" / ("xray_train.json", "train.json")[release - 1],
+        annotations,
+        **{"images": listed} | changes,
+    )
+    return root
+
+
+SCANS = [f"xray_{number:05d}.png" for number in range(5)]
+
+
+@pytest.mark.parametrize("nested", ["", "pidray", "pidray/pidray"])
+def test_pidray_v2_gives_its_unannotated_training_scans(nested: str, tmp_path: Path) -> None:
+    root = pidray_copy(tmp_path / nested, 2, SCANS, [0, 0, 3])
+    touch(root, "test/xray_easy00001.png", "train/unlisted.png", "train/._xray_00001.png")
+    (root / "train" / SCANS[4]).unlink()  # listed as benign, but missing
+    prefix = f"{nested}/" if nested else ""
+    assert datasets.backgrounds(tmp_path) == [f"{prefix}train/{SCANS[1]}", f"{prefix}train/{SCANS[2]}"]
+
+
+def test_every_annotation_counts_against_a_background_even_an_unusable_one(tmp_path: Path) -> None:
+    root = pidray_copy(tmp_path, 2, SCANS[:3], [])
+    unusable = [GOOD | {"image_id": 0, "iscrowd": 1}, {"image_id": 1}]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(SCANS[:3])]
+    coco_file(root / "annotations" / "train.json", unusable, images=images)
+    assert datasets.backgrounds(root) == [f"train/{SCANS[2]}"]
+    # An id that is text in one place and a number in the other is the same id.
+    coco_file(root / "annotations" / "train.json", [GOOD | {"image_id": "2"}], images=images)
+    assert datasets.backgrounds(root) == [f"train/{SCANS[0]}", f"train/{SCANS[1]}"]
+
+
+def test_repacked_file_names_with_folders_find_their_scans(tmp_path: Path) -> None:
+    names = [f"images/train/{name}" for name in SCANS[:3]]
+    root = pidray_copy(
+        tmp_path, 2, SCANS[:3], [0], images=[{"id": i, "file_name": name} for i, name in enumerate(names)]
+    )
+    assert datasets.backgrounds(root) == [f"train/{SCANS[1]}", f"train/{SCANS[2]}"]
+
+
+def test_annotations_of_unknown_images_leave_no_background_safe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"does not list \(image_id 77\)"):
+        datasets.backgrounds(pidray_copy(tmp_path, 2, SCANS, [0, 77]))
+
+
+def test_pidray_v1_has_no_backgrounds_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="in its first every scan has prohibited items"):
+        datasets.backgrounds(pidray_copy(tmp_path, 1, SCANS, [0, 1, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("name", ["xray_00001.png", "xray_easy00001.png", "sub/xray_hidden00001.png"])
+def test_a_bare_folder_of_pidray_is_no_background_pool(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="scans of PIDray, which have prohibited items"):
+        datasets.backgrounds(touch(tmp_path, name))
+
+
+def test_an_image_id_that_repeats_across_splits_stays_within_its_own_file(tmp_path: Path) -> None:
+    root = pidray_copy(tmp_path, 1, SCANS, [1])
+    other = [{"id": 1, "file_name": "xray_easy00001.png"}]
+    coco_file(root / "annotations" / "xray_test_easy.json", [GOOD], images=other)
+    (instance,) = datasets.read(datasets.training_source(root, None)).instances
+    assert instance.image == SCANS[1]
+
+
+def test_a_converted_copy_keeps_its_own_ids_and_spelling(tmp_path: Path) -> None:
+    categories = [{"id": 2, "name": "gun"}, {"id": 0, "name": "Handcuffs"}, {"id": 1, "name": "knife"}]
+    found = coco.read(coco_file(tmp_path / "f.json", [GOOD | {"category_id": 0}], categories=categories))
+    assert found.classes == ("Handcuffs", "knife", "gun")
+    assert found.instances[0].class_id == 0
+
+
+def test_a_box_beyond_the_scan_does_not_lose_the_item(tmp_path: Path) -> None:
+    found = coco.read(coco_file(tmp_path / "f.json", [GOOD | {"bbox": [-5, -5, 400, 300]}]))
+    assert len(found.instances) == 1
+
+
+def test_entries_marked_ignore_are_left_out(tmp_path: Path) -> None:
+    assert coco.read(coco_file(tmp_path / "f.json", [GOOD | {"ignore": 1}])).skipped == {"marked ignore": 1}
+
+
+def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
+    categories = [{"id": 7, "name": "Knife"}, {"id": 8, "name": "knife"}]
+    with pytest.raises(InputError, match="several categories are called 'knife'"):
+        coco.read(coco_file(tmp_path / "f.json", [GOOD], categories=categories))
+
+
+@pytest.mark.parametrize("name", ["test/xray_00001.png", "pidray/hard/1.png", "test_hidden\\1.png", "Easy/1.png"])
+def test_a_repacked_file_with_scans_from_a_test_folder_is_refused(name: str, tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": name}]
+    with pytest.raises(InputError, match="test part"):
+        coco.read(coco_file(tmp_path / "f.json", [GOOD], images=images))
+
+
+def test_links_to_test_parts_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "original", "annotations/train.json", "annotations/test_hard.json", "test/1.png", "train/1.png")
+    annotations, train = tmp_path / "original" / "annotations", tmp_path / "original" / "train"
+    (tmp_path / "mine.json").symlink_to(annotations / "test_hard.json")
+    (tmp_path / "mine").symlink_to(tmp_path / "original" / "test")
+    for file, images in ((tmp_path / "mine.json", train), (annotations / "train.json", tmp_path / "mine")):
+        with pytest.raises(InputError, match="test part"):
+            datasets.training_source(file, images)
+    (tmp_path / "link").symlink_to(tmp_path / "original")
+    assert datasets.training_source(tmp_path / "link", None).images == tmp_path / "link" / "train"
+
+
+@pytest.mark.parametrize("folder", ["test/images", "hidden/data", "xray_test_easy/JPEGImages"])
+def test_test_scans_in_a_folder_whose_own_name_says_nothing_are_refused(folder: str, tmp_path: Path) -> None:
+    touch(tmp_path, "all.json", f"{folder}/1.png", "train/images/1.png")
+    with pytest.raises(InputError, match="test part"):
+        datasets.training_source(tmp_path / "all.json", tmp_path / folder)
+    assert datasets.training_source(tmp_path / "all.json", tmp_path / "train" / "images")
+
+
+def test_sixray_with_everything_its_archives_bring(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path / "disk",
+        "JPEGImage/N0000001.jpg",
+        "JPEGImage/P00001.jpg",
+        "JPEGImage/P05110.jpg",  # a positive without a usable XML is no negative
+        "JPEGImage/._N0000003.jpg",
+        "JPEGImage/Thumbs.db",
+        "Annotation/P00001.xml",
+        "0/N0000001.jpg",  # unpacked twice
+        "0/N0000002.jpg",
+        "data_list.txt",
+    )
+    (root / "ImageSet" / "10").mkdir(parents=True)
+    rows = ["name,Gun,Knife,Wrench,Pliers,Scissors", "P00001,1,-1,-1,-1,-1", "P05110,-1,-1,-1,-1,-1", "N0000009.jpg"]
+    (root / "ImageSet" / "10" / "train.csv").write_text("\n".join(rows))
+    (tmp_path / "link").symlink_to(root)
+    assert datasets.backgrounds(tmp_path / "link") == ["0/N0000001.jpg", "0/N0000002.jpg"]
+
+
+def test_a_converted_sixray_still_keeps_its_positives_out(tmp_path: Path) -> None:
+    assert datasets.backgrounds(touch(tmp_path, "N0000001.png", "N0000002.png", "P00001.png")) == [
+        "N0000001.png",
+        "N0000002.png",
+    ]

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from pycocotools import mask as mask_api
+
+from segloc.common import rle
+
+SIZE = (37, 53)
+
+
+def decompress(text):
+    """COCO's compression undone character by character; None where it is not whole."""
+    counts, number, shift = [], 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                number -= 1 << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number, shift = 0, 0
+    return None if shift or not counts else counts
+
+
+def expected(text):
+    counts = decompress(text)
+    return counts is not None and min(counts) >= 0 and sum(counts) == SIZE[0] * SIZE[1]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Masks of all kinds, and what is left of them after characters were lost, changed or added."""
+    rng = np.random.default_rng(0)
+    whole = []
+    for share in np.linspace(0, 1, 60):
+        mask = np.asfortranarray((rng.random(SIZE) < share).astype(np.uint8))
+        mask[: rng.integers(38), : rng.integers(54)] = rng.integers(2)
+        whole.append(mask_api.encode(mask)["counts"].decode())
+    spoilt = ["", "0", "\x00", "é", "~", "P13", "e5QncV", "o" * 9 + "0", "0" * 50]
+    for text in whole * 20:
+        at = rng.integers(len(text))
+        spoilt.append(text[:at] + rng.choice(["", chr(rng.integers(40, 120)), "0"]) + text[at + rng.integers(2) :])
+    return [text for pair in zip(whole * 22, spoilt, strict=False) for text in pair]
+
+
+def test_masks_are_sound_as_a_plain_decoder_finds_them(texts):
+    segmentations = [{"size": list(SIZE), "counts": text} for text in texts]
+    found = rle.sound(segmentations, [SIZE] * len(texts))
+    assert found.tolist() == [expected(text) for text in texts]
+    assert 0.4 < found.mean() < 0.9
+    alone = [bool(rle.sound([one], [SIZE])[0]) for one in segmentations]  # neighbours do not matter
+    assert alone == found.tolist()
+
+
+def test_what_is_no_mask_is_not_sound():
+    good = {"size": [2, 3], "counts": [1, 5]}
+    bad = [None, 5, "x", [], {}, {"size": [2, 3]}, {**good, "size": [3, 2]}, {**good, "counts": [1, 6]}]
+    bad += [{**good, "counts": [-1, 7]}, {**good, "counts": ["1", 5]}, {**good, "counts": None}]
+    assert rle.sound([good, *bad], [(2, 3)] * (1 + len(bad))).tolist() == [True] + [False] * len(bad)
+    assert rle.sound([], []).tolist() == []
+
+
+def test_runs_that_would_overflow_are_not_sound():
+    """The largest runs there can be, so many that their sum passes 2^63."""
+    text = "ooooooO" * 20_000
+    assert not rle.sound([{"size": [65500, 65500], "counts": text}], [(65500, 65500)])[0]

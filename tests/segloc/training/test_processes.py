@@ -1,0 +1,230 @@
+"""Several processes make what one makes of the same global batch."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segloc.contrast import pretrainer
+from segloc.contrast.pretrainer import Pretrainer
+from segloc.data.stream import ShardFolder
+from segloc.models.segloc import SegLoc
+from segloc.pretrain import pretrain
+from segloc.settings.pretraining import HeadConfig, ModelConfig, load_config
+from segloc.training import checkpoint, processes
+from segloc.training.run_folder import read_metrics, read_run
+from tests.imports import ROOT
+from tests.segloc.test_pretrain import ONE_THREAD, TINY
+
+# Eight pairs a step, as micro-batches of two.
+EIGHT = [*TINY, "optim.batch=8", "optim.micro_batch=2", "optim.lr_per_256=0.01"]
+ENVIRONMENT = os.environ | ONE_THREAD
+
+
+def command(shards, out, *more, module=("-m", "segloc.pretrain"), settings=EIGHT):
+    return [sys.executable, *module, "--shards", str(shards), "--out", str(out), *settings, *more]
+
+
+def run(*arguments, **options):
+    done = subprocess.run(
+        command(*arguments, **options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    return arguments[1]
+
+
+def losses(out):
+    return {row["iteration"]: row["loss"] for row in read_metrics(out)}
+
+
+def assert_alike(run, other):
+    """In float32 the order of a sum shows after some steps; in float64 it does not, see below."""
+    assert list(losses(run)) == list(losses(other)) == list(range(6))
+    assert list(losses(run).values()) == pytest.approx(list(losses(other).values()), rel=5e-3)
+    queues = [checkpoint.load(out / checkpoint.LAST)["queues"] for out in (run, other)]
+    assert torch.equal(queues[0]["labels"], queues[1]["labels"])
+
+
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory):
+    return run(shards, tmp_path_factory.mktemp("alone") / "run")
+
+
+# Settings of several processes, and of one that must do the same.
+EQUALS = {
+    "micro-batches": ([], []),
+    "one large batch": (["optim.micro_batch=8"], ["optim.micro_batch=8"]),
+}
+
+
+def train_in_double(shards, out, number, group):
+    """Do six steps in float64 with each of `EQUALS`; the main process saves what they give."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        for name, settings in EQUALS.items():
+            config = load_config(None, [*EIGHT, *settings[number]])
+            trainer = Pretrainer(config, ShardFolder.open(shards), Path(out), torch.device("cpu"), group)
+            trainer.fill_queues()
+            losses = []
+            for trainer.iter in range(6):
+                trainer.run_step()
+                losses.append(trainer.metrics["loss"])
+            trainer.close()
+            parts = {part: getattr(trainer.model, part).state_dict() for part in ("query", "key")}
+            if group.is_main:
+                torch.save({"losses": losses, **parts, "queues": trainer.queues.state_dict()}, f"{out}/{number} {name}")
+    torch.set_default_dtype(torch.float32)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def in_double(varied, tmp_path_factory):
+    out = tmp_path_factory.mktemp("double")
+    train_in_double(str(varied), str(out), 1, processes.ALONE)
+    assert processes.launch(train_in_double, 2, str(varied), str(out), 0) == 0
+    return out
+
+
+@pytest.mark.parametrize("name", EQUALS)
+def test_two_processes_equal_one_to_float64(name, in_double):
+    two, one = (torch.load(in_double / f"{number} {name}") for number in (0, 1))
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-9)
+    assert len(set(one["losses"])) == 6
+    assert torch.equal(one["queues"]["labels"], two["queues"]["labels"])
+    for part in ("query", "key", "queues"):
+        for tensor, value in one[part].items():
+            torch.testing.assert_close(value, two[part][tensor], rtol=1e-6, atol=1e-9, msg=tensor)
+
+
+def break_second(shards, out, group):
+    """Pretrain where only the second process has a loss that is not finite; returns 1 where it is noticed."""
+    if group.rank == 1:
+        compare = pretrainer.info_nce
+
+        def broken(*arguments):
+            result = compare(*arguments)
+            return dataclasses.replace(result, loss=result.loss * float("nan"))
+
+        pretrainer.info_nce = broken
+    try:
+        pretrain(load_config(None, EIGHT), shards, Path(out), group)
+    except FloatingPointError as error:
+        Path(f"{out}-{group.rank}.txt").write_text(str(error))
+    return 0
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(shards, tmp_path):
+    assert processes.launch(break_second, 2, str(shards), str(tmp_path / "run")) == 0
+    for rank in range(2):
+        assert "step 0: the loss is nan" in (tmp_path / f"run-{rank}.txt").read_text()
+    pairs = json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]
+    assert len(set(pairs)) == 4  # the half that process had
+
+
+def test_torchrun_equals_one_process(shards, alone, tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "segloc.pretrain")
+    assert_alike(run(shards, tmp_path / "run", module=torchrun), alone)
+
+
+def test_without_detectron2_the_stand_in_launches(shards, alone, tmp_path):
+    hidden = "import sys; sys.modules['detectron2'] = None; import runpy; "
+    module = ("-c", hidden + "runpy.run_module('segloc.pretrain', run_name='__main__', alter_sys=True)")
+    # The children import what they need anew, so the stand-in's own function has to be found there too.
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['detectron2'] = None\n")
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    arguments = command(shards, tmp_path / "run", "--processes", "2", module=module)
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert "engine: stand-in; device: cpu; processes: 2" in done.stdout
+    assert_alike(tmp_path / "run", alone)
+
+
+def test_stopped_in_two_processes_goes_on_in_one(shards, alone, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(shards, out, "--processes", "2"), cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while len(losses(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert printed.count("stopped early; the same command goes on from") == 1
+    assert 0 < checkpoint.load(out / checkpoint.LAST)["iteration"] < 6
+    assert read_run(out)["processes"] == 2
+    run(shards, out)
+    assert_alike(out, alone)
+    assert read_run(out)["processes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--processes", "0"], "--processes is 0"),
+        (["--processes", "2", "optim.batch=6", "optim.micro_batch=2"], "optim.batch 6 cannot be shared by 2"),
+        (["--processes", "2", "optim.batchs=6"], "optim.batch"),
+        (
+            ["--processes", "2", "optim.batch=2", "model.norm=bn", "model.sda_norm=bn", "model.bn_splits=1"],
+            "model.sda_norm=bn needs an optim.micro_batch of at least 2 * bn_splits, 2",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_one_sentence(more, message, shards, tmp_path):
+    done = subprocess.run(
+        command(shards, tmp_path / "r", *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+MODEL = ModelConfig("resnet18", "bn", "bn", True, bn_splits=1)
+HEAD = HeadConfig(convs=1, conv_dim=32, fc_dim=32, dim=16)
+
+
+def pretext():
+    torch.manual_seed(0)
+    return SegLoc(MODEL, HEAD)
+
+
+def images_of(rank):
+    """Images whose size and content depend on the rank."""
+    rng = np.random.default_rng(rank)
+    images = torch.from_numpy(rng.uniform(0, 255, (4, 3, 64, 64 + 32 * rank)).astype(np.float32))
+    return images, torch.tensor([[4.0, 8, 40, 50]] * 4)
+
+
+def save_keys(folder, group):
+    torch.set_num_threads(1)
+    keys = pretext().embed_keys(*images_of(group.rank), torch.Generator().manual_seed(5), group)
+    torch.save(keys, f"{folder}/{group.rank}.pth")
+    return 3 * group.rank
+
+
+def test_keys_are_shuffled_over_processes(tmp_path):
+    assert processes.launch(save_keys, 2, str(tmp_path)) == 3, "an exit code comes back"
+    found = torch.cat([torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)], 1)
+    wide = torch.full((8, 3, 64, 96), 255.0)
+    for rank in (0, 1):
+        images, boxes = images_of(rank)
+        wide[4 * rank : 4 * rank + 4, :, :, : images.shape[-1]] = images
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(5))
+    expected = torch.empty_like(found)
+    with torch.no_grad():
+        for half in order.chunk(2):  # each with statistics of its own
+            expected[:, half] = pretext().key(wide[half], boxes)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert sorted(order[:4].tolist()) != [0, 1, 2, 3]
+    unshuffled = pretext().embed_keys(*images_of(0), torch.Generator().manual_seed(5))
+    assert not torch.allclose(found[:, :4], unshuffled, atol=1e-2)
