@@ -1,11 +1,15 @@
-"""What tests of both packages use."""
+"""Fixtures that tests of both packages use."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import fsspec
 import pytest
+
+from tests.imports import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +26,12 @@ def bucket() -> Iterator[str]:
         fsspec.filesystem("s3").mkdir("bucket")
         yield "s3://bucket"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def real_scans() -> Path:
+    """Real scans beside the repository, where there are some."""
+    folder = Path(os.environ.get("SEGLOC_XRAY_SAMPLE", ROOT.parent / "shared" / "xray_sample"))
+    if not folder.is_dir():
+        pytest.skip("no real scans here (set SEGLOC_XRAY_SAMPLE to a folder with sixray/ and pidray/)")
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -136,15 +135,6 @@ def run_module(module: str, *arguments: object, **options: object) -> subprocess
     """Run ``python -m module`` in a process of its own."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
-
-
-@pytest.fixture(scope="session")
-def real_scans() -> Path:
-    """Real scans beside the repository, where there are some."""
-    folder = Path(os.environ.get("SEGLOC_XRAY_SAMPLE", ROOT.parent / "shared" / "xray_sample"))
-    if not folder.is_dir():
-        pytest.skip("no real scans here (set SEGLOC_XRAY_SAMPLE to a folder with sixray/ and pidray/)")
-    return folder
 
 
 def listen_to_ctrl_c() -> None:
