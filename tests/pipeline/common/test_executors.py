@@ -93,7 +93,7 @@ def work(n):
     os.write(1, f"{os.getpid()}\\n".encode())  # in one piece, as both workers write here
     time.sleep(60)
 if __name__ == "__main__":
-    from pipeline import cli
+    from segloc.common import cli
     options = cli.parser("sleepers", "", "")
     sys.exit(cli.run(lambda args: list(run_tasks(work, range(2), workers=2)) and 0, options, []))
 """
