@@ -91,7 +91,7 @@ def test_yaml_may_not_call_anything_else(target):
 def test_recipes_load_the_same_without_detectron2():
     script = (
         "import sys; sys.modules['detectron2'] = None\n"
-        "from segloc import lazy; from segloc.detection import recipe\n"
+        "from segloc.settings import lazy; from segloc.detection import recipe\n"
         "assert lazy.LazyCall.__module__ == 'segloc.settings.lazy'\n"
         "for path in sys.argv[1:]: print(lazy.to_yaml(recipe.read(path)))\n"
     )
