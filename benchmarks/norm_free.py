@@ -16,8 +16,8 @@ from unittest import mock
 import torch
 
 from benchmarks.common import save
+from segloc.contrast.run import pretrain
 from segloc.models import backbone
-from segloc.pretrain import pretrain
 from segloc.settings.pretraining import load_config
 from segloc.training import checkpoint
 from segloc.training.run_folder import read_metrics, read_run

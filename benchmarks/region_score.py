@@ -13,8 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.common import save
-from pipeline import regions
 from pipeline.bags import authentic_region
+from pipeline.bags import regions as regions_body
 from segloc.common.contract import Box
 from segloc.common.images import read_image
 
@@ -36,13 +36,13 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.region_score", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="holds sixray/ and pidray/")
     folder = options.parse_args().folder
-    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: {mode: [] for mode in regions.MODES})
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: {mode: [] for mode in regions_body.MODES})
     with BOXES.open(newline="") as file:
         for row in csv.DictReader(file):
             grey = read_image(folder / row["image"], "grey")
             drawn = (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]))
             for mode, found in scores[row["group"]].items():
-                found.append(iou(authentic_region.union(regions.find(grey, mode)[0]), drawn))
+                found.append(iou(authentic_region.union(regions_body.find(grey, mode)[0]), drawn))
     rows = []
     for group, by_mode in scores.items():
         figures = {f"{mode}_{what}": round(of(found), 3) for mode, found in by_mode.items()

@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 from benchmarks.common import interleave, machine, ratio, save
-from pipeline import regions
 from pipeline.bags import authentic_region
+from pipeline.bags import regions as regions_body
 from pipeline.common.executors import run_tasks, tune_process
 from pipeline.simulate.__main__ import main as simulate
 from pipeline.tables import region_table
@@ -51,8 +51,8 @@ def measure(root: Path, label: str, limit: int, rounds: int, repeats: int) -> di
     """Measure the scans of one folder."""
     names = backgrounds(root)[:limit]
     variants: dict[str, Any] = {"floor": functools.partial(floor, root), "naive": functools.partial(naive, root)}
-    for mode in regions.MODES:
-        variants[mode] = functools.partial(regions.measure, root=root, mode=mode)
+    for mode in regions_body.MODES:
+        variants[mode] = functools.partial(regions_body.measure, root=root, mode=mode)
     seconds = interleave(variants, names, rounds)
     greys = [read_image(root / name, "grey") for name in names]
     differing = sum(authentic_region.paper(grey) != plain(grey) for grey in greys)
@@ -64,19 +64,19 @@ def measure(root: Path, label: str, limit: int, rounds: int, repeats: int) -> di
         "floor_ms": round(1e3 * statistics.median(seconds["floor"]), 3),
         **{f"{name}/floor": round(ratio(seconds, name, "floor"), 3) for name in ("paper", "adaptive", "naive")},
         "boxes_unlike_the_plain_rule": differing,
-        **{f"two_workers_{mode}": round(scaling(root, names * repeats, mode), 2) for mode in regions.MODES},
+        **{f"two_workers_{mode}": round(scaling(root, names * repeats, mode), 2) for mode in regions_body.MODES},
     }
 
 
 def scaling(root: Path, names: list[str], mode: str, rounds: int = 3) -> float:
     """Median of the time with one worker over that with two, after the workers have started."""
-    task = functools.partial(regions.measure, root=root, mode=mode)
+    task = functools.partial(regions_body.measure, root=root, mode=mode)
     ratios = []
     for _ in range(rounds):
         times = []
         for workers in (1, 2):
-            results = run_tasks(task, names, workers=workers, chunk=regions.CHUNK)
-            for _ in range(4 * regions.CHUNK):  # by then both have started
+            results = run_tasks(task, names, workers=workers, chunk=regions_body.CHUNK)
+            for _ in range(4 * regions_body.CHUNK):  # by then both have started
                 next(results)
             start = time.perf_counter()
             for _ in results:

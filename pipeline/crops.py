@@ -9,81 +9,21 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import segments
 from pipeline.common.executors import run_tasks
 from pipeline.common.seeds import generator
-from pipeline.pairing.composition import fit
-from pipeline.segments import Row
+from pipeline.pairing.crops import CLASS, cut
+from pipeline.pairing.segments import Row
 from pipeline.tables import region_table, segment_table
 from segloc.common import cli
-from segloc.common.contract import Box
-from segloc.common.datasets import near_duplicates
 from segloc.common.errors import InputError
-from segloc.common.files import check_output, existing_folder, safe_relative
-from segloc.common.images import ImageError, encode_rgba, read_image
-
-CLASS = "crop"
-# InsLoc's random-resized crop: share of the scan's area, width over height, and tries before the middle is taken.
-AREA, ASPECT, DRAWS = (0.2, 1.0), (0.5, 2.0), 10
-FRAME_PX = 500  # scans are stored no wider than the paper's frame
-
-
-def draw_crop(rng: np.random.Generator, width: int, height: int) -> Box:
-    """Draw a crop of a scan of `width` x `height` pixels: area uniform, logarithm of the aspect uniform."""
-    low, high = (math.log(aspect) for aspect in ASPECT)
-    for _ in range(DRAWS):
-        area, aspect = width * height * rng.uniform(*AREA), math.exp(rng.uniform(low, high))
-        wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < wide <= width and 0 < tall <= height:
-            x, y = int(rng.integers(width - wide, endpoint=True)), int(rng.integers(height - tall, endpoint=True))
-            return x, y, x + wide, y + tall
-    wide, tall = min(width, round(height * ASPECT[1])), min(height, round(width / ASPECT[0]))
-    x, y = (width - wide) // 2, (height - tall) // 2
-    return x, y, x + wide, y + tall
-
-
-def cut(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[Row] | str:
-    """Cut crops out of a scan.
-
-    Args:
-        scan: its number, which seeds the draws and is its group, and its path relative to `root`.
-        root: folder of the scans.
-        per_scan: number of crops.
-        seed: of the command.
-
-    Returns:
-        Rows of the table of segments, or why there are none.
-    """
-    number, name = scan
-    try:
-        image = read_image(root / safe_relative(name))
-    except ImageError as error:
-        return str(error).partition(":")[0]
-    if image.shape[1] > FRAME_PX:
-        image = fit(image, (FRAME_PX, max(1, round(image.shape[0] * FRAME_PX / image.shape[1]))))
-    height, width = image.shape[:2]
-    rng, whole = generator(seed, "crops", number), np.ones((height, width), bool)
-    about = {
-        "class_id": 0, "class_name": CLASS, "image": name, "scan_width": width, "scan_height": height,
-        "background_r": 255.0, "background_g": 255.0, "background_b": 255.0, "cut_by_frame": False, "whole": True,
-        "scan_group": number, "scan_fingerprint": near_duplicates.fingerprint(image),
-    }  # fmt: skip
-    rows = []
-    for crop in range(per_scan):
-        x0, y0, x1, y1 = box = draw_crop(rng, width, height)
-        where = {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "area": (x1 - x0) * (y1 - y0)}
-        name_of_crop = {"segment_id": f"{name}#{crop}", "annotation_id": str(crop)}
-        rows.append({**about, **name_of_crop, **where, "png": encode_rgba(segments.crop(image, whole, box))})
-    return rows
+from segloc.common.files import check_output, existing_folder
 
 
 def _command(args: argparse.Namespace) -> int:

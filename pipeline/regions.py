@@ -3,136 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
-import zlib
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from pipeline.bags import authentic_region
-from pipeline.common import gallery
-from pipeline.common.executors import run_tasks
-from pipeline.tables import region_table
+from pipeline.bags.regions import MODES, _draw, _write, draw_steps
 from segloc.common import cli
-from segloc.common.contract import Box
 from segloc.common.datasets import backgrounds
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, write_atomic
-from segloc.common.images import Image, ImageError, decode, encode_png, read_file, read_image
-
-MODES = ("adaptive", "paper")
-# A region narrower than this at native resolution holds no recognisable item.
-LEAST_SIDE_PX = 32
-# Scans sent to a worker at a time: they take a millisecond each, and sending costs.
-CHUNK = 64
-_GALLERY_TILES, _GALLERY_COLUMNS = 60, 6
-_STEP_PX = 360
-
-
-def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
-    """Make the table's row of one background. Never raises for a bad file: that is a row with a status and a message.
-
-    Args:
-        name: path of the scan relative to `root`.
-        root: folder of the backgrounds.
-        mode: ``adaptive`` or ``paper``.
-    """
-    row: dict[str, Any] = {"image": name, "status": "ok", "message": ""}
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        return {"image": shown, "status": "unreadable", "message": "file name is not UTF-8"}
-    try:
-        data = read_file(root / name)
-        row["crc32"] = zlib.crc32(data)
-        grey = decode(data, "grey")
-    except ImageError as error:
-        return row | {"status": "unreadable", "message": str(error)}
-    height, width = grey.shape
-    row |= {"width": width, "height": height}
-    if min(width, height) < LEAST_SIDE_PX:
-        return row | {"status": "too_small", "message": f"scan of {width}x{height} pixels"}
-    bags, row["background_level"] = find(grey, mode)
-    box = authentic_region.union(bags)
-    if box is None:
-        return row | {"status": "empty", "message": "nothing but belt"}
-    x0, y0, x1, y1 = box
-    row |= {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "bags": bags}
-    if min(x1 - x0, y1 - y0) < LEAST_SIDE_PX:
-        return row | {"status": "too_small", "message": f"region of {x1 - x0}x{y1 - y0} pixels"}
-    return row
-
-
-def find(grey: Image, mode: str) -> tuple[list[Box], int]:
-    """Find the bags of a grey scan [h, w] in the given mode, whose union is the region, and the belt's level."""
-    if mode == "paper":
-        box = authentic_region.paper(grey)
-        return [box] if box else [], authentic_region.belt_level(grey)
-    return authentic_region.bags(grey)
-
-
-def draw_steps(path: Path, mode: str) -> Image:
-    """Draw how the region of a scan is found, as in the paper's figure 5.
-
-    Args:
-        path: the scan.
-        mode: whose boxes are drawn in the last picture, in blue; the paper's is red.
-
-    Returns:
-        uint8 RGB: grey, inverted, eroded, threshold and the scan with its boxes, side by side.
-
-    Raises:
-        ImageError: the scan cannot be read.
-    """
-    grey, colour = read_image(path, "grey"), read_image(path)
-    steps = authentic_region.paper_steps(grey)
-    tiles = [gallery.tile(step[..., None].repeat(3, 2), [], name, _STEP_PX) for name, step in steps.items()]
-    tiles.append(gallery.tile(colour, _boxes(grey, mode), f"red: paper, blue: {mode}", _STEP_PX))
-    return gallery.sheet(tiles, len(tiles))
-
-
-def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
-    """Return the paper's region and, over it, that of `mode` and its bags."""
-    bags, _ = find(grey, mode)
-    region = authentic_region.union(bags)
-    found = [
-        (authentic_region.paper(grey), gallery.RED),
-        *((bag, gallery.GREEN) for bag in bags),
-        (region, gallery.BLUE),
-    ]
-    return [(box, tone) for box, tone in found if box]
-
-
-def _write(args: argparse.Namespace, names: list[str]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    task = functools.partial(measure, root=args.backgrounds.absolute(), mode=args.mode)
-    results: Iterator[dict[str, Any]] = run_tasks(
-        task, names, workers=args.workers, executor=args.executor, chunk=CHUNK
-    )
-    with region_table.writer(args.out) as table:
-        for row in tqdm(results, total=len(names), unit="scan", desc="regions", disable=None):
-            counts[row["status"]] += 1
-            table.write(row)
-        table.parameters |= {"mode": args.mode, "least_side_px": LEAST_SIDE_PX, "counts": dict(sorted(counts.items()))}
-    return counts
-
-
-def _draw(args: argparse.Namespace, names: list[str]) -> None:
-    tiles = []
-    for position in gallery.spread(_GALLERY_TILES, len(names)):
-        path = args.backgrounds / names[position]
-        try:
-            grey, colour = read_image(path, "grey"), read_image(path)
-        except ImageError:
-            continue
-        tiles.append(gallery.tile(colour, _boxes(grey, args.mode), names[position]))
-    if tiles:
-        gallery.save(args.gallery, tiles, _GALLERY_COLUMNS)
+from segloc.common.images import ImageError, encode_png
 
 
 def _command(args: argparse.Namespace) -> int:

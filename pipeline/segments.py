@@ -7,144 +7,21 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import pickle
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 from pipeline.common.executors import run_tasks
+from pipeline.pairing.segments import RING_PX, Row, _report, _tasks, cut
 from pipeline.tables import segment_table
-from segloc.common import cli, datasets, masks
-from segloc.common.contract import Box
-from segloc.common.datasets import Instance, near_duplicates
+from segloc.common import cli, datasets
+from segloc.common.datasets import near_duplicates
 from segloc.common.errors import InputError
 from segloc.common.files import check_output
-from segloc.common.images import Image, ImageError, encode_rgba, read_image
-
-# The donor's surroundings are measured outside the item's blurred rim but close by.
-RING_PX = (3, 12)
-# An outline drawn to the index of the last pixel ends one pixel short of the frame.
-FRAME_MARGIN_PX = 1
-_WHITE = np.full(3, 255.0, np.float32)
-
-Row = dict[str, Any]
-
-
-def cut(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) -> tuple[list[Row], list[str]]:
-    """Cut the items of one class out of one scan.
-
-    Args:
-        instances: all of the same image.
-        images: folder of the scans.
-        classes: names by class id.
-
-    Returns:
-        Rows of the table, all but their scan group, and a reason for each instance that gave none.
-    """
-    path = _locate(images, instances[0].image)
-    if path is None:
-        return [], ["image file missing"] * len(instances)
-    try:
-        scan = read_image(path)
-    except ImageError as error:
-        return [], [f"image unreadable: {str(error).partition(':')[0]}"] * len(instances)
-    rows, reasons = [], []
-    fingerprint = near_duplicates.fingerprint(scan)
-    for instance in instances:
-        try:
-            rows.append(_row(instance, scan, classes) | {"scan_fingerprint": fingerprint})
-        except masks.MaskError as error:
-            reasons.append(str(error))
-    return rows, reasons
-
-
-def _locate(images: Path, name: str) -> Path | None:
-    """Find a scan; re-packed copies keep a folder in the name that the disk no longer has."""
-    candidates = (images / name, images / name.rpartition("/")[2])
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _row(instance: Instance, scan: Image, classes: tuple[str, ...]) -> Row:
-    height, width = scan.shape[:2]
-    if instance.size not in (None, (width, height)):
-        raise masks.MaskError("image size disagrees with the file")
-    mask = masks.rasterise(instance.segmentation, width, height)
-    box = masks.tight_box(mask)
-    assert box is not None  # rasterise refuses empty masks
-    cut_off = is_cut_by_frame(box, width, height)
-    red, green, blue = surroundings(scan, mask, box)
-    return {
-        "segment_id": instance.segment_id,
-        "class_id": instance.class_id,
-        "class_name": classes[instance.class_id],
-        "image": instance.image,
-        "annotation_id": instance.annotation_id,
-        **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)),
-        "area": int(mask.sum()),
-        "scan_width": width,
-        "scan_height": height,
-        "background_r": red,
-        "background_g": green,
-        "background_b": blue,
-        "cut_by_frame": cut_off,
-        "whole": not cut_off and masks.is_one_piece(mask),
-        "png": encode_rgba(crop(scan, mask, box)),
-    }
-
-
-def is_cut_by_frame(box: Box, width: int, height: int) -> bool:
-    """Whether an item reaches the edge of its scan, up to `FRAME_MARGIN_PX`, and so may go on beyond it."""
-    x0, y0, x1, y1 = box
-    return min(x0, y0, width - x1, height - y1) <= FRAME_MARGIN_PX
-
-
-def crop(scan: Image, mask: masks.Mask, box: Box) -> Image:
-    """Cut `box` out of a scan [h, w, 3], with the mask [h, w] as alpha (0 or 255).
-
-    Colours under alpha 0 stay the donor's, so that interpolating at the mask's rim never mixes in black.
-    """
-    x0, y0, x1, y1 = box
-    alpha = mask[y0:y1, x0:x1].astype(np.uint8) * 255
-    return np.dstack([scan[y0:y1, x0:x1], alpha])
-
-
-def surroundings(scan: Image, mask: masks.Mask, box: Box) -> np.ndarray:
-    """Estimate what the donor scan shows around an item: what its pixels would be without it.
-
-    Args:
-        scan: uint8 RGB [h, w, 3].
-        mask: bool [h, w].
-        box: tight box of the mask.
-
-    Returns:
-        float32 [3]: per channel the mean of the middle half of the pixels 3 to 12 px outside the mask, so that a
-        neighbouring item or the bag's rim does not pull it. White when the item leaves no such pixel.
-    """
-    inner, outer = RING_PX
-    height, width = mask.shape
-    x0, y0 = max(0, box[0] - outer), max(0, box[1] - outer)
-    x1, y1 = min(width, box[2] + outer), min(height, box[3] + outer)
-    distance = cv2.distanceTransform((~mask[y0:y1, x0:x1]).astype(np.uint8), cv2.DIST_L2, 5)
-    ring = scan[y0:y1, x0:x1][(distance >= inner) & (distance <= outer)]
-    if not len(ring):
-        return _WHITE
-    ordered = np.sort(ring, axis=0)
-    quarter = len(ordered) // 4
-    return ordered[quarter : len(ordered) - quarter].mean(axis=0).astype(np.float32)
-
-
-def _tasks(instances: tuple[Instance, ...]) -> list[list[Instance]]:
-    """Group by class and image, in the table's order: then rows can be written as they come."""
-    groups = itertools.groupby(instances, key=lambda instance: (instance.class_id, instance.image))
-    return [list(group) for _, group in groups]
 
 
 def _command(args: argparse.Namespace) -> int:
@@ -186,14 +63,6 @@ def _command(args: argparse.Namespace) -> int:
         }
     _report(args.out, counts, skipped, Counter(groups.values()))
     return 0
-
-
-def _report(out: Path, counts: Counter[str], skipped: Counter[str], groups: Counter[int]) -> None:
-    print(f"{out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
-    largest = max(groups.values())
-    print(f"{groups.total()} scans of {len(groups)} bags as far as their pictures tell; at most {largest} of one")
-    if skipped:
-        print(f"skipped {skipped.total()}: {', '.join(f'{n} {reason}' for reason, n in skipped.most_common())}")
 
 
 def main(argv: list[str] | None = None) -> int:

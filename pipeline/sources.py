@@ -7,9 +7,9 @@ made anew at every ``dvc repro``, in seconds, and left untouched when nothing ha
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from pipeline import manifest
+from pipeline.common import manifest as manifest_body
+from pipeline.common.sources import _inside, roots
 from pipeline.simulate import __main__ as simulator
 from segloc.common import cli
 from segloc.common.errors import InputError
@@ -18,21 +18,6 @@ EXAMPLES = """\
   python -m pipeline.sources --foregrounds data/raw/pidray --backgrounds data/raw/sixray --out data/manifest
   python -m pipeline.sources --foregrounds data/simulated/pidray --backgrounds data/simulated/sixray \\
       --simulated data/simulated --scans 300 --out data/manifest"""
-
-
-def roots(foregrounds: Path, images: Path | None, backgrounds: Path) -> dict[str, Path]:
-    """Name the folders to list.
-
-    Args:
-        foregrounds: PIDray's root, or a COCO file.
-        images: the scans of that COCO file, None if they lie beside it.
-        backgrounds: SIXray's root, PIDray's, or any folder of scans.
-    """
-    if foregrounds.is_file():
-        listed = {"annotations": foregrounds.parent, "foregrounds": images or foregrounds.parent}
-    else:
-        listed = {"foregrounds": foregrounds}
-    return {**listed, "backgrounds": backgrounds}
 
 
 def _command(args: argparse.Namespace) -> None:
@@ -51,17 +36,13 @@ def _command(args: argparse.Namespace) -> None:
         if not root.is_dir():
             raise InputError(f"{root}: no such file or folder ({name} in params.yaml)")
         # A simulated scan is known by its parameters; its time would only differ from machine to machine.
-        files, different = manifest.write(root, args.out / f"{name}.manifest", not _inside(root, args.simulated))
+        files, different = manifest_body.write(root, args.out / f"{name}.manifest", not _inside(root, args.simulated))
         changed |= different
         print(f"{name}: {files} files in {root}")
     for stale in set(args.out.glob("*.manifest")) - {args.out / f"{name}.manifest" for name in listed}:
         stale.unlink()
         changed = True
     print("the scans have changed" if changed else "nothing changed")
-
-
-def _inside(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.absolute().is_relative_to(folder.absolute())
 
 
 def main(argv: list[str] | None = None) -> int:

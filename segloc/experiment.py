@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-
-from tqdm import tqdm
 
 from segloc.common import cli
-from segloc.common.errors import InputError, unknown_key
-from segloc.common.files import write_atomic
-from segloc.experiments.jobs import Job, Step, cell_name, changed, plan, state, with_needs
-from segloc.experiments.locks import locked
-from segloc.reporting import probe_table
+from segloc.common.errors import unknown_key
+from segloc.experiments.jobs import plan
+from segloc.experiments.run import _stopped_by_sigterm, check, conclude, run_cells, show, tidy
 from segloc.settings import experiments
-from segloc.settings.experiments import PROBE, Experiment
 
 EXAMPLES = """\
   python -m segloc.experiment detectron_configs/experiment/demo.yaml --out runs/experiment
@@ -48,10 +37,6 @@ working directory, with protocols, `probe`, or both:
 Probes end in probe.md, mean and standard deviation over the seeds, and probe.csv, every seed by itself. All starts are
 tested on the same views. One whose weights are the same for all seeds is probed once.
 """
-
-
-class Failed(Exception):
-    """A command of a job ended without doing what it should have; says so in one line."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,228 +70,6 @@ def run(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
-
-
-def tidy(out: str) -> Path:
-    """Write the folder of the experiment in one way, however it was given: its name is in the commands that resume.
-
-    Raises:
-        InputError: it is a file.
-    """
-    path = Path(out).resolve()
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{out}: is a file, not a folder")
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def show(cells: Sequence[Job]) -> None:
-    """Print every cell and what it needs: state, name, commands."""
-    for job in with_needs(cells):
-        print(f"{state(job):9} {job.name}")
-        for step in job.steps:
-            print(f"          {step}")
-
-
-def check(cells: Sequence[Job]) -> None:
-    """Check before work starts that no finished part was made with other settings, and that the inputs are there.
-
-    Raises:
-        InputError: something is not as it should be.
-    """
-    for cell in cells:
-        for job in (*cell.all_needs, cell):
-            if difference := changed(job):
-                raise InputError(f"{difference}; choose another --out, or remove that folder to make it anew")
-        if not cell.finished:
-            for job in (*cell.all_needs, cell):
-                if not job.finished:
-                    job.check()
-
-
-def run_cells(cells: Sequence[Job]) -> list[str]:
-    """Run what is not finished, first what no other process works on, then the rest.
-
-    Returns:
-        What failed, a line each.
-    """
-    failures: dict[str, str] = {}
-    stamps = {job.name: job.stamp for job in with_needs(cells)}
-    later: list[Job] = []
-    with tqdm(total=len(cells), desc="cells", unit="cell", disable=None) as bar:
-        for wait, queue in ((False, list(cells)), (True, later)):
-            for cell in queue:
-                if run_cell(cell, wait, failures, stamps):
-                    bar.update()
-                else:
-                    later.append(cell)
-    return list(failures.values())
-
-
-def run_cell(cell: Job, wait: bool, failures: dict[str, str], stamps: Mapping[str, int | None]) -> bool:
-    """Run a cell and what it needs, unless finished.
-
-    Args:
-        cell: the cell.
-        wait: wait for jobs that another process works on.
-        failures: by name of the job, what has failed so far; added to.
-        stamps: by name of the job, its `Job.stamp` when this process began.
-
-    Returns:
-        Whether it was dealt with; not if another process works on it, or on what it needs.
-    """
-    for job in (*cell.all_needs, cell) if not cell.finished else ():
-        if any(other.name in failures for other in job.all_needs) or job.name in failures:
-            failures.setdefault(cell.name, f"{cell.name}: cannot run without what has failed before")
-            return True
-        try:
-            if not run_job(job, wait, stamps[job.name]):
-                return False
-        except Failed as error:
-            failures[job.name] = f"{job.name}: {error}"
-    return True
-
-
-def run_job(job: Job, wait: bool, stamp: int | None) -> bool:
-    """Carry out the steps of a job whose files are not there yet.
-
-    Args:
-        job: the job.
-        wait: wait for another process that works on it.
-        stamp: its `Job.stamp` when this process began; what another has failed at since is not tried again.
-
-    Returns:
-        Whether it is finished; not if another process works on it and it is not to be waited for.
-
-    Raises:
-        Failed: a step failed, here or in another process.
-        InputError: another process has made the folder with other settings in the meantime.
-    """
-    with locked(job.lock, job.name, wait) as descriptor:
-        if descriptor is None:
-            return False
-        if difference := changed(job):
-            raise InputError(difference)
-        if job.finished:
-            return True
-        if (failure := job.read().get("failure")) and job.stamp != stamp:
-            raise Failed(f"{failure} (in another process)")
-        job.write()
-        for step in job.steps:
-            if not step.makes.is_file():
-                log = job.folder / f"{step.name}.log"
-                tqdm.write(f"{job.name}: {step.name} (log: {log})", file=sys.stderr)
-                code = execute(step, log, (descriptor,))
-                if code or not step.makes.is_file():
-                    failure = f"{step.name} ended with exit code {code} and no {step.makes.name}: {_last_line(log)}"
-                    job.write(failure)
-                    raise Failed(f"{failure} ({log})")
-    return True
-
-
-def execute(step: Step, log: Path, descriptors: Sequence[int] = ()) -> int:
-    """Run a command with its output added to `log`; stops it when this process is told to stop.
-
-    Args:
-        step: the command.
-        log: made when missing.
-        descriptors: files that it keeps open, for their locks.
-
-    Returns:
-        Its exit code.
-    """
-    with log.open("ab") as file:
-        file.write(f"$ {step}\n".encode())
-        file.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", *step.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            pass_fds=descriptors,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-
-
-def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list[str]:
-    """Write report and tables of the finished cells, as far as there are cells for them.
-
-    Returns:
-        What failed, a line each.
-    """
-    tuned = [cell for cell in finished if not cell.probes]
-    probed = {cell.name: cell.steps[-1].makes for cell in finished if cell.probes}
-    failures = report(tuned, out, experiment.title) if tuned else []
-    names = [(s, seed, cell_name(s, PROBE, seed)) for s in experiment.starts for seed in experiment.seeds]
-    files = [(start, seed, probed[name]) for start, seed, name in names if name in probed]
-    return [*failures, *tabulate(files, out)] if files else failures
-
-
-def tabulate(files: Sequence[tuple[str, int, Path]], out: Path) -> list[str]:
-    """Write probe.md and probe.csv.
-
-    Args:
-        files: start, seed and probe.json of every finished probe, in the order of the rows.
-        out: folder of the experiment.
-
-    Returns:
-        What failed, a line if anything.
-    """
-    try:
-        probes = probe_table.read(files)
-    except InputError as error:
-        return [f"probe.md: {error}"]
-    for path, text in (
-        (out / "probe.md", probe_table.to_markdown(probes)),
-        (out / "probe.csv", probe_table.to_csv(probes)),
-    ):
-        write_atomic(path, text.encode())
-        print(path)
-    return []
-
-
-def report(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
-    """Write report.html, table.md and table.csv of finished fine-tunings.
-
-    Returns:
-        What failed, a line if anything.
-    """
-    # A pretraining may have been removed once nothing needed it any more.
-    needed = [need.folder for cell in tuned for need in cell.all_needs if need.finished]
-    folders = map(str, dict.fromkeys([*needed, *(cell.folder for cell in tuned)]))
-    page, *tables = (out / name for name in ("report.html", "table.md", "table.csv"))
-    written = [part for table in tables for part in ("--table", str(table))]
-    arguments = ("segloc.report", *folders, "--title", title, "--out", str(page), *written)
-    log = out / "report.log"
-    if execute(Step("report", arguments, page), log):
-        return [f"report: {_last_line(log)} ({log})"]
-    for path in (page, *tables):
-        print(path)
-    return []
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-
-
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM, which clusters send, as Ctrl-C: the command that runs is stopped too."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from segloc.common import cli
 from segloc.common.files import check_output, write_atomic
 from segloc.exporting import batch_norm
+from segloc.exporting.export import summary
 from segloc.exporting.formats import FORMATS, convert, notes, with_head, wrapped
 from segloc.models.initial_weights import BACKBONE_SETTINGS, check_tensors, read_backbone
 
@@ -70,24 +69,6 @@ def run(args: argparse.Namespace) -> None:
     write_atomic(report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     print(summary(report))
     print(f"wrote {out} and {report_path}")
-
-
-def summary(report: Mapping[str, Any]) -> str:
-    """Put the report into a few lines."""
-    lines = [
-        f"{report['arch']}, norm {report['norm']} -> {report['format']}: {len(report['matched'])} tensors matched, "
-        f"{len(report['renamed'])} renamed, {len(report['left_out'])} left out"
-    ]
-    if inserted := report["inserted"]:
-        lines.append(
-            f"  inserted {len(inserted['layers'])} batch norm layers, measured on {inserted['measured_views']} views; "
-            f"on {inserted['compared_views']} others the outputs differ by at most "
-            f"{inserted['largest_relative_difference']:.1e} of the largest value"
-        )
-    for reason in dict.fromkeys(report["left_out"].values()):
-        count = sum(other == reason for other in report["left_out"].values())
-        lines.append(f"  left out {count}: {reason}")
-    return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"])])
 
 
 if __name__ == "__main__":

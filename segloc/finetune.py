@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from omegaconf import DictConfig
-
 from segloc.common import cli
-from segloc.common.errors import InputError
 from segloc.common.files import write_atomic
 from segloc.detection import recipe
-from segloc.detection.coco import read_split
-from segloc.detection.data import TrainingData, digest_of, train_split
-from segloc.detection.detector import Detector, engine_label
-from segloc.detection.trainer import FinetuneTrainer, Progress
-from segloc.detection.weights import detector_content, start_detector
-from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
+from segloc.detection.data import digest_of
+from segloc.detection.detector import engine_label
+from segloc.detection.finetuning import (
+    MODEL,
+    _data,
+    _detector,
+    _digest_of_start,
+    _left_by,
+    _resume,
+    _run_name,
+    _train,
+    _trainer,
+)
+from segloc.detection.weights import detector_content
 from segloc.reporting.run_results import origin
 from segloc.settings import lazy
-from segloc.settings.finetuning import TrainSettings
 from segloc.training import checkpoint, run_folder
-from segloc.training.schedules import step_schedule
-from segloc.training.stopping import Keeper, StopTraining, sigterm
 
-MODEL = "model.pth"
 EXAMPLES = """\
   python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101_fair.py \\
       --data data/raw/pidray --out runs/finetune-segloc
@@ -103,102 +100,6 @@ def finetune(args: argparse.Namespace) -> int:
     (folder / checkpoint.LAST).unlink(missing_ok=True)
     print(f"wrote {folder / MODEL}")
     return 0
-
-
-def _train(
-    trainer: FinetuneTrainer,
-    folder: Path,
-    settings: TrainSettings,
-    first: int,
-    content: Callable[[int], dict[str, Any]],
-) -> bool:
-    """Train from step `first` on; returns whether to the end."""
-
-    def save(done: int) -> None:
-        checkpoint.save(folder / checkpoint.LAST, {**content(done), "optimizer": trainer.optimizer.state_dict()})
-
-    with sigterm() as stop:
-        # In this order: the log of a step is on disk before a checkpoint that is past it.
-        trainer.register_hooks([Progress(folder, settings.log_every), Keeper(save, settings.checkpoint_every, stop)])
-        try:
-            trainer.fit(first)
-        except StopTraining:
-            return False
-    return True
-
-
-def _data(config: DictConfig) -> tuple[TrainingData, list[str]]:
-    """Read the training set; fixes what the recipe leaves to it."""
-    data, optim, train = recipe.settings(config)
-    split = read_split(train_split(data))
-    recipe.settle(config, split.classes)
-    if split.dropped:
-        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out")
-    return TrainingData(split, data, optim.batch, train.seed), list(split.classes)
-
-
-def _detector(config: DictConfig, start: str, resuming: bool) -> tuple[Detector, Started | None]:
-    """Build the detector and, unless its weights are in a checkpoint, give it its start weights."""
-    torch.manual_seed(config.train.seed)
-    detector: Detector = lazy.instantiate(config.model, "model")
-    if detector.engine == "torchvision" and config.model.heads.stages > 1:
-        print(
-            f"torchvision has no cascade: instead of {config.model.heads.stages} stages, this is a Mask R-CNN, of one"
-        )
-    started = None if resuming else start_detector(detector, start, config)
-    if started:
-        print(started.summary)
-    return detector.to("cuda" if torch.cuda.is_available() else "cpu"), started
-
-
-def _trainer(config: DictConfig, detector: Detector, data: TrainingData) -> FinetuneTrainer:
-    _, optim, train = recipe.settings(config)
-    steps = train.steps(len(data), optim.batch)
-    warmup = min(optim.warmup, steps)
-    rates = step_schedule(optim.lr, steps, warmup, optim.warmup_start, optim.milestones, optim.gamma)
-    return FinetuneTrainer(detector, data, optim, rates, train.seed)
-
-
-def _left_by(folder: Path, config: str, start: str, digest: str) -> dict[str, Any]:
-    """Read what an earlier run of the same command left in `folder`; nothing if there was none."""
-    path = next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
-    if path is None:
-        return {}
-    content = checkpoint.load(path)
-    settings = recipe.completed(content.get("config", ""), str(path))
-    if yaml.safe_load(settings) != yaml.safe_load(config) or content.get("start") != start:
-        raise InputError(f"{folder}: holds another run (other settings or start weights); choose another --out")
-    if content.get("data_digest") != digest:
-        raise InputError(f"{folder}: its run was on another training set; choose another --out")
-    now = _digest_of_start(start)
-    if now and now != content.get("start_digest", now):
-        raise InputError(f"{folder}: its run started from {start} when that held other weights; choose another --out")
-    return content
-
-
-def _digest_of_start(start: str) -> str:
-    """Digest of the file of start weights; empty where there is none, or no more."""
-    if start in (RANDOM, IMAGENET):
-        return ""
-    try:
-        return hashlib.sha256(checkpoint.find(start).read_bytes()).hexdigest()
-    except InputError:
-        return ""
-
-
-def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> int:
-    """Take over a checkpoint, if there is one; returns the next iteration."""
-    if not content:
-        return 0
-    load_strict(trainer.detector.net, content["model"], str(folder))
-    if "optimizer" in content:
-        trainer.optimizer.load_state_dict(content["optimizer"])
-    return int(content["iteration"])
-
-
-def _run_name(start: str) -> str:
-    """Name start weights after their run folder, whether that or a file in it is given."""
-    return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
 
 
 if __name__ == "__main__":

@@ -3,157 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-import torch
-from tqdm import tqdm
 
 from segloc.common import cli
 from segloc.common.errors import InputError
-from segloc.contrast.pretrainer import Pretrainer, config_yaml, index_digest
+from segloc.contrast.run import _train
 from segloc.data.stream import ShardFolder
-from segloc.settings.pretraining import PretrainConfig, load_config
-from segloc.training import checkpoint, run_folder
-from segloc.training.loop import NAME, HookBase
-from segloc.training.processes import ALONE, Group, join, launch
-from segloc.training.stopping import Keeper, StopTraining, sigterm
-
-
-class Writer(HookBase):
-    """Writes metrics and shows progress, in the main process.
-
-    Args:
-        start: the first step.
-    """
-
-    trainer: Pretrainer
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def before_train(self) -> None:
-        """Open the logs."""
-        trainer = self.trainer
-        self.log = run_folder.MetricsLog(trainer.out, self.start)
-        self.bar = tqdm(total=trainer.steps, initial=self.start, desc="pretraining", unit="step")
-
-    def after_step(self) -> None:
-        """Write what the step measured."""
-        trainer = self.trainer
-        if trainer.metrics:
-            self.log.write(trainer.iter, trainer.metrics)
-            self.bar.set_postfix(
-                loss=f"{trainer.metrics['loss']:.2f}/{trainer.chance_loss:.2f}",
-                top1=f"{trainer.metrics['top1']:.2f}",
-            )
-        self.bar.update()
-
-    def after_train(self) -> None:
-        """Close the logs."""
-        self.bar.close()
-        self.log.close()
-
-
-def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
-    """Save the state after `iteration` steps for resuming: the main process's.
-
-    The others equal it but for the running statistics of batch norm, which training does not read.
-    """
-    counters = {"iteration": iteration, "pairs_skipped": trainer.pairs_skipped()}
-    if trainer.group.is_main:
-        checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), **counters})
-
-
-def _keeper(trainer: Pretrainer, stop: Callable[[], bool]) -> Keeper:
-    """Save for all processes, which stop after the same step when one of them is asked to."""
-
-    def save(done: int) -> None:
-        save_checkpoint(trainer, done)
-
-    return Keeper(save, trainer.config.checkpoint_every, lambda: trainer.group.any(stop(), trainer.device))
-
-
-def save_backbone(trainer: Pretrainer) -> Path:
-    """Save what is transferred: backbone, FPN and attention of the query network, and its head.
-
-    With batch norm, the running statistics are those the main process saw.
-    """
-    model = trainer.config.model
-    path = trainer.out / checkpoint.BACKBONE
-    content = {
-        "kind": "backbone",
-        "arch": model.arch,
-        "norm": model.norm,
-        "sda_norm": model.sda_norm,
-        "attention": model.attention,
-        "fpn_channels": model.fpn_channels,
-        "iteration": trainer.steps,
-        "backbone": trainer.model.query.backbone.state_dict(),
-        "head": trainer.model.query.head.state_dict(),
-    }
-    if trainer.group.is_main:
-        checkpoint.save(path, content)
-    return path
-
-
-def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALONE) -> Path | None:
-    """Pretrain into the run folder `out`, from its last checkpoint if it has one, whatever number of processes made it.
-
-    Returns:
-        Path of the backbone, or None when stopped early by SIGTERM.
-
-    Raises:
-        InputError: shards or settings that cannot be used.
-        FloatingPointError: the loss is no longer finite.
-    """
-    with sigterm() as stop:
-        return _pretrain(config, shards, out, group, stop)
-
-
-def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop: Callable[[], bool]) -> Path | None:
-    run_folder.refuse_other_kind(out, "pretrain")
-    folder = ShardFolder.open(shards)
-    folder.check_sizes()
-    present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
-    if present.sum() < 2 and config.queue.kind == "class":
-        raise InputError(f"{shards}: pairs of one class only; class queues need two, or set queue.kind=single")
-    last = out / checkpoint.LAST
-    state = checkpoint.load(last) if last.is_file() else None
-    trainer = Pretrainer(config, folder, out, group.device(), group, resuming=state is not None)
-    start = 0
-    if state is not None:
-        trainer.load_state(state)
-        start = state["iteration"]
-    if len(set(group.gather(torch.tensor(start, device=trainer.device)).tolist())) > 1:
-        raise InputError(f"{out}: the processes find different checkpoints there; it must be one folder that all see")
-    say = print if group.is_main else lambda text: None
-    say(f"engine: {NAME}; device: {trainer.device.type}; processes: {group.world}")
-    if start >= trainer.steps:
-        say(f"already finished: {start} steps in {out}")
-        return save_backbone(trainer)
-    say(f"{trainer.steps} steps of {config.optim.batch} pairs; a loss of {trainer.chance_loss:.2f} is chance")
-    if group.is_main:
-        run_folder.describe(
-            out, "pretrain", config_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
-            chance_loss=trainer.chance_loss, chance_class_accuracy=1 / int(present.sum()), steps=trainer.steps,
-            processes=group.world,
-        )  # fmt: skip
-    if not start:
-        say(trainer.model.started_from)
-    with contextlib.closing(trainer):
-        if not start and not trainer.fill_queues(stop):
-            return None
-        keeper = _keeper(trainer, stop)
-        trainer.register_hooks([Writer(start), keeper] if group.is_main else [keeper])
-        try:
-            trainer.train(start, trainer.steps)
-        except StopTraining:
-            return None
-    return save_backbone(trainer)
+from segloc.settings.pretraining import load_config
+from segloc.training.processes import join, launch
 
 
 def _command(args: argparse.Namespace) -> int:
@@ -167,18 +25,6 @@ def _command(args: argparse.Namespace) -> int:
         return launch(_train, args.processes, config, args.shards, Path(args.out))
     with join() as group:
         return _train(config, args.shards, Path(args.out), group)
-
-
-def _train(config: PretrainConfig, shards: str, out: Path, group: Group) -> int:
-    """Pretrain as one process of a group; returns its exit code."""
-    try:
-        path = pretrain(config, shards, out, group)
-    except FloatingPointError as error:
-        print(f"stopped: {error}")
-        return 1
-    if group.is_main:
-        print(f"pretrained backbone: {path}" if path else f"stopped early; the same command goes on from {out}")
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,8 +16,8 @@ from benchmarks import common
 from benchmarks.study import study_page
 from segloc.common import cli
 from segloc.common.errors import InputError
-from segloc.experiment import tidy
 from segloc.experiments.jobs import Job, changed, plan, with_needs
+from segloc.experiments.run import tidy
 from segloc.reporting.results_table import baseline, group
 from segloc.reporting.run_results import KINDS, METRICS, Run, read
 from segloc.settings import experiments

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import audit, crops, regions
 from pipeline.checks.pair_checks import pair_problems, scan_of
+from pipeline.pairing import crops as crops_body
 from pipeline.pairing.composition import fit, reduction
 from pipeline.pairing.pairs import Recipe, make_pair
 from pipeline.tables.segment_table import SegmentTable
@@ -35,7 +36,7 @@ def recipe(sixray: Path, region_file: Path, table: Path) -> Recipe:
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (900, 90), (40, 400)])
 def test_crops_have_inslocs_areas_and_aspects(width: int, height: int) -> None:
-    boxes = [crops.draw_crop(np.random.default_rng(seed), width, height) for seed in range(300)]
+    boxes = [crops_body.draw_crop(np.random.default_rng(seed), width, height) for seed in range(300)]
     areas = [(x1 - x0) * (y1 - y0) / (width * height) for x0, y0, x1, y1 in boxes]
     aspects = [(x1 - x0) / (y1 - y0) for x0, y0, x1, y1 in boxes]
     assert all(0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height for x0, y0, x1, y1 in boxes)

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import regions
+from pipeline.bags import regions as regions_body
 from pipeline.tables import region_table
 from segloc.common.errors import InputError
 from segloc.common.images import encode_jpeg, encode_png
@@ -50,14 +51,14 @@ def dirty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", DIRT)
 def test_a_bad_file_is_a_row_with_a_reason(name: str, dirty: Path) -> None:
-    row = regions.measure(name, root=dirty, mode="adaptive")
+    row = regions_body.measure(name, root=dirty, mode="adaptive")
     _, status, message = DIRT[name]
     assert row["status"] == status
     assert message in row["message"]
     assert (row.get("x0") is not None) == (status == "ok" or "region of" in message)
 
 
-@pytest.mark.parametrize("mode", regions.MODES)
+@pytest.mark.parametrize("mode", regions_body.MODES)
 def test_rows_are_sorted_and_independent_of_workers(mode: str, dirty: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         arguments = [
@@ -97,7 +98,7 @@ def test_belt_level_is_recorded(region_file: Path) -> None:
 
 def test_a_name_that_is_not_utf8_is_a_row(tmp_path: Path) -> None:
     name = b"\xff.png".decode("utf-8", "surrogateescape")
-    row = regions.measure(name, root=tmp_path, mode="paper")
+    row = regions_body.measure(name, root=tmp_path, mode="paper")
     assert (row["image"], row["status"]) == ("\\xff.png", "unreadable") or row["image"].isascii()
     assert row["message"] == "file name is not UTF-8"
 
@@ -163,11 +164,11 @@ def test_the_bags_of_a_scan_are_recorded(tmp_path: Path) -> None:
     scan = np.full((200, 400, 3), 255, np.uint8)
     scan[20:120, 30:130] = scan[60:180, 250:370] = 90
     (tmp_path / "scan.png").write_bytes(encode_png(scan))
-    row = regions.measure("scan.png", root=tmp_path, mode="adaptive")
+    row = regions_body.measure("scan.png", root=tmp_path, mode="adaptive")
     assert np.abs(np.subtract(row["bags"], [(30, 20, 130, 120), (250, 60, 370, 180)])).max() <= 1
     assert (row["x0"], row["y0"]) == row["bags"][0][:2]
     assert (row["x1"], row["y1"]) == row["bags"][1][2:]
-    row = regions.measure("scan.png", root=tmp_path, mode="paper")
+    row = regions_body.measure("scan.png", root=tmp_path, mode="paper")
     assert row["bags"] == [(34, 24, 366, 176)]
 
 

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import segments
+from pipeline.pairing import segments as segments_body
 from segloc.common.datasets.near_duplicates import fingerprint
 from segloc.common.images import decode_rgba, encode_jpeg, encode_png, read_image
 from segloc.common.masks import rasterise
@@ -54,12 +55,12 @@ def test_surroundings_ignore_the_item_and_a_neighbour() -> None:
     mask[20:40, 20:40] = True
     scan[18:42, 18:42] = 0  # the item and its blurred rim
     scan[:, 48:] = (0, 0, 255)  # a neighbour within the ring
-    assert segments.surroundings(scan, mask, (20, 20, 40, 40)).tolist() == [200, 150, 100]
+    assert segments_body.surroundings(scan, mask, (20, 20, 40, 40)).tolist() == [200, 150, 100]
 
 
 def test_surroundings_of_an_item_that_fills_the_scan_are_white() -> None:
     mask = np.ones((20, 20), bool)
-    assert segments.surroundings(np.zeros((20, 20, 3), np.uint8), mask, (0, 0, 20, 20)).tolist() == [255] * 3
+    assert segments_body.surroundings(np.zeros((20, 20, 3), np.uint8), mask, (0, 0, 20, 20)).tolist() == [255] * 3
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_real_items(real_scans: Path, tmp_path: Path) -> None:
     ],
 )
 def test_items_at_the_frame_are_cut(box: tuple[int, int, int, int], expected: bool) -> None:
-    assert segments.is_cut_by_frame(box, 60, 50) is expected
+    assert segments_body.is_cut_by_frame(box, 60, 50) is expected
 
 
 def coco_of(folder: Path, scans: dict[str, np.ndarray], shapes: dict[str, list]) -> Path:

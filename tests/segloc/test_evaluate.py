@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from segloc import evaluate, finetune
-from segloc.detection import predict
+from segloc import evaluate
+from segloc.detection import finetuning, predict
 from segloc.detection.coco import Split, mask_of, read_split
 from segloc.detection.coco_eval import METRICS
 from segloc.detection.detector import Detections
@@ -444,7 +444,7 @@ def test_a_folder_as_output_is_refused_before_the_detector_runs(pidray, tuned, t
 
 
 def test_data_stands_for_that_folder_whatever_the_checkpoint_was_trained_on(pidray, tuned, tmp_path):
-    content = checkpoint.load(tuned / finetune.MODEL)
+    content = checkpoint.load(tuned / finetuning.MODEL)
     content["config"] = content["config"].replace("tests: []", "tests: [[old, gone.json, gone]]")
     assert "gone.json" in content["config"]
     del content["format_version"]
@@ -463,7 +463,7 @@ def test_other_categories_than_the_detectors_are_refused(tuned, tmp_path, capsys
 
 
 def test_a_hostile_recipe_in_a_checkpoint_is_refused(tuned, tmp_path, capsys):
-    content = checkpoint.load(tuned / finetune.MODEL)
+    content = checkpoint.load(tuned / finetuning.MODEL)
     content["config"] = content["config"].replace("segloc.models.backbone.SegLocBackbone", "os.system")
     del content["format_version"]
     checkpoint.save(tmp_path / "hostile.pth", content)

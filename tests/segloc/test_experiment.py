@@ -18,7 +18,7 @@ import yaml
 from segloc import experiment, probe, report
 from segloc.common.errors import InputError
 from segloc.detection import recipe as finetune_recipe
-from segloc.experiments import jobs
+from segloc.experiments import jobs, run
 from segloc.experiments.locks import locked
 from segloc.reporting.run_results import METRICS
 from segloc.settings import experiments
@@ -132,7 +132,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     fake = Fake()
-    monkeypatch.setattr(experiment, "execute", fake)
+    monkeypatch.setattr(run, "execute", fake)
     return fake
 
 
@@ -198,7 +198,7 @@ def test_a_failed_cell_does_not_stop_the_others_and_is_tried_again(grid, tmp_pat
 
 
 def test_a_command_that_leaves_no_file_has_failed(grid, tmp_path, fake, capsys, monkeypatch):
-    monkeypatch.setattr(experiment, "execute", lambda step, log, descriptors=(): log.write_text("stopped early\n") * 0)
+    monkeypatch.setattr(run, "execute", lambda step, log, descriptors=(): log.write_text("stopped early\n") * 0)
     path = write(tmp_path, grid)
     assert experiment.main([str(path), "--out", str(tmp_path / "out"), "--cell", "random-fair-seed0"]) == 1
     assert "exit code 0 and no model.pth: stopped early" in capsys.readouterr().err
@@ -282,11 +282,11 @@ def test_folders_that_no_experiment_made_are_refused(grid, tmp_path, fake, capsy
 def test_the_folder_may_be_written_in_any_way(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ways = ("runs/x", "./runs/../runs/x/", str(tmp_path / "runs" / "x"))
-    assert {str(experiment.tidy(way)) for way in ways} == {"runs/x"}
-    assert experiment.tidy("/somewhere/x") == Path("/somewhere/x")
+    assert {str(run.tidy(way)) for way in ways} == {"runs/x"}
+    assert run.tidy("/somewhere/x") == Path("/somewhere/x")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
-        experiment.tidy("file")
+        run.tidy("file")
 
 
 BAD = [
@@ -529,10 +529,10 @@ def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkey
         time.sleep(0.05)
         return fake(step, log, descriptors)
 
-    monkeypatch.setattr(experiment, "execute", slow)
-    monkeypatch.setattr(experiment, "report", lambda cells, out, title: [])
+    monkeypatch.setattr(run, "execute", slow)
+    monkeypatch.setattr(run, "report", lambda cells, out, title: [])
     arguments = (experiments.read(path), tmp_path / "out")
-    threads = [threading.Thread(target=experiment.run_cells, args=[jobs.plan(*arguments)]) for _ in range(3)]
+    threads = [threading.Thread(target=run.run_cells, args=[jobs.plan(*arguments)]) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -548,13 +548,13 @@ def test_what_fails_while_several_run_is_tried_once_and_again_by_the_next_comman
         time.sleep(0.1)
         return fake(step, log, descriptors)
 
-    monkeypatch.setattr(experiment, "execute", slow)
+    monkeypatch.setattr(run, "execute", slow)
     cells = jobs.plan(experiments.read(path), tmp_path / "out")
     failures = []
     for _ in range(2):
         fake.ran.clear()
         failures.clear()
-        threads = [threading.Thread(target=lambda: failures.append(experiment.run_cells(cells))) for _ in range(2)]
+        threads = [threading.Thread(target=lambda: failures.append(run.run_cells(cells))) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -608,8 +608,8 @@ def test_stopping_stops_the_command_too(tmp_path):
     step = jobs.Step("sleep", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), tmp_path / "x")
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), experiment._stopped_by_sigterm():
-        experiment.execute(step, tmp_path / "log")
+    with pytest.raises(KeyboardInterrupt), run._stopped_by_sigterm():
+        run.execute(step, tmp_path / "log")
     assert time.monotonic() - began < 30
     assert (tmp_path / "log").read_text().startswith("$ python -m timeit")
 
@@ -653,7 +653,7 @@ def test_real_probes(probed, tmp_path, capsys, monkeypatch):
         log.touch()
         return importlib.import_module(step.arguments[0]).main(list(step.arguments[1:]))
 
-    monkeypatch.setattr(experiment, "execute", in_this_process)
+    monkeypatch.setattr(run, "execute", in_this_process)
     del probed["protocols"]
     probed["pretrainings"]["keys"]["seed"] = 0
     probed["probe"]["starts"] = ["bn", "random"]

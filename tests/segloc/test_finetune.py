@@ -8,6 +8,7 @@ import torch
 from torchvision.models import resnet18
 
 from segloc import finetune, pretrain
+from segloc.detection import finetuning
 from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import SegLocBackbone
 from segloc.reporting import run_results
@@ -66,10 +67,10 @@ def test_a_killed_run_ends_like_an_undisturbed_one(pidray, tmp_path, monkeypatch
     monkeypatch.setattr(FinetuneTrainer, "run_step", killed)
     assert run(pidray, tmp_path / "killed", settings, engine=engine) == 130
     assert checkpoint.load(tmp_path / "killed" / checkpoint.LAST)["iteration"] == 2
-    assert not (tmp_path / "killed" / finetune.MODEL).exists()
+    assert not (tmp_path / "killed" / finetuning.MODEL).exists()
     monkeypatch.setattr(FinetuneTrainer, "run_step", step)
     assert run(pidray, tmp_path / "killed", settings, engine=engine) == 0
-    whole, resumed = (checkpoint.load(tmp_path / name / finetune.MODEL) for name in ("whole", "killed"))
+    whole, resumed = (checkpoint.load(tmp_path / name / finetuning.MODEL) for name in ("whole", "killed"))
     assert resumed["model"].keys() == whole["model"].keys()
     assert all(torch.equal(tensor, resumed["model"][name]) for name, tensor in whole["model"].items())
     logs = [read_metrics(tmp_path / name) for name in ("whole", "killed")]
@@ -106,7 +107,7 @@ def test_sigterm_saves_and_the_same_command_ends_like_an_undisturbed_run(pidray,
     assert "when that held other weights; choose another --out" in capsys.readouterr().err
     start.unlink()  # all that is needed is in the checkpoint
     assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
-    whole, resumed = (checkpoint.load(path / finetune.MODEL)["model"] for path in (tmp_path / "whole", out))
+    whole, resumed = (checkpoint.load(path / finetuning.MODEL)["model"] for path in (tmp_path / "whole", out))
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
@@ -121,9 +122,9 @@ def test_sigterm_in_the_last_step_leaves_a_run_that_ends_without_training(pidray
     with monkeypatch.context() as patch:
         patch.setattr(FinetuneTrainer, "run_step", interrupted)
         assert run(pidray, tmp_path, "train.iterations=1") == 0
-    assert not (tmp_path / finetune.MODEL).exists()
+    assert not (tmp_path / finetuning.MODEL).exists()
     assert run(pidray, tmp_path, "train.iterations=1") == 0
-    assert checkpoint.load(tmp_path / finetune.MODEL)["iteration"] == 1
+    assert checkpoint.load(tmp_path / finetuning.MODEL)["iteration"] == 1
     assert not (tmp_path / checkpoint.LAST).exists()
 
 
@@ -132,7 +133,7 @@ def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path,
     assert run(pidray, tmp_path / "out", *PUBLISHED, weights=start) == 0
     assert "torchvision has no cascade: instead of 3 stages, this is a Mask R-CNN" in capsys.readouterr().out
     before = checkpoint.read(start)
-    after = checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"]
+    after = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
     stem = [name for name in before if name.startswith(("conv1.", "bn1.", "layer1."))]
     statistics = [name for name in before if "running_" in name]
     assert all(torch.equal(after[f"body.{name}"], before[name]) for name in [*stem, *statistics])
@@ -153,7 +154,7 @@ def test_imagenet_then_segloc_then_the_detector(pidray, tmp_path):
     backbone = checkpoint.load(tmp_path / "pre" / checkpoint.BACKBONE)["backbone"]
     still = ["train.iterations=1", "optim.lr_per_16=0.0", "model.backbone.norm=bn"]
     assert run(pidray, tmp_path / "out", *still, weights=tmp_path / "pre") == 0
-    found = checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"]
+    found = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
     weights = [name for name in backbone if "running_" not in name and "num_batches" not in name]
     assert all(torch.equal(found[name], backbone[name]) for name in weights)
     imagenet = checkpoint.read(start)
@@ -185,7 +186,7 @@ def test_norm_free_weights_go_into_a_detector_with_batch_norm_if_told_so(pidray,
     assert "train.unmatched=start_anew would take over what fits" in message
     assert run(pidray, tmp_path / "out", *settings, "train.unmatched=start_anew", weights=path) == 0
     text = capsys.readouterr().out
-    found = checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"]
+    found = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
     scales = {name for name in state if ".bn2." in name}  # of the residual branches, two a block
     assert len(scales) == 16
     kept = set(state) - scales
@@ -205,7 +206,7 @@ def test_batch_norm_that_starts_anew_with_fixed_statistics_keeps_a_norm_free_net
     assert run(pidray, tmp_path / "out", *settings, weights=path) == 0
     plain, normed = (SegLocBackbone("resnet18", norm, "gn").eval() for norm in ("none", "bn"))
     plain.load_state_dict(state)
-    normed.load_state_dict(checkpoint.load(tmp_path / "out" / finetune.MODEL)["backbone"])
+    normed.load_state_dict(checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"])
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for level, expected in plain(image).items():
@@ -239,10 +240,10 @@ def test_start_weights_arrive_and_are_trained(pidray, tmp_path, monkeypatch):
     )
     out = tmp_path / "run"
     assert run(pidray, out, "train.iterations=1", "optim.lr_per_16=0.0", weights=tmp_path / "pre") == 0
-    still = checkpoint.load(out / finetune.MODEL)["backbone"]
+    still = checkpoint.load(out / finetuning.MODEL)["backbone"]
     assert all(torch.equal(still[name], tensor) for name, tensor in start.items())
     assert run(pidray, tmp_path / "moved", "train.iterations=2", weights=tmp_path / "pre") == 0
-    moved = checkpoint.load(tmp_path / "moved" / finetune.MODEL)["backbone"]
+    moved = checkpoint.load(tmp_path / "moved" / finetuning.MODEL)["backbone"]
     changed = [name for name, tensor in start.items() if not torch.equal(moved[name], tensor)]
     assert {"body.conv1.weight", "fpn.layer_blocks.0.0.weight", "attention.levels.0.spatial.convs.1.weight"} <= set(
         changed
@@ -259,7 +260,7 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
     assert run(pidray, tmp_path) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "loss of iteration 1 is not finite (images " in message
-    assert not (tmp_path / finetune.MODEL).exists()
+    assert not (tmp_path / finetuning.MODEL).exists()
 
 
 @pytest.mark.parametrize(
@@ -312,8 +313,8 @@ def test_no_other_kind_of_run_is_written_over(pidray, tmp_path, capsys):
 
 def test_another_training_set_does_not_resume(pidray, tmp_path, capsys):
     assert run(pidray, tmp_path / "out", "train.iterations=1") == 0
-    content = checkpoint.load(tmp_path / "out" / finetune.MODEL)
-    checkpoint.save(tmp_path / "out" / finetune.MODEL, {**content, "data_digest": "another"})
+    content = checkpoint.load(tmp_path / "out" / finetuning.MODEL)
+    checkpoint.save(tmp_path / "out" / finetuning.MODEL, {**content, "data_digest": "another"})
     assert run(pidray, tmp_path / "out", "train.iterations=1") == 2
     assert "was on another training set" in capsys.readouterr().err
 
@@ -334,7 +335,7 @@ def test_bad_paths_end_in_one_line(pidray, tmp_path, capsys):
 
 def test_a_run_from_before_a_setting_was_added_is_the_same_run(pidray, tmp_path):
     assert run(pidray, tmp_path, "train.iterations=1") == 0
-    path = tmp_path / finetune.MODEL
+    path = tmp_path / finetuning.MODEL
     content = checkpoint.load(path)
     older = content["config"].replace("    fpn_channels: 256\n", "")
     assert older != content["config"]
@@ -346,10 +347,10 @@ def test_a_run_from_before_a_setting_was_added_is_the_same_run(pidray, tmp_path)
 
 def test_a_folder_with_another_run_is_left_alone(pidray, tmp_path, capsys):
     assert run(pidray, tmp_path, "train.iterations=1") == 0
-    before = (tmp_path / finetune.MODEL).read_bytes()
+    before = (tmp_path / finetuning.MODEL).read_bytes()
     assert run(pidray, tmp_path, "train.iterations=1", "train.seed=1") == 2
     assert "holds another run" in capsys.readouterr().err
-    assert (tmp_path / finetune.MODEL).read_bytes() == before
+    assert (tmp_path / finetuning.MODEL).read_bytes() == before
 
 
 def test_explicit_files_take_the_place_of_pidray(pidray, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from segloc import pictures
 from segloc.detection.coco import Scan, Split, read_split
 from segloc.detection.image_scores import examples, judge, rank
+from segloc.reporting import pictures as pictures_body
 from tests.segloc.toy_coco import annotation, coco, write_split
 
 SIZE = (40, 60)  # height, width
@@ -129,7 +130,7 @@ def test_the_picture_shows_the_items_and_what_was_found(data):
     assert run(data, perfect(data)) == 0
     assert (data / "p.png").read_bytes() == whole  # equal results, equal picture
     image = cv2.imread(str(data / "p.png"))
-    assert image.shape[1] == round(pictures.PANEL_INCHES[0] * 4 * pictures.DPI)
+    assert image.shape[1] == round(pictures_body.PANEL_INCHES[0] * 4 * pictures_body.DPI)
     # Without detections the panels on the left stay, those on the right lose their outlines.
     assert run(data, []) == 0
     bare = cv2.imread(str(data / "p.png"))

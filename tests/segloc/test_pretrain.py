@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from segloc import pretrain
-from segloc.contrast import pretrainer
+from segloc.contrast import pretrainer, run
 from segloc.data.stream import ShardFolder
 from segloc.models import roi_head
 from segloc.settings.pretraining import load_config
@@ -161,7 +161,7 @@ def damaged_7(files, number):
 
 def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "shards", spoil=damaged_7)
-    save = pretrain.save_checkpoint
+    save = run.save_checkpoint
 
     def stop(trainer, done):
         save(trainer, done)
@@ -170,7 +170,7 @@ def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch):
     arguments = ["--shards", str(folder), *TINY, "optim.steps=18", "checkpoint_every=12", "--out"]
     assert pretrain.main([*arguments, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "save_checkpoint", stop)
+        patch.setattr(run, "save_checkpoint", stop)
         assert pretrain.main([*arguments, str(tmp_path / "parts")]) == 0
     assert pretrain.main([*arguments, str(tmp_path / "parts")]) == 0
     whole, parts = ([row["pairs_skipped"] for row in read_metrics(tmp_path / run)] for run in ("whole", "parts"))
@@ -295,7 +295,7 @@ def test_the_query_network_is_what_is_saved(shards, tmp_path):
     trainer.iter = 0
     trainer.run_step()
     trainer.close()
-    saved = checkpoint.load(pretrain.save_backbone(trainer))
+    saved = checkpoint.load(run.save_backbone(trainer))
     query, key = trainer.model.query.backbone.state_dict(), trainer.model.key.backbone.state_dict()
     assert all(torch.equal(x, query[name]) for name, x in saved["backbone"].items())
     assert not all(torch.equal(x, key[name]) for name, x in saved["backbone"].items())

@@ -7,12 +7,12 @@ import torch
 from segloc import probe
 from segloc.common.contract import INDEX_NAME, read_index
 from segloc.contrast.pretrainer import Pretrainer
+from segloc.contrast.run import save_backbone
 from segloc.data.batches import Batcher
 from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS, normalize
 from segloc.models.roi_head import pool_boxes
 from segloc.models.segloc import SegLoc
-from segloc.pretrain import save_backbone
 from segloc.probing import roi_features
 from segloc.probing.held_out import split
 from segloc.settings.pretraining import load_config

@@ -15,9 +15,9 @@ import torch
 
 from segloc.contrast import pretrainer
 from segloc.contrast.pretrainer import Pretrainer
+from segloc.contrast.run import pretrain
 from segloc.data.stream import ShardFolder
 from segloc.models.segloc import SegLoc
-from segloc.pretrain import pretrain
 from segloc.settings.pretraining import HeadConfig, ModelConfig, load_config
 from segloc.training import checkpoint, processes
 from segloc.training.run_folder import read_metrics, read_run

@@ -1,0 +1,183 @@
+"""COCO AP and AR of a detector or of any results file, measured and laid out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import DictConfig
+
+from segloc.common.errors import InputError, unknown_key
+from segloc.common.files import check_output, write_atomic
+from segloc.detection import bootstrap, coco_eval, eval_tables, recipe
+from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_results, read_split
+from segloc.detection.coco_eval import FIELDS, IOU_TYPES, METRICS, Matches
+from segloc.detection.data import digest_of, evaluation_splits
+from segloc.detection.detector import engine_label
+from segloc.detection.predict import predict_split
+from segloc.detection.weights import build_detector, read_detector
+from segloc.reporting.run_results import INCIDENTAL, flat
+from segloc.settings import lazy
+
+OVERALLS = ("mean", "pooled")
+Found = list[tuple[CocoSplit, list[dict[str, Any]]]]
+
+
+def measure(found: Found, resamples: int | None = None) -> dict[str, Any]:
+    """Measure the results of each test set, and of all together.
+
+    Args:
+        found: test sets of the same classes, and their results.
+        resamples: draws of `segloc.detection.bootstrap`; None for no intervals.
+
+    Returns:
+        ``subsets`` by name, each with its number of ``images``, the ``digest`` of their names and annotations, and the
+        metrics of ``bbox`` and ``segm`` (only where the results hold them), ``mean`` over the test sets, and
+        ``pooled``, like a subset. With intervals, each kind has ``interval`` (per metric the lower and upper bound, or
+        None) and ``bootstrap`` says how they were made.
+
+    Raises:
+        InputError: a results file does not belong to its annotations.
+    """
+    matches = [(split, _match(split, results)) for split, results in found]
+    kinds = [kind for kind in IOU_TYPES if all(kind in of_set for _, of_set in matches)]
+    report: dict[str, Any] = {"subsets": {}, "mean": {}, "pooled": {"images": sum(len(s.scans) for s, _ in found)}}
+    for split, of_set in matches:
+        figures = {kind: coco_eval.measure(of_kind) for kind, of_kind in of_set.items()}
+        about = {"images": len(split.scans), "digest": digest_of(split.scans)}
+        report["subsets"][split.name] = {**about, **figures}
+    for kind in kinds:
+        report["mean"][kind] = coco_eval.mean([part[kind] for part in report["subsets"].values()])
+        report["pooled"][kind] = coco_eval.measure(coco_eval.pool([of_set[kind] for _, of_set in matches]))
+    if resamples is not None:
+        _add_intervals(report, matches, resamples)
+    return report
+
+
+def _add_intervals(report: dict[str, Any], matches: list[tuple[CocoSplit, dict[str, Matches]]], resamples: int) -> None:
+    for kind in IOU_TYPES:
+        measured = {split.name: of_set[kind] for split, of_set in matches if kind in of_set}
+        drawn = bootstrap.resample(measured, resamples) if measured else {}
+        for name, part in eval_tables.parts(report).items():
+            if kind in part:
+                part[kind]["interval"] = dict(zip(METRICS, bootstrap.interval(drawn[name]), strict=True))
+    about = {"resamples": resamples, "seed": bootstrap.SEED, "level_percent": bootstrap.LEVEL_PERCENT}
+    report["bootstrap"] = about
+
+
+def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches]:
+    """Match boxes and masks, whichever the results hold."""
+    if split.dropped:
+        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out of the masks' figures")
+    kinds = [kind for kind in IOU_TYPES if not results or any(FIELDS[kind] in result for result in results)]
+    try:
+        if not kinds:
+            raise InputError("result 0 has neither 'bbox' nor 'segmentation'")
+        return {kind: coco_eval.match(split.ground_truth, results, kind) for kind in kinds}
+    except InputError as error:
+        raise InputError(f"{split.name}: {error}") from error
+
+
+def _check_arguments(args: argparse.Namespace) -> list[Path]:
+    """Check what can be checked before work starts; returns the paths of the CSV and the Markdown table."""
+    out = Path(args.out)
+    tables = [out.with_suffix(".csv"), out.with_suffix(".md")]
+    if out in tables:
+        raise InputError(f"{out}: --out is the JSON file; the tables are written beside it as .csv and .md")
+    for path in (out, *tables):
+        check_output(path)
+    if args.bootstrap is not None and args.bootstrap < bootstrap.LEAST_RESAMPLES:
+        raise InputError(f"--bootstrap {args.bootstrap}: give at least {bootstrap.LEAST_RESAMPLES} draws")
+    if args.weights and args.annotations:
+        raise InputError("--annotations belongs to --results; name a detector's test sets with --data or data.tests")
+    if args.results and (args.config or args.data or args.subset or args.overrides):
+        raise InputError("--config, --data, --subset and key=value belong to --weights, not to --results")
+    for file in [*(args.results or []), *args.annotations]:
+        if Path(file).resolve() in [path.resolve() for path in (out, *tables)]:
+            raise InputError(f"{file}: would be overwritten; choose another --out")
+    return tables
+
+
+def _check_names(splits: Sequence[Split]) -> None:
+    """Check that test sets can be told apart, and that their names can be part of a file's name."""
+    names = [split.name for split in splits]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"several test sets are named {name!r}")
+        if name in OVERALLS or name != Path(name).name:
+            raise InputError(f"a test set cannot be named {name!r}")
+
+
+def _detect(args: argparse.Namespace) -> tuple[dict[str, Any], Found]:
+    """Run the detector of ``--weights`` over the test sets."""
+    content = read_detector(args.weights)
+    source = str(args.weights)
+    overrides = [*recipe.data_overrides(args.data), *args.overrides]
+    config = recipe.read(args.config, overrides) if args.config else recipe.parse(content["config"], overrides, source)
+    settings = recipe.settings(config)[0]
+    chosen = _chosen(evaluation_splits(settings), args.subset)
+    _check_names(chosen)
+    files = [Path(args.out).with_name(f"{Path(args.out).stem}.{split.name}.results.json") for split in chosen]
+    for file in files:
+        check_output(file)
+    splits = [read_split(split) for split in chosen]
+    for split in splits:
+        if list(split.classes) != content["classes"]:
+            raise InputError(f"{split.name}: its categories are not those of {source}: {', '.join(content['classes'])}")
+    detector = build_detector(content, config, source).to("cuda" if torch.cuda.is_available() else "cpu")
+    done, steps = content["iteration"], content.get("steps", content["iteration"])
+    about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}
+    about |= {"changed": _changed(recipe.completed(content["config"], source), config), "unreadable": {}}
+    print(f"engine {about['engine']}, weights {source} after {done} steps")
+    if done < steps:
+        print(f"the training has not finished: {done} of {steps} steps")
+    found = []
+    for split, file in zip(splits, files, strict=True):
+        results, unreadable = predict_split(detector, split, settings.image_size, settings.threads)
+        if unreadable:
+            about["unreadable"][split.name] = unreadable
+            share = f"{len(unreadable)} of {len(split.scans)} images"
+            print(f"{split.name}: {share} count as without detections; {unreadable[0]}")
+        write_atomic(file, json.dumps(results).encode())
+        print(f"wrote {file}")
+        found.append((split, results))
+    return about, found
+
+
+def _changed(trained: str, tested: DictConfig) -> dict[str, str]:
+    """Settings, by dotted key, in which the recipe differs from the one in the checkpoint; paths and speed aside."""
+    before, now = (flat(yaml.safe_load(text)) for text in (trained, lazy.to_yaml(tested)))
+    keys = [key for key in {**before, **now} if key not in INCIDENTAL and before.get(key) != now.get(key)]
+    return {key: repr(now.get(key)) for key in keys}
+
+
+def _chosen(splits: list[Split], names: Sequence[str]) -> list[Split]:
+    for name in names:
+        if name not in [split.name for split in splits]:
+            raise unknown_key(name, [split.name for split in splits], "--subset")
+    return [split for split in splits if not names or split.name in names]
+
+
+def _read_results(results: Sequence[str], annotations: Sequence[str]) -> Found:
+    if len(results) != len(annotations):
+        raise InputError(
+            f"{len(results)} --results and {len(annotations)} --annotations; give one of each per test set"
+        )
+    splits = [Split(_subset_name(Path(truth)), Path(truth), None) for truth in annotations]
+    _check_names(splits)
+    found: Found = []
+    for split, truth, file in zip(splits, annotations, results, strict=True):
+        found.append((read_split(split), read_results(Path(file))))
+        if found[-1][0].classes != found[0][0].classes:
+            raise InputError(f"{truth}: its categories are not those of {annotations[0]}")
+    return found
+
+
+def _subset_name(annotations: Path) -> str:
+    """Name a test set after its annotation file, PIDray's by their subset."""
+    return next((name for name in SUBSETS if annotations.stem.endswith(f"_{name}")), annotations.stem)

@@ -1,0 +1,95 @@
+"""How well the features of an item tell its class: held-out views, k-NN and a linear layer."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from segloc.common.errors import InputError
+from segloc.models.backbone import LEVELS
+from segloc.models.initial_weights import IMAGENET, RANDOM
+from segloc.probing import classifiers
+from segloc.probing.held_out import Split
+from segloc.probing.roi_features import Network, start, trained
+from segloc.settings.pretraining import load_config
+
+
+def open_network(args: argparse.Namespace) -> Network:
+    """Make or load what ``--weights`` names.
+
+    Raises:
+        InputError: it cannot be had, or a recipe was given that does not matter to it.
+    """
+    if args.weights in (RANDOM, IMAGENET):
+        return start(args.weights, load_config(args.config, args.overrides))
+    if args.config or args.overrides:
+        raise InputError(f"--config and key=value are for {RANDOM} and {IMAGENET}; {args.weights} has its own settings")
+    return trained(args.weights)
+
+
+def accuracies(
+    train: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Mapping[str, torch.Tensor], truth: torch.Tensor,
+    num_classes: int,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Classify by every level, by all of them, and by the embedding where there is one.
+
+    Several levels count alike in k-NN: each has unit length before they are put together.
+
+    Returns:
+        Per kind of features ``size``, and the accuracies ``knn`` and ``linear``.
+    """
+    pairs = {name: (train["levels"][i : i + 1], test["levels"][i : i + 1]) for i, name in enumerate(LEVELS)}
+    pairs["all levels"] = train["levels"], test["levels"]
+    if "embedding" in train:
+        pairs["embedding"] = train["embedding"], test["embedding"]
+    result = {}
+    for name, sides in tqdm(pairs.items(), desc="classifying", unit="features"):
+        plain, unit = ([_joined(x) for x in kind] for kind in (sides, [normalize(x, dim=2) for x in sides]))
+        nearest = classifiers.nearest_neighbours(unit[0], labels, unit[1], num_classes)
+        linear = classifiers.linear(plain[0], labels, plain[1], num_classes)
+        result[name] = {
+            "size": plain[0].shape[1],
+            "knn": float((nearest == truth).double().mean()),
+            "linear": float((linear == truth).double().mean()),
+        }
+    return result
+
+
+def about_views(views: Split, classes: Sequence[str]) -> dict[str, Any]:
+    """Count what was learned from and tested on."""
+    about: dict[str, Any] = {}
+    for name, side in (("train", views.train), ("test", views.test)):
+        per_class = Counter(chosen.label for chosen in side)
+        about[name] = {
+            "views": len(side),
+            "segments": len({chosen.view.segment for chosen in side}),
+            "classes": {classes[label]: per_class[label] for label in sorted(per_class)},
+            "left_out": views.left_out[name],
+        }
+    return about
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Put the report into a table for the terminal."""
+    train, test = report["train"], report["test"]
+    lines = [
+        f"{report['weights']}: {report['arch']}, norm {report['norm']}, {report['iteration']} steps",
+        f"learned from {train['views']} views of {train['segments']} segments, tested on {test['views']} of "
+        f"{test['segments']} others, {len(test['classes'])} classes "
+        f"({train['left_out']} and {test['left_out']} left out to keep them apart)",
+        f"{'features':<12}{'size':>6}{'k-NN':>8}{'linear':>8}",
+    ]
+    for name, row in report["accuracy"].items():
+        lines.append(f"{name:<12}{row['size']:>6}{row['knn']:>8.1%}{row['linear']:>8.1%}")
+    return "\n".join([*lines, f"{'chance':<12}{'':>6}{report['chance']:>8.1%}{report['chance']:>8.1%}"])
+
+
+def _joined(blocks: torch.Tensor) -> torch.Tensor:
+    """Put the levels [L, N, D] side by side: [N, L * D]."""
+    return blocks.transpose(0, 1).flatten(1)

@@ -1,0 +1,129 @@
+"""The HTML page that compares runs."""
+
+from __future__ import annotations
+
+import base64
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import jinja2
+import numpy as np
+
+from segloc import __version__
+from segloc.common import cli
+from segloc.common.errors import InputError
+from segloc.models.backbone import LEVELS
+from segloc.reporting.charts import line_chart
+from segloc.reporting.results_table import about, group, group_names, notes, results_table, signed, to_csv, to_markdown
+from segloc.reporting.run_results import KINDS, METRICS, Run
+from segloc.training.run_folder import RUN, closing
+
+MAX_WIDTH_PX = 1600
+# More pretraining sections than this start folded.
+UNFOLDED = 3
+WRITERS = {".md": to_markdown, ".csv": to_csv}
+
+
+def pretraining_charts(run: Run) -> list[str]:
+    """Draw loss against chance, class accuracy against chance, similarity, and spread of the embeddings."""
+    if not run.metrics:
+        return []
+    x = _column(run, "iteration")
+
+    def chart(title: str, y_label: str, field: str, reference: float | None = None) -> str:
+        lines = [(level.upper(), x, _column(run, f"{field}/{level}")) for level in LEVELS]
+        dashed = None if reference is None else ("chance", [x[0], x[-1]], [reference] * 2)
+        return line_chart(title, "step", y_label, lines, dashed)
+
+    loss = [("all levels", x, _column(run, "loss"))]
+    chance = ("chance", [x[0], x[-1]], [run.about["chance_loss"]] * 2)
+    return [
+        line_chart("Pretraining loss", "step", "InfoNCE, sum of levels", loss, chance),
+        chart("Class of the nearest stored key", "share right", "class_accuracy", run.about["chance_class_accuracy"]),
+        chart("Query closer to its key than to all negatives", "share", "top1"),
+        chart("Spread of the embeddings (0 is collapse)", "standard deviation", "embedding_std"),
+    ]
+
+
+def fine_tuning_chart(runs: Sequence[Run]) -> str | None:
+    """Draw the fine-tuning losses of all runs in one chart; runs that differ only in seed share a colour."""
+    groups = group([run for run in runs if run.metrics])
+    lines = [
+        (name, _column(run, "iteration"), _column(run, "loss"))
+        for name, members in zip(group_names(groups), groups, strict=True)
+        for run in members
+    ]
+    return line_chart("Fine-tuning loss", "step", "sum of the losses", lines) if lines else None
+
+
+def picture(argument: str) -> tuple[str, str]:
+    """Turn ``CAPTION=FILE`` into the caption and a data URL, shrunk to what a page can show.
+
+    Raises:
+        InputError: no such file, or it is no image.
+    """
+    caption, file = cli.split_override(argument)
+    data = Path(file).read_bytes() if Path(file).is_file() else None
+    if data is None:
+        raise InputError(f"{file}: no such picture")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if image is None:
+        raise InputError(f"{file}: not a picture")
+    shrink = MAX_WIDTH_PX / image.shape[1]
+    if shrink < 1:
+        image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+    return caption, "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
+    """Render the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("reporting")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    table = results_table(runs)
+    tuned = [run for run in runs if run.about["kind"] == "finetune"]
+    pretrained = [run for run in runs if run.about["kind"] == "pretrain"]
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        version=__version__,
+        kinds=KINDS,
+        metrics=METRICS,
+        table=table,
+        notes=notes(table),
+        about=about,
+        signed=signed,
+        waiting=[run.name for run in tuned if not run.evaluation],
+        pictures=pictures,
+        unfolded=len(pretrained) <= UNFOLDED,
+        pretrained=[(run, closing(run.metrics) if run.metrics else None,
+                     [_unique(svg, f"{run.name}{i}") for i, svg in enumerate(pretraining_charts(run))])
+                    for run in pretrained],
+        fine_tuning=fine_tuning_chart(tuned),
+        runs=runs,
+    )  # fmt: skip
+
+
+def _unique(svg: str, prefix: str) -> str:
+    """Make the ids of an SVG its own: several on one page would otherwise use each other's clip paths."""
+    prefix = re.sub(r"\W", "-", prefix)
+    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+
+
+def _column(run: Run, name: str) -> list[float]:
+    return [row.get(name, float("nan")) for row in run.metrics]
+
+
+def _with_runs(paths: list[Path]) -> list[Path]:
+    """Leave out folders that hold no run, such as a failed one's, unless that leaves none; says so of each."""
+    left_out = [path for path in paths if path.is_dir() and not (path / RUN).is_file()]
+    kept = [path for path in paths if path not in left_out]
+    for path in left_out if kept else ():
+        print(f"left out: {path} (no {RUN})", file=sys.stderr)
+    return kept or paths

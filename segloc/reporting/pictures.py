@@ -1,0 +1,99 @@
+"""Ground truth and detections side by side, for the best, median and worst images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from pycocotools import mask as mask_api
+
+from segloc.detection.coco import CocoSplit, to_rle
+from segloc.detection.data import read_image
+from segloc.detection.image_scores import Judged
+
+PANEL_INCHES = (3.9, 3.3)
+DPI = 100
+
+
+def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -> bytes:
+    """Draw a row per kind of image, two panels an image, as PNG.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    rows = {kind: images for kind, images in chosen.items() if images}
+    columns = 2 * max(map(len, rows.values()))
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * columns, height * len(rows) + 0.5), dpi=DPI, layout="constrained")
+    figure.suptitle(_plain(title), fontsize=11)
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for row, (kind, images) in zip(panels, rows.items(), strict=True):
+        for place, one in enumerate(images):
+            image = read_image(one.scan)
+            counts = f"{len(one.pairs)} found, {one.missed} missed, {one.false_alarms} false"
+            _panel(row[2 * place], image, split, one.items, one.pairs, f"{kind}: {one.scan.path.name}")
+            _panel(row[2 * place + 1], image, split, one.found, one.pairs.values(), f"{one.score:.2f}: {counts}")
+    buffer = io.BytesIO()
+    # No version in the file, so that equal results give equal bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _panel(
+    axes: Any,
+    image: np.ndarray,
+    split: CocoSplit,
+    shown: Sequence[dict[str, Any]],
+    paired: Collection[int],
+    title: str,
+) -> None:
+    """Show an image [h, w, 3] with annotations or detections outlined; those not among `paired` are dashed."""
+    height, width = image.shape[:2]
+    axes.imshow(image)
+    axes.set_title(_plain(title), fontsize=9, loc="left")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    for place, one in enumerate(shown):
+        class_id = split.category_ids.index(one["category_id"])
+        # The ten strong colours of the map first, then their pale twins.
+        colour = matplotlib.colormaps["tab20"]((2 * class_id + class_id // 10) % 20)
+        line = "-" if place in paired else (0, (2, 1.5))
+        outlines = _outlines(one, height, width)
+        x, y = np.concatenate(outlines).min(axis=0) if outlines else one.get("bbox", (0, 0))[:2]
+        for outline in outlines:
+            # Scans have these colours too: a white rim sets the line off.
+            axes.plot(*outline.T, color="white", linewidth=3.2)
+            axes.plot(*outline.T, color=colour, linewidth=1.6, linestyle=line)
+        score = f" {one['score']:.2f}" if "score" in one else ""
+        axes.text(
+            min(max(x, 0), width * 0.8),
+            max(y, height * 0.05),
+            _plain(split.classes[class_id]) + score,
+            fontsize=7,
+            color="black" if sum(colour[:3]) > 1.8 else "white",
+            verticalalignment="bottom",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
+            clip_on=True,
+        )
+
+
+def _outlines(one: dict[str, Any], height: int, width: int) -> list[np.ndarray]:
+    """Closed outlines [n, 2] of the mask, or of the box where there is none."""
+    if "segmentation" not in one:
+        x, y, w, h = one["bbox"]
+        return [np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y)])]
+    mask = mask_api.decode(to_rle(one["segmentation"], height, width))
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [np.concatenate([contour[:, 0], contour[:1, 0]]) for contour in contours]
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading dollar signs as formulas."""
+    return text.replace("$", r"\$")
