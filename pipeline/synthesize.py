@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from pipeline.common.executors import run_tasks
-from pipeline.pairing import composition
+from pipeline.pairing import geometry
 from pipeline.pairing.blends import BLENDS
 from pipeline.pairing.pairs import RECIPE_VERSION, Recipe, tables
 from pipeline.storage.shards import (
@@ -68,8 +68,8 @@ def parameters(job: Job) -> dict[str, Any]:
         "coefficient_range": list(job.recipe.coefficients or BLENDS[job.recipe.blend].coefficients),
         "scale_range": list(job.recipe.scales),
         "occluded": job.recipe.occluded,
-        "fill": composition.FILL,
-        "least_side_px": composition.least_side(job.recipe.width),
+        "fill": geometry.FILL,
+        "least_side_px": geometry.least_side(job.recipe.width),
         "regions_sha256": sha256_of(job.recipe.regions),
         "segments_sha256": sha256_of(job.recipe.segments),
         # Absent as a rule, so that folders made before there were crops still go on.
@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--scale",
         type=_span,
-        default=composition.SCALE,
+        default=geometry.SCALE,
         metavar="LOW:HIGH",
         help="how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)",
     )

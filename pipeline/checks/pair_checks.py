@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.pairing.blends import BLENDS
-from pipeline.pairing.composition import Geometry, extent, render
+from pipeline.pairing.geometry import Geometry, extent, render
 from pipeline.tables.segment_table import Segment, SegmentTable
 from segloc.common.contract import Box, Index, Occluder, Pair, View
 from segloc.common.images import ImageError, decode

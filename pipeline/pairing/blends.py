@@ -13,19 +13,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.pairing.geometry import Patch
 from segloc.common.images import Image
-from segloc.common.masks import Mask
 
 # Least transmission an item's pixel may have: what a scanner shows as black is not infinitely thick.
 TRANSMISSION_FLOOR = {"multiply": 0.02, "ratio": 0.05}
-
-
-@dataclasses.dataclass(frozen=True)
-class Patch:
-    """A transformed segment, tight around its mask: uint8 RGB [h, w, 3] and bool [h, w]."""
-
-    rgb: Image
-    mask: Mask
 
 
 def alpha_blend(host: Image, patch: Patch, donor: npt.NDArray[np.float32], weight: float) -> Image:

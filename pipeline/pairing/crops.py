@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.common.seeds import generator
 from pipeline.pairing import segments as segments_body
-from pipeline.pairing.composition import fit
+from pipeline.pairing.geometry import fit
 from pipeline.pairing.segments import Row
 from segloc.common.contract import Box
 from segloc.common.datasets import near_duplicates

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.seeds import generator
-from pipeline.pairing import composition
 from pipeline.pairing.blends import BLENDS
-from pipeline.pairing.composition import blend, fit, frame, occlude, place, place_occluder, reduction
+from pipeline.pairing.composition import blend, occlude, place_occluder
+from pipeline.pairing.geometry import SCALE, fit, frame, place, reduction
 from pipeline.tables import region_table
 from pipeline.tables.segment_table import Segment, SegmentTable
 from segloc.common.contract import Box, Occluder, Pair, View
@@ -49,7 +49,7 @@ class Recipe:
     seed: int
     blend: str = "alpha"
     width: int = 500
-    scales: tuple[float, float] = composition.SCALE
+    scales: tuple[float, float] = SCALE
     occluded: float = 0.0
     coefficients: tuple[float, float] | None = None
 
@@ -159,7 +159,7 @@ def _occlude(
 
 
 def read_background(recipe: Recipe, hosts: region_table.Regions, number: int) -> Image:
-    """Read background `number` of `hosts`, reduced where that leaves enough of it (`composition.reduction`).
+    """Read background `number` of `hosts`, reduced where that leaves enough of it (`geometry.reduction`).
 
     Raises:
         InputError: it cannot be read, or is not the file its region was measured on.

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline.pairing.blends import BLENDS, Patch
+from pipeline.pairing.blends import BLENDS
+from pipeline.pairing.geometry import Patch
 
 RNG = np.random.default_rng(0)
 SHAPE = (30, 40)

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.pairing.composition import fit, frame, paste
+from pipeline.pairing.composition import paste
+from pipeline.pairing.geometry import fit, frame
 from pipeline.pairing.pairs import Recipe, make_pair, read_background, tables
 from pipeline.tables import segment_table
 from pipeline.tables.segment_table import SegmentTable
