@@ -8,51 +8,17 @@ crops lie in the authentic region and keep to two or more fixed crops a scan.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
-from collections import Counter
-from collections.abc import Iterator
 
-import numpy as np
-from tqdm import tqdm
-
-from pipeline.common.executors import run_tasks
-from pipeline.common.seeds import generator
-from pipeline.pairing.crops import CLASS, cut
-from pipeline.pairing.segments import Row
-from pipeline.tables import region_table, segment_table
+from pipeline.pairing.crops import write_table
 from segloc.common import cli
-from segloc.common.errors import InputError
-from segloc.common.files import check_output, existing_folder
 
 
-def _command(args: argparse.Namespace) -> int:
-    check_output(args.out)
-    if args.per_scan < 2:
-        raise InputError(f"--per-scan is {args.per_scan}, a pair needs two crops of one scan")
-    if args.scans < 1:
-        raise InputError(f"--scans is {args.scans}, it must be at least 1")
-    root = existing_folder(args.backgrounds, "backgrounds").absolute()
-    names = region_table.load(args.regions).images
-    chosen = np.sort(generator(args.seed, "crops").permutation(len(names))[: args.scans]).tolist()
-    task = functools.partial(cut, root=root, per_scan=args.per_scan, seed=args.seed)
-    scans = [(number, names[number].as_py()) for number in chosen]
-    results: Iterator[list[Row] | str] = run_tasks(task, scans, workers=args.workers, executor=args.executor, chunk=4)
-    counts, skipped = Counter[str](), Counter[str]()
-    with segment_table.writer(args.out) as table:
-        for result in tqdm(results, total=len(scans), unit="scan", desc="crops", disable=None):
-            skipped.update([result] if isinstance(result, str) else [])
-            for row in result if isinstance(result, list) else ():
-                counts[CLASS] += 1
-                table.write(row)
-        if not counts:
-            raise InputError(f"{args.backgrounds}: not one scan can be read; run pipeline.regions again")
-        table.parameters |= {
-            "classes": [CLASS], "counts": dict(counts), "skipped": dict(sorted(skipped.items())), "seed": args.seed,
-            "positives": "instance", "per_scan": args.per_scan,
-        }  # fmt: skip
-    print(f"{args.out}: {counts.total()} crops of {len(scans) - skipped.total()} scans, {skipped.total()} unreadable")
-    return 0
+def _command(args: argparse.Namespace) -> None:
+    scans, crops, unreadable = write_table(
+        args.backgrounds, args.regions, args.out, args.scans, args.per_scan, args.seed, args.workers, args.executor
+    )
+    print(f"{args.out}: {crops} crops of {scans - unreadable} scans, {unreadable} unreadable")
 
 
 def main(argv: list[str] | None = None) -> int:

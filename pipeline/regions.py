@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.bags.regions import MODES, _draw, _write, draw_steps
+from pipeline.bags.regions import MODES, draw_gallery, draw_steps, write_table
 from segloc.common import cli
 from segloc.common.datasets import backgrounds
 from segloc.common.errors import InputError
@@ -23,11 +23,11 @@ def _command(args: argparse.Namespace) -> int:
             raise InputError(f"{args.steps}: {error}") from error
         return 0
     names = backgrounds(args.backgrounds)
-    counts = _write(args, names)
+    counts = write_table(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     print(f"{args.out}: {len(names)} backgrounds ({summary})")
     if args.gallery:
-        _draw(args, names)
+        draw_gallery(args.backgrounds, names, args.gallery, args.mode)
         print(f"{args.gallery}: red is the paper's region, blue the one of mode {args.mode}, green its bags")
     return 0
 

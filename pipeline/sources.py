@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.common import manifest as manifest_body
-from pipeline.common.sources import _inside, roots
-from pipeline.simulate import __main__ as simulator
+from pipeline.common.sources import is_inside, roots, write_manifests
+from pipeline.simulate.__main__ import add_options
+from pipeline.simulate.dataset import Parameters
+from pipeline.simulate.generate import make
 from segloc.common import cli
-from segloc.common.errors import InputError
 
 EXAMPLES = """\
   python -m pipeline.sources --foregrounds data/raw/pidray --backgrounds data/raw/sixray --out data/manifest
@@ -21,27 +21,14 @@ EXAMPLES = """\
 
 
 def _command(args: argparse.Namespace) -> None:
-    simulated = [root for root in (args.foregrounds, args.backgrounds) if _inside(root, args.simulated)]
-    if simulated:
-        simulator.simulate(
-            argparse.Namespace(
-                out=args.simulated, scans=args.scans, seed=args.seed, width=args.width, grey_belts=args.grey_belts,
-                raw=False, swap_brands=False, workers=args.workers, executor=args.executor,
-            )
-        )  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
+    if any(is_inside(root, args.simulated) for root in (args.foregrounds, args.backgrounds)):
+        parameters = Parameters(args.scans, args.seed, args.width, args.grey_belts)
+        if not make(args.simulated, parameters, args.workers, args.executor):
+            print(f"{args.simulated}: already there, nothing to do")
     listed = roots(args.foregrounds, args.images, args.backgrounds)
-    changed = False
+    files, changed = write_manifests(listed, args.out, args.simulated)
     for name, root in listed.items():
-        if not root.is_dir():
-            raise InputError(f"{root}: no such file or folder ({name} in params.yaml)")
-        # A simulated scan is known by its parameters; its time would only differ from machine to machine.
-        files, different = manifest_body.write(root, args.out / f"{name}.manifest", not _inside(root, args.simulated))
-        changed |= different
-        print(f"{name}: {files} files in {root}")
-    for stale in set(args.out.glob("*.manifest")) - {args.out / f"{name}.manifest" for name in listed}:
-        stale.unlink()
-        changed = True
+        print(f"{name}: {files[name]} files in {root}")
     print("the scans have changed" if changed else "nothing changed")
 
 
@@ -63,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="folder of the manifests")
     options.add_argument("--simulated", type=cli.path, metavar="DIR", help="simulate the roots that lie in here")
-    simulator.add_options(options)
+    add_options(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,28 +102,40 @@ def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
     return [(box, tone) for box, tone in found if box]
 
 
-def _write(args: argparse.Namespace, names: list[str]) -> Counter[str]:
+def write_table(root: Path, names: Sequence[str], out: Path, mode: str, workers: int, executor: str) -> Counter[str]:
+    """Measure backgrounds and write their table.
+
+    Args:
+        root: folder of the backgrounds.
+        names: their paths relative to `root`.
+        out: the table.
+        mode: ``adaptive`` or ``paper``.
+        workers: see `pipeline.common.executors.run_tasks`.
+        executor: see there.
+
+    Returns:
+        Number of backgrounds by status.
+    """
     counts: Counter[str] = Counter()
-    task = functools.partial(measure, root=args.backgrounds.absolute(), mode=args.mode)
-    results: Iterator[dict[str, Any]] = run_tasks(
-        task, names, workers=args.workers, executor=args.executor, chunk=CHUNK
-    )
-    with region_table.writer(args.out) as table:
+    task = functools.partial(measure, root=root.absolute(), mode=mode)
+    results: Iterator[dict[str, Any]] = run_tasks(task, names, workers=workers, executor=executor, chunk=CHUNK)
+    with region_table.writer(out) as table:
         for row in tqdm(results, total=len(names), unit="scan", desc="regions", disable=None):
             counts[row["status"]] += 1
             table.write(row)
-        table.parameters |= {"mode": args.mode, "least_side_px": LEAST_SIDE_PX, "counts": dict(sorted(counts.items()))}
+        table.parameters |= {"mode": mode, "least_side_px": LEAST_SIDE_PX, "counts": dict(sorted(counts.items()))}
     return counts
 
 
-def _draw(args: argparse.Namespace, names: list[str]) -> None:
+def draw_gallery(root: Path, names: Sequence[str], out: Path, mode: str) -> None:
+    """Draw the regions of up to 60 backgrounds, evenly spread, on one sheet (PNG)."""
     tiles = []
     for position in gallery.spread(_GALLERY_TILES, len(names)):
-        path = args.backgrounds / names[position]
+        path = root / names[position]
         try:
             grey, colour = read_image(path, "grey"), read_image(path)
         except ImageError:
             continue
-        tiles.append(gallery.tile(colour, _boxes(grey, args.mode), names[position]))
+        tiles.append(gallery.tile(colour, _boxes(grey, mode), names[position]))
     if tiles:
-        gallery.save(args.gallery, tiles, _GALLERY_COLUMNS)
+        gallery.save(out, tiles, _GALLERY_COLUMNS)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.common import manifest
+from segloc.common.errors import InputError
+
 
 def roots(foregrounds: Path, images: Path | None, backgrounds: Path) -> dict[str, Path]:
     """Name the folders to list.
@@ -20,5 +23,33 @@ def roots(foregrounds: Path, images: Path | None, backgrounds: Path) -> dict[str
     return {**listed, "backgrounds": backgrounds}
 
 
-def _inside(path: Path, folder: Path | None) -> bool:
+def write_manifests(listed: dict[str, Path], out: Path, simulated: Path | None) -> tuple[dict[str, int], bool]:
+    """Write a manifest for each folder, and remove those of folders that are no longer listed.
+
+    Args:
+        listed: folders by name, from `roots`.
+        out: folder of the manifests.
+        simulated: folder of simulated scans, which are known by their parameters; their times are left out.
+
+    Returns:
+        The number of files by name, and whether anything has changed.
+
+    Raises:
+        InputError: a folder is missing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files, changed = {}, False
+    for name, root in listed.items():
+        if not root.is_dir():
+            raise InputError(f"{root}: no such file or folder ({name} in params.yaml)")
+        files[name], different = manifest.write(root, out / f"{name}.manifest", not is_inside(root, simulated))
+        changed |= different
+    for stale in set(out.glob("*.manifest")) - {out / f"{name}.manifest" for name in listed}:
+        stale.unlink()
+        changed = True
+    return files, changed
+
+
+def is_inside(path: Path, folder: Path | None) -> bool:
+    """Tell whether `path` lies in `folder`."""
     return folder is not None and path.absolute().is_relative_to(folder.absolute())

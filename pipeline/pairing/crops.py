@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from pipeline.common.executors import run_tasks
 from pipeline.common.seeds import generator
-from pipeline.pairing import segments as segments_body
+from pipeline.pairing import segments
 from pipeline.pairing.geometry import fit
 from pipeline.pairing.segments import Row
+from pipeline.tables import region_table, segment_table
 from segloc.common.contract import Box
 from segloc.common.datasets import near_duplicates
-from segloc.common.files import safe_relative
+from segloc.common.errors import InputError
+from segloc.common.files import check_output, existing_folder, safe_relative
 from segloc.common.images import ImageError, encode_rgba, read_image
 
 CLASS = "crop"
@@ -67,5 +74,53 @@ def cut(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[
         x0, y0, x1, y1 = box = draw_crop(rng, width, height)
         where = {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "area": (x1 - x0) * (y1 - y0)}
         name_of_crop = {"segment_id": f"{name}#{crop}", "annotation_id": str(crop)}
-        rows.append({**about, **name_of_crop, **where, "png": encode_rgba(segments_body.crop(image, whole, box))})
+        rows.append({**about, **name_of_crop, **where, "png": encode_rgba(segments.crop(image, whole, box))})
     return rows
+
+
+def write_table(
+    backgrounds: Path, regions: Path, out: Path, scans: int, per_scan: int, seed: int, workers: int, executor: str
+) -> tuple[int, int, int]:
+    """Cut crops out of drawn scans and write them as a table of segments.
+
+    Args:
+        backgrounds: folder of the scans.
+        regions: their table of regions.
+        out: the table to write.
+        scans: most scans to cut from.
+        per_scan: crops of each.
+        seed: of the draws.
+        workers: see `pipeline.common.executors.run_tasks`.
+        executor: see there.
+
+    Returns:
+        Number of scans drawn, of crops, and of scans that cannot be read.
+
+    Raises:
+        InputError: a number out of range, or not one scan can be read.
+    """
+    check_output(out)
+    if per_scan < 2:
+        raise InputError(f"--per-scan is {per_scan}, a pair needs two crops of one scan")
+    if scans < 1:
+        raise InputError(f"--scans is {scans}, it must be at least 1")
+    root = existing_folder(backgrounds, "backgrounds").absolute()
+    names = region_table.load(regions).images
+    chosen = np.sort(generator(seed, "crops").permutation(len(names))[:scans]).tolist()
+    drawn = [(number, names[number].as_py()) for number in chosen]
+    task = functools.partial(cut, root=root, per_scan=per_scan, seed=seed)
+    results: Iterator[list[Row] | str] = run_tasks(task, drawn, workers=workers, executor=executor, chunk=4)
+    crops, skipped = 0, Counter[str]()
+    with segment_table.writer(out) as table:
+        for result in tqdm(results, total=len(drawn), unit="scan", desc="crops", disable=None):
+            skipped.update([result] if isinstance(result, str) else [])
+            for row in result if isinstance(result, list) else ():
+                crops += 1
+                table.write(row)
+        if not crops:
+            raise InputError(f"{backgrounds}: not one scan can be read; run pipeline.regions again")
+        table.parameters |= {
+            "classes": [CLASS], "counts": {CLASS: crops}, "skipped": dict(sorted(skipped.items())), "seed": seed,
+            "positives": "instance", "per_scan": per_scan,
+        }  # fmt: skip
+    return len(drawn), crops, skipped.total()

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
+import pickle
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-from segloc.common import masks
+from pipeline.common.executors import run_tasks
+from pipeline.tables import segment_table
+from segloc.common import datasets, masks
 from segloc.common.contract import Box
 from segloc.common.datasets import Instance, near_duplicates
+from segloc.common.errors import InputError
+from segloc.common.files import check_output
 from segloc.common.images import Image, ImageError, encode_rgba, read_image
 
 # The donor's surroundings are measured outside the item's blurred rim but close by.
@@ -133,9 +143,63 @@ def _tasks(instances: tuple[Instance, ...]) -> list[list[Instance]]:
     return [list(group) for _, group in groups]
 
 
-def _report(out: Path, counts: Counter[str], skipped: Counter[str], groups: Counter[int]) -> None:
-    print(f"{out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
-    largest = max(groups.values())
-    print(f"{groups.total()} scans of {len(groups)} bags as far as their pictures tell; at most {largest} of one")
-    if skipped:
-        print(f"skipped {skipped.total()}: {', '.join(f'{n} {reason}' for reason, n in skipped.most_common())}")
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What a table of segments was made of.
+
+    Attributes:
+        segments: number of segments by class name.
+        skipped: number of annotations without a segment, by reason.
+        scans_of_bag: number of scans by bag.
+    """
+
+    segments: Counter[str]
+    skipped: Counter[str]
+    scans_of_bag: Counter[int]
+
+
+def write_table(annotations: Path, images: Path | None, out: Path, workers: int, executor: str) -> Made:
+    """Cut all items out of their scans and write their table.
+
+    Args:
+        annotations: a COCO instance file, or PIDray's root.
+        images: folder of the scans; None for where the data set has them.
+        out: the table.
+        workers: see `pipeline.common.executors.run_tasks`.
+        executor: see there.
+
+    Raises:
+        InputError: the data set cannot be used, or gives not one segment.
+    """
+    check_output(out)
+    source = datasets.training_source(annotations, images)
+    found = datasets.read(source)
+    tasks = _tasks(found.instances)
+    skipped, counts = Counter(found.skipped), Counter[str]()
+    fingerprints: dict[str, bytes] = {}
+    task = functools.partial(cut, images=source.images.absolute(), classes=found.classes)
+    results: Iterator[tuple[list[Row], list[str]]] = run_tasks(task, tasks, workers=workers, executor=executor, chunk=4)
+    # The groups are known when all scans are; until then the rows wait on disk, in a file that ends with the process.
+    with segment_table.writer(out) as table, tempfile.TemporaryFile(dir=out.parent) as waiting:
+        for rows, reasons in tqdm(results, total=len(tasks), unit="scan", desc="segments", disable=None):
+            skipped.update(reasons)
+            for row in rows:
+                counts[row["class_name"]] += 1
+                fingerprints[row["image"]] = row["scan_fingerprint"]
+                pickle.dump(row, waiting)
+        if not counts:
+            why = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3)) or "no annotations"
+            raise InputError(f"{source.annotations}: not one usable segment: {why}")
+        groups = near_duplicates.group(fingerprints)
+        waiting.seek(0)
+        for _ in range(counts.total()):
+            row = pickle.load(waiting)
+            table.write(row | {"scan_group": groups[row["image"]]})
+        table.parameters |= {
+            "classes": list(found.classes),
+            "counts": {name: counts[name] for name in found.classes},
+            "skipped": dict(sorted(skipped.items())),
+            "ring_px": list(RING_PX),
+            "scan_group_threshold_bits": near_duplicates.THRESHOLD_BITS,
+        }
+    return Made(counts, skipped, Counter(groups.values()))

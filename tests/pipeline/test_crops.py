@@ -9,7 +9,7 @@ import pytest
 from pipeline import audit, crops, regions
 from pipeline.checks.pair_checks import pair_problems, scan_of
 from pipeline.pairing import crops as crops_body
-from pipeline.pairing.composition import fit, reduction
+from pipeline.pairing.geometry import fit, reduction
 from pipeline.pairing.pairs import Recipe, make_pair
 from pipeline.tables.segment_table import SegmentTable
 from segloc.common.contract import read_index

@@ -10,9 +10,10 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.simulate.__main__ import MARKER, main
+from pipeline.simulate.__main__ import main
 from pipeline.simulate.annotations import annotate, polygons
 from pipeline.simulate.dataset import SUBSETS, Parameters, Task, build_scene
+from pipeline.simulate.generate import MARKER
 from pipeline.simulate.items import BRANDS, CLASSES, ITEMS, make_item
 from pipeline.simulate.outlines import ellipse
 from pipeline.simulate.parts import Part, Placement
@@ -113,7 +114,7 @@ def fake_writer(root, parameters):
 
 
 def test_same_arguments_do_nothing_and_others_replace_only_our_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.simulate.__main__.scan_writer", fake_writer)
+    monkeypatch.setattr("pipeline.simulate.generate.scan_writer", fake_writer)
     out, fresh = tmp_path / "raw", tmp_path / "fresh"
     for folder in (out, fresh):
         assert main(["--out", str(folder), *ARGUMENTS]) == 0
@@ -133,7 +134,7 @@ def test_same_arguments_do_nothing_and_others_replace_only_our_files(tmp_path, c
 
 @pytest.mark.parametrize("replacing", [False, True])
 def test_a_run_that_ends_while_moving_files_is_made_good_by_the_next(tmp_path, monkeypatch, replacing):
-    monkeypatch.setattr("pipeline.simulate.__main__.scan_writer", fake_writer)
+    monkeypatch.setattr("pipeline.simulate.generate.scan_writer", fake_writer)
     out, fresh = tmp_path / "raw", tmp_path / "fresh"
     assert main(["--out", str(fresh), *ARGUMENTS]) == 0
     if replacing:
