@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from segloc.common import cli
-from segloc.common.files import write_atomic
+from segloc.common.errors import InputError
 from segloc.detection import eval_tables
-from segloc.detection.evaluation import _check_arguments, _detect, _read_results, measure
+from segloc.detection.evaluation import evaluate_results, evaluate_weights, tables_beside, write_evaluation
 
 EXAMPLES = """\
   python -m segloc.evaluate --weights runs/segloc --data data/raw/pidray --out runs/segloc/evaluation.json
@@ -48,20 +47,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
-    tables = _check_arguments(args)
+    out = Path(args.out)
+    tables = tables_beside(out, args.bootstrap)
+    _check_arguments(args, [out, *tables])
     if args.results:
-        about = {"engine": "results file", "weights": None, "iteration": None}
-        found = _read_results(args.results, args.annotations)
+        report = evaluate_results(args.results, args.annotations, args.bootstrap)
     else:
-        about, found = _detect(args)
-    report = {**about, "units": "percent", "classes": list(found[0][0].classes), **measure(found, args.bootstrap)}
-    texts = [eval_tables.tidy(report), eval_tables.markdown(report)]
-    texts.append(json.dumps(report, indent=1, ensure_ascii=False) + "\n")  # last: who waits for it finds all three
-    paths = [*tables, Path(args.out)]
-    for path, text in zip(paths, texts, strict=True):
-        write_atomic(path, text.encode())
+        report = evaluate_weights(
+            args.weights, out, args.config, args.data, args.subset, args.overrides, args.bootstrap
+        )
+    paths = write_evaluation(report, out)
     print(eval_tables.terminal(report))  # after writing: the reader of a pipe may be gone
     print(f"wrote {', '.join(map(str, paths))}")
+
+
+def _check_arguments(args: argparse.Namespace, written: list[Path]) -> None:
+    if args.weights and args.annotations:
+        raise InputError("--annotations belongs to --results; name a detector's test sets with --data or data.tests")
+    if args.results and (args.config or args.data or args.subset or args.overrides):
+        raise InputError("--config, --data, --subset and key=value belong to --weights, not to --results")
+    for file in [*(args.results or []), *args.annotations]:
+        if Path(file).resolve() in [path.resolve() for path in written]:
+            raise InputError(f"{file}: would be overwritten; choose another --out")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ import argparse
 import sys
 
 from segloc.common import cli
-from segloc.common.errors import unknown_key
 from segloc.experiments.jobs import plan
-from segloc.experiments.run import _stopped_by_sigterm, check, conclude, run_cells, show, tidy
+from segloc.experiments.run import chosen_cells, run_experiment, show, tidy
 from segloc.settings import experiments
 
 EXAMPLES = """\
@@ -54,19 +53,11 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns 1 when something failed."""
     experiment = experiments.read(args.recipe, args.overrides)
     out = tidy(args.out)
-    cells = plan(experiment, out)
-    if args.cell:
-        if args.cell not in [cell.name for cell in cells]:
-            raise unknown_key(args.cell, [cell.name for cell in cells], "--cell")
-        cells = [cell for cell in cells if cell.name == args.cell]
+    cells = chosen_cells(plan(experiment, out), args.cell)
     if args.list:
         show(cells)
         return 0
-    check(cells)
-    with _stopped_by_sigterm():
-        failures = run_cells(cells)
-        if not args.cell:
-            failures += conclude(experiment, [cell for cell in cells if cell.finished], out)
+    failures = run_experiment(experiment, cells, out, with_report=not args.cell)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

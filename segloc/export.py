@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import sys
 from pathlib import Path
 
-import torch
-
 from segloc.common import cli
-from segloc.common.files import check_output, write_atomic
-from segloc.exporting import batch_norm
-from segloc.exporting.export import summary
-from segloc.exporting.formats import FORMATS, convert, notes, with_head, wrapped
-from segloc.models.initial_weights import BACKBONE_SETTINGS, check_tensors, read_backbone
+from segloc.common.errors import InputError
+from segloc.common.files import check_output
+from segloc.exporting.batch_norm import Measuring
+from segloc.exporting.export import export, summary
+from segloc.exporting.formats import FORMATS
 
 EXAMPLES = """\
   python -m segloc.export --weights runs/pretrain --format detectron2 --out segloc_r101_d2.pth
@@ -35,40 +31,31 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--weights", required=True, help="pretraining or fine-tuning run or checkpoint")
     options.add_argument("--format", required=True, choices=FORMATS)
     options.add_argument("--out", required=True, help="file to write")
-    batch_norm.add_arguments(options)
+    add_batch_norm_options(options)
     return cli.run(run, options, argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     check_output(args.out)
-    batch_norm.check_arguments(args)
-    content = read_backbone(args.weights)
-    # Fine-tuning here can start its box heads from the head of pretraining; other libraries have no place for it.
-    head = content.get("head", {})
-    check_tensors(head, str(args.weights))
-    content = {name: content.get(name) for name in (*BACKBONE_SETTINGS, "iteration", "backbone")}
-    inserted = None
-    if args.insert_bn:
-        content, inserted = batch_norm.insert_batch_norm(content, args)
-    about = {name: value for name, value in content.items() if name != "backbone"}
-    export = with_head(convert(content["backbone"], args.format, content["norm"]), head, args.format)
-    report = {
-        "format": args.format,
-        "weights": str(args.weights),
-        **about,
-        "inserted": inserted,
-        "notes": notes(args.format, content["norm"], content["fpn_channels"]),
-        **{name: getattr(export, name) for name in ("matched", "renamed", "left_out")},
-    }
-    out = Path(args.out)
-    buffer = io.BytesIO()
-    torch.save(wrapped(export, args.format, about), buffer)
-    write_atomic(out, buffer.getvalue())
-    report_path = out.with_name(f"{out.stem}.report.json")
-    write_atomic(report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    if args.insert_bn != bool(args.shards):
+        raise InputError("--insert-bn measures its statistics on --shards: give both or neither")
+    measuring = Measuring(args.shards, args.views, args.seed, args.image_size) if args.insert_bn else None
+    report, report_path = export(args.weights, args.format, Path(args.out), measuring)
     print(summary(report))
-    print(f"wrote {out} and {report_path}")
+    print(f"wrote {args.out} and {report_path}")
+
+
+def add_batch_norm_options(options: argparse.ArgumentParser) -> None:
+    """Add the options of ``--insert-bn``."""
+    group = options.add_argument_group("batch norm")
+    group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
+    group.add_argument("--shards", metavar="DIR_OR_URL", help="where the statistics are measured")
+    group.add_argument("--views", type=int, default=512, help="images to measure (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of the order of the pairs (default: %(default)s)")
+    group.add_argument(
+        "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to fit (default: %(default)s)"
+    )
 
 
 if __name__ == "__main__":

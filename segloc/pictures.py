@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from segloc.common import cli
-from segloc.common.errors import InputError
-from segloc.common.files import check_output, write_atomic
-from segloc.detection.coco import Split, read_results, read_split
-from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
-from segloc.detection.image_scores import examples, rank
-from segloc.reporting.pictures import draw
+from segloc.reporting.pictures import write_picture
 
 EXAMPLES = """\
   python -m segloc.pictures --results runs/segloc/evaluation.hidden.results.json --out hidden.png \\
@@ -41,25 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
-    check_output(args.out)
-    if Path(args.out).suffix.lower() != ".png":
-        raise InputError(f"{args.out}: --out writes a .png file")
-    if args.each < 1 or not 0 <= args.score <= 1:
-        raise InputError("--each must be at least 1, and --score within 0 and 1")
-    results = read_results(Path(args.results))
-    split = read_split(Split(Path(args.annotations).stem, Path(args.annotations), Path(args.images)))
-    kinds = [kind for kind in IOU_TYPES if any(FIELDS[kind] in result for result in results)] or ["bbox"]
-    try:
-        figures = {kind: evaluate(split.ground_truth, results, kind)["AP"] for kind in kinds}  # checks the results, too
-    except InputError as error:
-        raise InputError(f"{args.results}: {error}") from error
-    ranked = rank(split, results, args.score)
-    if not ranked:
-        raise InputError(f"{args.annotations}: no image with an item or a detection")
-    aps = ", ".join(f"{kind} AP {value:.1f}" for kind, value in figures.items() if value is not None)
-    title = f"{split.name}: {len(split.scans)} images, {aps}; detections of score {args.score:g} and more"
-    write_atomic(args.out, draw(split, examples(ranked, args.each), title))
-    print(Path(args.out).resolve())
+    print(write_picture(args.results, args.annotations, args.images, args.out, args.score, args.each).resolve())
 
 
 if __name__ == "__main__":

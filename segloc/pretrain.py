@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segloc.common import cli
 from segloc.common.errors import InputError
-from segloc.contrast.run import _train
+from segloc.contrast.run import train
 from segloc.data.stream import ShardFolder
 from segloc.settings.pretraining import load_config
 from segloc.training.processes import join, launch
@@ -22,9 +22,9 @@ def _command(args: argparse.Namespace) -> int:
         if "WORLD_SIZE" in os.environ:
             raise InputError("--processes starts processes, and so does torchrun; use one of them")
         ShardFolder.open(args.shards)  # so that what is wrong with it is said once
-        return launch(_train, args.processes, config, args.shards, Path(args.out))
+        return launch(train, args.processes, config, args.shards, Path(args.out))
     with join() as group:
-        return _train(config, args.shards, Path(args.out), group)
+        return train(config, args.shards, Path(args.out), group)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,14 +11,8 @@ import json
 import sys
 
 from segloc.common import cli
-from segloc.common.errors import InputError
 from segloc.common.files import check_output, write_atomic
-from segloc.contrast.pretrainer import index_digest
-from segloc.data.stream import ShardFolder
-from segloc.probing import classifiers
-from segloc.probing.held_out import split
-from segloc.probing.probe import about_views, accuracies, open_network, table
-from segloc.probing.roi_features import features
+from segloc.probing.probe import probe, table
 
 EXAMPLES = """\
   python -m segloc.probe --weights runs/pretrain --shards data/shards --out runs/pretrain/probe.json
@@ -55,27 +49,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     check_output(args.out)
-    if min(args.train, args.test, args.image_size) < 1 or args.seed < 0:
-        raise InputError("--train, --test and --image-size must be at least 1, and --seed at least 0")
-    folder = ShardFolder.open(args.shards)
-    network = open_network(args)
-    views = split(folder, args.train, args.test, args.seed)
-    train, labels = features(network, views.train, args.image_size, "training views")
-    test, truth = features(network, views.test, args.image_size, "test views")
-    report = {
-        "weights": str(args.weights),
-        **network.about,
-        "shards": index_digest(folder),
-        "classes": list(folder.index.classes),
-        "seed": args.seed,
-        "image_size": args.image_size,
-        **about_views(views, folder.index.classes),
-        "chance": int(truth.bincount().max()) / len(truth),
-        "neighbours": classifiers.NEIGHBOURS,
-        "temperature": classifiers.TEMPERATURE,
-        "l2": classifiers.L2,
-        "accuracy": accuracies(train, labels, test, truth, len(folder.index.classes)),
-    }
+    report = probe(
+        args.weights, args.shards, args.config, args.overrides, args.train, args.test, args.seed, args.image_size
+    )
     print(table(report))
     if args.out:
         write_atomic(args.out, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from segloc.common import cli
-from segloc.common.errors import InputError
-from segloc.common.files import check_output, write_atomic
-from segloc.reporting.page import WRITERS, _with_runs, picture, render
-from segloc.reporting.results_table import results_table
-from segloc.reporting.run_results import read
+from segloc.reporting.page import write_report
 
 EXAMPLES = """\
   python -m segloc.report runs/pretrain runs/finetune-segloc runs/finetune-random --out report.html
@@ -24,18 +19,8 @@ PIDray follow, marked as such. Folders without run.json are named and left out.
 
 
 def _command(args: argparse.Namespace) -> None:
-    for path in (args.out, *args.table):
-        check_output(path)
-    for path in args.table:
-        if Path(path).suffix not in WRITERS:
-            raise InputError(f"{path}: --table writes {' and '.join(WRITERS)} files")
-    runs = [read(path) for path in _with_runs([Path(run) for run in args.runs])]
-    page = render(runs, [picture(argument) for argument in args.picture], args.title)
-    for path in args.table:
-        write_atomic(path, WRITERS[Path(path).suffix](results_table(runs)).encode())
-        print(Path(path).resolve())
-    write_atomic(args.out, page.encode())
-    print(Path(args.out).resolve())
+    for path in write_report(args.runs, args.out, args.title, args.picture, args.table):
+        print(path.resolve())
 
 
 def main(argv: list[str] | None = None) -> int:

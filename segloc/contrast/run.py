@@ -153,7 +153,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     return save_backbone(trainer)
 
 
-def _train(config: PretrainConfig, shards: str, out: Path, group: Group) -> int:
+def train(config: PretrainConfig, shards: str, out: Path, group: Group) -> int:
     """Pretrain as one process of a group; returns its exit code."""
     try:
         path = pretrain(config, shards, out, group)

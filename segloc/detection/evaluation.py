@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,24 +82,81 @@ def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches
         raise InputError(f"{split.name}: {error}") from error
 
 
-def _check_arguments(args: argparse.Namespace) -> list[Path]:
-    """Check what can be checked before work starts; returns the paths of the CSV and the Markdown table."""
-    out = Path(args.out)
+def tables_beside(out: Path, bootstrapped: int | None = None) -> list[Path]:
+    """Name the CSV and Markdown tables beside the JSON file, once all three can be written.
+
+    Raises:
+        InputError: they cannot, or too few draws were asked for.
+    """
     tables = [out.with_suffix(".csv"), out.with_suffix(".md")]
     if out in tables:
         raise InputError(f"{out}: --out is the JSON file; the tables are written beside it as .csv and .md")
     for path in (out, *tables):
         check_output(path)
-    if args.bootstrap is not None and args.bootstrap < bootstrap.LEAST_RESAMPLES:
-        raise InputError(f"--bootstrap {args.bootstrap}: give at least {bootstrap.LEAST_RESAMPLES} draws")
-    if args.weights and args.annotations:
-        raise InputError("--annotations belongs to --results; name a detector's test sets with --data or data.tests")
-    if args.results and (args.config or args.data or args.subset or args.overrides):
-        raise InputError("--config, --data, --subset and key=value belong to --weights, not to --results")
-    for file in [*(args.results or []), *args.annotations]:
-        if Path(file).resolve() in [path.resolve() for path in (out, *tables)]:
-            raise InputError(f"{file}: would be overwritten; choose another --out")
+    if bootstrapped is not None and bootstrapped < bootstrap.LEAST_RESAMPLES:
+        raise InputError(f"--bootstrap {bootstrapped}: give at least {bootstrap.LEAST_RESAMPLES} draws")
     return tables
+
+
+def evaluate_results(
+    results: Sequence[str], annotations: Sequence[str], resamples: int | None = None
+) -> dict[str, Any]:
+    """Measure COCO results files against their annotation files, one of each per test set.
+
+    Args:
+        results: COCO results files.
+        annotations: COCO annotation files.
+        resamples: bootstrap draws for 95 % intervals; None for no intervals.
+
+    Returns:
+        The report: see `measure`.
+
+    Raises:
+        InputError: a file cannot be used.
+    """
+    about = {"engine": "results file", "weights": None, "iteration": None}
+    return _report(about, _read_results(results, annotations), resamples)
+
+
+def evaluate_weights(
+    weights: str,
+    out: Path,
+    config: str | None = None,
+    data: str | None = None,
+    subsets: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    resamples: int | None = None,
+) -> dict[str, Any]:
+    """Run a fine-tuned detector over test sets and measure it; its COCO results are written beside `out`.
+
+    Args:
+        weights: fine-tuning run or checkpoint.
+        out: the JSON file of the report.
+        config: recipe; None for the one inside the checkpoint.
+        data: PIDray folder; None for the recipe's data.
+        subsets: test sets to measure; empty for all.
+        overrides: ``key=value`` settings of the recipe.
+        resamples: see `evaluate_results`.
+
+    Raises:
+        InputError: weights, data or settings that cannot be used.
+    """
+    about, found = _detect(weights, out, config, [*recipe.data_overrides(data), *overrides], subsets)
+    return _report(about, found, resamples)
+
+
+def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
+    """Write a report as CSV, Markdown and JSON; returns the paths."""
+    texts = [eval_tables.tidy(report), eval_tables.markdown(report)]
+    texts.append(json.dumps(report, indent=1, ensure_ascii=False) + "\n")  # last: who waits for it finds all three
+    paths = [*tables_beside(out), out]
+    for path, text in zip(paths, texts, strict=True):
+        write_atomic(path, text.encode())
+    return paths
+
+
+def _report(about: dict[str, Any], found: Found, resamples: int | None) -> dict[str, Any]:
+    return {**about, "units": "percent", "classes": list(found[0][0].classes), **measure(found, resamples)}
 
 
 def _check_names(splits: Sequence[Split]) -> None:
@@ -113,16 +169,16 @@ def _check_names(splits: Sequence[Split]) -> None:
             raise InputError(f"a test set cannot be named {name!r}")
 
 
-def _detect(args: argparse.Namespace) -> tuple[dict[str, Any], Found]:
-    """Run the detector of ``--weights`` over the test sets."""
-    content = read_detector(args.weights)
-    source = str(args.weights)
-    overrides = [*recipe.data_overrides(args.data), *args.overrides]
-    config = recipe.read(args.config, overrides) if args.config else recipe.parse(content["config"], overrides, source)
+def _detect(
+    source: str, out: Path, recipe_file: str | None, overrides: Sequence[str], subsets: Sequence[str]
+) -> tuple[dict[str, Any], Found]:
+    """Run a detector over the test sets."""
+    content = read_detector(source)
+    config = recipe.read(recipe_file, overrides) if recipe_file else recipe.parse(content["config"], overrides, source)
     settings = recipe.settings(config)[0]
-    chosen = _chosen(evaluation_splits(settings), args.subset)
+    chosen = _chosen(evaluation_splits(settings), subsets)
     _check_names(chosen)
-    files = [Path(args.out).with_name(f"{Path(args.out).stem}.{split.name}.results.json") for split in chosen]
+    files = [out.with_name(f"{out.stem}.{split.name}.results.json") for split in chosen]
     for file in files:
         check_output(file)
     splits = [read_split(split) for split in chosen]

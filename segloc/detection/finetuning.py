@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,18 @@ import yaml
 from omegaconf import DictConfig
 
 from segloc.common.errors import InputError
+from segloc.common.files import write_atomic
 from segloc.detection import recipe
 from segloc.detection.coco import read_split
-from segloc.detection.data import TrainingData, train_split
-from segloc.detection.detector import Detector
+from segloc.detection.data import TrainingData, digest_of, train_split
+from segloc.detection.detector import Detector, engine_label
 from segloc.detection.trainer import FinetuneTrainer, Progress
-from segloc.detection.weights import start_detector
+from segloc.detection.weights import detector_content, start_detector
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
+from segloc.reporting.run_results import origin
 from segloc.settings import lazy
 from segloc.settings.finetuning import TrainSettings
-from segloc.training import checkpoint
+from segloc.training import checkpoint, run_folder
 from segloc.training.schedules import step_schedule
 from segloc.training.stopping import Keeper, StopTraining, sigterm
 
@@ -119,6 +123,52 @@ def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> 
     return int(content["iteration"])
 
 
-def _run_name(start: str) -> str:
+def run_name(start: str) -> str:
     """Name start weights after their run folder, whether that or a file in it is given."""
     return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
+
+
+def finetune(config: DictConfig, start: str, folder: Path) -> str:
+    """Fine-tune a detector into a run folder, from its last checkpoint if it has one.
+
+    Args:
+        config: the recipe.
+        start: start weights: a run, a checkpoint, ``random`` or ``imagenet``.
+        folder: the run folder.
+
+    Returns:
+        How it ended, in a sentence.
+
+    Raises:
+        InputError: weights, data or settings that cannot be used.
+        FloatingPointError: the loss is no longer finite.
+    """
+    run_folder.refuse_other_kind(folder, "finetune")
+    data, classes = _data(config)
+    digest = digest_of(data.scans)
+    text = lazy.to_yaml(config)
+    before = _left_by(folder, text, start, digest)
+    start_digest = before.get("start_digest") or _digest_of_start(start)
+    detector, started = _detector(config, start, resuming=bool(before))
+    trainer = _trainer(config, detector, data)
+    first, steps = _resume(trainer, before, folder), len(trainer.learning_rates)
+    print(f"engine {engine_label(detector.engine)}, start {start}, {len(data)} scans, {steps} steps, run {folder}")
+    if (folder / MODEL).is_file():
+        return f"{folder / MODEL}: this run is finished"
+    details = {"engine": engine_label(detector.engine), "weights": start, "classes": classes, "scans": len(data)}
+    run_folder.describe(folder, "finetune", text, **details, data_digest=digest)
+    if started:
+        # Noted now: the pretraining's folder may be gone when the runs are compared.
+        source, seed = origin(start)
+        notes = {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed}
+        write_atomic(folder / run_folder.START, (json.dumps(notes, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def content(iteration: int) -> dict[str, Any]:
+        inputs = {"start": start, "start_digest": start_digest, "data_digest": digest}
+        return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
+
+    if not _train(trainer, folder, recipe.settings(config)[2], first, content):
+        return f"stopped early; the same command goes on from {folder}"
+    checkpoint.save(folder / MODEL, content(steps))
+    (folder / checkpoint.LAST).unlink(missing_ok=True)
+    return f"wrote {folder / MODEL}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from segloc.common.errors import InputError
+from segloc.common.errors import InputError, unknown_key
 from segloc.common.files import write_atomic
 from segloc.experiments.jobs import Job, Step, cell_name, changed, state, with_needs
 from segloc.experiments.locks import locked
@@ -244,3 +244,32 @@ def _stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def chosen_cells(cells: Sequence[Job], name: str | None) -> list[Job]:
+    """Choose the cell of a name; all without one.
+
+    Raises:
+        InputError: there is no such cell.
+    """
+    names = [cell.name for cell in cells]
+    if name and name not in names:
+        raise unknown_key(name, names, "--cell")
+    return [cell for cell in cells if name in (None, cell.name)]
+
+
+def run_experiment(experiment: Experiment, cells: Sequence[Job], out: Path, with_report: bool) -> list[str]:
+    """Check and run cells, then write report and tables of what is finished.
+
+    Returns:
+        What failed, a line each.
+
+    Raises:
+        InputError: a finished part was made with other settings, or an input is missing.
+    """
+    check(cells)
+    with _stopped_by_sigterm():
+        failures = run_cells(cells)
+        if with_report:
+            failures += conclude(experiment, [cell for cell in cells if cell.finished], out)
+    return failures

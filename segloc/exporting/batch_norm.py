@@ -6,8 +6,8 @@ depends on what else is in a batch. The pairs after the measured ones serve to c
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -27,36 +27,36 @@ from segloc.settings.pretraining import DataConfig
 COMPARED = 8
 
 
-def add_arguments(options: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``--insert-bn``."""
-    group = options.add_argument_group("batch norm")
-    group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
-    group.add_argument("--shards", metavar="DIR_OR_URL", help="where the statistics are measured")
-    group.add_argument("--views", type=int, default=512, help="images to measure (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of the order of the pairs (default: %(default)s)")
-    group.add_argument(
-        "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to fit (default: %(default)s)"
-    )
+@dataclasses.dataclass(frozen=True)
+class Measuring:
+    """How the statistics of batch norm are measured.
 
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Check what can be checked before anything is read.
-
-    Raises:
-        InputError: arguments that do not go together, or numbers out of range.
+    Attributes:
+        shards: finished folder of shards or its URL.
+        views: number of images.
+        seed: of the order of the pairs.
+        image_size: images are shrunk to fit a square of this side, pixels.
     """
-    if args.insert_bn != bool(args.shards):
-        raise InputError("--insert-bn measures its statistics on --shards: give both or neither")
-    if min(args.views, args.image_size) < 1 or args.seed < 0:
-        raise InputError("--views and --image-size must be at least 1, and --seed at least 0")
+
+    shards: str
+    views: int = 512
+    seed: int = 0
+    image_size: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.views, self.image_size) < 1 or self.seed < 0:
+            raise InputError("--views and --image-size must be at least 1, and --seed at least 0")
 
 
-def insert_batch_norm(content: dict[str, Any], args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def insert_batch_norm(
+    content: dict[str, Any], weights: str, measuring: Measuring
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Turn a norm-free backbone into one with batch norm that computes the same.
 
     Args:
         content: settings and state dict; see `segloc.models.initial_weights.read_backbone`.
-        args: the arguments of `add_arguments`, and ``weights``.
+        weights: where it is from, for error messages.
+        measuring: on which images the statistics are measured.
 
     Returns:
         The content with its new state dict and norm, and what the report says of it.
@@ -65,29 +65,29 @@ def insert_batch_norm(content: dict[str, Any], args: argparse.Namespace) -> tupl
         InputError: the weights have a norm already, or shards or weights cannot be used.
     """
     if content["norm"] != "none":
-        raise InputError(f"{args.weights}: has norm={content['norm']}; batch norm is inserted where there is none")
-    folder = ShardFolder.open(args.shards)
+        raise InputError(f"{weights}: has norm={content['norm']}; batch norm is inserted where there is none")
+    folder = ShardFolder.open(measuring.shards)
     if folder.index.num_pairs < 2:
-        raise InputError(f"{args.shards}: holds one pair; one has to be measured and another compared")
+        raise InputError(f"{measuring.shards}: holds one pair; one has to be measured and another compared")
     settings = {name: content[name] for name in BACKBONE_SETTINGS}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = SegLocBackbone(**settings).to(device).eval()
-    load_strict(before, content["backbone"], str(args.weights))
+    load_strict(before, content["backbone"], weights)
     compared = min(COMPARED, folder.index.num_pairs // 2)
-    pairs = min(-(-args.views // 2), folder.index.num_pairs - compared)
-    views = _views(folder, pairs + compared, args, device)
+    pairs = min(-(-measuring.views // 2), folder.index.num_pairs - compared)
+    views = _views(folder, pairs + compared, measuring, device)
     moments = measure(before, itertools.islice(views, 2 * pairs))
     for name, found in moments.items():
         if not torch.isfinite(found.variance).all():
-            raise InputError(f"{args.weights}: what reaches {name} is not finite; its training must have diverged")
+            raise InputError(f"{weights}: what reaches {name} is not finite; its training must have diverged")
     after = SegLocBackbone(**settings | {"norm": "bn"}).to(device).eval()
     load_strict(after, insert(before, moments), "inserted batch norm")
     report = {
         "layers": {name: len(found.mean) for name, found in moments.items()},
         "constant_channels": sum(int((found.variance == 0).sum()) for found in moments.values()),
         "shards": index_digest(folder),
-        "seed": args.seed,
-        "image_size": args.image_size,
+        "seed": measuring.seed,
+        "image_size": measuring.image_size,
         "measured_views": 2 * pairs,
         "compared_views": 2 * compared,
         **_differences(before, after, views),
@@ -95,10 +95,10 @@ def insert_batch_norm(content: dict[str, Any], args: argparse.Namespace) -> tupl
     return {**content, "norm": "bn", "backbone": after.cpu().state_dict()}, report
 
 
-def _views(folder: ShardFolder, pairs: int, args: argparse.Namespace, device: torch.device) -> Iterator[torch.Tensor]:
+def _views(folder: ShardFolder, pairs: int, measuring: Measuring, device: torch.device) -> Iterator[torch.Tensor]:
     """Normalised images [1, 3, H, W] of the first `pairs` pairs in training order: query, key, query, ..."""
     data = DataConfig()
-    stream = PairStream(folder, 1, args.image_size, args.seed, data.mix_shards, data.threads)
+    stream = PairStream(folder, 1, measuring.image_size, measuring.seed, data.mix_shards, data.threads)
     with contextlib.closing(stream.batches()) as batches:
         for batch in tqdm(itertools.islice(batches, pairs), total=pairs, desc="batch norm", unit="pair"):
             for images in (batch.query.images, batch.key.images):

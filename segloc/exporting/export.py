@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from segloc.common.files import write_atomic
+from segloc.exporting import batch_norm
+from segloc.exporting.batch_norm import Measuring
+from segloc.exporting.formats import convert, notes, with_head, wrapped
+from segloc.models.initial_weights import BACKBONE_SETTINGS, check_tensors, read_backbone
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -22,3 +33,44 @@ def summary(report: Mapping[str, Any]) -> str:
         count = sum(other == reason for other in report["left_out"].values())
         lines.append(f"  left out {count}: {reason}")
     return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"])])
+
+
+def export(weights: str, format: str, out: Path, measuring: Measuring | None = None) -> tuple[dict[str, Any], Path]:
+    """Write a backbone for another library, and a report of every tensor beside it.
+
+    Args:
+        weights: run or checkpoint.
+        format: a name in `segloc.exporting.formats.FORMATS`.
+        out: file to write.
+        measuring: how batch norm is measured and inserted first; None leaves the network as it is.
+
+    Returns:
+        The report, and its path.
+
+    Raises:
+        InputError: the weights cannot be used.
+    """
+    content = read_backbone(weights)
+    # Fine-tuning here can start its box heads from the head of pretraining; other libraries have no place for it.
+    head = content.get("head", {})
+    check_tensors(head, str(weights))
+    content = {name: content.get(name) for name in (*BACKBONE_SETTINGS, "iteration", "backbone")}
+    inserted = None
+    if measuring:
+        content, inserted = batch_norm.insert_batch_norm(content, str(weights), measuring)
+    about = {name: value for name, value in content.items() if name != "backbone"}
+    converted = with_head(convert(content["backbone"], format, content["norm"]), head, format)
+    report = {
+        "format": format,
+        "weights": str(weights),
+        **about,
+        "inserted": inserted,
+        "notes": notes(format, content["norm"], content["fpn_channels"]),
+        **{name: getattr(converted, name) for name in ("matched", "renamed", "left_out")},
+    }
+    buffer = io.BytesIO()
+    torch.save(wrapped(converted, format, about), buffer)
+    write_atomic(out, buffer.getvalue())
+    report_path = out.with_name(f"{out.stem}.report.json")
+    write_atomic(report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    return report, report_path

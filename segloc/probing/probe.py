@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,25 +11,78 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
+from segloc.contrast.pretrainer import index_digest
+from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import IMAGENET, RANDOM
 from segloc.probing import classifiers
-from segloc.probing.held_out import Split
-from segloc.probing.roi_features import Network, start, trained
+from segloc.probing.held_out import Split, split
+from segloc.probing.roi_features import Network, features, start, trained
 from segloc.settings.pretraining import load_config
 
 
-def open_network(args: argparse.Namespace) -> Network:
-    """Make or load what ``--weights`` names.
+def probe(
+    weights: str,
+    shards: str,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    train: int = 2000,
+    test: int = 1000,
+    seed: int = 0,
+    image_size: int = 500,
+) -> dict[str, Any]:
+    """Measure how well the features of held-out items tell their class.
+
+    Args:
+        weights: run, checkpoint, ``random`` or ``imagenet``.
+        shards: finished folder of shards or its URL.
+        config: recipe of pretraining, for ``random`` and ``imagenet``.
+        overrides: ``key=value`` settings of it.
+        train: most views to learn from.
+        test: most views to test on.
+        seed: of the choice of views.
+        image_size: images are shrunk to fit a square of this side, pixels.
+
+    Returns:
+        The report: origin of the weights, counts of views, ``chance`` and ``accuracy`` by kind of features, 0 to 1.
+
+    Raises:
+        InputError: weights, shards or numbers that cannot be used.
+    """
+    if min(train, test, image_size) < 1 or seed < 0:
+        raise InputError("--train, --test and --image-size must be at least 1, and --seed at least 0")
+    folder = ShardFolder.open(shards)
+    network = open_network(weights, config, overrides)
+    views = split(folder, train, test, seed)
+    learned, labels = features(network, views.train, image_size, "training views")
+    tested, truth = features(network, views.test, image_size, "test views")
+    return {
+        "weights": str(weights),
+        **network.about,
+        "shards": index_digest(folder),
+        "classes": list(folder.index.classes),
+        "seed": seed,
+        "image_size": image_size,
+        **about_views(views, folder.index.classes),
+        "chance": int(truth.bincount().max()) / len(truth),
+        "neighbours": classifiers.NEIGHBOURS,
+        "temperature": classifiers.TEMPERATURE,
+        "l2": classifiers.L2,
+        "accuracy": accuracies(learned, labels, tested, truth, len(folder.index.classes)),
+    }
+
+
+def open_network(weights: str, config: str | None, overrides: Sequence[str]) -> Network:
+    """Make or load the network to probe; see `probe`.
 
     Raises:
         InputError: it cannot be had, or a recipe was given that does not matter to it.
     """
-    if args.weights in (RANDOM, IMAGENET):
-        return start(args.weights, load_config(args.config, args.overrides))
-    if args.config or args.overrides:
-        raise InputError(f"--config and key=value are for {RANDOM} and {IMAGENET}; {args.weights} has its own settings")
-    return trained(args.weights)
+    if weights in (RANDOM, IMAGENET):
+        return start(weights, load_config(config, list(overrides)))
+    if config or overrides:
+        raise InputError(f"--config and key=value are for {RANDOM} and {IMAGENET}; {weights} has its own settings")
+    return trained(weights)
 
 
 def accuracies(

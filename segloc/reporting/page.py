@@ -15,10 +15,11 @@ import numpy as np
 from segloc import __version__
 from segloc.common import cli
 from segloc.common.errors import InputError
+from segloc.common.files import check_output, write_atomic
 from segloc.models.backbone import LEVELS
 from segloc.reporting.charts import line_chart
 from segloc.reporting.results_table import about, group, group_names, notes, results_table, signed, to_csv, to_markdown
-from segloc.reporting.run_results import KINDS, METRICS, Run
+from segloc.reporting.run_results import KINDS, METRICS, Run, read
 from segloc.training.run_folder import RUN, closing
 
 MAX_WIDTH_PX = 1600
@@ -82,7 +83,7 @@ def picture(argument: str) -> tuple[str, str]:
 def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
     """Render the page."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("reporting")),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -127,3 +128,34 @@ def _with_runs(paths: list[Path]) -> list[Path]:
     for path in left_out if kept else ():
         print(f"left out: {path} (no {RUN})", file=sys.stderr)
     return kept or paths
+
+
+def write_report(
+    runs: Sequence[str], out: str, title: str, pictures: Sequence[str] = (), tables: Sequence[str] = ()
+) -> list[Path]:
+    """Compare runs on a page, and write the results table beside it.
+
+    Args:
+        runs: run folders, and files that `segloc.evaluate` wrote.
+        out: the HTML page.
+        title: its headline.
+        pictures: ``CAPTION=FILE`` each.
+        tables: files to write the table to, ``.md`` or ``.csv``.
+
+    Returns:
+        The files written, tables first.
+
+    Raises:
+        InputError: a run or picture cannot be read, or a table has another ending.
+    """
+    for path in (out, *tables):
+        check_output(path)
+    for path in tables:
+        if Path(path).suffix not in WRITERS:
+            raise InputError(f"{path}: --table writes {' and '.join(WRITERS)} files")
+    found = [read(path) for path in _with_runs([Path(run) for run in runs])]
+    page = render(found, [picture(argument) for argument in pictures], title)
+    for path in tables:
+        write_atomic(path, WRITERS[Path(path).suffix](results_table(found)).encode())
+    write_atomic(out, page.encode())
+    return [Path(path) for path in (*tables, out)]

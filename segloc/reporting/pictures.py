@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,9 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from pycocotools import mask as mask_api
 
-from segloc.detection.coco import CocoSplit, to_rle
+from segloc.common.errors import InputError
+from segloc.common.files import check_output, write_atomic
+from segloc.detection.coco import CocoSplit, Split, read_results, read_split, to_rle
+from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
 from segloc.detection.data import read_image
-from segloc.detection.image_scores import Judged
+from segloc.detection.image_scores import Judged, examples, rank
 
 PANEL_INCHES = (3.9, 3.3)
 DPI = 100
@@ -97,3 +101,41 @@ def _outlines(one: dict[str, Any], height: int, width: int) -> list[np.ndarray]:
 def _plain(text: str) -> str:
     """Keep matplotlib from reading dollar signs as formulas."""
     return text.replace("$", r"\$")
+
+
+def write_picture(results: str, annotations: str, images: str, out: str, score: float, each: int) -> Path:
+    """Rank the images of a test set by their detections and draw the best, median and worst as PNG.
+
+    Args:
+        results: COCO results file.
+        annotations: COCO file of the test set.
+        images: folder of its images.
+        out: the PNG file.
+        score: weakest detection to show, 0 to 1.
+        each: images of each kind.
+
+    Returns:
+        The file written.
+
+    Raises:
+        InputError: a file cannot be used, or a number is out of range.
+    """
+    check_output(out)
+    if Path(out).suffix.lower() != ".png":
+        raise InputError(f"{out}: --out writes a .png file")
+    if each < 1 or not 0 <= score <= 1:
+        raise InputError("--each must be at least 1, and --score within 0 and 1")
+    detections = read_results(Path(results))
+    split = read_split(Split(Path(annotations).stem, Path(annotations), Path(images)))
+    kinds = [kind for kind in IOU_TYPES if any(FIELDS[kind] in result for result in detections)] or ["bbox"]
+    try:
+        figures = {kind: evaluate(split.ground_truth, detections, kind)["AP"] for kind in kinds}  # checks them, too
+    except InputError as error:
+        raise InputError(f"{results}: {error}") from error
+    ranked = rank(split, detections, score)
+    if not ranked:
+        raise InputError(f"{annotations}: no image with an item or a detection")
+    aps = ", ".join(f"{kind} AP {value:.1f}" for kind, value in figures.items() if value is not None)
+    title = f"{split.name}: {len(split.scans)} images, {aps}; detections of score {score:g} and more"
+    write_atomic(out, draw(split, examples(ranked, each), title))
+    return Path(out)
