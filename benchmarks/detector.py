@@ -24,9 +24,10 @@ from torchvision.models.resnet import Bottleneck
 
 from benchmarks.common import interleave, machine, ratio, save
 from segloc.detection.data import Example
-from segloc.detection.detector import Detector, HeadSettings, detector
+from segloc.detection.detector import Detector, new_detector
 from segloc.detection.engine_detectron2 import Detectron2Detector
-from segloc.models.backbone import LEVELS, SegLocBackbone
+from segloc.models.backbone import LEVELS
+from segloc.settings.finetuning import HeadSettings, ModelSettings
 
 CLASSES = 12
 STAGES = ["res2", "res3", "res4", "res5"]
@@ -70,9 +71,9 @@ def peer(heads: HeadSettings, frozen: int, fixed: bool, device: torch.device) ->
 
 def ours(heads: HeadSettings, frozen: int, fixed: bool, device: torch.device) -> Detector:
     """Build ours."""
-    backbone = SegLocBackbone("resnet101")
-    calm([block.bn3 for block in backbone.body.modules() if isinstance(block, Bottleneck)])
-    return detector(backbone, heads, CLASSES, "detectron2", frozen, fixed).to(device)
+    built = new_detector(ModelSettings("detectron2", CLASSES, frozen, fixed, heads=heads))
+    calm([block.bn3 for block in built.backbone.body.modules() if isinstance(block, Bottleneck)])
+    return built.to(device)
 
 
 def calm(norms: list[nn.Module]) -> None:

@@ -28,7 +28,7 @@ working directory, with protocols, `probe`, or both:
     random: {weights: random}                 # or imagenet, or a path
     segloc: {pretraining: paper, insert_bn: true, overrides: [model.backbone.sda_norm=ln]}
   protocols:
-    fair: {config: detectron_configs/finetune/sdanet_r101_fair.py, overrides: [optim.batch=8]}
+    fair: {config: detectron_configs/finetune/sdanet_r101_fair.yaml, overrides: [optim.batch=8]}
   probe:                                      # segloc.probe of every start, the cheap stand-in for AP; it goes first
     shards: data/probe_shards                 # best of items that no pretraining has seen
     config: detectron_configs/pretrain/paper_r101.yaml    # the network of random and imagenet; also `overrides`

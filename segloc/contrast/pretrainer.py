@@ -36,7 +36,9 @@ from segloc.data.stream import Batch, PairStream, ShardFolder, Views
 from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import RANDOM
 from segloc.models.segloc import SegLoc
+from segloc.settings.loader import to_yaml
 from segloc.settings.pretraining import OptimConfig, PretrainConfig
+from segloc.training import checkpoint
 from segloc.training.loop import TrainerBase
 from segloc.training.processes import ALONE, Group
 from segloc.training.schedules import cosine_schedule
@@ -224,6 +226,8 @@ class Pretrainer(TrainerBase):
         """
         if state.get("kind") != "pretrain" or not {*_STATE} <= {*state}:
             raise InputError(f"{self.out}: its checkpoint is not that of a pretraining run of this version")
+        if state["format_version"] != checkpoint.FORMAT_VERSION:
+            raise InputError(f"{self.out}: its run is of an earlier version, so it cannot go on; choose another --out")
         settings = yaml.safe_load(state["config"])
         if not isinstance(settings, dict):
             raise InputError(f"{self.out}: its checkpoint has no settings")
@@ -354,7 +358,7 @@ def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) ->
 
 def config_yaml(config: PretrainConfig) -> str:
     """Serialise the settings as a recipe."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    return to_yaml(config)
 
 
 def index_digest(folder: ShardFolder) -> str:

@@ -19,53 +19,12 @@ from torch import nn
 from segloc.common.errors import InputError
 from segloc.detection.data import Example
 from segloc.models.backbone import WHITE, SegLocBackbone, normalize
+from segloc.settings.finetuning import ENGINES, ModelSettings
 
-ENGINES = {"detectron2": "segloc.detection.engine_detectron2", "torchvision": "segloc.detection.engine_torchvision"}
+MODULES = {engine: f"segloc.detection.engine_{engine}" for engine in ENGINES}
 DIVISOR = 32
 POOL_LEVELS = ("p2", "p3", "p4", "p5")
 SAMPLING_RATIO = 2
-MAX_STAGES = 3  # of the cascade
-STAGES = 4  # of the ResNet
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadSettings:
-    """What sits on the backbone. The defaults are SDANet's.
-
-    Attributes:
-        anchor_scale: side of an anchor in strides of its level.
-        rpn_batch: anchors per image that the proposal network's loss samples.
-        roi_batch: proposals per image that the heads' losses sample.
-        train_proposals: proposals per image kept in training, before sampling.
-        test_proposals: proposals per image that are classified in testing.
-        fc_dim: width of the two layers of a box head.
-        mask_convs: convolutions of the mask head before it is upsampled.
-        mask_dim: their channels.
-        stages: box heads one after another, each for better boxes than the one before: 3 make a Cascade Mask R-CNN, 1 a
-            Mask R-CNN (Detectron2 only; the stand-in always has one).
-        smooth_l1_beta: where the box heads' regression loss turns from L2 to L1 (Detectron2 only).
-        score_threshold: detections below it are dropped.
-        nms_threshold: IoU above which the weaker of two detections of a class is dropped.
-        detections: most detections per image.
-    """
-
-    anchor_scale: int = 8
-    rpn_batch: int = 256
-    roi_batch: int = 512
-    train_proposals: int = 2000
-    test_proposals: int = 1000
-    fc_dim: int = 1024
-    mask_convs: int = 4
-    mask_dim: int = 256
-    stages: int = 3
-    smooth_l1_beta: float = 1.0
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    detections: int = 100
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.stages <= MAX_STAGES:
-            raise ValueError(f"heads.stages is {self.stages}, it must be within 1 and {MAX_STAGES}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,40 +84,21 @@ class Detector(nn.Module):
         return next(self.net.parameters()).device
 
 
-def detector(
-    backbone: SegLocBackbone,
-    heads: HeadSettings,
-    num_classes: int = 0,
-    engine: str = "auto",
-    frozen: int = 0,
-    fixed_statistics: bool = False,
-) -> Detector:
-    """Build a detector, in which nothing is frozen but what is asked for; this is the `model` node of every recipe.
-
-    Args:
-        backbone: what was pretrained.
-        heads: what sits on it.
-        num_classes: number of classes without the background; fine-tuning takes 0 as the annotations' number.
-        engine: ``detectron2``, ``torchvision``, or ``auto``: Detectron2 when it is installed.
-        frozen: first parts of the ResNet that stay as they are (see `SegLocBackbone.freeze`).
-        fixed_statistics: whether batch norm in the ResNet goes by its running statistics.
+def new_detector(model: ModelSettings) -> Detector:
+    """Build a detector on a new backbone, in which only what the settings say is frozen.
 
     Raises:
         InputError: the engine is unknown or not installed.
-        ValueError: more stages frozen than there are, or statistics to be fixed where there are none.
     """
-    if not 0 <= frozen <= STAGES:
-        raise ValueError(f"frozen is {frozen}, it must be within 0 and {STAGES}")
-    if fixed_statistics and not any(isinstance(part, nn.BatchNorm2d) for part in backbone.body.modules()):
-        raise ValueError("fixed_statistics=true needs backbone.norm=bn, as other norms have no statistics")
-    module = importlib.import_module(ENGINES[engine_name(engine)])
-    backbone.freeze(frozen, fixed_statistics)
-    built: Detector = module.build(backbone, heads, num_classes)
-    _refuse_frozen(built)
+    backbone = SegLocBackbone(**dataclasses.asdict(model.backbone))
+    module = importlib.import_module(MODULES[engine_name(model.engine)])
+    backbone.freeze(model.frozen, model.fixed_statistics)
+    built: Detector = module.build(backbone, model.heads, model.num_classes)
+    refuse_frozen(built)
     return built
 
 
-def _refuse_frozen(built: Detector) -> None:
+def refuse_frozen(built: Detector) -> None:
     """Notice what is frozen though no recipe said so; on other than ImageNet weights that cripples the network."""
     asked = {id(parameter) for name, parameter in built.backbone.named_parameters() if name in built.backbone.frozen}
     stray = [name for name, x in built.named_parameters() if not x.requires_grad and id(x) not in asked]
@@ -215,7 +155,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 def _detectron2_works() -> bool:
     try:
-        importlib.import_module(ENGINES["detectron2"])
+        importlib.import_module(MODULES["detectron2"])
     except ImportError:
         return False
     return True

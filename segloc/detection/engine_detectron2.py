@@ -42,11 +42,11 @@ from segloc.detection.detector import (
     SAMPLING_RATIO,
     Detections,
     Detector,
-    HeadSettings,
     encode_mask,
     pad_batch,
 )
 from segloc.models.backbone import LEVELS, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone
+from segloc.settings.finetuning import HeadSettings
 
 # Per stage: the IoU from which a proposal counts as an item, the weight of its losses, and what the regression targets
 # of centre and size are divided by.

@@ -24,11 +24,11 @@ from segloc.detection.detector import (
     SAMPLING_RATIO,
     Detections,
     Detector,
-    HeadSettings,
     encode_mask,
     pad_batch,
 )
 from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone
+from segloc.settings.finetuning import HeadSettings
 
 
 class TorchvisionDetector(Detector):

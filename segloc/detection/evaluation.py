@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig
 
 from segloc.common.errors import InputError, unknown_key
 from segloc.common.files import check_output, write_atomic
-from segloc.detection import bootstrap, coco_eval, eval_tables, recipe
+from segloc.detection import bootstrap, coco_eval, eval_tables
 from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_results, read_split
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, METRICS, Matches
 from segloc.detection.data import digest_of, evaluation_splits
 from segloc.detection.detector import engine_label
 from segloc.detection.predict import predict_split
-from segloc.detection.weights import build_detector, read_detector
-from segloc.reporting.run_results import INCIDENTAL, flat
-from segloc.settings import lazy
+from segloc.detection.weights import build_detector, read_detector, recipe_inside
+from segloc.settings.finetuning import INCIDENTAL, FinetuneConfig
+from segloc.settings.loader import flat, load, to_yaml
 
 OVERALLS = ("mean", "pooled")
 Found = list[tuple[CocoSplit, list[dict[str, Any]]]]
@@ -141,7 +140,7 @@ def evaluate_weights(
     Raises:
         InputError: weights, data or settings that cannot be used.
     """
-    about, found = _detect(weights, out, config, [*recipe.data_overrides(data), *overrides], subsets)
+    about, found = _detect(weights, out, config, data, overrides, subsets)
     return _report(about, found, resamples)
 
 
@@ -170,12 +169,14 @@ def _check_names(splits: Sequence[Split]) -> None:
 
 
 def _detect(
-    source: str, out: Path, recipe_file: str | None, overrides: Sequence[str], subsets: Sequence[str]
+    source: str, out: Path, recipe: str | None, data: str | None, overrides: Sequence[str], subsets: Sequence[str]
 ) -> tuple[dict[str, Any], Found]:
     """Run a detector over the test sets."""
     content = read_detector(source)
-    config = recipe.read(recipe_file, overrides) if recipe_file else recipe.parse(content["config"], overrides, source)
-    settings = recipe.settings(config)[0]
+    trained = recipe_inside(content, source)
+    config = load(FinetuneConfig, recipe, overrides) if recipe else recipe_inside(content, source, overrides)
+    config = config.with_data(data)
+    settings = config.data
     chosen = _chosen(evaluation_splits(settings), subsets)
     _check_names(chosen)
     files = [out.with_name(f"{out.stem}.{split.name}.results.json") for split in chosen]
@@ -188,7 +189,7 @@ def _detect(
     detector = build_detector(content, config, source).to("cuda" if torch.cuda.is_available() else "cpu")
     done, steps = content["iteration"], content.get("steps", content["iteration"])
     about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}
-    about |= {"changed": _changed(recipe.completed(content["config"], source), config), "unreadable": {}}
+    about |= {"changed": _changed(trained, config.resolved(content["classes"], trained.model.engine)), "unreadable": {}}
     print(f"engine {about['engine']}, weights {source} after {done} steps")
     if done < steps:
         print(f"the training has not finished: {done} of {steps} steps")
@@ -205,9 +206,9 @@ def _detect(
     return about, found
 
 
-def _changed(trained: str, tested: DictConfig) -> dict[str, str]:
+def _changed(trained: FinetuneConfig, tested: FinetuneConfig) -> dict[str, str]:
     """Settings, by dotted key, in which the recipe differs from the one in the checkpoint; paths and speed aside."""
-    before, now = (flat(yaml.safe_load(text)) for text in (trained, lazy.to_yaml(tested)))
+    before, now = (flat(yaml.safe_load(to_yaml(config))) for config in (trained, tested))
     keys = [key for key in {**before, **now} if key not in INCIDENTAL and before.get(key) != now.get(key)]
     return {key: repr(now.get(key)) for key in keys}
 

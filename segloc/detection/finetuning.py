@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import DictConfig
 
 from segloc.common.errors import InputError
 from segloc.common.files import write_atomic
-from segloc.detection import recipe
 from segloc.detection.coco import read_split
 from segloc.detection.data import TrainingData, digest_of, train_split
-from segloc.detection.detector import Detector, engine_label
+from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
 from segloc.detection.trainer import FinetuneTrainer, Progress
-from segloc.detection.weights import detector_content, start_detector
+from segloc.detection.weights import detector_content, recipe_inside, start_detector
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
-from segloc.reporting.run_results import origin
-from segloc.settings import lazy
-from segloc.settings.finetuning import TrainSettings
+from segloc.settings.finetuning import FinetuneConfig, TrainSettings
+from segloc.settings.loader import to_yaml
 from segloc.training import checkpoint, run_folder
+from segloc.training.run_folder import origin
 from segloc.training.schedules import step_schedule
 from segloc.training.stopping import Keeper, StopTraining, sigterm
 
@@ -54,20 +51,18 @@ def _train(
     return True
 
 
-def _data(config: DictConfig) -> tuple[TrainingData, list[str]]:
-    """Read the training set; fixes what the recipe leaves to it."""
-    data, optim, train = recipe.settings(config)
-    split = read_split(train_split(data))
-    recipe.settle(config, split.classes)
+def _data(config: FinetuneConfig) -> tuple[TrainingData, list[str]]:
+    """Read the training set."""
+    split = read_split(train_split(config.data))
     if split.dropped:
         print(f"{split.name}: {split.dropped} annotations without a usable mask are left out")
-    return TrainingData(split, data, optim.batch, train.seed), list(split.classes)
+    return TrainingData(split, config.data, config.optim.batch, config.train.seed), list(split.classes)
 
 
-def _detector(config: DictConfig, start: str, resuming: bool) -> tuple[Detector, Started | None]:
+def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detector, Started | None]:
     """Build the detector and, unless its weights are in a checkpoint, give it its start weights."""
     torch.manual_seed(config.train.seed)
-    detector: Detector = lazy.instantiate(config.model, "model")
+    detector = new_detector(config.model)
     if detector.engine == "torchvision" and config.model.heads.stages > 1:
         print(
             f"torchvision has no cascade: instead of {config.model.heads.stages} stages, this is a Mask R-CNN, of one"
@@ -78,22 +73,23 @@ def _detector(config: DictConfig, start: str, resuming: bool) -> tuple[Detector,
     return detector.to("cuda" if torch.cuda.is_available() else "cpu"), started
 
 
-def _trainer(config: DictConfig, detector: Detector, data: TrainingData) -> FinetuneTrainer:
-    _, optim, train = recipe.settings(config)
+def _trainer(config: FinetuneConfig, detector: Detector, data: TrainingData) -> FinetuneTrainer:
+    optim, train = config.optim, config.train
     steps = train.steps(len(data), optim.batch)
     warmup = min(optim.warmup, steps)
     rates = step_schedule(optim.lr, steps, warmup, optim.warmup_start, optim.milestones, optim.gamma)
     return FinetuneTrainer(detector, data, optim, rates, train.seed)
 
 
-def _left_by(folder: Path, config: str, start: str, digest: str) -> dict[str, Any]:
+def _left_by(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:
     """Read what an earlier run of the same command left in `folder`; nothing if there was none."""
     path = next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
     if path is None:
         return {}
     content = checkpoint.load(path)
-    settings = recipe.completed(content.get("config", ""), str(path))
-    if yaml.safe_load(settings) != yaml.safe_load(config) or content.get("start") != start:
+    if content["format_version"] != checkpoint.FORMAT_VERSION:
+        raise InputError(f"{folder}: its run is of an earlier version, so it cannot go on; choose another --out")
+    if recipe_inside(content, str(path)) != config or content.get("start") != start:
         raise InputError(f"{folder}: holds another run (other settings or start weights); choose another --out")
     if content.get("data_digest") != digest:
         raise InputError(f"{folder}: its run was on another training set; choose another --out")
@@ -128,7 +124,7 @@ def run_name(start: str) -> str:
     return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
 
 
-def finetune(config: DictConfig, start: str, folder: Path) -> str:
+def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
     """Fine-tune a detector into a run folder, from its last checkpoint if it has one.
 
     Args:
@@ -145,9 +141,9 @@ def finetune(config: DictConfig, start: str, folder: Path) -> str:
     """
     run_folder.refuse_other_kind(folder, "finetune")
     data, classes = _data(config)
+    config = config.resolved(classes, engine_name(config.model.engine))
     digest = digest_of(data.scans)
-    text = lazy.to_yaml(config)
-    before = _left_by(folder, text, start, digest)
+    before = _left_by(folder, config, start, digest)
     start_digest = before.get("start_digest") or _digest_of_start(start)
     detector, started = _detector(config, start, resuming=bool(before))
     trainer = _trainer(config, detector, data)
@@ -156,7 +152,7 @@ def finetune(config: DictConfig, start: str, folder: Path) -> str:
     if (folder / MODEL).is_file():
         return f"{folder / MODEL}: this run is finished"
     details = {"engine": engine_label(detector.engine), "weights": start, "classes": classes, "scans": len(data)}
-    run_folder.describe(folder, "finetune", text, **details, data_digest=digest)
+    run_folder.describe(folder, "finetune", to_yaml(config), **details, data_digest=digest)
     if started:
         # Noted now: the pretraining's folder may be gone when the runs are compared.
         source, seed = origin(start)
@@ -167,7 +163,7 @@ def finetune(config: DictConfig, start: str, folder: Path) -> str:
         inputs = {"start": start, "start_digest": start_digest, "data_digest": digest}
         return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
 
-    if not _train(trainer, folder, recipe.settings(config)[2], first, content):
+    if not _train(trainer, folder, config.train, first, content):
         return f"stopped early; the same command goes on from {folder}"
     checkpoint.save(folder / MODEL, content(steps))
     (folder / checkpoint.LAST).unlink(missing_ok=True)

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from torch import nn
 
 from segloc.common.errors import InputError
-from segloc.detection import recipe
-from segloc.detection.detector import Detector
+from segloc.detection.detector import Detector, engine_name, new_detector
 from segloc.models.initial_weights import (
     BACKBONE_SETTINGS,
     IMAGENET,
@@ -22,11 +20,12 @@ from segloc.models.initial_weights import (
     load_strict,
     read_backbone,
 )
-from segloc.settings import lazy
+from segloc.settings.finetuning import FinetuneConfig
+from segloc.settings.loader import parse, to_yaml
 from segloc.training import checkpoint
 
 
-def start_detector(detector: Detector, weights: str, config: DictConfig) -> Started:
+def start_detector(detector: Detector, weights: str, config: FinetuneConfig) -> Started:
     """Give a new detector its start weights: the backbone's and, if the recipe says so, the box heads'.
 
     Args:
@@ -44,7 +43,7 @@ def start_detector(detector: Detector, weights: str, config: DictConfig) -> Star
             "--weights, or use a recipe of the fair protocol"
         )
     try:
-        started = load_start(detector.backbone, weights, model.backbone, unmatched=train.unmatched)
+        started = load_start(detector.backbone, weights, vars(model.backbone), unmatched=train.unmatched)
     except Misfit as error:
         raise Misfit(f"{error}; train.unmatched=start_anew would take over what fits and list the rest") from error
     state = detector.backbone.state_dict()
@@ -78,16 +77,18 @@ def load_box_heads(detector: Detector, weights: str) -> None:
         load_strict(nn.ModuleDict({"fc1": fc1, "fc2": fc2}), layers, weights)
 
 
-def detector_content(detector: Detector, config: DictConfig, classes: Sequence[str], iteration: int) -> dict[str, Any]:
+def detector_content(
+    detector: Detector, config: FinetuneConfig, classes: Sequence[str], iteration: int
+) -> dict[str, Any]:
     """Put together what a fine-tuning checkpoint holds; the backbone's tensors are shared, not stored twice."""
     return {
         "kind": "detector",
         "engine": detector.engine,
         "classes": list(classes),
-        "config": lazy.to_yaml(config),
+        "config": to_yaml(config),
         "iteration": iteration,
         "model": detector.net.state_dict(),
-        **{name: config.model.backbone[name] for name in BACKBONE_SETTINGS},
+        **{name: getattr(config.model.backbone, name) for name in BACKBONE_SETTINGS},
         "backbone": detector.backbone.state_dict(),
     }
 
@@ -105,7 +106,7 @@ def read_detector(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def build_detector(content: Mapping[str, Any], config: DictConfig, source: str) -> Detector:
+def build_detector(content: Mapping[str, Any], config: FinetuneConfig, source: str) -> Detector:
     """Build the detector of a fine-tuning checkpoint and load its weights.
 
     Args:
@@ -118,8 +119,23 @@ def build_detector(content: Mapping[str, Any], config: DictConfig, source: str) 
     """
     if config.model.engine not in ("auto", content["engine"]):
         raise InputError(f"{source}: was trained on {content['engine']}, the recipe asks for {config.model.engine}")
-    config.model.engine = content["engine"]
-    recipe.settle(config, content["classes"])
-    detector: Detector = lazy.instantiate(config.model, "model")
+    detector = new_detector(config.resolved(content["classes"], engine_name(content["engine"])).model)
     load_strict(detector.net, content["model"], source)
     return detector
+
+
+def recipe_inside(content: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """Read the recipe inside a fine-tuning checkpoint; settings that have been added since have their defaults.
+
+    Args:
+        content: see `read_detector`.
+        source: name for error messages.
+        overrides: ``key=value`` settings to change.
+
+    Raises:
+        InputError: it is none, or an override has a key that does not exist.
+    """
+    text = content.get("config", "")
+    if content.get("format_version") == 1:  # its recipes also named the classes that they configured
+        text = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("_target_:"))
+    return parse(FinetuneConfig, text, f"{source}: its recipe", overrides)

@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig
 
 from segloc.common.errors import InputError
 from segloc.common.files import write_atomic
 from segloc.data.shard_folder import ShardFolder
-from segloc.detection import recipe
 from segloc.detection.data import evaluation_splits, train_split
 from segloc.experiments.locks import locked
 from segloc.models.initial_weights import IMAGENET, RANDOM, check_start, read_backbone
-from segloc.reporting.run_results import EVALUATION, flat
-from segloc.settings import lazy
+from segloc.reporting.run_results import EVALUATION
 from segloc.settings.experiments import PROBE, Experiment, Pretraining, Probe
-from segloc.settings.finetuning import REFUSE
+from segloc.settings.finetuning import REFUSE, FinetuneConfig
+from segloc.settings.loader import flat, load, to_yaml
 from segloc.settings.pretraining import PretrainConfig, load_config
 from segloc.training import checkpoint
 
@@ -237,12 +235,12 @@ def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str
     weights, needs = _weights(experiment, out, start_name, seed)
     overrides = [*protocol.overrides, *start.overrides, f"train.seed={seed}"]
     data = ["--data", experiment.data] if experiment.data else []
-    config = recipe.read(protocol.config, [*recipe.data_overrides(experiment.data), *overrides])
+    config = load(FinetuneConfig, protocol.config, overrides).with_data(experiment.data)
     where = ["--weights", weights, "--config", protocol.config, *data, "--out", str(folder)]
     tune = Step("finetune", ("segloc.finetune", *where, *overrides), folder / MODEL)
     measured = folder / EVALUATION
     measure = ("segloc.evaluate", "--weights", str(folder), *data, "--out", str(measured))
-    content = {"weights": weights, **flat(yaml.safe_load(lazy.to_yaml(config))), **_settings_of(needs)}
+    content = {"weights": weights, **flat(yaml.safe_load(to_yaml(config))), **_settings_of(needs)}
     check = partial(_check_cell, config, start.weights)
     return Job(name, folder, (tune, Step("evaluate", measure, measured)), content, check, needs)
 
@@ -293,11 +291,10 @@ def _with_bn(pretraining: Job) -> Job:
     return Job(f"{pretraining.name}/{WITH_BN}", folder, (step,), content, pretraining.check, (pretraining,))
 
 
-def _check_cell(config: DictConfig, weights: str) -> None:
+def _check_cell(config: FinetuneConfig, weights: str) -> None:
     if weights:
-        check_start(weights, config.model.backbone, "model.backbone", config.train.unmatched)
-    data = recipe.settings(config)[0]
-    for split in (train_split(data), *evaluation_splits(data)):
+        check_start(weights, vars(config.model.backbone), "model.backbone", config.train.unmatched)
+    for split in (train_split(config.data), *evaluation_splits(config.data)):
         if not split.annotations.is_file():
             raise InputError(f"{split.annotations}: no such annotation file")
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from segloc.reporting.run_results import INCIDENTAL, KINDS, MEAN, METRICS, POOLED, RANDOM, Run
+from segloc.reporting.run_results import KINDS, MEAN, METRICS, POOLED, RANDOM, Run
+from segloc.settings.finetuning import INCIDENTAL
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 # The test sets that the published figures are of.

@@ -7,27 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from segloc.common.errors import InputError, one_line
-from segloc.training.run_folder import CONFIG, RUN, START, read_metrics, read_run
+from segloc.common.errors import InputError
 from segloc.training.run_folder import METRICS as METRICS_FILE
+from segloc.training.run_folder import RUN, START, origin, read_metrics, read_run, read_settings
 
 EVALUATION = "evaluation.json"
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}
 MEAN, POOLED = "mean", "pooled"
 RANDOM = "random"
-# Settings that do not change what is compared: seeds, paths (the data's digest counts instead), how often is logged.
-INCIDENTAL = (
-    "train.seed",
-    "train.checkpoint_every",
-    "train.log_every",
-    "data.root",
-    "data.train",
-    "data.tests",
-    "data.threads",
-)
 # What the page shows of run.json and of each line of metrics.json, by the kind of run.
 NUMBER = (int, float)
 _COMMON = dict.fromkeys(("engine", "device", "git_revision", "command"), str)
@@ -99,29 +87,10 @@ def _read_folder(folder: Path) -> Run:
     _check_fields(about, SHOWN[kind], folder / RUN)
     for row in metrics:
         _check_fields(row, MEASURED[kind], folder / METRICS_FILE)
-    settings = _settings(folder)
+    settings = read_settings(folder)
     start, pretraining_seed = _start(folder, about["weights"]) if kind == "finetune" else ("", None)
     seeds = (settings.get("train.seed"), pretraining_seed)
     return Run(folder.name, about, settings, metrics, _evaluation(folder / EVALUATION), start, seeds)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested settings into one dict by dotted key; lists stay values."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({one_line(error)})") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: not the settings of a run")
-    return flat(tree)
 
 
 def _start(folder: Path, weights: str) -> tuple[str, Any]:
@@ -131,22 +100,6 @@ def _start(folder: Path, weights: str) -> tuple[str, Any]:
         return str(noted["origin"]), noted["pretraining_seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return origin(weights)
-
-
-def origin(weights: str) -> tuple[str, Any]:
-    """Say what start weights are, and the seed they were pretrained with if that can be told.
-
-    Returns:
-        Weights of a pretraining run: all its settings but the seed, and the seed. Others: their name or path, and None.
-    """
-    path = Path(weights)
-    folder = path if path.is_dir() else path.parent
-    if not path.exists() or not (folder / RUN).is_file():
-        return weights, None
-    settings = _settings(folder)
-    seed = settings.pop("seed", None)
-    file = path.name if path.is_file() else ""
-    return repr((file, read_run(folder).get("shards"), sorted(settings.items()))), seed
 
 
 def _evaluation(path: Path) -> dict[str, Any] | None:

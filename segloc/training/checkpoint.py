@@ -12,7 +12,9 @@ import torch
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import write_atomic
 
-FORMAT_VERSION = 1
+# Version 2 came with recipes that are YAML. Weights of version 1 are read; its runs are not resumed.
+FORMAT_VERSION = 2
+READABLE = (1, 2)
 LAST = "checkpoint.pth"
 BACKBONE = "backbone.pth"
 
@@ -37,8 +39,8 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def is_ours(content: Any) -> bool:
-    """Whether what `read` returned is a checkpoint of this project, of the format this version knows."""
-    return isinstance(content, dict) and content.get("format_version") == FORMAT_VERSION
+    """Whether what `read` returned is a checkpoint of this project, of a format this version reads."""
+    return isinstance(content, dict) and content.get("format_version") in READABLE
 
 
 def read(path: str | Path) -> Any:

@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 import torchvision
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from segloc import __version__
-from segloc.common.errors import InputError
+from segloc.common.errors import InputError, one_line
 from segloc.common.files import write_atomic
+from segloc.settings.loader import flat
 from segloc.training import loop
 
 METRICS = "metrics.json"
@@ -88,6 +90,38 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise InputError(f"{path}: not the description of a run")
     return about
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read ``config.yaml`` by dotted key.
+
+    Raises:
+        InputError: it is missing or not the settings of a run.
+    """
+    path = folder / CONFIG
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({one_line(error)})") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: not the settings of a run")
+    return flat(tree)
+
+
+def origin(weights: str) -> tuple[str, Any]:
+    """Say what start weights are, and the seed they were pretrained with if that can be told.
+
+    Returns:
+        Weights of a pretraining run: all its settings but the seed, and the seed. Others: their name or path, and None.
+    """
+    path = Path(weights)
+    folder = path if path.is_dir() else path.parent
+    if not path.exists() or not (folder / RUN).is_file():
+        return weights, None
+    settings = read_settings(folder)
+    seed = settings.pop("seed", None)
+    file = path.name if path.is_file() else ""
+    return repr((file, read_run(folder).get("shards"), sorted(settings.items()))), seed
 
 
 def refuse_other_kind(folder: str | Path, kind: str) -> None:

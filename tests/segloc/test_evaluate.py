@@ -13,7 +13,7 @@ from segloc.detection.detector import Detections
 from segloc.training import checkpoint
 from tests.segloc.detection.test_coco_eval import figures, plain_pycocotools, random_truth, shifted
 from tests.segloc.detection.test_engines import ENGINES, need
-from tests.segloc.settings.test_lazy import DEMO
+from tests.segloc.settings.recipes import DEMO
 from tests.segloc.test_finetune import SMALL, run
 from tests.segloc.toy_coco import CATEGORY_IDS, CLASSES, write_pidray
 

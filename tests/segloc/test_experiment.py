@@ -17,15 +17,15 @@ import yaml
 
 from segloc import experiment, probe, report
 from segloc.common.errors import InputError
-from segloc.detection import recipe as finetune_recipe
 from segloc.experiments import jobs, run
 from segloc.experiments.locks import locked
 from segloc.reporting.run_results import METRICS
 from segloc.settings import experiments
-from segloc.settings.lazy import to_yaml
+from segloc.settings.finetuning import FinetuneConfig
+from segloc.settings.loader import load, to_yaml
 from segloc.training import checkpoint
 from tests.imports import ROOT
-from tests.segloc.settings.test_lazy import DEMO
+from tests.segloc.settings.recipes import DEMO
 from tests.segloc.toy_coco import write_pidray
 
 PRETRAIN = ROOT / "detectron_configs" / "pretrain" / "demo_r18.yaml"
@@ -106,7 +106,7 @@ class Fake:
             checkpoint.save(out, {"kind": "backbone"})
         elif module == "segloc.finetune":
             assert given["--weights"] == "random" or Path(given["--weights"]).is_file()
-            config = finetune_recipe.read(given["--config"], given[""])
+            config = load(FinetuneConfig, given["--config"], given[""])
             self.describe(out, {"kind": "finetune", "weights": given["--weights"], "data_digest": "d"}, to_yaml(config))
             checkpoint.save(out / "model.pth", {"kind": "detector"})
         elif module == "segloc.probe":
@@ -295,40 +295,43 @@ BAD = [
     ("start: {}", "unknown key 'start'; did you mean 'starts'?"),
     ("seeds: [0, 0]", "seeds: expected one or more different numbers"),
     ("seeds: []", "seeds: expected one or more"),
-    ("seeds: [-1]", "-1 is no seed"),
-    ("seeds: 3", "seeds: expected list, got 3"),
+    ("seeds: [-1]", "seeds: expected whole numbers from 0"),
+    ("seeds: 3", "seeds: expected a list, got 3"),
     ("starts: {}", "starts names none"),
     ("starts: {a: {weights: random}}", "protocols names none and there is no probe"),
     ("starts: {}\nprobe: {shards: s}", "starts names none"),
-    ("starts: {a: {weights: w}}\nprobe: {}", "probe: shards is not set"),
-    ("starts: {a: {weights: w}}\nprobe: 5", "probe: expected dict"),
-    ("starts: {a: {weights: w}}\nprobe: {shard: s}", "probe: unknown key 'shard'; did you mean 'shards'?"),
-    ("starts: {a: {weights: w}}\nprobe: {shards: s, test: 0}", "probe: test is 0, it must be at least 1"),
+    ("starts: {a: {weights: w}}\nprobe: {}", "probe.shards is not set"),
+    ("starts: {a: {weights: w}}\nprobe: 5", "probe: expected a mapping"),
+    ("starts: {a: {weights: w}}\nprobe: {shard: s}", "unknown key 'probe.shard'; did you mean 'probe.shards'?"),
+    ("starts: {a: {weights: w}}\nprobe: {shards: s, test: 0}", "probe.test is 0, it must be at least 1"),
     (
         "starts: {ab: {weights: w}}\nprobe: {shards: s, starts: [a]}",
-        "probe: starts: unknown key 'a'; did you mean 'ab'",
+        "probe.starts: unknown key 'a'; did you mean 'ab'",
     ),
-    ("starts: {a: {weights: w}}\nprobe: {shards: s, starts: [[a]]}", "probe: starts: unknown key"),
+    ("starts: {a: {weights: w}}\nprobe: {shards: s, starts: [[a]]}", "probe.starts: expected str"),
     ("starts: {a: {weights: w}}\nprobe: {shards: s, overrides: [seed=3]}", "the experiment's seeds set the seed"),
     (
         "starts: {a: {weights: w}}\nprotocols: {probe: {config: x}}",
         "protocols: probe is what cells that probe are called",
     ),
-    ("starts: {a: random}", "starts: a: expected a mapping"),
+    ("starts: {a: random}", "starts.a: expected a mapping"),
     ("starts: {../a: {weights: random}}", "'../a' cannot name a folder"),
-    ("starts: {a: {weight: random}}", "starts: a: unknown key 'weight'; did you mean 'weights'?"),
-    ("starts: {a: {}}\nprotocols: {p: {config: x}}", "starts: a: give weights"),
+    ("starts: {a: {weight: random}}", "unknown key 'starts.a.weight'; did you mean 'starts.a.weights'?"),
+    ("starts: {a: {}}\nprotocols: {p: {config: x}}", "starts.a: give weights"),
     ("starts: {a: {weights: w, insert_bn: true}}\nprotocols: {p: {config: x}}", "insert_bn needs a pretraining"),
     (
         "starts: {a: {pretraining: kes}}\npretrainings: {keys: {shards: s}}\nprotocols: {p: {config: x}}",
         "unknown key 'kes'; did you mean 'keys'?",
     ),
     ("starts: {ab: {weights: w}}\nprotocols: {p: {config: x, starts: [a]}}", "unknown key 'a'; did you mean 'ab'?"),
-    ("starts: {a: {weights: w, overrides: [3]}}", "overrides: expected key=value, got 3"),
+    ("starts: {a: {weights: w, overrides: [3]}}", "starts.a.overrides: expected str, got 3"),
     ("starts: {a: {weights: w, overrides: [train.seed=3]}}", "the experiment's seeds set the seed"),
-    ("starts: {a: {weights: w}}\nprotocols: {p: {}}", "protocols: p: config is not set"),
+    ("starts: {a: {weights: w}}\nprotocols: {p: {}}", "protocols.p.config is not set"),
     ("starts: {a: {weights: w}}\npretrainings: {p: {processes: 0, shards: s}}", "processes is 0, it must be"),
-    ("starts: {a: {weights: w}}\npretrainings: {p: {seed: x, shards: s}}\nprotocols: {p: {config: x}}", "p: seed"),
+    (
+        "starts: {a: {weights: w}}\npretrainings: {p: {seed: x, shards: s}}\nprotocols: {p: {config: x}}",
+        "pretrainings.p.seed: expected int",
+    ),
 ]
 
 

@@ -16,7 +16,7 @@ from segloc.training import checkpoint, run_folder
 from segloc.training.run_folder import read_metrics, read_run
 from tests.segloc.conftest import write_shards
 from tests.segloc.detection.test_engines import need
-from tests.segloc.settings.test_lazy import DEMO
+from tests.segloc.settings.recipes import DEMO
 from tests.segloc.toy_coco import CLASSES, write_pidray
 
 SMALL = [
@@ -266,24 +266,24 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["optim.batch=3", "optim.micro_batch=2"], "batch 3 is no multiple of micro_batch 2"),
+        (["optim.batch=3", "optim.micro_batch=2"], "batch 3 is no multiple of optim.micro_batch 2"),
         (["model.backbone.sda_norm=bn", "optim.micro_batch=1"], "sda_norm=bn needs optim.micro_batch of at least 2"),
         (["model.frozen=1"], "model.frozen=1 would keep random weights for good (body.conv1.weight and 4 more)"),
         (["model.frozen=5"], "frozen is 5, it must be within 0 and 4"),
-        (["model.fixed_statistics=true"], "fixed_statistics=true needs backbone.norm=bn"),
+        (["model.fixed_statistics=true"], "fixed_statistics=true needs model.backbone.norm=bn"),
         (["model.fixed_statistics=true", "model.backbone.norm=bn"], "by statistics nobody measured"),
         (["model.heads.stages=4"], "heads.stages is 4, it must be within 1 and 3"),
         (["train.unmatched=skip"], "unmatched is 'skip', not one of refuse, start_anew"),
         (["optim.btach=1"], "did you mean 'optim.batch'"),
         (["model.num_classes=5"], "have 3 categories, but model.num_classes is 5"),
-        (["model.backbone.arch=vgg"], "arch 'vgg' is none of"),
+        (["model.backbone.arch=vgg"], "arch is 'vgg', not one of"),
         (["model.backbone.sda_norm=bn", "optim.batch=1"], "sda_norm=bn needs optim.batch of at least 2"),
         (["optim.batch=0"], "batch is 0"),
         (["train.box_heads=pretrained"], "random: no box head in it"),
         (["train.box_heads=zero"], "box_heads is 'zero', not one of random, pretrained"),
         (["optim.method=adam"], "method is 'adam', not one of sgd, adamw"),
         (["optim.clip=["], "'optim.clip=[': the value cannot be read"),
-        (["optim.clip=${nope}"], "the value cannot be read"),
+        (["optim.clip=${nope}"], "optim.clip: expected float"),
         (["optim.milestones=3"], "optim.milestones: expected a list, got 3"),
         (["optim.milestones=[a]"], "optim.milestones: expected float, got 'a'"),
         (["optim.clip=-1"], "clip is -1.0, it must be at least 0"),

@@ -38,7 +38,7 @@ class Study:
             "title": "A study",
             "pretrainings": {"ours": {"shards": "shards", "config": pretrain}},
             "starts": starts,
-            "protocols": {"fair": {"config": "detectron_configs/finetune/demo_r18.py"}},
+            "protocols": {"fair": {"config": "detectron_configs/finetune/demo_r18.yaml"}},
         }
         self.recipe, self.folder, self.kept = folder / "toy.yaml", folder / "experiment", folder / "kept"
         self.recipe.write_text(yaml.safe_dump(content, sort_keys=False))

@@ -6,11 +6,18 @@ from pycocotools import mask as mask_api
 from segloc.common.errors import InputError
 from segloc.detection.coco import Split, read_split
 from segloc.detection.data import TrainingData
-from segloc.detection.detector import HeadSettings, detector, engine_label, engine_name, pad_batch
+from segloc.detection.detector import engine_label, engine_name, new_detector, pad_batch, refuse_frozen
 from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import LEVELS, SegLocBackbone, normalize
 from segloc.models.initial_weights import load_start
-from segloc.settings.finetuning import DataSettings, OptimSettings
+from segloc.settings.finetuning import (
+    BackboneSettings,
+    DataSettings,
+    FinetuneConfig,
+    HeadSettings,
+    ModelSettings,
+    OptimSettings,
+)
 from segloc.training import checkpoint
 from segloc.training.schedules import step_schedule
 from tests.segloc.toy_coco import write_split
@@ -24,10 +31,14 @@ def need(engine):
         pytest.importorskip("detectron2", reason="the Cascade Mask R-CNN needs Detectron2")
 
 
+def settings_of(engine, heads=SMALL, frozen=0, fixed_statistics=False, **backbone):
+    return ModelSettings(engine, 3, frozen, fixed_statistics, BackboneSettings("resnet18", **backbone), heads)
+
+
 def build(engine, **backbone):
     need(engine)
     torch.manual_seed(0)
-    return detector(SegLocBackbone("resnet18", **{"norm": "gn", "sda_norm": "gn", **backbone}), SMALL, 3, engine)
+    return new_detector(settings_of(engine, **{"norm": "gn", "sda_norm": "gn", **backbone}))
 
 
 @pytest.fixture
@@ -87,10 +98,11 @@ def test_nothing_is_frozen(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_frozen_part_is_noticed(engine):
     need(engine)
-    backbone = SegLocBackbone("resnet18", norm="gn", sda_norm="gn")
-    backbone.fpn.inner_blocks[0][0].requires_grad_(False)
+    model = new_detector(settings_of(engine, frozen=1, norm="gn", sda_norm="gn"))
+    refuse_frozen(model)
+    model.backbone.fpn.inner_blocks[0][0].requires_grad_(False)
     with pytest.raises(AssertionError, match=r"fpn\.inner_blocks\.0\.0\.weight"):
-        detector(backbone, SMALL, 3, engine, frozen=1)
+        refuse_frozen(model)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -98,7 +110,7 @@ def test_what_a_protocol_freezes_does_not_move(engine, examples):
     """Frozen parts and fixed statistics stay, bit for bit, while all else learns, the fixed norms' scales included."""
     need(engine)
     torch.manual_seed(0)
-    model = detector(SegLocBackbone("resnet18"), SMALL, 3, engine, frozen=1, fixed_statistics=True)
+    model = new_detector(settings_of(engine, frozen=1, fixed_statistics=True))
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     FinetuneTrainer(model, examples, OptimSettings(batch=2), np.full(2, 0.01), seed=0).fit(0)
     moved = {name for name, value in model.backbone.state_dict().items() if not torch.equal(value, before[name])}
@@ -110,11 +122,12 @@ def test_what_a_protocol_freezes_does_not_move(engine, examples):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"frozen": 5}, "frozen is 5"), ({"fixed_statistics": True}, "needs backbone.norm=bn")]
+    ("arguments", "message"),
+    [({"frozen": 5}, "frozen is 5"), ({"fixed_statistics": True}, "needs model.backbone.norm=bn")],
 )
 def test_what_cannot_be_frozen_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        detector(SegLocBackbone("resnet18", norm="gn"), SMALL, 3, "torchvision", **arguments)
+        FinetuneConfig(settings_of("torchvision", norm="gn", **arguments))
 
 
 class Stepped(torch.optim.SGD):
@@ -162,7 +175,7 @@ def test_micro_batches_make_the_step_of_one_batch_where_all_scans_have_as_many_s
     torch.manual_seed(0)
     # Every anchor and proposal is a sample, so none is left to chance, and both scans are the same.
     heads = HeadSettings(4, 10**6, 10**6, 50, 50, fc_dim=64, mask_convs=1, mask_dim=32)
-    model = detector(SegLocBackbone("resnet18", norm="gn", sda_norm="gn"), heads, 3, engine)
+    model = new_detector(settings_of(engine, heads, norm="gn", sda_norm="gn"))
     examples.indices = lambda iteration: [0, 0]
     whole, one = gradients_of_a_step(model, examples, batch=2)
     parts, other = gradients_of_a_step(model, examples, batch=2, micro_batch=1)
@@ -197,7 +210,7 @@ def test_every_setting_of_the_heads_arrives(engine):
         rpn_batch=40, roi_batch=50, train_proposals=60, test_proposals=30, fc_dim=64, mask_convs=1, mask_dim=32,
         stages=2, score_threshold=0.15, nms_threshold=0.35, detections=7,
     )  # fmt: skip
-    net = detector(SegLocBackbone("resnet18"), settings, 3, engine).net
+    net = new_detector(settings_of(engine, heads=settings)).net
     heads = net.roi_heads
     if engine == "torchvision":
         kept = [(net.rpn.train(training).pre_nms_top_n(), net.rpn.post_nms_top_n()) for training in (True, False)]

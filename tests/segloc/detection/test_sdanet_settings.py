@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from segloc.detection import recipe
+from segloc.detection.detector import new_detector
 from segloc.models.backbone import FPN_CHANNELS, LEVELS
-from segloc.settings import lazy
+from segloc.settings.finetuning import FinetuneConfig
+from segloc.settings.loader import load
 from segloc.training.schedules import step_schedule
-from tests.segloc.settings.test_lazy import RECIPES
+from tests.segloc.settings.recipes import RECIPES
 
 pytest.importorskip("detectron2", reason="the Cascade Mask R-CNN needs Detectron2")
 
@@ -18,14 +19,12 @@ OURS = ("sdanet_r101_published", "sdanet_r101_fair", "cascade_r101", "mask_rcnn_
 
 
 def read(name, *overrides):
-    config = recipe.read(RECIPES / f"{name}.py", overrides)
-    recipe.settle(config, CLASSES)
-    return config
+    return load(FinetuneConfig, RECIPES / f"{name}.yaml", overrides).resolved(CLASSES, "detectron2")
 
 
 def build(name):
     """The detector of a recipe, with 18 layers in place of 101, which take seconds."""
-    return lazy.instantiate(read(name, "model.backbone.arch=resnet18").model, "model")
+    return new_detector(read(name, "model.backbone.arch=resnet18").model)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_pixels(net):
 @pytest.mark.parametrize("name", OURS)
 def test_training(name):
     config = read(name)
-    data, optim, train = recipe.settings(config)
+    data, optim, train = config.data, config.optim, config.train
     assert (config.model.backbone.arch, data.image_size, data.flip) == ("resnet101", 500, 0.5)
     assert (optim.method, optim.momentum, optim.weight_decay, optim.clip) == ("sgd", 0.9, 1e-4, 35.0)
     assert (optim.batch, optim.lr, train.epochs) == (2, pytest.approx(0.0025), 12.0)  # 0.02 at 16, scaled linearly
@@ -151,7 +150,7 @@ def test_mask_rcnn():
     assert predictor.loss_weight == {"loss_cls": 1.0, "loss_box_reg": 1.0}
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_short_and_need_no_other_files(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 50

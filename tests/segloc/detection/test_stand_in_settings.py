@@ -6,19 +6,19 @@ import torch
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
-from segloc.detection import recipe
+from segloc.detection.detector import new_detector
 from segloc.models.backbone import FPN_CHANNELS, LEVELS
-from segloc.settings import lazy
-from tests.segloc.settings.test_lazy import RECIPES
+from segloc.settings.finetuning import FinetuneConfig
+from segloc.settings.loader import load
+from tests.segloc.settings.recipes import RECIPES
 
 CLASSES = [f"class {i}" for i in range(12)]
 
 
 @pytest.fixture(scope="module")
 def net():
-    config = recipe.read(RECIPES / "sdanet_r101_fair.py", ["model.backbone.arch=resnet18", "model.engine=torchvision"])
-    recipe.settle(config, CLASSES)
-    return lazy.instantiate(config.model, "model").net
+    config = load(FinetuneConfig, RECIPES / "sdanet_r101_fair.yaml", ["model.backbone.arch=resnet18"])
+    return new_detector(config.resolved(CLASSES, "torchvision").model).net
 
 
 def proposals(rpn, training):

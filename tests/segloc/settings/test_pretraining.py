@@ -39,7 +39,7 @@ def test_numbers_without_a_dot_are_numbers():
         (["queue.positives=class", "queue.kind=single"], "queue.positives=class needs queue.kind=class"),
         (["model.fpn_channels=72"], "model.fpn_channels is 72, not a multiple of 16 from 64 on"),
         (["model.fpn_channels=48"], "model.fpn_channels is 48, not a multiple"),
-        (["data.box_augment=yes"], "expected str, got True"),
+        (["data.box_augment=yes"], "data.box_augment is 'yes', not one of none, insloc"),
         (["data.box_augment=random"], "data.box_augment is 'random', not one of none, insloc"),
         (["model.frozen=5", "model.init=imagenet"], "model.frozen is 5, it must be within 0 and 4"),
         (["model.frozen=1"], "model.frozen=1 would keep random weights for good"),
@@ -68,7 +68,7 @@ def test_inslocs_numbers():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim: {lr: 1}", "unknown key 'lr'; did you mean 'lr_per_256'"),
+        ("optim: {lr: 1}", "unknown key 'optim.lr'; did you mean 'optim.lr_per_256'"),
         ("optm: {}", "unknown key 'optm'; did you mean 'optim'"),
         ("optim: 3", "expected a mapping"),
         ("optim: {batch: many}", "expected int"),

@@ -1,0 +1,217 @@
+"""The one reader and writer of recipes: YAML into frozen dataclasses, strictly.
+
+A recipe holds data only. Nothing in it is interpolated, called or imported. A key that the dataclass does not have is
+an error that names the nearest key. The key ``base`` names another recipe, relative to the recipe's folder, whose
+settings come first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from segloc.common.cli import split_override
+from segloc.common.errors import InputError, one_line, unknown_key
+
+BASE = "base"
+Config = TypeVar("Config")
+
+
+def load(schema: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply overrides.
+
+    Args:
+        schema: a frozen dataclass.
+        path: YAML file; None for the defaults.
+        overrides: ``section.key=value``. The value of a text setting is taken as it stands, any other is read as YAML.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key, or a value that the dataclass refuses.
+    """
+    raw = {} if path is None else read_file(path)
+    if path is not None and overrides:
+        build(schema, raw, str(path))  # so that an error in the recipe names the recipe
+    for override in overrides:
+        _apply(schema, raw, override)
+    return build(schema, raw, "override" if overrides else str(path))
+
+
+def parse(schema: type[Config], text: str, where: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe from text, such as the one inside a checkpoint; see `load`."""
+    raw = _mapping(text, where)
+    for override in overrides:
+        _apply(schema, raw, override)
+    return build(schema, raw, "override" if overrides else where)
+
+
+def to_yaml(config: Any) -> str:
+    """Write a resolved recipe: every setting, as YAML that `parse` reads."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def read_file(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe file into nested dicts, its bases merged in.
+
+    Args:
+        path: the file.
+        above: the recipes that name this one as their base.
+
+    Raises:
+        InputError: no such file, not YAML, not a mapping, or bases that form a circle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such recipe")
+    if path.resolve() in above:
+        raise InputError(f"{path}: is its own base")
+    try:
+        raw = _mapping(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not YAML ({one_line(error)})") from error
+    base = raw.pop(BASE, None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise InputError(f"{path}: {BASE}: expected the path of a recipe, got {base!r}")
+    return _merged(read_file(path.parent / base, (*above, path.resolve())), raw)
+
+
+def build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
+    """Build a dataclass from nested dicts; keys left out keep their defaults.
+
+    Args:
+        schema: a frozen dataclass.
+        raw: settings by key.
+        where: recipe or source, for error messages.
+        prefix: dotted key of the section, with a dot at the end.
+
+    Raises:
+        InputError: unknown key, wrong type, or a value that the dataclass refuses.
+    """
+    hints = get_type_hints(schema)
+    values = {}
+    for key, value in raw.items():
+        if key not in hints:
+            raise unknown_key(f"{prefix}{key}", [prefix + name for name in hints], where)
+        values[key] = _value(hints[key], value, where, f"{prefix}{key}")
+    try:
+        return schema(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    """List the dotted keys of all settings of a dataclass."""
+    for name, hint in get_type_hints(schema).items():
+        if dataclasses.is_dataclass(hint):
+            yield from keys(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into one dict by dotted key; lists stay values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{where}: not YAML ({one_line(error)})") from error
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: not a mapping of settings")
+    return raw
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
+    """Put an override's value into nested dicts, under a key that the schema or the recipe has."""
+    key, text = split_override(override)
+    *sections, last = key.split(".")
+    hint: Any = schema
+    for part in sections:
+        hint = _inner(hint, part)
+        if not _is_section(hint):
+            raise unknown_key(key, keys(schema), "override")
+        raw = raw.setdefault(part, {})
+        if not isinstance(raw, dict):
+            raise InputError(f"override: {key!r} lies in no section")
+    hint = _inner(hint, last)
+    if hint is None:
+        raise unknown_key(key, keys(schema), "override")
+    if dataclasses.is_dataclass(hint):
+        raise InputError(f"override: {key!r} is a section; set one of {', '.join(keys(hint, key + '.'))}")
+    try:
+        raw[last] = text if hint is str else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{override!r}: the value cannot be read") from error
+
+
+def _inner(hint: Any, key: str) -> Any:
+    """Type of a key of a section; None if it has no such key."""
+    if dataclasses.is_dataclass(hint):
+        return _required(get_type_hints(hint).get(key))
+    return get_args(hint)[1] if get_origin(hint) is dict else None
+
+
+def _is_section(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or get_origin(hint) is dict
+
+
+def _required(hint: Any) -> Any:
+    """Take None out of ``X | None``."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+def _value(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Check a value read from YAML against its annotation, and convert what YAML writes differently."""
+    if value is None and type(None) in get_args(hint):
+        return None
+    hint = _required(hint)
+    origin = get_origin(hint)
+    if dataclasses.is_dataclass(hint) or origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: {key}: expected a mapping, got {value!r}")
+        if origin is dict:
+            return {name: _value(get_args(hint)[1], part, where, f"{key}.{name}") for name, part in value.items()}
+        return build(hint, value, where, f"{key}.")  # type: ignore[arg-type]
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: {key}: expected a list, got {value!r}")
+        return tuple(_value(get_args(hint)[0], part, where, key) for part in value)
+    if hint is Any:
+        return tuple(value) if isinstance(value, list) else value
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4, without a dot, as text
+        except (ValueError, OverflowError):
+            pass
+    if type(value) is not hint:
+        raise InputError(f"{where}: {key}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, which is all that YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

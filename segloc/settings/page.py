@@ -1,0 +1,91 @@
+"""``python -m segloc.settings.page``: makes docs/settings.md of the settings' own declarations."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segloc.common.files import write_atomic
+from segloc.settings.experiments import Experiment
+from segloc.settings.finetuning import FinetuneConfig
+from segloc.settings.pretraining import PretrainConfig
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+HEAD = """# Settings
+
+Every setting of a recipe, for those who write one. `python -m segloc.settings.page` makes this page.
+
+A recipe is YAML. It names the settings that differ from the defaults; `base: other.yaml` takes another recipe's
+settings first. `key=value` on the command line changes one setting, with the dotted key: `optim.batch=32`. The value of
+a text setting is taken as it stands, any other is read as YAML. A key that does not exist is an error that names the
+nearest one. Every run writes all its settings to `config.yaml`.
+"""
+PARTS = (
+    ("Pretraining", "`segloc.pretrain --config`, recipes in `detectron_configs/pretrain/`", PretrainConfig),
+    ("Fine-tuning", "`segloc.finetune --config`, recipes in `detectron_configs/finetune/`", FinetuneConfig),
+    ("Experiments", "`segloc.experiment`, recipes in `detectron_configs/experiment/`", Experiment),
+)
+
+
+def page() -> str:
+    """Write the page."""
+    parts = [HEAD]
+    for title, where, schema in PARTS:
+        parts += [f"\n## {title}\n\n{where}.\n", *_tables(schema, "")]
+    return "".join(parts)
+
+
+def _tables(schema: Any, prefix: str) -> list[str]:
+    """A table of the schema's own settings, then those of its sections."""
+    hints = typing.get_type_hints(schema)
+    sections = {field.name: _schema_in(hints[field.name]) for field in dataclasses.fields(schema)}
+    own = [field for field in dataclasses.fields(schema) if not dataclasses.is_dataclass(hints[field.name])]
+    tables = []
+    if own:
+        about = inspect.cleandoc(schema.__doc__ or "").splitlines()[0].replace("``", "`")
+        rows = [f"| `{prefix}{field.name}` | `{_default(field)}` | {_meaning(field)} |\n" for field in own]
+        tables.append(f"\n{about}\n\n| key | default | meaning |\n|---|---|---|\n{''.join(rows)}")
+    for name, section in sections.items():
+        if section is not None:
+            named = ".NAME" if typing.get_origin(hints[name]) is dict else ""
+            tables += _tables(section, f"{prefix}{name}{named}.")
+    return tables
+
+
+def _schema_in(hint: Any) -> Any:
+    """The dataclass that a key holds, by name or perhaps; None if it holds none."""
+    return next((part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    made: Any = field.default_factory
+    value = field.default if made is dataclasses.MISSING else made()
+    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _meaning(field: dataclasses.Field[Any]) -> str:
+    limits = field.metadata
+    notes = []
+    if limits["choices"]:
+        notes.append(f"One of {', '.join(f'`{choice}`' for choice in limits['choices'])}.")
+    elif limits["above"] is not None:
+        notes.append(f"More than {limits['above']}.")
+    elif limits["least"] is not None:
+        most = limits["most"]
+        notes.append(f"At least {limits['least']}." if most == float("inf") else f"{limits['least']} to {most}.")
+    return " ".join([limits["meaning"].replace("``", "`").replace("|", "\\|"), *notes])
+
+
+def main() -> None:
+    """Write docs/settings.md."""
+    write_atomic(PAGE, page().encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segloc.common.errors import InputError
+from segloc.settings.finetuning import FinetuneConfig
+from segloc.settings.loader import keys, load, parse, to_yaml
+from segloc.settings.pretraining import PretrainConfig
+from tests.segloc.settings.recipes import DEMO, RECIPES
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("optim.btach=2", "optim.batch"),
+        ("model.backbone.archs=resnet18", "model.backbone.arch"),
+        ("optmi.batch=2", "optim.batch"),
+        ("train.epochs.x=1", "train.epochs"),
+        ("model._target_=os.system", "model"),
+    ],
+)
+def test_an_unknown_override_names_the_nearest_key(override, hint):
+    with pytest.raises(InputError, match=f"unknown key '{override.split('=')[0]}'; did you mean '{hint}"):
+        load(FinetuneConfig, DEMO, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {backbon: 1}", "unknown key 'model.backbon'; did you mean 'model.backbone'"),
+        ("model: {heads: {fcdim: 1}}", "unknown key 'model.heads.fcdim'; did you mean 'model.heads.fc_dim'"),
+        ("optmi: {batch: 1}", "unknown key 'optmi'; did you mean 'optim'"),
+        ("_target_: os.system", "unknown key '_target_'"),
+        ("model: {_target_: os.system}", "unknown key 'model._target_'"),
+        ("model: 3", "model: expected a mapping, got 3"),
+        ("model: !!python/object/apply:os.system [ls]", "not YAML"),
+        ("model: (", "expected a mapping"),
+        ("model: {", "not YAML"),
+        ("base: nowhere.yaml", "nowhere.yaml: no such recipe"),
+        ("base: [a]", "base: expected the path of a recipe"),
+        ("base: faulty.yaml", "is its own base"),
+        ("optim: {batch: null}", "optim.batch: expected int, got None"),
+        ("optim: {batch: 2.5}", "optim.batch: expected int, got 2.5"),
+        ("optim: {batch: true}", "optim.batch: expected int, got True"),
+        ("optim: {clip: true}", "optim.clip: expected float, got True"),
+        ("data: {root: 7}", "data.root: expected str, got 7"),
+    ],
+)
+def test_a_faulty_recipe_is_refused_in_one_sentence_that_names_it(tmp_path, text, message):
+    faulty = tmp_path / "faulty.yaml"
+    faulty.write_text(text)
+    with pytest.raises(InputError) as error:
+        load(FinetuneConfig, faulty)
+    assert message in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_reach_settings_left_at_their_default():
+    config = load(
+        FinetuneConfig, DEMO, ["optim.lr_per_16=1e-3", "optim.gamma=0.5", "data.train=[a.json, b]", "train.epochs=3"]
+    )
+    found = config.optim.lr_per_16, config.optim.gamma, config.data.train, config.train.epochs
+    assert found == (1e-3, 0.5, ("a.json", "b"), 3.0)
+
+
+@pytest.mark.parametrize("override", ["optim.batch=many", "data.train_empty=3", "train.iterations=1.5"])
+def test_a_value_of_the_wrong_type_is_refused(override):
+    with pytest.raises(InputError, match=f"{override.split('=')[0]}: expected"):
+        load(FinetuneConfig, DEMO, [override])
+
+
+def test_a_section_cannot_be_overridden_as_a_whole():
+    with pytest.raises(InputError, match="is a section"):
+        load(FinetuneConfig, DEMO, ["model.backbone=resnet18"])
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_is_taken_as_it_stands_and_survives_the_resolved_recipe(text):
+    config = load(FinetuneConfig, None, [f"data.root={text}"])
+    assert config.data.root == text
+    assert parse(FinetuneConfig, to_yaml(config), "here") == config
+
+
+@pytest.mark.parametrize("root", ["null", "007", "#1 [a]{b}", "${optim.batch}", "~", "a: b", "true"])
+def test_a_folder_given_by_an_option_is_never_read_as_yaml(root):
+    config = load(FinetuneConfig, DEMO, ["data.train=[a.json, b]"]).with_data(root)
+    assert (config.data.root, config.data.train, config.data.tests) == (root, (), ())
+
+
+def test_nothing_is_interpolated(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {root: '${oc.env:HOME}'}\n")
+    assert load(FinetuneConfig, recipe).data.root == "${oc.env:HOME}"
+    with pytest.raises(InputError, match=r"optim\.batch: expected int"):
+        load(FinetuneConfig, None, ["optim.batch=${train.seed}"])
+
+
+def test_a_base_comes_first_and_is_part_of_the_resolved_recipe(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a.yaml").write_text("optim: {batch: 4, momentum: 0.5}\ndata: {image_size: 99}\n")
+    (tmp_path / "below" / "b.yaml").write_text("base: ../a.yaml\noptim: {batch: 6}\n")
+    config = load(FinetuneConfig, tmp_path / "below" / "b.yaml", ["optim.clip=1"])
+    assert (config.optim.batch, config.optim.momentum, config.optim.clip, config.data.image_size) == (6, 0.5, 1.0, 99)
+    assert "base" not in yaml.safe_load(to_yaml(config))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_reads_back_from_what_a_run_writes(path):
+    config = load(FinetuneConfig, path)
+    assert parse(FinetuneConfig, to_yaml(config), "here") == config
+    assert {*keys(FinetuneConfig)} == {*_flat(yaml.safe_load(to_yaml(config)))}
+
+
+@pytest.mark.parametrize("schema", [FinetuneConfig, PretrainConfig])
+def test_every_setting_says_what_it_means(schema):
+    def sections(cls: Any):
+        yield cls
+        for field in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(field.default):
+                yield from sections(type(field.default))
+
+    for section in sections(schema):
+        for field in dataclasses.fields(section):
+            assert dataclasses.is_dataclass(field.default) or field.metadata["meaning"].endswith("."), field.name
+
+
+def _flat(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
