@@ -90,8 +90,10 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds: expected one or more different numbers, got {list(self.seeds)}")
         for name, pretraining in self.pretrainings.items():
+            _check_name("pretrainings", name)
             _check_entry(f"pretrainings.{name}", pretraining, "shards", "seed")
         for name, start in self.starts.items():
+            _check_name("starts", name)
             _check_entry(f"starts.{name}", start, None, "train.seed")
             self._check_start(f"starts.{name}", start)
         if not self.starts:
@@ -99,6 +101,7 @@ class Experiment:
         if not self.protocols and self.probe is None:
             raise InputError("protocols names none and there is no probe, so there is nothing to run")
         for name, protocol in self.protocols.items():
+            _check_name("protocols", name)
             _check_entry(f"protocols.{name}", protocol, "config", "train.seed")
             self._check_names(protocol.starts, f"protocols.{name}.starts")
         if PROBE in self.protocols:
@@ -134,11 +137,13 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return load(Experiment, path, overrides)
 
 
+def _check_name(section: str, name: object) -> None:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(f"{section}: {str(name)!r} cannot name a folder; use letters, digits, - and _")
+
+
 def _check_entry(key: str, entry: Pretraining | Start | Protocol | Probe, needed: str | None, seed: str) -> None:
     """Check an entry; `seed` is the setting that the experiment's seeds give, which no override may."""
-    *_, name = key.split(".")
-    if not NAME.fullmatch(name):
-        raise InputError(f"{key}: {name!r} cannot name a folder; use letters, digits, - and _")
     check_limits(entry, f"{key}.")
     for override in entry.overrides:
         if split_override(override)[0] == seed:

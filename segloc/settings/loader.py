@@ -147,6 +147,8 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     hint: Any = schema
     for part in sections:
+        if get_origin(hint) is dict and part not in raw:  # an entry that the recipe does not have
+            raise unknown_key(part, map(str, raw), f"override {override!r}")
         hint = _inner(hint, part)
         if not _is_section(hint):
             raise unknown_key(key, keys(schema), "override")

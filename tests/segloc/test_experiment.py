@@ -220,7 +220,10 @@ def test_seeds_can_share_a_pretraining(grid, tmp_path, fake):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("protocols.fair.overrides=[train.epochs=3.0]", "made with data.image_size 64, the recipe now has 128 (and"),
+        (
+            "protocols.fair.overrides=[train.epochs=3.0]",
+            "made with model.engine 'torchvision', the recipe now has 'auto' (and",
+        ),
         (
             f"pretrainings.keys.overrides=[optim.steps=3, {', '.join(TINY_PRETRAIN[1:])}]",
             "pretrain/keys-seed0 was made with optim.steps 2,",
@@ -350,7 +353,7 @@ def test_a_bad_recipe_is_one_sentence(tmp_path, capsys, content, message):
         (["data=nowhere"], "nowhere: no such folder"),
         (["pretrainings.keys.shards=nowhere"], "nowhere"),
         (["starts.random.weights=nowhere.pth"], "nowhere.pth: no such checkpoint"),
-        (["starts.radnom.weights=x"], "unknown key 'starts.radnom.weights'; did you mean 'starts.random.weights'?"),
+        (["starts.radnom.weights=x"], "unknown key 'radnom'; did you mean 'random'?"),
         (["protocols.fair.config=nowhere.py"], "nowhere.py: no such recipe"),
         (
             ["protocols.fair.overrides=[train.epoch=3]"],
