@@ -51,7 +51,7 @@ def parse(schema: type[Config], text: str, where: str, overrides: Sequence[str] 
 
 def to_yaml(config: Any) -> str:
     """Write a resolved recipe: every setting, as YAML that `parse` reads."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
 def read_file(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segloc import evaluate
-from segloc.detection import finetuning, predict
+from segloc.detection import evaluation, finetuning, predict
 from segloc.detection.coco import Split, mask_of, read_split
 from segloc.detection.coco_eval import METRICS
 from segloc.detection.detector import Detections
@@ -58,7 +58,7 @@ def tuned(pidray, tmp_path):
 def test_the_truth_scores_a_hundred_and_its_results_file_too(pidray, tuned, tmp_path, monkeypatch, capsys):
     names = [pidray / "annotations" / f"xray_test_{s}.json" for s in SUBSETS]
     splits = [read_split(Split(s, n, pidray / s)) for s, n in zip(SUBSETS, names, strict=True)]
-    monkeypatch.setattr(evaluate, "build_detector", lambda *_: Oracle(splits))
+    monkeypatch.setattr(evaluation, "build_detector", lambda *_: Oracle(splits))
     out = tmp_path / "eval.json"
     assert evaluate.main(["--weights", str(tuned), "--out", str(out)]) == 0
     report = json.loads(out.read_text())

@@ -165,7 +165,7 @@ def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch):
 
     def stop(trainer, done):
         save(trainer, done)
-        raise pretrain.StopTraining
+        raise run.StopTraining
 
     arguments = ["--shards", str(folder), *TINY, "optim.steps=18", "checkpoint_every=12", "--out"]
     assert pretrain.main([*arguments, str(tmp_path / "whole")]) == 0
