@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from segloc import evaluate
 from segloc.detection import evaluation, finetuning, predict
@@ -464,11 +465,31 @@ def test_other_categories_than_the_detectors_are_refused(tuned, tmp_path, capsys
 
 def test_a_hostile_recipe_in_a_checkpoint_is_refused(tuned, tmp_path, capsys):
     content = checkpoint.load(tuned / finetuning.MODEL)
-    content["config"] = content["config"].replace("segloc.models.backbone.SegLocBackbone", "os.system")
-    del content["format_version"]
-    checkpoint.save(tmp_path / "hostile.pth", content)
+    content["config"] = content["config"].replace("  backbone:\n", "  backbone:\n    _target_: os.system\n", 1)
+    checkpoint.save(tmp_path / "hostile.pth", without_version(content))
     assert evaluate.main(["--weights", str(tmp_path / "hostile.pth"), "--out", str(tmp_path / "e.json")]) == 2
-    assert "refused" in capsys.readouterr().err
+    assert "unknown key 'model.backbone._target_'" in capsys.readouterr().err
+
+
+def test_a_detector_saved_before_recipes_were_yaml_gives_the_same_figures(tuned, tmp_path):
+    content = checkpoint.load(tuned / finetuning.MODEL)
+    lines = [
+        [line, f"{line[: len(line) - len(line.lstrip())]}  _target_: os.system"]
+        for line in content["config"].split("\n")
+    ]
+    content["config"] = "\n".join(part for pair in lines for part in (pair if pair[0].endswith(":") else pair[:1]))
+    old = {**without_version(content), "format_version": 1}
+    torch.save(old, tmp_path / "old.pth")
+    figures_of = {}
+    for name, weights in (("new", tuned), ("old", tmp_path / "old.pth")):
+        assert evaluate.main(["--weights", str(weights), "--out", str(tmp_path / f"{name}.json")]) == 0
+        report = json.loads((tmp_path / f"{name}.json").read_text())
+        figures_of[name] = report["subsets"], report["mean"], report["pooled"], report["changed"]
+    assert figures_of["old"] == figures_of["new"]
+
+
+def without_version(content):
+    return {key: value for key, value in content.items() if key != "format_version"}
 
 
 def test_boxes_are_written_as_coco_has_them():

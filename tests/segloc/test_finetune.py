@@ -11,6 +11,7 @@ from segloc import finetune, pretrain
 from segloc.detection import finetuning
 from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import SegLocBackbone
+from segloc.models.initial_weights import read_backbone
 from segloc.reporting import run_results
 from segloc.training import checkpoint, run_folder
 from segloc.training.run_folder import read_metrics, read_run
@@ -358,3 +359,14 @@ def test_explicit_files_take_the_place_of_pidray(pidray, tmp_path):
     arguments = ["--weights", "random", "--config", str(DEMO), "--out", str(tmp_path), files, *SMALL]
     assert finetune.main([*arguments, "model.engine=torchvision", "train.iterations=1"]) == 0
     assert json.loads((tmp_path / "run.json").read_text())["scans"] == 5
+
+
+def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(pidray, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(pidray, out) == 0
+    content = torch.load(out / finetuning.MODEL, weights_only=True)
+    torch.save({**content, "format_version": 1}, out / finetuning.MODEL)
+    capsys.readouterr()
+    assert run(pidray, out) == 2
+    assert "its run is of an earlier version, so it cannot go on" in capsys.readouterr().err
+    assert read_backbone(out)["backbone"].keys() == content["backbone"].keys()

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from segloc import pretrain
 from segloc.contrast import pretrainer, run
 from segloc.data.stream import ShardFolder
 from segloc.models import roi_head
+from segloc.models.initial_weights import read_backbone
 from segloc.settings.pretraining import load_config
 from segloc.training import checkpoint
 from segloc.training.processes import ALONE
@@ -538,3 +540,13 @@ def test_hostile_checkpoint_is_refused(shards, tmp_path, capsys):
     assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path), *TINY]) == 2
     assert "not a checkpoint that can be loaded safely" in capsys.readouterr().err
     assert not os.path.exists("hostile")
+
+
+def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(undisturbed, shards, tmp_path, capsys):
+    out = tmp_path / "old"
+    shutil.copytree(undisturbed, out)
+    for name in (checkpoint.LAST, checkpoint.BACKBONE):
+        torch.save({**torch.load(out / name, weights_only=True), "format_version": 1}, out / name)
+    assert pretrain.main(["--shards", str(shards), "--out", str(out), *TINY]) == 2
+    assert "its run is of an earlier version, so it cannot go on" in capsys.readouterr().err
+    assert read_backbone(out)["arch"] == "resnet18"
