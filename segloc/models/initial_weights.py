@@ -163,7 +163,7 @@ def _content(weights: str, settings: Mapping[str, Any], node: str, strict: bool)
         return content  # type: ignore[no-any-return]
     if not checkpoint.is_ours(content):
         raise InputError(
-            f"{weights}: neither a segloc checkpoint of format {checkpoint.FORMAT_VERSION} nor the state dict of a "
+            f"{weights}: neither a segloc checkpoint of format {checkpoint.READABLE_NAMES} nor the state dict of a "
             f"torchvision ResNet{_conversion(content, file)}"
         )
     content = _with_backbone(content, file)

@@ -15,6 +15,7 @@ from segloc.common.files import write_atomic
 # Version 2 came with recipes that are YAML. Weights of version 1 are read; its runs are not resumed.
 FORMAT_VERSION = 2
 READABLE = (1, 2)
+READABLE_NAMES = " or ".join(map(str, READABLE))
 LAST = "checkpoint.pth"
 BACKBONE = "backbone.pth"
 
@@ -34,7 +35,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     content = read(path)
     if not is_ours(content):
-        raise InputError(f"{path}: not a segloc checkpoint of format {FORMAT_VERSION}")
+        raise InputError(f"{path}: not a segloc checkpoint of format {READABLE_NAMES}")
     return content
 
 

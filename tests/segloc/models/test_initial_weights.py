@@ -177,7 +177,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"does not fit the model: layer1\.0\.conv3\.weight is missing"):
         model_from(tmp_path / "resnet18.pth", norm="bn", arch="resnet50")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="neither a segloc checkpoint of format 1 nor the state dict of a torchvision"):
+    with pytest.raises(InputError, match="a segloc checkpoint of format 1 or 2 nor the state dict of a torch"):
         model_from(tmp_path / "list.pth")
 
 
