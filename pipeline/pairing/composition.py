@@ -6,6 +6,8 @@ from which `paste` makes the same picture again.
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +62,7 @@ def share_on_matter(host: Image, patch: Patch, box: Box, level: int) -> float:
         level: grey level of the belt.
     """
     x0, y0, x1, y1 = box
-    dark = cv2.cvtColor(host[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY) < level - LEAST_CONTRAST
+    dark = cv2.cvtColor(host[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY) < math.ceil(level - LEAST_CONTRAST)
     return round(float(np.count_nonzero(dark & patch.mask) / np.count_nonzero(patch.mask)), 4)
 
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import re
 import tarfile
 
 import pytest
 
 from segloc.common.contract import Index, Occluder, Pair, Sources, View, read_index
 from segloc.common.errors import InputError
+from segloc.common.masks import decode_rle, tight_box
 from tests.conftest import FORMAT_1
+from tests.imports import ROOT
 
 OCCLUDER = Occluder("c.jpg", (0, 1, 5, 6), (2, 3))
 VIEW = View(
@@ -80,3 +83,12 @@ def test_an_index_that_names_no_sources_is_refused(sources, message):
     raw = json.loads(INDEX.to_json()) | {"sources": sources}
     with pytest.raises(InputError, match=message):
         Index.from_json(json.dumps(raw))
+
+
+def test_the_pages_example_is_a_view():
+    page = (ROOT / "docs" / "shards.md").read_text()
+    example = json.loads(re.search(r"```json\n(.*?)```", page, re.DOTALL)[1])
+    assert example.keys() == {field.name for field in dataclasses.fields(View)}
+    raw = json.loads(PAIR.to_json()) | {"query": example}
+    view = Pair.from_json(json.dumps(raw)).query
+    assert tight_box(decode_rle(view.mask, *view.size)) == view.box
