@@ -31,7 +31,8 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from benchmarks.common import machine, ratio, save
-from segloc.common.contract import INDEX_NAME, Index, Pair, Shard, View, pair_key, shard_name
+from segloc.common.contract import INDEX_NAME, SOURCES_NAME, Index, Pair, Shard, Sources, View, pair_key, shard_name
+from segloc.common.masks import encode_rle
 from segloc.data.shard_folder import KEY, QUERY
 from segloc.data.stream import PairStream, ShardFolder
 
@@ -51,6 +52,13 @@ def picture(rng: np.random.Generator, height: int) -> bytes:
     ].tobytes()
 
 
+def view(size: tuple[int, int]) -> View:
+    """Describe a view of this (width, height) with a disc for an item."""
+    disc = cv2.circle(np.zeros((size[1], size[0]), np.uint8), (49, 49), 40, 1, -1).astype(bool)
+    about = ((9, 9, 90, 90), size, "b", "s", (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False)
+    return View(*about, mask=encode_rle(disc), on_matter=0.5)
+
+
 def write(folder: Path, heights: tuple[int, int], shards: int, per_shard: int) -> float:
     """Write shards of random pictures of these heights (half-open) and return the mean size of a pair, bytes."""
     rng = np.random.default_rng(0)
@@ -60,10 +68,7 @@ def write(folder: Path, heights: tuple[int, int], shards: int, per_shard: int) -
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for pair in range(number * per_shard, (number + 1) * per_shard):
                 sizes = [(WIDTH, int(rng.integers(*heights))) for _ in range(2)]
-                views = [
-                    View((9, 9, 90, 90), size, "b", "s", (0, 0, *size), "alpha", 0.5, 0, 1, False, False)
-                    for size in sizes
-                ]
+                views = [view(size) for size in sizes]
                 files = {QUERY: picture(rng, sizes[0][1]), KEY: picture(rng, sizes[1][1])}
                 files["json"] = Pair(pair, pair % 2, "ab"[pair % 2], *views).to_json()
                 for name, data in files.items():
@@ -74,7 +79,8 @@ def write(folder: Path, heights: tuple[int, int], shards: int, per_shard: int) -
         (folder / shard_name(number)).write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         infos.append(Shard(shard_name(number), per_shard, len(data), digest, (per_shard // 2, per_shard // 2)))
-    (folder / INDEX_NAME).write_bytes(Index(("a", "b"), 0, {}, {}, tuple(infos)).to_json())
+    index = Index(("a", "b"), 0, {}, {}, tuple(infos), Sources(SOURCES_NAME, "", 0))
+    (folder / INDEX_NAME).write_bytes(index.to_json())
     return sum(info.bytes for info in infos) / (shards * per_shard)
 
 

@@ -103,7 +103,7 @@ class Pillow:
         canvas = Image.new("RGBA", host.size)
         canvas.paste(item, view.box[:2])
         rgba = np.asarray(canvas, np.float32)
-        weight = view.alpha * (rgba[..., 3:] >= 128)
+        weight = view.coefficient * (rgba[..., 3:] >= 128)
         mixed = weight * rgba[..., :3] + (1 - weight) * np.asarray(host, np.float32)
         return Image.fromarray(mixed.round().astype(np.uint8))
 
@@ -143,7 +143,7 @@ class Albumentations(Pillow):
         x, y = view.box[:2]
         height, width = min(item.shape[0], host.shape[0] - y), min(item.shape[1], host.shape[1] - x)
         window = host[y : y + height, x : x + width].astype(np.float32)
-        weight = view.alpha * (mask[:height, :width, None] >= 128)
+        weight = view.coefficient * (mask[:height, :width, None] >= 128)
         host[y : y + height, x : x + width] = (weight * item[:height, :width] + (1 - weight) * window).round()
         return host
 

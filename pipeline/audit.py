@@ -1,191 +1,16 @@
-"""Stage ``audit``: reads every shard back and checks it against the index and the contract."""
+"""Stage ``audit``: verifies shards, and writes statistics and a gallery."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import functools
-import json
 import sys
-import tarfile
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from pipeline.checks.pair_checks import (
-    balance_problems,
-    image_problems,
-    pair_problems,
-    recipe_problems,
-    segment_table,
-    view_problems,
-)
-from pipeline.checks.pair_statistics import Statistics
-from pipeline.common import gallery
-from pipeline.common.executors import run_tasks
+from pipeline.checks.audit import audit, check_segments, draw_gallery, report
 from segloc.common import cli
-from segloc.common.contract import Index, Pair, Shard, pair_key
-from segloc.common.errors import InputError
-from segloc.common.files import check_output, existing_file, sha256_of, write_atomic
-from segloc.common.images import Image, ImageError, decode
-from segloc.common.stores import Target, open_target
+from segloc.common.files import check_output, write_atomic
+from segloc.common.stores import open_target
 
-SUFFIXES = ("query.jpg", "key.jpg", "json")
-_GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
 _SHOWN = 50  # violations printed; the report holds all
-
-
-@dataclasses.dataclass
-class Findings:
-    """What the audit of one shard found.
-
-    Attributes:
-        violations: a sentence each.
-        pairs: descriptions of the pairs that could be read.
-    """
-
-    violations: list[str] = dataclasses.field(default_factory=list)
-    pairs: list[Pair] = dataclasses.field(default_factory=list)
-
-
-def check_shard(task: tuple[int, Shard], *, folder: Target, index: Index, segments: Path | None) -> Findings:
-    """Audit one shard.
-
-    Args:
-        task: number of the first pair, and the index's entry.
-        folder: where the shards are.
-        index: the whole index.
-        segments: the table they were made of, to check boxes against their recipes; None to go without.
-    """
-    first, shard = task
-    findings = Findings()
-    try:
-        with folder.fetch(shard.name) as path:
-            _check_file(path, first, shard, index, segments, findings)
-    except FileNotFoundError:
-        findings.violations.append(f"{shard.name}: missing")
-        return findings
-    _check_totals(shard, findings, index)
-    return findings
-
-
-def _check_file(path: Path, first: int, shard: Shard, index: Index, segments: Path | None, findings: Findings) -> None:
-    if path.stat().st_size != shard.bytes:
-        findings.violations.append(f"{shard.name}: {path.stat().st_size} bytes, the index says {shard.bytes}")
-    elif sha256_of(path) != shard.sha256:
-        findings.violations.append(f"{shard.name}: sha256 differs from the index")
-    number = first
-    try:
-        for number, (names, contents) in enumerate(read_groups(path), first):
-            _check_pair(number, names, contents, index, segments, findings)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        findings.violations.append(f"{shard.name}: broken tar after pair {number} ({error})")
-
-
-def read_groups(path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
-    """Read a shard three members at a time: their names, and their contents."""
-    names: list[str] = []
-    contents: list[bytes] = []
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            names.append(member.name)
-            contents.append(file.read() if file else b"")
-            if len(names) == len(SUFFIXES):
-                yield names, contents
-                names, contents = [], []
-    if names:
-        yield names, contents
-
-
-def _check_totals(shard: Shard, findings: Findings, index: Index) -> None:
-    if len(findings.pairs) != shard.pairs:
-        findings.violations.append(f"{shard.name}: {len(findings.pairs)} good pairs, the index says {shard.pairs}")
-    seen = Counter(pair.class_id for pair in findings.pairs)
-    if tuple(seen[number] for number in range(len(index.classes))) != shard.classes:
-        findings.violations.append(f"{shard.name}: class histogram differs from the index")
-
-
-def _check_pair(
-    number: int, names: list[str], contents: list[bytes], index: Index, segments: Path | None, findings: Findings
-) -> None:
-    expected = [f"{pair_key(number)}.{suffix}" for suffix in SUFFIXES]
-    if names != expected:
-        findings.violations.append(f"pair {number}: members {names}, expected {expected}")
-        return
-    try:
-        pair = Pair.from_json(contents[2])
-    except InputError as error:
-        findings.violations.append(f"pair {number}: {error}")
-        return
-    problems = list(pair_problems(pair, number, index))
-    for side, view, data in (("query", pair.query, contents[0]), ("key", pair.key, contents[1])):
-        problems += [f"{side} {problem}" for problem in (*view_problems(view, index), *image_problems(view, data))]
-    if segments is not None and not problems:
-        problems += recipe_problems(pair, segment_table(segments))
-    findings.violations += [f"pair {number}: {problem}" for problem in problems]
-    findings.pairs.append(pair)
-
-
-def _draw(path: Path, folder: Target, index: Index) -> None:
-    """Draw pairs spread over the shards that can be read: region blue, box red."""
-    tiles: list[Image] = []
-    shards = [index.shards[position] for position in gallery.spread(_GALLERY_PAIRS, len(index.shards))]
-    each = -(-_GALLERY_PAIRS // max(len(shards), 1))
-    for shard in shards:
-        unreadable = contextlib.suppress(tarfile.TarError, EOFError, OSError, InputError, ImageError, IndexError)
-        with unreadable, folder.fetch(shard.name) as tar:
-            for _, (_, contents) in zip(range(each), read_groups(tar), strict=False):
-                tiles += _tiles(Pair.from_json(contents[2]), contents)
-    if tiles:
-        gallery.save(path, tiles[: 2 * _GALLERY_PAIRS], _GALLERY_COLUMNS)
-
-
-def _tiles(pair: Pair, contents: list[bytes]) -> list[Image]:
-    return [
-        gallery.tile(
-            decode(data),
-            [(view.region, gallery.BLUE), (view.box, gallery.RED)],
-            f"{pair.pair} {pair.class_name} {side} {view.blend} {view.alpha:.2f}",
-        )
-        for side, view, data in (("query", pair.query, contents[0]), ("key", pair.key, contents[1]))
-    ]
-
-
-def audit(
-    folder: Target, index: Index, segments: Path | None = None, workers: int = 0, executor: str = "local"
-) -> tuple[list[str], Statistics]:
-    """Check every shard of a folder.
-
-    Returns:
-        The violations, and statistics of the pairs that could be read.
-    """
-    statistics = Statistics()
-    listed = {shard.name for shard in index.shards}
-    strays = [name for name in folder.names() if name.startswith("pairs-") and name.endswith(".tar")]
-    violations = [f"{name}: not in the index" for name in strays if name not in listed]
-    if index.num_pairs != index.counts.get("pairs"):
-        violations.append(f"index: shards hold {index.num_pairs} pairs, counts say {index.counts.get('pairs')}")
-    firsts = np.cumsum([0, *(shard.pairs for shard in index.shards)]).tolist()
-    tasks = list(zip(firsts, index.shards, strict=False))
-    check = functools.partial(check_shard, folder=folder, index=index, segments=segments)
-    seen: dict[int, int] = {}
-    with tqdm(total=index.num_pairs, unit="pair", desc="audit", disable=None) as bar:
-        results = run_tasks(check, tasks, workers=workers, executor=executor)
-        for (_, shard), findings in zip(tasks, results, strict=True):
-            violations += findings.violations
-            for pair in findings.pairs:
-                statistics.add(pair)
-                first = seen.setdefault(hash((pair.query, pair.key)), pair.pair)
-                if first != pair.pair:
-                    violations.append(f"pair {pair.pair}: the same as pair {first}")
-            bar.update(shard.pairs)
-    violations += balance_problems(statistics.classes, index)
-    return violations, statistics
 
 
 def _command(args: argparse.Namespace) -> int:
@@ -193,29 +18,22 @@ def _command(args: argparse.Namespace) -> int:
         check_output(path)
     folder = open_target(args.shards)
     index = folder.index()
-    segments = args.segments and _segments(args.segments, index)
+    segments = args.segments and check_segments(args.segments, index)
     violations, statistics = audit(folder, index, segments, args.workers, args.executor)
     if args.report:
-        content = {"violation_count": len(violations), "shards": len(index.shards), **statistics.summary()}
-        content["violations"] = violations
-        write_atomic(args.report, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomic(args.report, report(index, violations, statistics))
     for name, table in statistics.tables().items() if args.tables else ():
         write_atomic(args.tables / f"{name}.csv", table.encode())
     if args.gallery:
-        _draw(args.gallery, folder, index)
+        draw_gallery(args.gallery, folder, index)
     for violation in violations[:_SHOWN]:
         print(violation)
     if len(violations) > _SHOWN:
         print(f"... and {len(violations) - _SHOWN} more")
+    if index.lacks:
+        print(f"{folder}: format {index.format_version}, without {', '.join(index.lacks)}")
     print(f"{folder}: {statistics.pairs} pairs in {len(index.shards)} shards, {len(violations)} violations")
     return 1 if violations else 0
-
-
-def _segments(path: Path, index: Index) -> Path:
-    """Check that a table is the one that the shards were made of."""
-    if sha256_of(existing_file(path, "segments")) != index.parameters.get("segments_sha256"):
-        raise InputError(f"{path}: not the segments these shards were made of (another sha256)")
-    return path.absolute()
 
 
 def main(argv: list[str] | None = None) -> int:

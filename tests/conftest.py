@@ -11,6 +11,9 @@ import pytest
 
 from tests.imports import ROOT
 
+# Four pairs that format 1 wrote, 64 pixels wide, from simulated scans.
+FORMAT_1 = ROOT / "tests" / "data" / "shards_format1"
+
 
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:

@@ -13,6 +13,7 @@ from pipeline.pairing.geometry import Geometry, extent, render
 from pipeline.tables.segment_table import Segment, SegmentTable
 from segloc.common.contract import Box, Index, Occluder, Pair, View
 from segloc.common.images import ImageError, decode
+from segloc.common.masks import Mask, MaskError, decode_rle, tight_box
 
 # Standard deviations; of 12 classes and some thousand pairs one lies farther out once in ten million data sets.
 _BALANCE_SIGMAS = 6
@@ -53,7 +54,7 @@ def view_problems(view: View, index: Index) -> Iterator[str]:
     elif view.blend not in BLENDS:
         yield f"blend {view.blend!r} is unknown"
     else:
-        yield from _coefficient_problems(view.alpha, index.parameters.get("coefficient_range"))
+        yield from _coefficient_problems(view.coefficient, index.parameters.get("coefficient_range"))
     if not view.scale > 0:
         yield f"scale {view.scale}"
     if view.occluder is not None:
@@ -64,7 +65,7 @@ def _coefficient_problems(coefficient: float, span: object) -> Iterator[str]:
     if not (isinstance(span, list) and len(span) == 2 and all(isinstance(value, (int, float)) for value in span)):
         yield f"the index's coefficient_range is {span!r}, not two numbers"
     elif not span[0] <= coefficient <= span[1]:
-        yield f"alpha {coefficient} is not in {span[0]}..{span[1]}"
+        yield f"coefficient {coefficient} is not in {span[0]}..{span[1]}"
 
 
 def _occluder_problems(view: View, occluder: Occluder, index: Index) -> Iterator[str]:
@@ -95,6 +96,24 @@ def image_problems(view: View, data: bytes) -> Iterator[str]:
         yield f"image is {image.shape[1]}x{image.shape[0]}, the description says {view.size[0]}x{view.size[1]}"
 
 
+def mask_problems(view: View) -> Iterator[str]:
+    """Say what of a view's mask is impossible; the view's image has the size that it says, so the mask fits in memory.
+
+    Format 1 has no masks.
+    """
+    if view.mask is None or view.on_matter is None:
+        return
+    try:
+        box = tight_box(decode_rle(view.mask, *view.size))
+    except MaskError as error:
+        yield f"mask: {error}"
+    else:
+        if box != view.box:
+            yield f"mask's tight box is {box}, not box {view.box}"
+    if not 0 <= view.on_matter <= 1:
+        yield f"on_matter {view.on_matter} is not in 0..1"
+
+
 def _inside(inner: Box, outer: Box) -> bool:
     """Whether half-open box `inner` is not empty and within `outer`."""
     x0, y0, x1, y1 = inner
@@ -108,7 +127,7 @@ def segment_table(path: Path) -> SegmentTable:
 
 
 def recipe_problems(pair: Pair, table: SegmentTable) -> Iterator[str]:
-    """Make the items of a pair again and say where the boxes are not theirs.
+    """Make the items of a pair again and say where the boxes and masks are not theirs.
 
     Of a pair without other problems: what its recipe says may be anything else.
 
@@ -125,26 +144,29 @@ def recipe_problems(pair: Pair, table: SegmentTable) -> Iterator[str]:
         bags.append(found.bag)
         if found.class_id != pair.class_id:
             yield f"{side} segment {view.segment!r} is of class {table.classes[found.class_id]!r} in the table"
-        wide, high = _rendered(table.segment(found.row), view)
+        drawn = _drawn(table.segment(found.row), view)
         x0, y0, x1, y1 = view.box
-        if (x1 - x0, y1 - y0) != (wide, high):
-            yield f"{side} box is {x1 - x0}x{y1 - y0}, the recipe gives {wide}x{high}"
+        if drawn is None or drawn.shape != (y1 - y0, x1 - x0):
+            size = "nothing that fits the image" if drawn is None else f"{drawn.shape[1]}x{drawn.shape[0]}"
+            yield f"{side} box is {x1 - x0}x{y1 - y0}, the recipe gives {size}"
+        elif view.mask is not None:
+            mask = decode_rle(view.mask, *view.size)[y0:y1, x0:x1]
+            if (mask != drawn).any():
+                yield f"{side} mask, of {mask.sum()} pixels, is not what the recipe draws, of {drawn.sum()} pixels"
     if len(bags) == 2 and bags[0] == bags[1] and not table.instances:
         yield "both items come from scans of one bag"
 
 
-def _rendered(segment: Segment, view: View) -> tuple[int, int]:
-    """Width and height of the item as the recipe draws it, in pixels; an item beyond the image is not drawn."""
+def _drawn(segment: Segment, view: View) -> Mask | None:
+    """The mask of the item as the recipe draws it; None when it has no pixel or does not fit the image."""
     if not (math.isfinite(view.rotation_deg) and math.isfinite(view.scale)):
-        return 0, 0
+        return None
     geometry = Geometry(view.rotation_deg, view.scale, view.flip_h, view.flip_v)
     wide, high = extent(segment, geometry)
-    if not (math.isfinite(wide) and math.isfinite(high)):
-        return 0, 0
-    if wide > view.size[0] + 2 or high > view.size[1] + 2:
-        return round(wide), round(high)
+    if not (wide <= view.size[0] + 2 and high <= view.size[1] + 2):  # NaN is not
+        return None
     patch = render(segment, geometry)
-    return (patch.mask.shape[1], patch.mask.shape[0]) if patch else (0, 0)
+    return None if patch is None else patch.mask
 
 
 def balance_problems(pairs: Counter[str], index: Index) -> Iterator[str]:

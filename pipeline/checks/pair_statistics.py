@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.tables.sources_table import Source, of_pair
 from segloc.common.contract import Pair
 
 _BINS = 20
@@ -22,13 +23,14 @@ class Statistics:
     Attributes:
         pairs: how many were counted.
         classes: pairs by class name.
+        uses: how often each source was used.
     """
 
     def __init__(self) -> None:
         """Start with nothing counted."""
         self.pairs = 0
-        self.classes, self._backgrounds, self._segments = Counter[str](), Counter[str](), Counter[str]()
-        self._alphas: list[float] = []
+        self.classes, self.uses = Counter[str](), Counter[Source]()
+        self._coefficients: list[float] = []
         self._sides: list[tuple[int, int]] = []
         self._fills: list[float] = []
 
@@ -36,11 +38,10 @@ class Statistics:
         """Count a pair."""
         self.pairs += 1
         self.classes[pair.class_name] += 1
+        self.uses.update(of_pair(pair))
         for view in (pair.query, pair.key):
             x0, y0, x1, y1 = view.box
-            self._backgrounds[view.background] += 1
-            self._segments[view.segment] += 1
-            self._alphas.append(view.alpha)
+            self._coefficients.append(view.coefficient)
             self._sides.append((x1 - x0, y1 - y0))
             self._fills.append((x1 - x0) * (y1 - y0) / max(1, view.size[0] * view.size[1]))
 
@@ -49,19 +50,22 @@ class Statistics:
         if not self.pairs:
             return {"pairs": 0}
         # The audit describes broken pairs too, so a value may be anything.
-        counts, edges = np.histogram(self._finite_alphas(), bins=10)
+        counts, edges = np.histogram(self._finite_coefficients(), bins=10)
         widths, heights = np.array(self._sides).T
+        backgrounds, segments = (
+            [count for (kind, _), count in self.uses.items() if kind == wanted] for wanted in ("background", "segment")
+        )
         return {
             "pairs": self.pairs,
             "classes": dict(sorted(self.classes.items())),
-            "backgrounds_used": len(self._backgrounds),
-            "segments_used": len(self._segments),
-            "most_used_background": max(self._backgrounds.values()),
-            "most_used_segment": max(self._segments.values()),
+            "backgrounds_used": len(backgrounds),
+            "segments_used": len(segments),
+            "most_used_background": max(backgrounds),
+            "most_used_segment": max(segments),
             "box_width_px": _percentiles(widths),
             "box_height_px": _percentiles(heights),
             "box_share_of_image": _percentiles(np.array(self._fills)),
-            "alpha_histogram": {"edges": [round(float(edge), 4) for edge in edges], "counts": counts.tolist()},
+            "coefficient_histogram": {"edges": [round(float(edge), 4) for edge in edges], "counts": counts.tolist()},
         }
 
     def tables(self) -> dict[str, str]:
@@ -69,13 +73,13 @@ class Statistics:
         sides = np.sqrt(np.prod(np.array(self._sides, float).reshape(-1, 2), axis=1))
         return {
             "classes": _csv(("class_name", "pairs"), sorted(self.classes.items())),
-            "coefficients": _csv(("coefficient", "views"), _histogram(self._finite_alphas())),
+            "coefficients": _csv(("coefficient", "views"), _histogram(self._finite_coefficients())),
             "boxes": _csv(("box_side_px", "views"), _histogram(sides)),
         }
 
-    def _finite_alphas(self) -> npt.NDArray[np.float64]:
-        alphas = np.array(self._alphas, float)
-        return alphas[np.isfinite(alphas)]
+    def _finite_coefficients(self) -> npt.NDArray[np.float64]:
+        coefficients = np.array(self._coefficients, float)
+        return coefficients[np.isfinite(coefficients)]
 
 
 def _histogram(values: npt.NDArray[np.float64]) -> list[tuple[float, int]]:

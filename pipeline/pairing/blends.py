@@ -62,7 +62,7 @@ class Blend:
 
     Attributes:
         mix: ``mix(host, patch, donor, coefficient)`` makes one of both.
-        coefficients: range that the coefficient (`View.alpha`) is drawn from, uniformly, unless another is asked for.
+        coefficients: range that `View.coefficient` is drawn from, uniformly, unless another is asked for.
         allowed: range outside of which a coefficient makes no sense.
     """
 

@@ -6,10 +6,13 @@ from which `paste` makes the same picture again.
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.bags.belt import LEAST_CONTRAST
 from pipeline.pairing.blends import BLENDS, TRANSMISSION_FLOOR
 from pipeline.pairing.geometry import Geometry, Patch, fit, render
 from pipeline.tables.segment_table import Segment
@@ -39,11 +42,28 @@ def paste(background: Image, segment: Segment, view: View, occluder: tuple[Image
     patch = render(segment, Geometry(view.rotation_deg, view.scale, view.flip_h, view.flip_v))
     assert patch is not None  # views are only made of segments that render
     host = fit(background, view.size)
-    blend(host, patch, view.box, segment.background, view.blend, view.alpha)
+    blend(host, patch, view.box, segment.background, view.blend, view.coefficient)
     if view.occluder is not None and occluder is not None:
         x0, y0, x1, y1 = view.occluder.box
         occlude(host, occluder[0][y0:y1, x0:x1], view.occluder.corner, occluder[1])
     return host
+
+
+def share_on_matter(host: Image, patch: Patch, box: Box, level: int) -> float:
+    """Share of an item's pixels under which a background is darker than its belt, to four digits.
+
+    Darker is what lies more than the adaptive rule's least margin (`belt.LEAST_CONTRAST`) below the belt's level. The
+    rule widens its margin with the noise of a reduced scan, which is not known here.
+
+    Args:
+        host: the background at its stored size, uint8 RGB [H, W, 3], before anything is pasted.
+        patch: the item.
+        box: where it goes.
+        level: grey level of the belt.
+    """
+    x0, y0, x1, y1 = box
+    dark = cv2.cvtColor(host[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY) < math.ceil(level - LEAST_CONTRAST)
+    return round(float(np.count_nonzero(dark & patch.mask) / np.count_nonzero(patch.mask)), 4)
 
 
 def place_occluder(rng: np.random.Generator, box: Box, bag: Box, room: Box) -> tuple[Box, tuple[int, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.common.seeds import generator
 from pipeline.pairing.blends import BLENDS
-from pipeline.pairing.composition import blend, occlude, place_occluder
+from pipeline.pairing.composition import blend, occlude, place_occluder, share_on_matter
 from pipeline.pairing.geometry import SCALE, fit, frame, place, reduction
 from pipeline.tables import region_table
 from pipeline.tables.segment_table import Segment, SegmentTable
@@ -19,6 +19,7 @@ from segloc.common.contract import Box, Occluder, Pair, View
 from segloc.common.errors import InputError
 from segloc.common.files import safe_relative
 from segloc.common.images import Image, ImageError, decode, read_file
+from segloc.common.masks import Mask, encode_rle
 
 # Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
 RECIPE_VERSION = 3
@@ -105,6 +106,8 @@ def _make_view(
         coefficient = float(rng.uniform(*coefficients))
         name = hosts.images[chosen].as_py()
         host = fit(read_background(recipe, hosts, chosen), size)
+        # A crop is not an item: it shows a bag of its own.
+        on_matter = 1.0 if segment.upright else share_on_matter(host, patch, box, int(hosts.levels[chosen]))
         blend(host, patch, box, segment.background, recipe.blend, coefficient)
         occluder = None
         if recipe.occluded and rng.random() < recipe.occluded:
@@ -116,12 +119,21 @@ def _make_view(
             segment=segment.segment_id,
             region=region,
             blend=recipe.blend,
-            alpha=coefficient,
+            coefficient=coefficient,
             **vars(geometry),
             occluder=occluder,
+            mask=encode_rle(_in_frame(patch.mask, box, size)),
+            on_matter=on_matter,
         )
         return view, host, chosen
     return None
+
+
+def _in_frame(mask: Mask, box: Box, size: tuple[int, int]) -> Mask:
+    """Put a mask into `box` of an empty frame of `size` (width, height), laid out as run-length encoding reads it."""
+    frame = np.zeros((size[1], size[0]), bool, order="F")
+    frame[box[1] : box[3], box[0] : box[2]] = mask
+    return frame
 
 
 def _bag(rng: np.random.Generator, hosts: region_table.Regions, number: int, width: int) -> tuple[tuple[int, int], Box]:

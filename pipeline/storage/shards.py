@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 import tarfile
+from collections import Counter
 from typing import IO
 
 from pipeline.pairing.pairs import Recipe, make_pair, tables
+from pipeline.storage.progress import Record, is_intact, read_record, write_record, write_uses
+from pipeline.tables import sources_table
 from segloc.common.contract import INDEX_NAME, Pair, Shard, pair_key, shard_name
 from segloc.common.errors import InputError
-from segloc.common.files import sha256_of
 from segloc.common.images import ImageError, encode_jpeg
 from segloc.common.stores import Target
 
-PROGRESS_NAME = ".progress"
 # Fields of a USTAR header.
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _TEMPORARY = re.compile(r"\.pairs-(\d{6,})\.tar\..*\.tmp")
@@ -63,12 +63,16 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
     job.out.delete(INDEX_NAME)
     _, items = tables(job.recipe.regions, job.recipe.segments)
     name, numbers, classes = shard_name(number), job.numbers(number), [0] * len(items.classes)
+    uses = Counter[sources_table.Source]()
     with job.out.create(name) as file:
         tar = TarWriter(file)
-        for pair in numbers:
-            classes[tar.add_pair(job, pair).class_id] += 1
+        for place in numbers:
+            pair = tar.add_pair(job, place)
+            classes[pair.class_id] += 1
+            uses.update(sources_table.of_pair(pair))
         tar.close()
     shard = Shard(name, len(numbers), tar.bytes, tar.sha256, tuple(classes))
+    write_uses(job.out, name, uses)
     written = job.out.stat(name)
     write_record(job.out, number, Record(shard, written and written.tag))
     return shard, True
@@ -140,52 +144,3 @@ class TarWriter:
     def _write(self, data: bytes | bytearray) -> None:
         self.bytes += self._file.write(data)
         self._digest.update(data)
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """The note of a finished shard in an unfinished folder.
-
-    Attributes:
-        shard: its entry for the index.
-        tag: the store's, when the shard was written; see `segloc.common.stores.Stat`.
-    """
-
-    shard: Shard
-    tag: str | None = None
-
-
-def is_intact(out: Target, record: Record) -> bool:
-    """Whether the shard is what was recorded: by the store's tag, else by its digest."""
-    shard = record.shard
-    found = out.stat(shard.name)
-    if found is None or found.bytes != shard.bytes:
-        return False
-    if record.tag is not None and found.tag == record.tag:
-        return True
-    try:
-        with out.fetch(shard.name) as path:
-            return sha256_of(path) == shard.sha256
-    except OSError:
-        return False
-
-
-def _record(number: int) -> str:
-    return f"{PROGRESS_NAME}/{shard_name(number)}.json"
-
-
-def write_record(out: Target, number: int, record: Record) -> None:
-    """Note that a shard is finished."""
-    with out.create(_record(number)) as file:
-        file.write(json.dumps({"shard": dataclasses.asdict(record.shard), "tag": record.tag}).encode())
-
-
-def read_record(out: Target, number: int) -> Record | None:
-    """Read the note of a finished shard; None when there is none that makes sense."""
-    try:
-        raw = json.loads(out.read(_record(number)))
-        return Record(Shard(**{**raw["shard"], "classes": tuple(raw["shard"]["classes"])}), raw["tag"])
-    except InputError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

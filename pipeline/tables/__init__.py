@@ -1,1 +1,1 @@
-"""Parquet tables of regions and segments: schema, writer and reader."""
+"""Parquet tables of regions, segments and sources: schema, writer and reader."""

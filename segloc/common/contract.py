@@ -1,8 +1,11 @@
 """The shard contract: what stage 1 (`pipeline`) writes and stage 2 (`segloc`) reads.
 
-A shard folder holds ``pairs-000000.tar``, ``pairs-000001.tar``, ... and ``index.json``. Per pair a tar holds
-``KEY.query.jpg``, ``KEY.key.jpg`` and ``KEY.json``, where KEY is the zero-padded number of the pair over all shards.
-``index.json`` is written last: a folder without one is unfinished, and readers refuse it.
+A shard folder holds ``pairs-000000.tar``, ``pairs-000001.tar``, ..., ``sources.parquet`` and ``index.json``. Per pair a
+tar holds ``KEY.query.jpg``, ``KEY.key.jpg`` and ``KEY.json``, where KEY is the zero-padded number of the pair over all
+shards. ``index.json`` is written last: a folder without one is unfinished, and readers refuse it.
+
+This is format 2 (docs/shards.md). Readers also take format 1, which has no masks, no `on_matter` and no
+``sources.parquet``, and calls the coefficient ``alpha``.
 
 Boxes are ``(x0, y0, x1, y1)`` in pixels, half-open, origin top left. Class ids are 0-based and follow the class list in
 the index.
@@ -18,8 +21,9 @@ from typing import Any
 
 from segloc.common.errors import InputError
 
-FORMAT_VERSION = 1
-INDEX_NAME = "index.json"
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, FORMAT_VERSION)
+INDEX_NAME, SOURCES_NAME = "index.json", "sources.parquet"
 
 Box = tuple[int, int, int, int]
 
@@ -50,12 +54,16 @@ class View:
         segment: id of the pasted segment (`segments.parquet`).
         region: authentic region the box lies in (of several bags, the one drawn), in pixels of the stored image.
         blend: composition mode, ``alpha``, ``multiply``, ``ratio`` or ``paste``.
-        alpha: the mode's coefficient; for ``alpha`` the item's weight.
+        coefficient: the mode's; for ``alpha`` the item's weight.
         rotation_deg: counter-clockwise rotation of the (already flipped) segment, degrees.
         scale: pixels of the stored image per pixel of the donor scan.
         flip_h: whether the segment was mirrored left-right, before rotation.
         flip_v: whether the segment was mirrored top-bottom, before rotation.
         occluder: what lies over the item; None as a rule.
+        mask: the item's mask, COCO's compressed run-length text in pixels of the stored image (`masks.decode_rle`);
+            its tight box is `box`. None in format 1.
+        on_matter: share, 0..1, of the mask's pixels under which the background is darker than the belt: that lie on
+            the bag or its contents. None in format 1.
     """
 
     box: Box
@@ -64,12 +72,14 @@ class View:
     segment: str
     region: Box
     blend: str
-    alpha: float
+    coefficient: float
     rotation_deg: float
     scale: float
     flip_h: bool
     flip_v: bool
     occluder: Occluder | None = None
+    mask: str | None = None
+    on_matter: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +99,19 @@ class Pair:
         return json.dumps(vars(self) | views, sort_keys=True, ensure_ascii=False).encode()
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> Pair:
-        """Parse ``KEY.json``. Fields this version does not know are ignored: the format may grow.
+    def from_json(cls, data: bytes | str, format_version: int = FORMAT_VERSION) -> Pair:
+        """Parse ``KEY.json``. Fields that this format does not know are ignored: it may grow.
+
+        Args:
+            data: its content.
+            format_version: of the folder, as its index says.
 
         Raises:
             InputError: a field is missing or the text is not JSON.
         """
         try:
             raw = json.loads(data)
-            views = {side: _view(raw[side]) for side in ("query", "key")}
+            views = {side: _view(raw[side], format_version) for side in ("query", "key")}
             return cls(_whole(raw["pair"]), _whole(raw["class_id"]), _text(raw["class_name"]), **views)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(f"not a pair description: {error!r}") from error
@@ -108,10 +122,7 @@ def _plain(view: View) -> dict[str, Any]:
 
 
 def _occluder(raw: dict[str, Any]) -> Occluder:
-    box, corner = (tuple(map(_whole, raw[name])) for name in ("box", "corner"))
-    if (len(box), len(corner)) != (4, 2):
-        raise ValueError("an occluder has a box of four numbers and a corner of two")
-    return Occluder(_text(raw["background"]), box, corner)  # type: ignore[arg-type]
+    return Occluder(_text(raw["background"]), _wholes(raw, "box", 4), _wholes(raw, "corner", 2))
 
 
 def _text(value: Any) -> str:
@@ -127,21 +138,38 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
-def _view(raw: dict[str, Any]) -> View:
-    fields = {field.name: raw[field.name] for field in dataclasses.fields(View) if field.name != "occluder"}
-    fields["occluder"] = _occluder(raw["occluder"]) if raw.get("occluder") else None
-    for name, length in (("box", 4), ("size", 2), ("region", 4)):
-        fields[name] = tuple(map(_whole, fields[name]))
-        if len(fields[name]) != length:
-            raise ValueError(f"{name} has {len(fields[name])} numbers, not {length}")
-    for name in ("alpha", "rotation_deg", "scale"):
-        fields[name] = float(fields[name])
-    for name in ("background", "segment", "blend"):
-        _text(fields[name])
-    for name in ("flip_h", "flip_v"):
-        if not isinstance(fields[name], bool):
-            raise TypeError(f"{name} is {fields[name]!r}")
-    return View(**fields)
+def _wholes(raw: dict[str, Any], name: str, length: int) -> Any:
+    """Read a field of so many whole numbers."""
+    values = tuple(map(_whole, raw[name]))
+    if len(values) != length:
+        raise ValueError(f"{name} has {len(values)} numbers, not {length}")
+    return values
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _view(raw: dict[str, Any], format_version: int) -> View:
+    is_first = format_version == 1
+    return View(
+        box=_wholes(raw, "box", 4),
+        size=_wholes(raw, "size", 2),
+        background=_text(raw["background"]),
+        segment=_text(raw["segment"]),
+        region=_wholes(raw, "region", 4),
+        blend=_text(raw["blend"]),
+        coefficient=float(raw["alpha" if is_first else "coefficient"]),
+        rotation_deg=float(raw["rotation_deg"]),
+        scale=float(raw["scale"]),
+        flip_h=_flag(raw["flip_h"]),
+        flip_v=_flag(raw["flip_v"]),
+        occluder=_occluder(raw["occluder"]) if raw.get("occluder") else None,
+        mask=None if is_first else _text(raw["mask"]),
+        on_matter=None if is_first else float(raw["on_matter"]),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +192,21 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sources:
+    """The table beside the index that counts every background, segment and occluder used (`pipeline.tables`).
+
+    Attributes:
+        name: file name.
+        sha256: digest of the file, hexadecimal.
+        rows: number of its rows.
+    """
+
+    name: str
+    sha256: str
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Index:
     """What ``index.json`` says of a shard folder. Holds no absolute path and no time, so equal data give equal bytes.
 
@@ -173,6 +216,7 @@ class Index:
         parameters: every parameter the pairs depend on, digests of the inputs included.
         counts: totals (``pairs``, ``shards``, ``backgrounds``, ``segments``, ...).
         shards: the shards in order of their number.
+        sources: the table of what the pairs were made of; None in format 1.
         format_version: version of this contract.
     """
 
@@ -181,12 +225,18 @@ class Index:
     parameters: dict[str, Any]
     counts: dict[str, int]
     shards: tuple[Shard, ...]
+    sources: Sources | None = None
     format_version: int = FORMAT_VERSION
 
     @property
     def num_pairs(self) -> int:
         """Number of pairs over all shards."""
         return sum(shard.pairs for shard in self.shards)
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """Parts of the current format that these shards do not have."""
+        return ("mask", "on_matter", SOURCES_NAME) if self.format_version == 1 else ()
 
     def to_json(self) -> bytes:
         """Serialise to the bytes of ``index.json``."""
@@ -201,35 +251,42 @@ class Index:
             source: name used in error messages.
 
         Raises:
-            InputError: not JSON, another format version, a missing field, or a shard name that is not a plain shard
-                name (names go to openers that may run commands, so nothing else is let through).
+            InputError: not JSON, another format version, a missing field, or a file name other than the contract's
+                (names go to openers that may run commands).
         """
         try:
             raw = json.loads(data)
             version = raw["format_version"]
-            if version != FORMAT_VERSION:
-                raise InputError(f"{source}: shard format {version}, this version reads {FORMAT_VERSION}")
+            if version not in READ_VERSIONS:
+                known = " and ".join(map(str, READ_VERSIONS))
+                raise InputError(f"{source}: shard format {version}, this version reads {known}")
             shards = tuple(
                 Shard(str(s["name"]), int(s["pairs"]), int(s["bytes"]), str(s["sha256"]), tuple(map(int, s["classes"])))
                 for s in raw["shards"]
             )
-            index = cls(
-                tuple(map(str, raw["classes"])), int(raw["seed"]), dict(raw["parameters"]), dict(raw["counts"]), shards
-            )
+            sources = None if version == 1 else _sources(raw["sources"])
+            classes, seed = tuple(map(str, raw["classes"])), int(raw["seed"])
+            index = cls(classes, seed, dict(raw["parameters"]), dict(raw["counts"]), shards, sources, int(version))
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(f"{source}: not a shard index ({error!r})") from error
         if any(min(shard.pairs, shard.bytes, *shard.classes, 0) < 0 for shard in index.shards):
-            raise InputError(f"{source}: a shard of less than nothing")
+            raise InputError(f"{source}: a shard has a negative number")
         if any(len(shard.classes) != len(index.classes) for shard in index.shards):
             raise InputError(f"{source}: a shard whose histogram is not of the index's classes")
+        if index.sources and index.sources.name != SOURCES_NAME:
+            raise InputError(f"{source}: sources are named {index.sources.name!r}, expected {SOURCES_NAME!r}")
         for number, shard in enumerate(index.shards):
             if sum(shard.classes) != shard.pairs:
                 raise InputError(f"{source}: shard {number} has {shard.pairs} pairs, its classes {sum(shard.classes)}")
             if shard.name != shard_name(number):
                 raise InputError(f"{source}: shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
         return index
+
+
+def _sources(raw: dict[str, Any]) -> Sources:
+    return Sources(str(raw["name"]), str(raw["sha256"]), int(raw["rows"]))
 
 
 def shard_name(number: int) -> str:

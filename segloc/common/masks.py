@@ -123,3 +123,28 @@ def tight_box(mask: npt.NDArray[Any]) -> Box | None:
     if not len(columns):
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def encode_rle(mask: Mask) -> str:
+    """Encode a mask [height, width] as the text of COCO's compressed run-length encoding (its ``counts``)."""
+    text: bytes = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))["counts"]
+    return text.decode()
+
+
+def decode_rle(counts: str, width: int, height: int) -> Mask:
+    """Undo `encode_rle`.
+
+    Args:
+        counts: the text.
+        width: of the mask in pixels.
+        height: of the mask in pixels.
+
+    Returns:
+        bool array [height, width].
+
+    Raises:
+        MaskError: the text is not sound, or of a mask of another size.
+    """
+    text = counts.encode(errors="surrogatepass")
+    encoded = _run_lengths({"size": [height, width], "counts": text}, width, height)
+    return np.asarray(coco_mask.decode(encoded), bool)

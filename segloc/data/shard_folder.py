@@ -15,7 +15,7 @@ import fsspec
 import numpy as np
 from braceexpand import braceexpand
 
-from segloc.common.contract import INDEX_NAME, Index, Pair, Shard, View, read_index
+from segloc.common.contract import FORMAT_VERSION, INDEX_NAME, Index, Pair, Shard, View, read_index
 from segloc.common.errors import InputError, one_line
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"
@@ -31,10 +31,12 @@ class Sample:
     Attributes:
         name: what the names of its files begin with.
         files: content of each of its files by the name's end: two encoded images and the description, [bytes] uint8.
+        format_version: of the description.
     """
 
     name: str
     files: dict[str, np.ndarray]
+    format_version: int = FORMAT_VERSION
 
     def describe(self, classes: Sequence[str]) -> Pair:
         """Parse the description of a pair of one of these classes.
@@ -45,7 +47,7 @@ class Sample:
         for name in (DESCRIPTION, QUERY, KEY):
             if name not in self.files:
                 raise InputError(f"no {name}")
-        pair = Pair.from_json(self.files[DESCRIPTION].tobytes())
+        pair = Pair.from_json(self.files[DESCRIPTION].tobytes(), self.format_version)
         if not 0 <= pair.class_id < len(classes):
             raise InputError(f"class id {pair.class_id} is not one of the index's {len(classes)}")
         if pair.class_name != classes[pair.class_id]:
@@ -150,7 +152,7 @@ class ShardFolder:
         try:
             for name, content in _members(data):
                 key, _, end = name.partition(".")
-                samples.setdefault(key, Sample(key, {})).files[end] = content
+                samples.setdefault(key, Sample(key, {}, self.index.format_version)).files[end] = content
         except ValueError as error:
             raise InputError(f"{source}: not a tar file ({error})") from error
         if len(samples) != shard.pairs:

@@ -17,8 +17,11 @@ from pipeline import audit
 from pipeline.checks.pair_checks import balance_problems
 from pipeline.common.gallery import BLUE, RED
 from pipeline.storage.shards import TarWriter
-from segloc.common.contract import Index, Shard, read_index
+from pipeline.tables import sources_table
+from segloc.common.contract import Index, Pair, Shard, Sources, read_index
 from segloc.common.images import encode_jpeg, read_image
+from segloc.common.masks import decode_rle, encode_rle, tight_box
+from tests.conftest import FORMAT_1
 
 Members = list[tuple[str, bytes]]
 
@@ -96,8 +99,7 @@ def append(data: bytes) -> Callable[[Path], None]:
     return spoil
 
 
-def flip(folder: Path) -> None:
-    path = folder / "pairs-000001.tar"
+def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[3000] ^= 255
     path.write_bytes(data)
@@ -115,7 +117,7 @@ def repeat_pair(folder: Path) -> None:
 OTHER = encode_jpeg(np.zeros((50, 70, 3), np.uint8), 90)
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped byte": (flip, "pairs-000001.tar: sha256 differs"),
+    "flipped byte": (lambda f: flip(f / "pairs-000001.tar"), "pairs-000001.tar: sha256 differs"),
     "appended": (append(b"\0" * 512), "bytes, the index says"),
     "cut": (lambda f: replace_shard_by_cut(f), "pairs-000001.tar: (broken tar|3 good pairs)"),
     "missing": (lambda f: (f / "pairs-000001.tar").unlink(), "pairs-000001.tar: missing"),
@@ -131,7 +133,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing member": (edit_members(lambda m: m.pop(4)), "pair 5: members"),
     "missing pair": (edit_members(lambda m: m.__delitem__(slice(3, 6))), "pair 5: members .*000000006"),
     "not JSON": (edit_members(lambda m: m.__setitem__(5, (m[5][0], b"{"))), "pair 5: not a pair description"),
-    "missing field": (edit_pair(lambda p: p["key"].pop("alpha")), "pair 5: not a pair description.*alpha"),
+    "missing field": (edit_pair(lambda p: p["key"].pop("coefficient")), "pair 5: not a pair description.*coefficient"),
     "other number": (edit_pair(lambda p: p.update(pair=6)), "pair 5: calls itself 6"),
     "unknown class": (edit_pair(lambda p: p.update(class_id=9)), "pair 5: class id 9 is not in the index"),
     "wrong class name": (edit_pair(lambda p: p.update(class_name="Baton")), "pair 5: class 'Baton' is"),
@@ -154,12 +156,57 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_pair(lambda p: p["key"].update(region=[0, 0, 999, 999])),
         "key box .* is not inside region .0, 0, 999, 999.",
     ),
-    "alpha too large": (edit_pair(lambda p: p["key"].update(alpha=0.66)), r"key alpha 0.66 is not in 0.25..0.65"),
-    "other range": (edit_index(coefficient_range=[0.1, 0.2]), r"alpha 0.\d+ is not in 0.1..0.2"),
+    "coefficient too large": (
+        edit_pair(lambda p: p["key"].update(coefficient=0.66)),
+        r"key coefficient 0.66 is not in 0.25..0.65",
+    ),
+    "other range": (edit_index(coefficient_range=[0.1, 0.2]), r"coefficient 0.\d+ is not in 0.1..0.2"),
     "no range": (edit_index(coefficient_range="wide"), "coefficient_range is 'wide', not two numbers"),
     "box of three numbers": (edit_pair(lambda p: p["key"]["box"].pop()), "box has 3 numbers"),
-    "alpha of letters": (edit_pair(lambda p: p["key"].update(alpha="half")), "pair 5: not a pair description"),
-    "alpha not a number": (edit_pair(lambda p: p["key"].update(alpha=float("nan"))), "key alpha nan"),
+    "coefficient of letters": (
+        edit_pair(lambda p: p["key"].update(coefficient="half")),
+        "pair 5: not a pair description",
+    ),
+    "coefficient not a number": (edit_pair(lambda p: p["key"].update(coefficient=float("nan"))), "key coefficient nan"),
+    "no mask": (edit_pair(lambda p: p["key"].pop("mask")), "pair 5: not a pair description.*mask"),
+    "unsound mask": (edit_pair(lambda p: p["key"].update(mask=p["key"]["mask"][:-1])), "pair 5: key mask: broken RLE"),
+    "mask of another size": (edit_pair(lambda p: p["key"].update(mask="0")), "pair 5: key mask: broken RLE"),
+    "mask elsewhere": (
+        edit_pair(lambda p: p["query"].update(mask=filled(p["query"], (0, 0, 5, 5)))),
+        r"query mask's tight box is \(0, 0, 5, 5\), not box",
+    ),
+    "empty mask": (
+        edit_pair(lambda p: p["query"].update(mask=filled(p["query"], (0, 0, 0, 0)))),
+        "query mask's tight box is None, not box",
+    ),
+    "wider box": (
+        edit_pair(lambda p: p["query"]["box"].__setitem__(2, p["query"]["box"][2] - 1)),
+        "query mask's tight box is",
+    ),
+    "too much on matter": (edit_pair(lambda p: p["key"].update(on_matter=1.01)), "key on_matter 1.01 is not in 0..1"),
+    "no share on matter": (edit_pair(lambda p: p["key"].update(on_matter=float("nan"))), "key on_matter nan is not"),
+    "changed sources": (
+        lambda f: spoil_sources(f, lambda uses: uses.update([next(iter(uses))]), forget=False),
+        "sources.parquet: sha256 differs",
+    ),
+    "missing sources": (lambda f: (f / "sources.parquet").unlink(), "sources.parquet: missing"),
+    "sources of no kind": (lambda f: (f / "sources.parquet").write_bytes(b"PAR1"), "sources.parquet: .*not a Parquet"),
+    "other count": (
+        lambda f: spoil_sources(f, lambda uses: uses.update([("background", "JPEGImage/N0000003.jpg")])),
+        r"1 counts differ from the pairs', as of background 'JPEGImage/N0000003.jpg': \d+, not \d+",
+    ),
+    "unused source": (
+        lambda f: spoil_sources(f, lambda uses: uses.update([("segment", "x#1")])),
+        "1 counts differ from the pairs', as of segment 'x#1': 1, not 0",
+    ),
+    "unnamed source": (
+        lambda f: spoil_sources(f, lambda uses: uses.pop(min(uses))),
+        "1 counts differ from the pairs', as of background '.*': 0, not",
+    ),
+    "rows of sources": (
+        lambda f: write_index(f, with_sources(f, rows=99)),
+        r"sources.parquet: \d+ rows, the index says 99",
+    ),
     "other blend": (
         edit_pair(lambda p: p["key"].update(blend="ratio")),
         "key blend 'ratio' is not the index's 'alpha'",
@@ -185,6 +232,29 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "other image": (edit_members(lambda m: m.__setitem__(3, (m[3][0], OTHER))), "query image is 70x50"),
     "broken image": (edit_members(lambda m: m.__setitem__(4, (m[4][0], m[4][1][:-50]))), "key image: truncated file"),
 }
+
+
+def filled(view: dict, box: tuple[int, int, int, int]) -> str:
+    """The mask of all pixels of a box."""
+    mask = np.zeros(view["size"][::-1], bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    return encode_rle(mask)
+
+
+def with_sources(folder: Path, **changes: object) -> Index:
+    index = read_index(folder)
+    return dataclasses.replace(index, sources=dataclasses.replace(index.sources, **changes))
+
+
+def spoil_sources(folder: Path, change: Callable[[Counter], object], forget: bool = True) -> None:
+    """Change the table of sources; to `forget` lets the index vouch for the change."""
+    path = folder / "sources.parquet"
+    uses = sources_table.read(path)
+    change(uses)
+    sources_table.write(path, uses)
+    if forget:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        write_index(folder, with_sources(folder, sha256=digest, rows=len(uses)))
 
 
 def replace_shard_by_cut(folder: Path) -> None:
@@ -225,7 +295,7 @@ def test_whatever_a_field_holds_the_audit_ends(
         code = audit.main(["--shards", str(folder), *options, "--report", str(report)])
         found = json.loads(report.read_text())["violations"]
         assert code == (1 if found else 0), field
-        assert found or field[-1] not in ("box", "region", "size", "segment", "class_id", "alpha"), field
+        assert found or field[-1] not in ("box", "region", "size", "segment", "class_id", "coefficient", "mask"), field
     capsys.readouterr()
 
 
@@ -247,7 +317,9 @@ def recipes(shards: Path, tmp_path: Path) -> Path:
 
 # What only shows when the items are drawn again. Pair 5 is changed to something that the index allows.
 FALSE_RECIPES: dict[str, tuple[Callable[[dict], object], str]] = {
-    "wider box": (lambda p: p["query"]["box"].__setitem__(0, p["query"]["box"][0] - 1), r"query box is \d+x\d+, the"),
+    "narrower box": (lambda p: cut_columns(p["query"]), r"query box is \d+x\d+, the"),
+    "other mask": (lambda p: turn_mask(p["query"]), r"query mask, of (\d+) pixels, .*, of \1 pixels"),
+    "fuller mask": (lambda p: p["key"].update(mask=filled(p["key"], p["key"]["box"])), r"key mask, of \d+ pixels, is"),
     "other rotation": (lambda p: p["key"].update(rotation_deg=p["key"]["rotation_deg"] + 20), "key box is"),
     "other scale": (lambda p: p["key"].update(scale=p["key"]["scale"] * 1.1), "key box is"),
     "beyond all images": (lambda p: p["key"].update(scale=1e300), "key box is"),
@@ -255,6 +327,28 @@ FALSE_RECIPES: dict[str, tuple[Callable[[dict], object], str]] = {
     "no rotation at all": (lambda p: p["key"].update(rotation_deg=float("nan")), "key box is"),
     "unknown segment": (lambda p: p["key"].update(segment="train/x.png#7"), "key segment 'train/x.png#7' is not in"),
 }
+
+
+def recount(folder: Path, uses: Counter) -> None:
+    """Count the sources of all stored pairs."""
+    uses.clear()
+    for path in folder.glob("*.tar"):
+        for _, data in read_members(path)[2::3]:
+            uses.update(sources_table.of_pair(Pair.from_json(data)))
+
+
+def cut_columns(view: dict) -> None:
+    """Cut the mask's first column off, and make the box fit."""
+    mask = decode_rle(view["mask"], *view["size"])
+    mask[:, : view["box"][0] + 1] = False
+    view.update(mask=encode_rle(mask), box=list(tight_box(mask)))
+
+
+def turn_mask(view: dict) -> None:
+    """Turn the mask by 180 degrees within its box: as many pixels, elsewhere."""
+    mask, (x0, y0, x1, y1) = decode_rle(view["mask"], *view["size"]), view["box"]
+    mask[y0:y1, x0:x1] = mask[y0:y1, x0:x1][::-1, ::-1]
+    view.update(mask=encode_rle(mask))
 
 
 def whole_region(pair: dict) -> None:
@@ -272,6 +366,7 @@ def test_boxes_are_checked_against_the_recipe(
     edit_pair(whole_region)(recipes)
     assert audit.main([*arguments, "--segments", str(segment_file)]) == 0
     edit_pair(change)(recipes)
+    spoil_sources(recipes, lambda uses: recount(recipes, uses))
     assert audit.main(arguments) == 0, "another check finds it"
     capsys.readouterr()
     assert audit.main([*arguments, "--segments", str(segment_file)]) == 1
@@ -338,8 +433,8 @@ def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsy
     histogram = np.sum([shard.classes for shard in read_index(shards).shards], axis=0)
     assert (content["violation_count"], content["violations"]) == (0, [])
     assert content["classes"] == {"Gun": histogram[2], "Knife": histogram[3]}
-    assert sum(content["alpha_histogram"]["counts"]) == 48
-    assert 0.25 <= content["alpha_histogram"]["edges"][0] < content["alpha_histogram"]["edges"][-1] <= 0.65
+    assert sum(content["coefficient_histogram"]["counts"]) == 48
+    assert 0.25 <= content["coefficient_histogram"]["edges"][0] < content["coefficient_histogram"]["edges"][-1] <= 0.65
     for name, values in (("classes", 24), ("coefficients", 48), ("boxes", 48)):
         rows = (tmp_path / "tables" / f"{name}.csv").read_text().splitlines()[1:]
         assert sum(int(row.rpartition(",")[2]) for row in rows) == values
@@ -355,7 +450,7 @@ def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsy
         (lambda folder: (folder / "index.json").unlink(), "has not finished"),
         (lambda folder: (folder / "index.json").write_text("[]"), "not a shard index"),
         (lambda folder: edit_shard(folder, 1, name="pipe:rm -rf"), "expected 'pairs-000001.tar'"),
-        (lambda folder: version(folder, 2), "shard format 2"),
+        (lambda folder: version(folder, 3), "shard format 3, this version reads 1 and 2"),
     ],
 )
 def test_a_folder_without_a_valid_index_is_refused(
@@ -377,5 +472,30 @@ def version(folder: Path, number: int) -> None:
 def test_an_empty_index_entry_is_not_a_crash(tmp_path: Path) -> None:
     (tmp_path / "pairs-000000.tar").write_bytes(b"")
     entry = Shard("pairs-000000.tar", 1, 0, hashlib.sha256(b"").hexdigest(), (1,))
-    write_index(tmp_path, Index(("Gun",), 0, {"blend": "alpha"}, {"pairs": 1}, (entry,)))
+    write_index(
+        tmp_path, Index(("Gun",), 0, {"blend": "alpha"}, {"pairs": 1}, (entry,), Sources("sources.parquet", "", 0))
+    )
     assert audit.main(["--shards", str(tmp_path), "--workers", "1", "--gallery", str(tmp_path / "g.png")]) == 1
+
+
+def test_a_folder_of_format_1_is_checked_and_said_to_lack_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, report = shutil.copytree(FORMAT_1, tmp_path / "shards"), tmp_path / "report.json"
+    arguments = [
+        "--shards",
+        str(folder),
+        "--workers",
+        "1",
+        "--report",
+        str(report),
+        "--gallery",
+        str(tmp_path / "g.png"),
+    ]
+    assert audit.main(arguments) == 0
+    assert f"{folder}: format 1, without mask, on_matter, sources.parquet" in capsys.readouterr().out.splitlines()
+    content = json.loads(report.read_text())
+    assert (content["format_version"], content["lacks"]) == (1, ["mask", "on_matter", "sources.parquet"])
+    assert sum(content["coefficient_histogram"]["counts"]) == 8
+    flip(folder / "pairs-000000.tar")
+    assert audit.main(arguments) == 1

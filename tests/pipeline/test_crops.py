@@ -14,6 +14,7 @@ from pipeline.pairing.pairs import Recipe, make_pair
 from pipeline.tables.segment_table import SegmentTable
 from segloc.common.contract import read_index
 from segloc.common.images import decode, dimensions, read_image
+from segloc.common.masks import decode_rle, tight_box
 from tests.pipeline.conftest import Synthesis
 
 
@@ -76,6 +77,10 @@ def test_both_items_of_a_pair_are_crops_of_one_scan_pasted_opaque(recipe: Recipe
             assert (x1 - x0) / (y1 - y0) == pytest.approx(rgb.shape[1] / rgb.shape[0], rel=0.1)
             shown = picture[y0:y1, x0:x1].astype(float)
             expected = cv2.resize(rgb, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA).astype(float)
+            mask = decode_rle(view.mask, *view.size)
+            assert tight_box(mask) == view.box
+            assert (~mask[y0:y1, x0:x1]).sum() <= 4  # pixels at the corners, less than half covered
+            assert view.on_matter == 1.0
             assert np.abs(cv2.blur(shown - expected, (5, 5))[3:-3, 3:-3]).mean() < 8  # not turned, not mixed
             data = (sixray / view.background).read_bytes()
             host = fit(decode(data, reduction=reduction(dimensions(data)[0], recipe.width)), view.size)

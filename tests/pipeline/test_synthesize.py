@@ -1,28 +1,39 @@
 import errno
 import hashlib
 import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import audit
+from pipeline.pairing.pairs import make_pair
 from pipeline.storage.shards import TarWriter
-from segloc.common.contract import Pair, read_index
+from segloc.common.contract import Pair, Sources, read_index
 from segloc.common.errors import InputError
 from segloc.common.images import decode
+from tests.conftest import FORMAT_1
 from tests.pipeline.conftest import ROOT, Synthesis, digests, listen_to_ctrl_c, run_module
 
 
 def test_shards_and_index_say_the_same(shards: Path) -> None:
     index = read_index(shards)
-    assert sorted(path.name for path in shards.iterdir()) == ["index.json", *(shard.name for shard in index.shards)]
+    assert sorted(path.name for path in shards.iterdir()) == [
+        "index.json",
+        *(shard.name for shard in index.shards),
+        "sources.parquet",
+    ]
     assert index.num_pairs == index.counts["pairs"] == 24
     assert index.counts == {"pairs": 24, "shards": 6, "backgrounds": 10, "segments": 10}
     assert index.classes == ("Baton", "Pliers", "Gun", "Knife")
@@ -156,10 +167,13 @@ def flip_a_byte(path: Path) -> None:
             [(out / f".{name}.abc.tmp").write_bytes(b"half") for name in ("pairs-000002.tar", "index.json")]
             and (out / "pairs-000002.tar").unlink()
         ),
+        lambda out: flip_a_byte(out / "sources.parquet"),
+        lambda out: (out / "sources.parquet").unlink(),
+        lambda out: [(out / name).unlink() for name in ("sources.parquet", "pairs-000002.tar")],
     ],
-    ids=["flipped bit", "cut short", "missing", "stray temporaries"],
+    ids=["flipped bit", "cut short", "missing", "stray temporaries", "flipped source", "no sources", "both missing"],
 )
-def test_a_spoilt_shard_is_made_again(spoil, copy: Path, shards: Path, synthesis: Synthesis) -> None:
+def test_a_spoilt_file_is_made_again(spoil, copy: Path, shards: Path, synthesis: Synthesis) -> None:
     spoil(copy)
     made = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.tar")}
     assert synthesis(copy) == 0
@@ -178,6 +192,67 @@ def test_a_folder_is_not_called_complete_while_a_shard_is_made_again(
         read_index(copy)
     assert synthesis(copy) == 0
     assert digests(copy) == digests(shards)
+
+
+def stored_pairs(folder: Path) -> Iterator[Pair]:
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            yield from (
+                Pair.from_json(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith("json")
+            )
+
+
+def test_the_sources_are_counted_as_the_pairs_use_them(synthesis: Synthesis, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    assert synthesis(out, occluded=0.5) == 0
+    uses = Counter[tuple[str, str]]()
+    for pair in stored_pairs(out):
+        for view in (pair.query, pair.key):
+            uses["background", view.background] += 1
+            uses["segment", view.segment] += 1
+            if view.occluder:
+                uses["occluder", view.occluder.background] += 1
+    assert {kind for kind, _ in uses} == {"background", "segment", "occluder"}
+    rows = pq.read_table(out / "sources.parquet").to_pylist()
+    assert [tuple(row.values()) for row in rows] == sorted((*source, count) for source, count in uses.items())
+    sources = read_index(out).sources
+    digest = hashlib.sha256((out / "sources.parquet").read_bytes()).hexdigest()
+    assert sources == Sources("sources.parquet", digest, len(uses))
+
+
+def test_sources_are_counted_without_making_pairs_again(
+    copy: Path, shards: Path, synthesis: Synthesis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the notes gone, the counts come from the stored pairs."""
+    made = []
+    monkeypatch.setattr("pipeline.storage.shards.make_pair", lambda *arguments: made.append(1) or make_pair(*arguments))
+    flip_a_byte(copy / "pairs-000002.tar")
+    (copy / "sources.parquet").unlink()
+    assert synthesis(copy) == 0
+    assert len(made) == 4
+    assert digests(copy) == digests(shards)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_of_format_1_is_not_continued(
+    finished: bool, shards: Path, synthesis: Synthesis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    if finished:
+        shutil.copytree(FORMAT_1, out)
+    else:
+        index = read_index(shards)
+        (out / ".progress").mkdir(parents=True)
+        (out / ".progress" / "plan.json").write_text(json.dumps({"seed": 0, **index.parameters}))
+    before = digests(out)
+    assert synthesis(out) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert "format_version is 1, not 2" in errors[0]
+    assert "--if-changed rebuild" in errors[0]
+    assert digests(out) == before
+    assert synthesis(out, if_changed="rebuild") == 0
+    assert digests(out) == digests(shards)
 
 
 def test_other_parameters_are_refused_by_name(
@@ -199,17 +274,13 @@ def test_coefficients_are_drawn_from_the_range_that_was_asked_for(
     out = tmp_path / "s"
     assert synthesis(out, coefficients="0.1:0.2") == 0
     assert read_index(out).parameters["coefficient_range"] == [0.1, 0.2]
-    drawn = []
-    for path in sorted(out.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            pairs = [Pair.from_json(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith("json")]
-        drawn += [view.alpha for pair in pairs for view in (pair.query, pair.key)]
+    drawn = [view.coefficient for pair in stored_pairs(out) for view in (pair.query, pair.key)]
     assert 0.1 <= min(drawn) < 0.11
     assert 0.19 < max(drawn) <= 0.2
     assert audit.main(["--shards", str(out), "--workers", "1"]) == 0
     assert synthesis(out) == 2
     assert synthesis(tmp_path / "t", coefficients="0.5:1.5") == 2
-    assert "--coefficients: --blend alpha takes what is within 0.01 and 1" in capsys.readouterr().err
+    assert "--coefficients: --blend alpha takes numbers from 0.01 to 1" in capsys.readouterr().err
     assert synthesis(tmp_path / "t", blend="paste", coefficients="0.5:1") == 2
     assert not (tmp_path / "t").exists()
 
@@ -377,8 +448,6 @@ def test_bad_arguments_end_with_code_2(
 def test_segments_that_make_no_pair_are_refused(
     synthesis: Synthesis, pidray: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import json
-
     from pipeline import segments
 
     content = json.loads((pidray / "annotations" / "xray_train.json").read_text())

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from segloc.common.contract import INDEX_NAME, Index, Pair, Shard, View, pair_key, shard_name
+from segloc.common.contract import INDEX_NAME, SOURCES_NAME, Index, Pair, Shard, Sources, View, pair_key, shard_name
+from segloc.common.masks import encode_rle
 
 # The tensors here are too small to share out, and idle threads only get in each other's way.
 torch.set_num_threads(1)
 
 CLASSES = ("Gun", "Knife", "Wrench")
+NO_SOURCES = Sources(SOURCES_NAME, "", 0)  # an entry of the index; nothing that trains reads the table
 COLOURS = ((40, 60, 200), (230, 140, 40), (60, 170, 60))
 
 
@@ -61,7 +63,10 @@ def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=Non
                     size = (image.shape[1], image.shape[0])
                     images.append(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
                     item = f"{i}-{side}"
-                    views.append(View(box, size, "b.jpg", item, (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False))
+                    about = (box, size, "b.jpg", item, (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False)
+                    mask = np.zeros(image.shape[:2], bool)
+                    mask[box[1] : box[3], box[0] : box[2]] = True
+                    views.append(View(*about, mask=encode_rle(mask), on_matter=0.0))
                 pair = Pair(i, class_id, CLASSES[class_id], *views)
                 files = {"query.jpg": images[0], "key.jpg": images[1], "json": pair.to_json()}
                 for name, data in (spoil(files, i) if spoil else files).items():
@@ -71,7 +76,7 @@ def write_shards(folder, shards=3, per_shard=8, seed=0, heights=(64,), spoil=Non
         data = buffer.getvalue()
         (folder / shard_name(number)).write_bytes(data)
         infos.append(Shard(shard_name(number), per_shard, len(data), hashlib.sha256(data).hexdigest(), tuple(counts)))
-    index = Index(CLASSES[:classes], seed, {}, {"pairs": shards * per_shard}, tuple(infos))
+    index = Index(CLASSES[:classes], seed, {}, {"pairs": shards * per_shard}, tuple(infos), NO_SOURCES)
     (folder / INDEX_NAME).write_bytes(index.to_json())
     return folder
 

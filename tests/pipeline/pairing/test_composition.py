@@ -2,8 +2,9 @@ import dataclasses
 
 import numpy as np
 
-from pipeline.pairing.composition import paste
-from pipeline.pairing.geometry import fit, frame, place
+from pipeline.bags.belt import LEAST_CONTRAST
+from pipeline.pairing.composition import paste, share_on_matter
+from pipeline.pairing.geometry import Patch, fit, frame, place
 from segloc.common.contract import View
 from segloc.common.masks import tight_box
 from tests.pipeline.pairing.items import blob, segment
@@ -23,3 +24,16 @@ def test_the_recipe_makes_the_picture_again_and_only_inside_the_box() -> None:
     whole[y : box[3], x : box[2]] = patch.mask
     assert not (changed & ~whole).any()
     assert (paste(scan.copy(), item, view) == made).all()
+
+
+def test_share_on_matter_counts_the_masks_pixels_that_are_darker_than_the_belt() -> None:
+    host = np.full((40, 60, 3), 200, np.uint8)
+    host[:, 30:] = 200 - LEAST_CONTRAST  # as dark as belt may be
+    host[:, 45:] = 200 - LEAST_CONTRAST - 1
+    mask = np.ones((20, 40), bool)
+    mask[:, 39] = False  # all of it on matter
+    share = share_on_matter(host, Patch(host[10:30, 16:56], mask), (16, 10, 56, 30), 200)
+    assert share == round(10 / 39, 4)
+    everywhere = Patch(host[:, 45:50], np.ones((40, 5), bool))
+    assert share_on_matter(host, everywhere, (45, 0, 50, 40), 200) == 1
+    assert share_on_matter(host, everywhere, (45, 0, 50, 40), 3) == 0

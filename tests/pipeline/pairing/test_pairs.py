@@ -1,13 +1,16 @@
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.bags.belt import LEAST_CONTRAST
 from pipeline.pairing.composition import paste
 from pipeline.pairing.geometry import fit, frame
 from pipeline.pairing.pairs import Recipe, make_pair, read_background, tables
@@ -16,6 +19,7 @@ from pipeline.tables.segment_table import SegmentTable
 from segloc.common.contract import Box, Occluder
 from segloc.common.errors import InputError
 from segloc.common.images import encode_jpeg, encode_rgba
+from segloc.common.masks import decode_rle, tight_box
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,42 @@ def test_pairs_are_positive(recipe: Recipe) -> None:
             assert view.background in hosts.images.to_pylist()
             assert view.region[0] <= view.box[0] < view.box[2] <= view.region[2] <= view.size[0]
             assert view.region[1] <= view.box[1] < view.box[3] <= view.region[3] <= view.size[1]
-            assert 0.25 <= view.alpha <= 0.65
+            assert 0.25 <= view.coefficient <= 0.65
+
+
+def with_bags(region_file: Path, out: Path, bags: Callable[[dict], list]) -> None:
+    """A copy of a table of regions with other bags."""
+    table = pq.read_table(region_file)
+    column = pa.array([bags(row) if row["bags"] is not None else None for row in table.to_pylist()], table["bags"].type)
+    pq.write_table(table.set_column(table.schema.get_field_index("bags"), "bags", column), out)
+
+
+@pytest.mark.parametrize("occluded", [0.0, 1.0])
+def test_views_say_their_mask_and_how_much_of_it_lies_on_matter(
+    recipe: Recipe, region_file: Path, tmp_path: Path, occluded: float
+) -> None:
+    whole = tmp_path / "whole scans.parquet"
+    with_bags(region_file, whole, lambda row: [[0, 0, row["width"], row["height"]]])
+    recipe = dataclasses.replace(recipe, regions=whole, blend="paste", occluded=occluded)
+    hosts, _ = tables(recipe.regions, recipe.segments)
+    numbers = {name: number for number, name in enumerate(hosts.images.to_pylist())}
+    shares = []
+    for number in range(30):
+        pair, *pictures = make_pair(recipe, number)
+        for view, picture in zip((pair.query, pair.key), pictures, strict=True):
+            mask = decode_rle(view.mask, *view.size)
+            assert tight_box(mask) == view.box
+            host = fit(read_background(recipe, hosts, numbers[view.background]), view.size)
+            if not occluded:
+                changed = (picture != host).any(2)
+                assert not (changed & ~mask).any()
+                assert changed.sum() > 0.9 * mask.sum()
+            level = int(hosts.levels[numbers[view.background]])
+            dark = cv2.cvtColor(host, cv2.COLOR_RGB2GRAY)[mask] < level - LEAST_CONTRAST
+            assert view.on_matter == pytest.approx(dark.mean(), abs=5e-5)
+            shares.append(view.on_matter)
+    assert (min(shares), max(shares)) == (0, 1)
+    assert any(0.1 < share < 0.9 for share in shares)
 
 
 def test_classes_and_scans_are_drawn_uniformly(recipe: Recipe) -> None:
@@ -157,11 +196,9 @@ def rewritten(segment_file: Path, out: Path, change) -> Path:
 
 def test_items_lie_in_a_bag_not_between_bags(recipe: Recipe, region_file: Path, tmp_path: Path) -> None:
     """Every scan has two bags, the second three times as large."""
-    table = pq.read_table(region_file)
     bags = [[20, 30, 80, 110], [100, 20, 200, 164]]
-    column = pa.array([bags if row is not None else None for row in table["bags"].to_pylist()], table["bags"].type)
     out = tmp_path / "two bags.parquet"
-    pq.write_table(table.set_column(table.schema.get_field_index("bags"), "bags", column), out)
+    with_bags(region_file, out, lambda row: bags)
     two = dataclasses.replace(recipe, regions=out, scales=(0.5, 0.6))
     hosts = tables(out, recipe.segments)[0]
     sizes = dict(zip(hosts.images.to_pylist(), hosts.sizes.tolist(), strict=True))

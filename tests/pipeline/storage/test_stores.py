@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import audit
-from pipeline.storage.shards import Record, read_record, write_record
+from pipeline.storage.progress import Record, read_record, write_record
 from segloc.common.errors import InputError
 from segloc.common.stores import RemoteFolder, Target, open_target
 from tests.pipeline.conftest import ROOT, Synthesis, digests

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from segloc.common.masks import MaskError, is_one_piece, rasterise, tight_box
+from segloc.common.masks import MaskError, decode_rle, encode_rle, is_one_piece, rasterise, tight_box
 
 
 def drawn(picture: str) -> np.ndarray:
@@ -138,3 +138,24 @@ def test_one_piece_against_its_definition(mask: np.ndarray) -> None:
         left -= near
         waiting += near
     assert is_one_piece(mask) == (mask.any() and not left)
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
+def test_run_length_text_is_cocos_and_is_read_back(mask: np.ndarray) -> None:
+    height, width = mask.shape
+    for laid_out in (mask, np.asfortranarray(mask)):
+        text = encode_rle(laid_out)
+        assert text == compressed(mask)["counts"]
+        assert (decode_rle(text, width, height) == mask).all()
+
+
+@pytest.mark.parametrize("text", ["", "0", encode_rle(RING)[:-1], encode_rle(RING) + "1", "\ud800", "~~", "M0", "é"])
+def test_unsound_run_length_text_is_refused(text: str) -> None:
+    with pytest.raises(MaskError):
+        decode_rle(text, 8, 5)
+
+
+@pytest.mark.parametrize(("width", "height"), [(8, 6), (9, 5), (0, 0)])
+def test_run_length_text_of_another_size_is_refused(width: int, height: int) -> None:
+    with pytest.raises(MaskError):
+        decode_rle(encode_rle(RING), width, height)

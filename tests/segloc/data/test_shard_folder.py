@@ -14,6 +14,8 @@ from segloc.common.errors import InputError
 from segloc.data import shard_folder
 from segloc.data.shard_folder import ShardFolder
 from segloc.data.stream import PairStream
+from tests.conftest import FORMAT_1
+from tests.segloc.common.test_contract import stored_pairs
 from tests.segloc.test_pretrain import TINY
 
 
@@ -111,3 +113,27 @@ def test_a_store_out_of_reach_for_a_moment_is_asked_again(shards, monkeypatch):
     with pytest.raises(InputError, match=r"cannot be read \(reset\)"):
         folder.load(folder.index.shards[0])
     assert pauses == [1, 5, 1, 5, 20]
+
+
+def test_pairs_of_format_1_are_read():
+    folder = ShardFolder.open(str(FORMAT_1))
+    batch = next(PairStream(folder, 4, 128, 3, 2, 1).batches())
+    stored = {raw["pair"]: raw for raw in stored_pairs(FORMAT_1)}
+    for side in ("query", "key"):
+        boxes = [stored[pair][side]["box"] for pair in batch.pairs.tolist()]
+        assert getattr(batch, side).boxes.tolist() == boxes
+    assert sorted(batch.pairs.tolist()) == [0, 1, 2, 3]
+
+
+def test_descriptions_of_format_1_in_a_folder_of_format_2_are_damaged():
+    folder = ShardFolder.open(str(FORMAT_1))
+    newer = dataclasses.replace(folder, index=dataclasses.replace(folder.index, format_version=2))
+    with pytest.raises(InputError, match=r"all 4 pairs of a group of shards are damaged .*coefficient"):
+        next(PairStream(newer, 4, 64, 3, 2, 1).batches())
+
+
+def test_pretraining_on_format_1_says_once_what_is_missing(tmp_path, capsys):
+    arguments = ["--shards", str(FORMAT_1), "--out", str(tmp_path / "run"), *TINY, "optim.steps=2", "queue.size=2"]
+    assert pretrain.main(arguments) == 0
+    line = f"{FORMAT_1}: shards of format 1, without mask, on_matter, sources.parquet"
+    assert capsys.readouterr().out.splitlines().count(line) == 1

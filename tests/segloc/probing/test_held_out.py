@@ -32,7 +32,7 @@ class Folder:
 
 def view(segment):
     box = (0, 0, 8, 8)
-    return View(box, (8, 8), "b.jpg", segment, box, "alpha", 0.5, 0.0, 1.0, False, False)
+    return View(box, (8, 8), "b.jpg", segment, box, "alpha", 0.5, 0.0, 1.0, False, False, mask="", on_matter=0.0)
 
 
 def folder_of(shards):

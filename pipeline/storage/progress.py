@@ -1,0 +1,110 @@
+"""Notes of an unfinished folder: its plan and, per finished shard, its entry for the index and what it was made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tarfile
+from collections import Counter
+from typing import Any
+
+from pipeline.tables import sources_table
+from pipeline.tables.sources_table import Source
+from segloc.common.contract import Pair, Shard, shard_name
+from segloc.common.errors import InputError
+from segloc.common.files import sha256_of
+from segloc.common.stores import Target
+
+PROGRESS_NAME = ".progress"
+_PLAN = f"{PROGRESS_NAME}/plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The note of a finished shard in an unfinished folder.
+
+    Attributes:
+        shard: its entry for the index.
+        tag: the store's, when the shard was written; see `segloc.common.stores.Stat`.
+    """
+
+    shard: Shard
+    tag: str | None = None
+
+
+def write_record(out: Target, number: int, record: Record) -> None:
+    """Note that a shard is finished."""
+    _write(out, f"{PROGRESS_NAME}/{shard_name(number)}.json", dataclasses.asdict(record))
+
+
+def read_record(out: Target, number: int) -> Record | None:
+    """Read the note of a finished shard; None when there is none that makes sense."""
+    raw = _read(out, f"{PROGRESS_NAME}/{shard_name(number)}.json")
+    try:
+        return Record(Shard(**{**raw["shard"], "classes": tuple(raw["shard"]["classes"])}), raw["tag"])
+    except (TypeError, KeyError):
+        return None
+
+
+def write_plan(out: Target, plan: dict[str, Any]) -> None:
+    """Note the plan: every parameter the pairs depend on."""
+    _write(out, _PLAN, plan)
+
+
+def read_plan(out: Target) -> dict[str, Any] | None:
+    """Read the plan; None when there is none that can be read."""
+    found = _read(out, _PLAN)
+    return found if isinstance(found, dict) else None
+
+
+def write_uses(out: Target, shard: str, uses: Counter[Source]) -> None:
+    """Note how often a shard uses each source."""
+    _write(out, f"{PROGRESS_NAME}/{shard}.sources.json", [[*source, count] for source, count in uses.items()])
+
+
+def read_uses(out: Target, shard: str) -> Counter[Source]:
+    """Read how often a shard uses each source: from its note or, where there is none, from its pairs."""
+    raw = _read(out, f"{PROGRESS_NAME}/{shard}.sources.json")
+    try:
+        return Counter({(kind, name): int(count) for kind, name, count in raw})
+    except (TypeError, ValueError):
+        pass
+    uses = Counter[Source]()
+    with out.fetch(shard) as path, tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if member.name.endswith(".json"):
+                uses.update(sources_table.of_pair(Pair.from_json(tar.extractfile(member).read())))  # type: ignore[union-attr]
+    return uses
+
+
+def is_intact(out: Target, record: Record) -> bool:
+    """Whether the shard is the one recorded: by the store's tag, else by its digest."""
+    shard = record.shard
+    found = out.stat(shard.name)
+    if found is None or found.bytes != shard.bytes:
+        return False
+    return (record.tag is not None and found.tag == record.tag) or has_digest(out, shard.name, shard.sha256)
+
+
+def has_digest(out: Target, name: str, sha256: str) -> bool:
+    """Whether a file is there and has this digest."""
+    try:
+        with out.fetch(name) as path:
+            return sha256_of(path) == sha256
+    except OSError:
+        return False
+
+
+def _write(out: Target, name: str, content: Any) -> None:
+    with out.create(name) as file:
+        file.write(json.dumps(content, sort_keys=True).encode())
+
+
+def _read(out: Target, name: str) -> Any:
+    """Read a note; None when there is none that can be read."""
+    try:
+        return json.loads(out.read(name))
+    except InputError:
+        raise
+    except (OSError, ValueError):
+        return None
