@@ -32,7 +32,7 @@ from segloc.common.contract import Index, Pair, Shard, pair_key
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, existing_file, sha256_of, write_atomic
 from segloc.common.images import Image, ImageError, decode
-from segloc.common.stores import Target, open_target
+from segloc.common.stores import Store, open_store
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
@@ -52,7 +52,7 @@ class Findings:
     pairs: list[Pair] = dataclasses.field(default_factory=list)
 
 
-def check_shard(task: tuple[int, Shard], *, folder: Target, index: Index, segments: Path | None) -> Findings:
+def check_shard(task: tuple[int, Shard], *, folder: Store, index: Index, segments: Path | None) -> Findings:
     """Audit one shard.
 
     Args:
@@ -131,7 +131,7 @@ def _check_pair(
     findings.pairs.append(pair)
 
 
-def _draw(path: Path, folder: Target, index: Index) -> None:
+def _draw(path: Path, folder: Store, index: Index) -> None:
     """Draw pairs spread over the shards that can be read: region blue, box red."""
     tiles: list[Image] = []
     shards = [index.shards[position] for position in gallery.spread(_GALLERY_PAIRS, len(index.shards))]
@@ -157,7 +157,7 @@ def _tiles(pair: Pair, contents: list[bytes]) -> list[Image]:
 
 
 def audit(
-    folder: Target, index: Index, segments: Path | None = None, workers: int = 0, executor: str = "local"
+    folder: Store, index: Index, segments: Path | None = None, workers: int = 0, executor: str = "local"
 ) -> tuple[list[str], Statistics]:
     """Check every shard of a folder.
 
@@ -191,7 +191,7 @@ def audit(
 def _command(args: argparse.Namespace) -> int:
     for path in (args.report, args.gallery, args.tables and args.tables / "classes.csv"):
         check_output(path)
-    folder = open_target(args.shards)
+    folder = open_store(args.shards)
     index = folder.index()
     segments = args.segments and _segments(args.segments, index)
     violations, statistics = audit(folder, index, segments, args.workers, args.executor)

@@ -36,7 +36,7 @@ from segloc.common import cli
 from segloc.common.contract import INDEX_NAME, Index, Shard
 from segloc.common.errors import InputError
 from segloc.common.files import existing_folder, sha256_of
-from segloc.common.stores import Target, open_target
+from segloc.common.stores import Store, open_store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -106,7 +106,7 @@ def prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
         file.write(json.dumps(plan, sort_keys=True, indent=1).encode())
 
 
-def _note(out: Target, number: int, shard: Shard) -> None:
+def _note(out: Store, number: int, shard: Shard) -> None:
     """Note a shard the index lists, so that the folder can lose its index; a note of its own says more."""
     if read_record(out, number) is None:
         write_record(out, number, Record(shard))
@@ -118,7 +118,7 @@ def _each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(threads.map(function, items))
 
 
-def _found(out: Target) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
+def _found(out: Store) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
     """The plan a folder was made by, if it has one, and the shards its index lists, if it is complete."""
     if out.stat(INDEX_NAME):
         try:
@@ -148,7 +148,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f'{text[:12]}..."'
 
 
-def _clear(out: Target) -> None:
+def _clear(out: Store) -> None:
     """Remove what a synthesis wrote and nothing else; the index first, as it vouches for the rest."""
     out.delete(INDEX_NAME)
     out.delete_folder(PROGRESS_NAME)
@@ -237,7 +237,7 @@ def _command(args: argparse.Namespace) -> int:
     least, most = BLENDS[recipe.blend].allowed
     if recipe.coefficients and not least <= recipe.coefficients[0] <= recipe.coefficients[1] <= most:
         raise InputError(f"--coefficients: --blend {recipe.blend} takes what is within {least:g} and {most:g}")
-    out = open_target(args.out)
+    out = open_store(args.out)
     if not out.is_shared and (args.workers != 1 or args.executor != "local"):
         raise InputError(f"{args.out}: only this process sees what is written there; use --workers 1")
     job = Job(recipe, out, args.pairs, args.per_shard, args.quality)

@@ -14,7 +14,7 @@ from segloc.common.contract import INDEX_NAME, Pair, Shard, pair_key, shard_name
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of
 from segloc.common.images import ImageError, encode_jpeg
-from segloc.common.stores import Target
+from segloc.common.stores import Store
 
 PROGRESS_NAME = ".progress"
 # Fields of a USTAR header.
@@ -35,7 +35,7 @@ class Job:
     """
 
     recipe: Recipe
-    out: Target
+    out: Store
     pairs: int
     per_shard: int = 1000
     quality: int = 95
@@ -74,7 +74,7 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
     return shard, True
 
 
-def remove_strays(out: Target, numbers: range) -> None:
+def remove_strays(out: Store, numbers: range) -> None:
     """Remove the temporaries that killed writers of the shards `numbers` left behind."""
     for name in out.names():
         match = _TEMPORARY.fullmatch(name)
@@ -155,7 +155,7 @@ class Record:
     tag: str | None = None
 
 
-def is_intact(out: Target, record: Record) -> bool:
+def is_intact(out: Store, record: Record) -> bool:
     """Whether the shard is what was recorded: by the store's tag, else by its digest."""
     shard = record.shard
     found = out.stat(shard.name)
@@ -174,13 +174,13 @@ def _record(number: int) -> str:
     return f"{PROGRESS_NAME}/{shard_name(number)}.json"
 
 
-def write_record(out: Target, number: int, record: Record) -> None:
+def write_record(out: Store, number: int, record: Record) -> None:
     """Note that a shard is finished."""
     with out.create(_record(number)) as file:
         file.write(json.dumps({"shard": dataclasses.asdict(record.shard), "tag": record.tag}).encode())
 
 
-def read_record(out: Target, number: int) -> Record | None:
+def read_record(out: Store, number: int) -> Record | None:
     """Read the note of a finished shard; None when there is none that makes sense."""
     try:
         raw = json.loads(out.read(_record(number)))
