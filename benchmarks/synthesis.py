@@ -26,7 +26,7 @@ from pipeline.simulate.__main__ import main as simulate
 from pipeline.storage.shards import Job, TarWriter
 from segloc.common.contract import Pair, View
 from segloc.common.images import decode_rgba
-from segloc.common.stores import LocalFolder
+from segloc.common.stores import LocalStore
 
 QUALITY = 95
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, QUALITY)
@@ -57,7 +57,7 @@ class Ours:
     """
 
     def __init__(self, recipe: Recipe, file: Any) -> None:
-        self.job = Job(recipe, LocalFolder(Path()), 1, quality=QUALITY)
+        self.job = Job(recipe, LocalStore(Path()), 1, quality=QUALITY)
         self.tar = TarWriter(file)
         self.table = tables(recipe.regions, recipe.segments)[1]
         self.kept = self.table.segment

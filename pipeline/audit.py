@@ -8,7 +8,7 @@ import sys
 from pipeline.checks.audit import audit, check_segments, draw_gallery, report
 from segloc.common import cli
 from segloc.common.files import check_output, write_atomic
-from segloc.common.stores import open_target
+from segloc.common.stores import open_store
 
 _SHOWN = 50  # violations printed; the report holds all
 
@@ -16,7 +16,7 @@ _SHOWN = 50  # violations printed; the report holds all
 def _command(args: argparse.Namespace) -> int:
     for path in (args.report, args.gallery, args.tables and args.tables / "classes.csv"):
         check_output(path)
-    folder = open_target(args.shards)
+    folder = open_store(args.shards)
     index = folder.index()
     segments = args.segments and check_segments(args.segments, index)
     violations, statistics = audit(folder, index, segments, args.workers, args.executor)

@@ -13,7 +13,7 @@ from pipeline.pairing.pairs import Recipe
 from pipeline.storage.shards import Job
 from pipeline.storage.synthesis import excluded_classes, synthesize
 from segloc.common import cli
-from segloc.common.stores import open_target
+from segloc.common.stores import open_store
 
 
 def _command(args: argparse.Namespace) -> None:
@@ -23,7 +23,7 @@ def _command(args: argparse.Namespace) -> None:
         *inputs, seed=args.seed, blend=args.blend, width=args.width, scales=args.scale, occluded=args.occluded,
         coefficients=args.coefficients,
     )  # fmt: skip
-    job = Job(recipe, open_target(args.out), args.pairs, args.per_shard, args.quality)
+    job = Job(recipe, open_store(args.out), args.pairs, args.per_shard, args.quality)
     if excluded := excluded_classes(job):
         print(f"left out, with segments from fewer than two bags: {', '.join(excluded)}")
     shards, made = synthesize(job, args.shards_range, args.if_changed, args.workers, args.executor)

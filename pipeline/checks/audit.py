@@ -32,7 +32,7 @@ from segloc.common.contract import Index, Pair, Shard, Sources, pair_key
 from segloc.common.errors import InputError
 from segloc.common.files import existing_file, sha256_of
 from segloc.common.images import Image, ImageError, decode
-from segloc.common.stores import Target
+from segloc.common.stores import Store
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
@@ -51,7 +51,7 @@ class Findings:
     pairs: list[Pair] = dataclasses.field(default_factory=list)
 
 
-def check_shard(task: tuple[int, Shard], *, folder: Target, index: Index, segments: Path | None) -> Findings:
+def check_shard(task: tuple[int, Shard], *, folder: Store, index: Index, segments: Path | None) -> Findings:
     """Audit one shard.
 
     Args:
@@ -131,7 +131,7 @@ def _check_pair(
     findings.pairs.append(pair)
 
 
-def draw_gallery(path: Path, folder: Target, index: Index) -> None:
+def draw_gallery(path: Path, folder: Store, index: Index) -> None:
     """Draw pairs spread over the shards that can be read, as a PNG: region blue, box red."""
     tiles: list[Image] = []
     shards = [index.shards[position] for position in gallery.spread(_GALLERY_PAIRS, len(index.shards))]
@@ -157,7 +157,7 @@ def _tiles(pair: Pair, contents: list[bytes]) -> list[Image]:
 
 
 def audit(
-    folder: Target, index: Index, segments: Path | None = None, workers: int = 0, executor: str = "local"
+    folder: Store, index: Index, segments: Path | None = None, workers: int = 0, executor: str = "local"
 ) -> tuple[list[str], Statistics]:
     """Check every shard of a folder.
 
@@ -190,7 +190,7 @@ def audit(
     return violations, statistics
 
 
-def source_problems(folder: Target, sources: Sources, uses: Counter[Source]) -> Iterator[str]:
+def source_problems(folder: Store, sources: Sources, uses: Counter[Source]) -> Iterator[str]:
     """Say what is wrong with the table of sources.
 
     Args:

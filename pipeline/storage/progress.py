@@ -13,7 +13,7 @@ from pipeline.tables.sources_table import Source
 from segloc.common.contract import Pair, Shard, shard_name
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of
-from segloc.common.stores import Target
+from segloc.common.stores import Store
 
 PROGRESS_NAME = ".progress"
 _PLAN = f"{PROGRESS_NAME}/plan.json"
@@ -32,12 +32,12 @@ class Record:
     tag: str | None = None
 
 
-def write_record(out: Target, number: int, record: Record) -> None:
+def write_record(out: Store, number: int, record: Record) -> None:
     """Note that a shard is finished."""
     _write(out, f"{PROGRESS_NAME}/{shard_name(number)}.json", dataclasses.asdict(record))
 
 
-def read_record(out: Target, number: int) -> Record | None:
+def read_record(out: Store, number: int) -> Record | None:
     """Read the note of a finished shard; None when there is none that makes sense."""
     raw = _read(out, f"{PROGRESS_NAME}/{shard_name(number)}.json")
     try:
@@ -46,23 +46,23 @@ def read_record(out: Target, number: int) -> Record | None:
         return None
 
 
-def write_plan(out: Target, plan: dict[str, Any]) -> None:
+def write_plan(out: Store, plan: dict[str, Any]) -> None:
     """Note the plan: every parameter the pairs depend on."""
     _write(out, _PLAN, plan)
 
 
-def read_plan(out: Target) -> dict[str, Any] | None:
+def read_plan(out: Store) -> dict[str, Any] | None:
     """Read the plan; None when there is none that can be read."""
     found = _read(out, _PLAN)
     return found if isinstance(found, dict) else None
 
 
-def write_uses(out: Target, shard: str, uses: Counter[Source]) -> None:
+def write_uses(out: Store, shard: str, uses: Counter[Source]) -> None:
     """Note how often a shard uses each source."""
     _write(out, f"{PROGRESS_NAME}/{shard}.sources.json", [[*source, count] for source, count in uses.items()])
 
 
-def read_uses(out: Target, shard: str) -> Counter[Source]:
+def read_uses(out: Store, shard: str) -> Counter[Source]:
     """Read how often a shard uses each source: from its note or, where there is none, from its pairs."""
     raw = _read(out, f"{PROGRESS_NAME}/{shard}.sources.json")
     try:
@@ -77,7 +77,7 @@ def read_uses(out: Target, shard: str) -> Counter[Source]:
     return uses
 
 
-def is_intact(out: Target, record: Record) -> bool:
+def is_intact(out: Store, record: Record) -> bool:
     """Whether the shard is the one recorded: by the store's tag, else by its digest."""
     shard = record.shard
     found = out.stat(shard.name)
@@ -86,7 +86,7 @@ def is_intact(out: Target, record: Record) -> bool:
     return (record.tag is not None and found.tag == record.tag) or has_digest(out, shard.name, shard.sha256)
 
 
-def has_digest(out: Target, name: str, sha256: str) -> bool:
+def has_digest(out: Store, name: str, sha256: str) -> bool:
     """Whether a file is there and has this digest."""
     try:
         with out.fetch(name) as path:
@@ -95,12 +95,12 @@ def has_digest(out: Target, name: str, sha256: str) -> bool:
         return False
 
 
-def _write(out: Target, name: str, content: Any) -> None:
+def _write(out: Store, name: str, content: Any) -> None:
     with out.create(name) as file:
         file.write(json.dumps(content, sort_keys=True).encode())
 
 
-def _read(out: Target, name: str) -> Any:
+def _read(out: Store, name: str) -> Any:
     """Read a note; None when there is none that can be read."""
     try:
         return json.loads(out.read(name))

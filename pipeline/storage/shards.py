@@ -15,7 +15,7 @@ from pipeline.tables import sources_table
 from segloc.common.contract import INDEX_NAME, Pair, Shard, pair_key, shard_name
 from segloc.common.errors import InputError
 from segloc.common.images import ImageError, encode_jpeg
-from segloc.common.stores import Target
+from segloc.common.stores import Store
 
 # Fields of a USTAR header.
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
@@ -35,7 +35,7 @@ class Job:
     """
 
     recipe: Recipe
-    out: Target
+    out: Store
     pairs: int
     per_shard: int = 1000
     quality: int = 95
@@ -78,7 +78,7 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
     return shard, True
 
 
-def remove_strays(out: Target, numbers: range) -> None:
+def remove_strays(out: Store, numbers: range) -> None:
     """Remove the temporaries that killed writers of the shards `numbers` left behind."""
     for name in out.names():
         match = _TEMPORARY.fullmatch(name)

@@ -31,7 +31,7 @@ from pipeline.tables import sources_table
 from segloc.common.contract import FORMAT_VERSION, INDEX_NAME, SOURCES_NAME, Index, Shard, Sources
 from segloc.common.errors import InputError
 from segloc.common.files import existing_folder, sha256_of
-from segloc.common.stores import Target
+from segloc.common.stores import Store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -163,7 +163,7 @@ def _prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
     progress.write_plan(job.out, plan)
 
 
-def _note(out: Target, number: int, shard: Shard) -> None:
+def _note(out: Store, number: int, shard: Shard) -> None:
     """Note a shard the index lists, so that the folder can lose its index; a note of its own says more."""
     if progress.read_record(out, number) is None:
         progress.write_record(out, number, Record(shard))
@@ -175,7 +175,7 @@ def _each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(threads.map(function, items))
 
 
-def _found(out: Target) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
+def _found(out: Store) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
     """The plan a folder was made by, if it has one, and the shards its index lists, if it is complete."""
     if out.stat(INDEX_NAME):
         try:
@@ -200,7 +200,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f'{text[:12]}..."'
 
 
-def _clear(out: Target) -> None:
+def _clear(out: Store) -> None:
     """Remove what a synthesis wrote and nothing else; the index first, as it vouches for the rest."""
     out.delete(INDEX_NAME)
     out.delete_folder(PROGRESS_NAME)
@@ -247,7 +247,7 @@ def _check_others(job: Job, others: dict[int, Record]) -> None:
             )
 
 
-def _is_complete(out: Target) -> bool:
+def _is_complete(out: Store) -> bool:
     """Whether the folder has an index, and the sources that it names."""
     if out.stat(INDEX_NAME) is None:
         return False
@@ -265,7 +265,7 @@ def _finish(job: Job, values: dict[str, Any], shards: tuple[Shard, ...]) -> None
         file.write(Index(items.classes, job.recipe.seed, values, counts, shards, sources).to_json())
 
 
-def _write_sources(out: Target, shards: Iterable[Shard]) -> Sources:
+def _write_sources(out: Store, shards: Iterable[Shard]) -> Sources:
     """Write the table of the sources of all shards."""
     total, lock = Counter[sources_table.Source](), threading.Lock()
 

@@ -81,15 +81,29 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1
         raise ImageError(f"too large: {width}x{height} pixels")
     colours = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR_RGB
     in_decoder = data.startswith(_JPEG_START)  # of other formats OpenCV would leave out pixels
+    image = decode_unchecked(np.frombuffer(data, np.uint8), _REDUCED[reduction if in_decoder else 1] | colours)
+    if reduction > 1 and not in_decoder:
+        size = -(-image.shape[1] // reduction), -(-image.shape[0] // reduction)
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return image
+
+
+def decode_unchecked(data: npt.NDArray[np.uint8], flags: int = cv2.IMREAD_COLOR_RGB) -> Image:
+    """Decode a file [bytes] without the checks of `decode`: where a JPEG is cut short, its pixels are grey.
+
+    Args:
+        data: the file's content.
+        flags: OpenCV's of the colour mode and reduction.
+
+    Raises:
+        ImageError: it cannot be decoded.
+    """
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction if in_decoder else 1] | colours)
-    except cv2.error as error:
+        image = cv2.imdecode(data, flags)
+    except cv2.error as error:  # nothing in the file, or more pixels than OpenCV takes
         raise ImageError("cannot be decoded") from error
     if image is None or image.size == 0:
         raise ImageError("cannot be decoded")
-    if reduction > 1 and not in_decoder:
-        size = -(-image.shape[1] // reduction), -(-image.shape[0] // reduction)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return np.asarray(image, np.uint8)
 
 
@@ -113,8 +127,11 @@ def decode_rgba(png: bytes) -> Image:
     Raises:
         ImageError: the bytes are damaged.
     """
-    bgra = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    if bgra is None or bgra.ndim != 3 or bgra.shape[2] != 4:
+    try:
+        bgra = decode_unchecked(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    except ImageError as error:
+        raise ImageError("not an RGBA picture") from error
+    if bgra.ndim != 3 or bgra.shape[2] != 4:
         raise ImageError("not an RGBA picture")
     return np.asarray(cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA), np.uint8)
 

@@ -1,4 +1,4 @@
-"""Where shards are written: a local folder, or a prefix on S3 or any other store that fsspec opens.
+"""Where shards lie: a local folder, or a prefix on S3, the web or any other store that fsspec opens.
 
 A file appears under its name only when it is whole: a local one is renamed once it is synced, an object store shows an
 upload when it is complete, and any other store gets the file under a temporary name first.
@@ -12,11 +12,14 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple, Protocol
 
 import fsspec
+import numpy as np
+import numpy.typing as npt
 
 from segloc.common.contract import INDEX_NAME, Index, read_index
 from segloc.common.errors import InputError, one_line
@@ -40,7 +43,7 @@ class Stat(NamedTuple):
     tag: str | None
 
 
-class Target(Protocol):
+class Store(Protocol):
     """A folder of shards. Names are relative to it, with ``/`` separators; instances can be sent to other processes."""
 
     @property
@@ -53,11 +56,25 @@ class Target(Protocol):
     def stat(self, name: str) -> Stat | None:
         """Look at a file; None when there is none."""
 
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """Sizes of files in bytes, together; None where the store does not tell.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+
     def read(self, name: str) -> bytes:
         """Content of a small file.
 
         Raises:
             FileNotFoundError: there is none.
+        """
+
+    def read_array(self, name: str, pauses_s: Sequence[float] = ()) -> npt.NDArray[np.uint8]:
+        """Content of a file, [bytes]; a remote store is asked again after each pause when it is out of reach.
+
+        Raises:
+            InputError: it cannot be read.
         """
 
     def fetch(self, name: str) -> contextlib.AbstractContextManager[Path]:
@@ -84,8 +101,8 @@ class Target(Protocol):
         """
 
 
-def open_target(place: str) -> Target:
-    """Make a target of a path or URL; nothing is created.
+def open_store(place: str) -> Store:
+    """Make a store of a path or URL; nothing is created.
 
     Raises:
         InputError: it names no folder, or nothing installed opens such URLs.
@@ -95,7 +112,7 @@ def open_target(place: str) -> Target:
         raise InputError(f"{place!r} names no folder")
     if not separator or protocol in ("file", "local"):
         # Absolute, as workers of a cluster start in a folder of their own.
-        return LocalFolder(Path(path if separator else place).absolute())
+        return LocalStore(Path(path if separator else place).absolute())
     if set(place) & set("*?[]"):
         raise InputError(f"{place}: stores take *, ?, [ and ] for patterns; choose a name without them")
     try:
@@ -105,12 +122,12 @@ def open_target(place: str) -> Target:
         raise InputError(f"{place}: {error}{extra}") from error
     except ValueError as error:
         raise InputError(f"{place}: {error}") from error
-    return RemoteFolder(place.rstrip("/"))
+    return RemoteStore(place.rstrip("/"))
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalFolder:
-    """A folder on a file system of this machine, or one that all machines of a cluster mount; see `Target`."""
+class LocalStore:
+    """A folder on a file system of this machine, or one that all machines of a cluster mount; see `Store`."""
 
     path: Path
     is_shared: ClassVar[bool] = True
@@ -119,45 +136,57 @@ class LocalFolder:
         return str(self.path)
 
     def names(self, folder: str = "") -> list[str]:
-        """See `Target`."""
+        """See `Store`."""
         root = self.path / folder
         return sorted(path.name for path in root.iterdir() if path.is_file()) if root.is_dir() else []
 
     def stat(self, name: str) -> Stat | None:
-        """See `Target`; file systems keep no tag."""
+        """See `Store`; file systems keep no tag."""
         path = self.path / name
         return Stat(path.stat().st_size, None) if path.is_file() else None
 
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """See `Store`."""
+        return [(self.path / name).stat().st_size for name in names]
+
     def read(self, name: str) -> bytes:
-        """See `Target`."""
+        """See `Store`."""
         return (self.path / name).read_bytes()
+
+    def read_array(self, name: str, pauses_s: Sequence[float] = ()) -> npt.NDArray[np.uint8]:
+        """See `Store`; a local file is read once."""
+        try:
+            # Spares a copy, and numpy puts large arrays into large pages, which the system provides faster.
+            return np.fromfile(self.path / name, np.uint8)
+        except OSError as error:
+            raise InputError(f"{self.path / name}: cannot be read ({one_line(error)})") from error
 
     @contextlib.contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
-        """See `Target`."""
+        """See `Store`."""
         (self.path / name).stat()
         yield self.path / name
 
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """See `Target`; what is written is synced to disk."""
+        """See `Store`; what is written is synced to disk."""
         return atomic_file(self.path / name)
 
     def delete(self, name: str) -> None:
-        """See `Target`."""
+        """See `Store`."""
         (self.path / name).unlink(missing_ok=True)
 
     def delete_folder(self, name: str) -> None:
-        """See `Target`."""
+        """See `Store`."""
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def index(self) -> Index:
-        """See `Target`."""
+        """See `Store`."""
         return read_index(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
-class RemoteFolder:
-    """A prefix of a store that fsspec opens; see `Target`. Credentials and endpoints are the store's own business.
+class RemoteStore:
+    """A prefix of a store that fsspec opens; see `Store`. Credentials and endpoints are the store's own business.
 
     Whatever goes wrong with the store, a missing file apart, is an `InputError`.
 
@@ -176,64 +205,88 @@ class RemoteFolder:
         return "memory" not in re.split("::|://", self.url)
 
     def names(self, folder: str = "") -> list[str]:
-        """See `Target`."""
+        """See `Store`."""
         try:
-            with self._store(folder) as (store, path):
-                found = [entry["name"] for entry in store.ls(path, detail=True) if entry["type"] == "file"]
+            with self._system(folder) as (system, path):
+                found = [entry["name"] for entry in system.ls(path, detail=True) if entry["type"] == "file"]
         except FileNotFoundError:
             return []
         # Some stores list the prefix itself, as an empty file without a name.
         return sorted(name for name in (path.rpartition("/")[2] for path in found) if name)
 
     def stat(self, name: str) -> Stat | None:
-        """See `Target`."""
+        """See `Store`."""
         try:
-            with self._store(name) as (store, path):
-                info = store.info(path)
+            with self._system(name) as (system, path):
+                info = system.info(path)
         except FileNotFoundError:
             return None
         if info["type"] != "file":
             return None
         return Stat(int(info["size"]), next((str(info[field]) for field in _TAG_FIELDS if info.get(field)), None))
 
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """See `Store`."""
+        with self._system("") as (system, root):
+            sizes: list[int | None] = system.sizes([f"{root}/{name}" for name in names])
+        return sizes
+
     def read(self, name: str) -> bytes:
-        """See `Target`."""
-        with self._store(name) as (store, path):
-            return bytes(store.cat_file(path))
+        """See `Store`."""
+        with self._system(name) as (system, path):
+            return bytes(system.cat_file(path))
+
+    def read_array(self, name: str, pauses_s: Sequence[float] = ()) -> npt.NDArray[np.uint8]:
+        """See `Store`."""
+        try:
+            for pause in pauses_s:
+                try:
+                    return self._fetch(name)
+                except (FileNotFoundError, PermissionError):
+                    raise
+                except OSError:
+                    time.sleep(pause)
+            return self._fetch(name)
+        except Exception as error:  # every store has exceptions of its own
+            raise InputError(f"{self.url}/{name}: cannot be read ({one_line(error)})") from error
+
+    def _fetch(self, name: str) -> npt.NDArray[np.uint8]:
+        system, path = self._open(name)
+        return np.frombuffer(system.cat_file(path), np.uint8)
 
     @contextlib.contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
-        """See `Target`; the file is downloaded to a temporary one."""
+        """See `Store`; the file is downloaded to a temporary one."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "file"
-            with self._store(name) as (store, path):
-                store.get_file(path, str(local))
+            with self._system(name) as (system, path):
+                system.get_file(path, str(local))
             yield local
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """See `Target`; the file is written here and uploaded when the block ends."""
+        """See `Store`; the file is written here and uploaded when the block ends."""
         with tempfile.NamedTemporaryFile() as file:
             yield file  # type: ignore[misc]
             file.flush()
             try:
-                with self._store(name) as (store, path):
-                    _put(store, file.name, path)
+                with self._system(name) as (system, path):
+                    _put(system, file.name, path)
             except FileNotFoundError as error:  # a bucket that does not exist
                 raise InputError(f"{self.url}: {_sentence(error)}") from error
 
     def delete(self, name: str) -> None:
-        """See `Target`."""
-        with contextlib.suppress(FileNotFoundError), self._store(name) as (store, path):
-            store.rm_file(path)
+        """See `Store`."""
+        with contextlib.suppress(FileNotFoundError), self._system(name) as (system, path):
+            system.rm_file(path)
 
     def delete_folder(self, name: str) -> None:
-        """See `Target`."""
-        with contextlib.suppress(FileNotFoundError), self._store(name) as (store, path):
-            store.rm(path, recursive=True)
+        """See `Store`."""
+        with contextlib.suppress(FileNotFoundError), self._system(name) as (system, path):
+            system.rm(path, recursive=True)
 
     def index(self) -> Index:
-        """See `Target`."""
+        """See `Store`."""
         try:
             data = self.read(INDEX_NAME)
         except FileNotFoundError:
@@ -242,13 +295,17 @@ class RemoteFolder:
             ) from None
         return Index.from_json(data, f"{self.url}/{INDEX_NAME}")
 
-    @contextlib.contextmanager
-    def _store(self, name: str) -> Iterator[tuple[Any, str]]:
+    def _open(self, name: str) -> tuple[Any, str]:
         """Open the file system, and the path in it that `name` stands for."""
+        system, root = fsspec.core.url_to_fs(self.url)  # fsspec keeps one per process and store
+        system.invalidate_cache()  # other processes write there too
+        return system, f"{root}/{name}" if name else root
+
+    @contextlib.contextmanager
+    def _system(self, name: str) -> Iterator[tuple[Any, str]]:
+        """Open as `_open` does, and turn what goes wrong in the block into one sentence."""
         try:
-            store, root = fsspec.core.url_to_fs(self.url)  # fsspec keeps one per process and store
-            store.invalidate_cache()  # other processes write there too
-            yield store, f"{root}/{name}" if name else root
+            yield self._open(name)
         except FileNotFoundError:
             raise
         except Exception as error:  # every store has exceptions of its own

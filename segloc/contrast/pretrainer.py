@@ -92,7 +92,7 @@ class Pretrainer(TrainerBase):
             model = dataclasses.replace(model, init=RANDOM)
         self.steps = optim.steps or optim.epochs * folder.index.num_pairs // optim.batch
         if not self.steps:
-            raise InputError(f"{folder.base}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
+            raise InputError(f"{folder.store}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
         torch.manual_seed(config.seed)
         self.model = SegLoc(model, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.queues = QUEUES[config.queue.kind](
@@ -143,7 +143,7 @@ class Pretrainer(TrainerBase):
             for step in itertools.count():
                 if step % a_pass == 0 and least == (least := int(self.queues.fill().min())):
                     name = self.folder.index.classes[int(self.queues.fill().argmin())]
-                    raise InputError(f"{self.folder.base}: no usable pair is of another class than {name!r}")
+                    raise InputError(f"{self.folder.store}: no usable pair is of another class than {name!r}")
                 micro_batches = list(itertools.islice(batches, self.accumulate))
                 first = step * self.accumulate
                 keys = [
@@ -236,7 +236,7 @@ class Pretrainer(TrainerBase):
         if difference:
             raise InputError(f"{self.out}: its run has another {difference}; use another --out, or the same settings")
         if state["shards"] != index_digest(self.folder):
-            raise InputError(f"{self.out}: its run was on other shards than {self.folder.base}; use another --out")
+            raise InputError(f"{self.out}: its run was on other shards than {self.folder.store}; use another --out")
         try:
             self.model.query.load_state_dict(state["query"])
             self.model.key.load_state_dict(state["key"])

@@ -15,6 +15,7 @@ import torch
 
 from segloc.common.contract import Pair, View
 from segloc.common.errors import InputError
+from segloc.common.images import ImageError, decode_unchecked
 from segloc.data.shard_folder import KEY, QUERY, Sample
 from segloc.models.backbone import WHITE
 
@@ -223,11 +224,9 @@ class Batcher:
 def _decode(data: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
     """Decode an image and shrink it to `size` (width, height): [h, w, 3] uint8 RGB."""
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    except cv2.error:  # nothing in the file, or more pixels than OpenCV takes
-        image = None
-    if image is None:
-        raise InputError("an image that cannot be decoded")
+        image = decode_unchecked(data)
+    except ImageError as error:
+        raise InputError(f"an image that {error}") from error
     stored = (image.shape[1], image.shape[0])
     if stored != view.size:
         raise InputError(f"an image of {stored[0]}x{stored[1]}, described as {view.size[0]}x{view.size[1]}")

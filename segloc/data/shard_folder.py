@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import fsspec
 import numpy as np
 from braceexpand import braceexpand
 
-from segloc.common.contract import FORMAT_VERSION, INDEX_NAME, Index, Pair, Shard, View, read_index
+from segloc.common.contract import FORMAT_VERSION, INDEX_NAME, Index, Pair, Shard, View
 from segloc.common.errors import InputError, one_line
+from segloc.common.stores import LocalStore, Store, open_store
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"
 _BLOCK = 512  # of a tar file, bytes
@@ -68,11 +66,11 @@ class ShardFolder:
     """A finished set of shards, or some of its shards, local or at any URL fsspec opens.
 
     Attributes:
-        base: folder or URL without trailing slash.
+        store: where they lie.
         index: its index, of the chosen shards.
     """
 
-    base: str
+    store: Store
     index: Index
     _checked: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
@@ -96,17 +94,16 @@ class ShardFolder:
         if source.endswith(".tar") and not Path(source).is_dir():
             folder, _, pattern = source.rpartition("/")
             folder = folder or ("/" if source.startswith("/") else ".")
-        base = folder.rstrip("/")
-        if "://" in base:
-            address = f"{base}/{INDEX_NAME}"
-            index = Index.from_json(_read(address).tobytes(), address)
+        store = open_store(folder)
+        if isinstance(store, LocalStore):
+            index = store.index()
         else:
-            index = read_index(folder)
+            index = Index.from_json(store.read_array(INDEX_NAME).tobytes(), f"{store}/{INDEX_NAME}")
         if pattern:
             index = dataclasses.replace(index, shards=_select(index, pattern, source))
         if not index.num_pairs:
             raise InputError(f"{source}: the index lists no pairs")
-        return cls(base, index)
+        return cls(store, index)
 
     def check_sizes(self) -> None:
         """Look, without reading them, whether all shards are there and as long as the index says.
@@ -114,24 +111,17 @@ class ShardFolder:
         Raises:
             InputError: one is not.
         """
-        for shard, size in zip(self.index.shards, self._sizes(), strict=True):
+        try:
+            sizes = self.store.sizes([shard.name for shard in self.index.shards])
+        except OSError as error:
+            raise InputError(f"{self.store}: its shards cannot be had ({one_line(error)})") from error
+        for shard, size in zip(self.index.shards, sizes, strict=True):
             if size is not None:  # some web servers do not tell
                 self._check_length(shard, size)
 
-    def _sizes(self) -> list[int | None]:
-        paths = [f"{self.base}/{shard.name}" for shard in self.index.shards]
-        try:
-            if "://" not in self.base:
-                return [os.stat(path).st_size for path in paths]
-            store, _ = fsspec.core.url_to_fs(self.base)
-            sizes: list[int | None] = store.sizes([store._strip_protocol(path) for path in paths])
-        except Exception as error:  # every store has exceptions of its own
-            raise InputError(f"{self.base}: its shards cannot be had ({one_line(error)})") from error
-        return sizes
-
     def _check_length(self, shard: Shard, size: int) -> None:
         if size != shard.bytes:
-            raise InputError(f"{self.base}/{shard.name}: {size} bytes, the index says {shard.bytes}; is it cut short?")
+            raise InputError(f"{self.store}/{shard.name}: {size} bytes, the index says {shard.bytes}; is it cut short?")
 
     def load(self, shard: Shard) -> list[Sample]:
         """Read a shard whole, its pairs in order.
@@ -141,8 +131,8 @@ class ShardFolder:
         Raises:
             InputError: it is missing or is not the file the index describes.
         """
-        source = f"{self.base}/{shard.name}"
-        data = _read(source, PAUSES_S)
+        source = f"{self.store}/{shard.name}"
+        data = self.store.read_array(shard.name, PAUSES_S)
         self._check_length(shard, len(data))
         if shard.name not in self._checked:
             if hashlib.sha256(data.data).hexdigest() != shard.sha256:
@@ -192,26 +182,3 @@ def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         if header[156:157] in (b"0", b"\0"):
             yield header[:100].partition(b"\0")[0].decode(), data[start : start + size]
         start += -(-size // _BLOCK) * _BLOCK
-
-
-def _read(source: str, pauses_s: Sequence[float] = ()) -> np.ndarray:
-    """Read a file whole, [bytes] uint8; from a store again after each pause when that fails."""
-    try:
-        if "://" not in source:
-            # Spares a copy, and large arrays of numpy lie in large pages, which are had faster.
-            return np.fromfile(source, np.uint8)
-        for pause in pauses_s:
-            try:
-                return _fetch(source)
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError:
-                time.sleep(pause)
-        return _fetch(source)
-    except Exception as error:  # every store has exceptions of its own
-        raise InputError(f"{source}: cannot be read ({one_line(error)})") from error
-
-
-def _fetch(url: str) -> np.ndarray:
-    with fsspec.open(url, "rb") as file:
-        return np.frombuffer(file.read(), np.uint8)

@@ -146,7 +146,7 @@ class PairStream:
 
     def _count(self, damaged: list[str]) -> None:
         if damaged and not self.skipped:
-            _log.warning("%s: a pair is left out, and perhaps more: %s", self.folder.base, damaged[0])
+            _log.warning("%s: a pair is left out, and perhaps more: %s", self.folder.store, damaged[0])
         self.skipped += len(damaged)
 
     def _parts(self, places: Iterator[tuple[Group, int]]) -> Iterator[tuple[Step, slice]]:

@@ -17,7 +17,9 @@ import cv2
 import numpy as np
 import torch
 
+from segloc.common import images
 from segloc.common.errors import InputError
+from segloc.common.images import Image, ImageError
 from segloc.detection.coco import SUBSETS, CocoSplit, Scan, Split, box_of, is_trainable, mask_of, pidray_splits
 from segloc.settings.finetuning import DataSettings
 
@@ -70,23 +72,20 @@ def evaluation_splits(settings: DataSettings) -> list[Split]:
     return [split for name, split in _pidray(settings).items() if name in SUBSETS]
 
 
-def read_image(scan: Scan) -> np.ndarray:
+def read_image(scan: Scan) -> Image:
     """Read a scan as [h, w, 3] uint8 RGB, whatever its bit depth and number of channels.
 
     Raises:
-        InputError: it cannot be decoded, or its size is not the one its annotations were made for.
+        InputError: it is missing, cut short, too large or broken, or its annotations give another size.
     """
-    image = None
     try:
-        image = cv2.imdecode(np.frombuffer(scan.path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error) as error:
-        raise InputError(f"{scan.path}: cannot be read ({error})") from error
-    if image is None:
-        raise InputError(f"{scan.path}: cannot be decoded")
+        image = images.read_image(scan.path)
+    except ImageError as error:
+        raise InputError(f"{scan.path}: {error}") from error
     if image.shape[:2] != (scan.height, scan.width):
         found = f"{image.shape[1]} x {image.shape[0]}"
         raise InputError(f"{scan.path}: is {found} pixels, its annotations say {scan.width} x {scan.height}")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from segloc.common.errors import InputError
-from segloc.common.files import write_atomic
+from segloc.common.files import sha256_of, write_atomic
 from segloc.detection.coco import read_split
 from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
@@ -104,7 +103,7 @@ def _digest_of_start(start: str) -> str:
     if start in (RANDOM, IMAGENET):
         return ""
     try:
-        return hashlib.sha256(checkpoint.find(start).read_bytes()).hexdigest()
+        return sha256_of(checkpoint.find(start))
     except InputError:
         return ""
 

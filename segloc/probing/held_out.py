@@ -91,9 +91,9 @@ def split(folder: ShardFolder, train: int, test: int, seed: int) -> Split:
     rng = np.random.default_rng([seed, 0x5E1])
     result = Split(_some(sides["train"], train, rng), _some(sides["test"], test, rng), left_out)
     if len({chosen.label for chosen in result.train}) < 2:
-        raise InputError(f"{folder.base}: fewer than two classes to learn from")
+        raise InputError(f"{folder.store}: fewer than two classes to learn from")
     if not result.test:
-        raise InputError(f"{folder.base}: no views of held-out segments; classes need two segments, and more pairs")
+        raise InputError(f"{folder.store}: no views of held-out segments; classes need two segments, and more pairs")
     return result
 
 
@@ -145,7 +145,7 @@ def _views(samples: Iterable[Sample], folder: ShardFolder) -> list[Chosen]:
         try:
             pair = sample.describe(folder.index.classes)
         except InputError as error:
-            raise InputError(f"{folder.base}: pair {sample.name}: {error}") from error
+            raise InputError(f"{folder.store}: pair {sample.name}: {error}") from error
         chosen += [Chosen(sample, pair, side) for side in SIDES]
     return chosen
 

@@ -16,6 +16,7 @@ from segloc import __version__
 from segloc.common import cli
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, write_atomic
+from segloc.common.images import ImageError, encode_jpeg, read_image
 from segloc.models.backbone import LEVELS
 from segloc.reporting.charts import line_chart
 from segloc.reporting.results_table import about, group, group_names, notes, results_table, signed, to_csv, to_markdown
@@ -67,16 +68,16 @@ def picture(argument: str) -> tuple[str, str]:
         InputError: no such file, or it is no image.
     """
     caption, file = cli.split_override(argument)
-    data = Path(file).read_bytes() if Path(file).is_file() else None
-    if data is None:
+    if not Path(file).is_file():
         raise InputError(f"{file}: no such picture")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if image is None:
-        raise InputError(f"{file}: not a picture")
-    shrink = MAX_WIDTH_PX / image.shape[1]
-    if shrink < 1:
-        image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+    try:
+        image = read_image(file)
+        shrink = MAX_WIDTH_PX / image.shape[1]
+        if shrink < 1:
+            image = np.asarray(cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA), np.uint8)
+        jpeg = encode_jpeg(image, 88)
+    except ImageError as error:
+        raise InputError(f"{file}: not a picture ({error})") from error
     return caption, "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 

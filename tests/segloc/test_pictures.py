@@ -179,7 +179,7 @@ def test_bad_input_is_one_sentence(data, capsys, results, arguments, message):
 def test_a_test_set_with_nothing_in_it_and_an_image_that_cannot_be_read(data, capsys):
     (data / "images" / "scan 000.png").write_bytes(b"no image")
     assert run(data, [], "--each", "3") == 2
-    assert "cannot be decoded" in capsys.readouterr().err
+    assert "not a JPEG, PNG, BMP or TIFF file" in capsys.readouterr().err
     (data / "truth.json").write_text(json.dumps(coco(json.loads((data / "truth.json").read_text())["images"])))
     assert run(data, []) == 2
     assert "no image with an item or a detection" in capsys.readouterr().err

@@ -140,6 +140,7 @@ def test_results_of_another_program_stand_in_the_table(runs, tmp_path):
         (["."], "not a run folder"),
         ([__file__], "not JSON"),
         (["RUN", "--picture", "x=nowhere.png"], "no such picture"),
+        (["RUN", "--picture", f"x={__file__}"], "not a picture (not a JPEG, PNG, BMP or TIFF file)"),
         (["RUN", "--picture", "nowhere.png"], "not key=value"),
         (["RUN", "--table", "table.tex"], "--table writes .md and .csv files"),
     ],

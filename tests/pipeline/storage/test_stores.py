@@ -16,64 +16,64 @@ import pytest
 from pipeline import audit
 from pipeline.storage.progress import Record, read_record, write_record
 from segloc.common.errors import InputError
-from segloc.common.stores import RemoteFolder, Target, open_target
+from segloc.common.stores import RemoteStore, Store, open_store
 from tests.pipeline.conftest import ROOT, Synthesis, digests
 
 
 @pytest.fixture(params=["path", "file", "memory", "s3"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "s3":
         place = f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
     else:
         place = {"path": f"{tmp_path}/t", "file": f"file://{tmp_path}/t", "memory": f"memory://{tmp_path}"}[
             request.param
         ]
-    return pickle.loads(pickle.dumps(open_target(place)))
+    return pickle.loads(pickle.dumps(open_store(place)))
 
 
-def write(target: Target, name: str, data: bytes) -> None:
-    with target.create(name) as file:
+def write(store: Store, name: str, data: bytes) -> None:
+    with store.create(name) as file:
         file.write(data)
 
 
-def test_a_file_is_seen_whole_or_not_at_all(target: Target) -> None:
-    assert target.names() == []
-    assert target.stat("a.tar") is None
-    with contextlib.suppress(KeyError), target.create("a.tar") as file:
+def test_a_file_is_seen_whole_or_not_at_all(store: Store) -> None:
+    assert store.names() == []
+    assert store.stat("a.tar") is None
+    with contextlib.suppress(KeyError), store.create("a.tar") as file:
         file.write(b"half")
         raise KeyError
-    assert target.names() == []
-    with target.create("a.tar") as file:
+    assert store.names() == []
+    with store.create("a.tar") as file:
         file.write(b"whole")
-        assert "a.tar" not in target.names()
-    with contextlib.suppress(KeyError), target.create("a.tar") as file:
+        assert "a.tar" not in store.names()
+    with contextlib.suppress(KeyError), store.create("a.tar") as file:
         file.write(b"half of another")
         raise KeyError
-    assert target.names() == ["a.tar"]
-    assert target.stat("a.tar").bytes == 5
-    assert target.read("a.tar") == b"whole"
-    with target.fetch("a.tar") as path:
+    assert store.names() == ["a.tar"]
+    assert store.stat("a.tar").bytes == 5
+    assert store.read("a.tar") == b"whole"
+    with store.fetch("a.tar") as path:
         assert path.read_bytes() == b"whole"
 
 
-def test_deleting_removes_what_is_named_and_nothing_else(target: Target) -> None:
+def test_deleting_removes_what_is_named_and_nothing_else(store: Store) -> None:
     for name in ("a", "b", ".progress/c"):
-        write(target, name, b"1")
+        write(store, name, b"1")
     for _ in range(2):  # what is gone already is no error
-        target.delete("a")
-        target.delete_folder(".progress")
-    assert target.names() == ["b"]
-    assert target.names(".progress") == []
+        store.delete("a")
+        store.delete_folder(".progress")
+    assert store.names() == ["b"]
+    assert store.names(".progress") == []
     with pytest.raises(FileNotFoundError):
-        target.read("a")
-    with pytest.raises(FileNotFoundError), target.fetch("a"):
+        store.read("a")
+    with pytest.raises(FileNotFoundError), store.fetch("a"):
         pass
 
 
-def test_a_folder_without_index_is_refused(target: Target) -> None:
-    write(target, "a", b"1")
+def test_a_folder_without_index_is_refused(store: Store) -> None:
+    write(store, "a", b"1")
     with pytest.raises(InputError, match=r"no index\.json"):
-        target.index()
+        store.index()
 
 
 def test_a_failed_upload_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,12 +82,12 @@ def test_a_failed_upload_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: object) -> None:
         raise TimeoutError("the store went away")
 
-    target = open_target(f"memory://{tmp_path}")
+    store = open_store(f"memory://{tmp_path}")
     monkeypatch.setattr(MemoryFileSystem, "mv", fail)
     with pytest.raises(InputError, match="the store went away"):
-        write(target, "a", b"1")
+        write(store, "a", b"1")
     monkeypatch.undo()
-    assert target.names() == []
+    assert store.names() == []
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def url(bucket: str, tmp_path: Path) -> str:
 
 def content(url: str) -> dict[str, bytes]:
     """All that lies in a folder; what synthesis keeps while it is unfinished must be gone."""
-    folder = open_target(url)
+    folder = open_store(url)
     assert folder.names(".progress") == []
     return {name: folder.read(name) for name in folder.names()}
 
@@ -111,7 +111,7 @@ def test_s3_gets_the_same_bytes(workers: int, synthesis: Synthesis, shards: Path
 def test_ranges_on_s3_together_make_the_whole(synthesis: Synthesis, shards: Path, url: str) -> None:
     for part in ("4:6", "0:4"):
         with pytest.raises(InputError, match="has not finished"):
-            open_target(url).index()
+            open_store(url).index()
         assert synthesis(url, shards_range=part) == 0
     assert content(url) == digests(shards)
 
@@ -120,7 +120,7 @@ def test_the_index_does_not_vouch_for_what_is_gone(
     synthesis: Synthesis, shards: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert synthesis(url, shards_range="0:5") == 0
-    open_target(url).delete("pairs-000003.tar")
+    open_store(url).delete("pairs-000003.tar")
     assert synthesis(url, shards_range="5:6") == 2
     assert "pairs-000003.tar, made by another run, is gone or damaged; run again with --shards-range 3:4" in (
         capsys.readouterr().err
@@ -135,7 +135,7 @@ def test_a_spoilt_object_is_made_again(
     assert synthesis(url) == 0
     assert synthesis(url) == 0
     assert "all were there and verified" in capsys.readouterr().out
-    folder = open_target(url)
+    folder = open_store(url)
     data = bytearray(folder.read("pairs-000002.tar"))
     data[len(data) // 2] ^= 1
     write(folder, "pairs-000002.tar", bytes(data))
@@ -149,11 +149,11 @@ def test_recorded_objects_are_known_by_their_tag(
     synthesis: Synthesis, shards: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert synthesis(url, shards_range="0:5") == 0
-    folder = open_target(url)
+    folder = open_store(url)
     record = read_record(folder, 3)
     write_record(folder, 3, Record(record.shard, "another tag"))
-    read, fetch = [], RemoteFolder.fetch
-    monkeypatch.setattr(RemoteFolder, "fetch", lambda self, name: read.append(name) or fetch(self, name))
+    read, fetch = [], RemoteStore.fetch
+    monkeypatch.setattr(RemoteStore, "fetch", lambda self, name: read.append(name) or fetch(self, name))
     assert synthesis(url) == 0
     assert read == ["pairs-000003.tar"]
     assert content(url) == digests(shards)
@@ -163,7 +163,7 @@ def test_other_parameters_are_refused_or_rebuilt(
     synthesis: Synthesis, shards: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert synthesis(url, seed=1) == 0
-    write(open_target(url), "notes.txt", b"mine")
+    write(open_store(url), "notes.txt", b"mine")
     assert synthesis(url) == 2
     assert "(seed is 1, not 0)" in capsys.readouterr().err
     assert synthesis(url, if_changed="rebuild") == 0
@@ -173,7 +173,7 @@ def test_other_parameters_are_refused_or_rebuilt(
 def test_killed_and_started_again_gives_the_same_bytes(
     synthesis: Synthesis, shards: Path, url: str, tmp_path: Path
 ) -> None:
-    folder = open_target(url)
+    folder = open_store(url)
     command = [sys.executable, "-m", "pipeline.synthesize", *synthesis.arguments(url, workers=2)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -195,7 +195,7 @@ def test_audit_reads_s3(
     arguments = ["--shards", url, "--segments", str(segment_file), "--gallery", str(tmp_path / "g.png")]
     assert audit.main([*arguments, "--workers", "2"]) == 0
     assert (tmp_path / "g.png").stat().st_size > 0
-    folder = open_target(url)
+    folder = open_store(url)
     write(folder, "pairs-000077.tar", b"")
     folder.delete("pairs-000001.tar")
     capsys.readouterr()

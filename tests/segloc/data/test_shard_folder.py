@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from segloc import pretrain
+from segloc.common import stores
 from segloc.common.contract import INDEX_NAME, shard_name
 from segloc.common.errors import InputError
-from segloc.data import shard_folder
+from segloc.common.stores import RemoteStore
 from segloc.data.shard_folder import ShardFolder
 from segloc.data.stream import PairStream
 from tests.conftest import FORMAT_1
@@ -93,17 +94,17 @@ def test_a_tar_of_impossible_sizes_is_refused(size, copy):
 def test_a_store_out_of_reach_for_a_moment_is_asked_again(shards, monkeypatch):
     content = np.fromfile(shards / shard_name(0), np.uint8)
     answers, pauses = [ConnectionError("reset"), TimeoutError(), content], []
-    folder = dataclasses.replace(ShardFolder.open(str(shards)), base="s3://bucket/shards")
+    folder = dataclasses.replace(ShardFolder.open(str(shards)), store=RemoteStore("s3://bucket/shards"))
 
-    def fetch(url):
-        assert url == "s3://bucket/shards/pairs-000000.tar"
+    def fetch(store, name):
+        assert f"{store}/{name}" == "s3://bucket/shards/pairs-000000.tar"
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr(shard_folder, "_fetch", fetch)
-    monkeypatch.setattr(shard_folder.time, "sleep", pauses.append)
+    monkeypatch.setattr(RemoteStore, "_fetch", fetch)
+    monkeypatch.setattr(stores.time, "sleep", pauses.append)
     assert len(folder.load(folder.index.shards[0])) == 8
     assert pauses == [1, 5]
     answers += [FileNotFoundError("gone")]

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from segloc.common.errors import InputError
-from segloc.detection.coco import Split, is_trainable, mask_of, pidray_splits, read_split
-from segloc.detection.data import TrainingData, evaluation_splits, fit, make_example, train_split
+from segloc.common.images import encode_jpeg, encode_png
+from segloc.detection.coco import Scan, Split, is_trainable, mask_of, pidray_splits, read_split
+from segloc.detection.data import TrainingData, evaluation_splits, fit, make_example, read_image, train_split
 from segloc.settings.finetuning import DataSettings
+from tests.segloc.common.test_images import jpeg_header, png_header
 from tests.segloc.toy_coco import CATEGORY_IDS, CLASSES, rle, write_pidray, write_split
 
 
@@ -314,6 +316,37 @@ def test_an_image_that_cannot_be_read_is_named_and_replaced_by_the_next(split, f
         scan.path.unlink(missing_ok=True)
     with pytest.raises(InputError, match=r"none of the 4 training images can be read; .*scan 00\d\.png"):
         next(TrainingData(read, DataSettings(), 4, 0).batches(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda scan: encode_jpeg(scan, 90)[:-200], "truncated file"),  # decoders fill the rest with grey
+        (lambda scan: encode_png(scan)[:-12], "truncated file"),
+        (lambda _: jpeg_header(65_000, 65_000), "too large: 65000x65000 pixels"),
+        (lambda _: png_header(60_000, 60_000), "too large: 60000x60000 pixels"),
+        (lambda _: b"", "empty file"),
+    ],
+)
+def test_scans_that_decoders_guess_at_are_unreadable_with_the_reason_of_stage_1(split, make, reason):
+    scan = read_split(split).scans[2]
+    scan.path.write_bytes(make(np.full((scan.height, scan.width, 3), 90, np.uint8)))
+    data = TrainingData(read_split(split), DataSettings(), 4, 0)
+    next(data.batches(0, 1))
+    assert data.unreadable == {scan.path.name: f"{scan.path}: {reason}"}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_good_images_give_the_pixels_of_opencv(suffix, kind, channels, tmp_path):
+    if suffix in (".jpg", ".bmp") and (kind is np.uint16 or channels == 4):
+        pytest.skip("the format has no such images")
+    image = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (37, 53, channels)).astype(kind)
+    path = tmp_path / f"scan{suffix}"
+    assert cv2.imwrite(str(path), image)
+    expected = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    assert (read_image(Scan(0, path, 53, 37, ())) == expected).all()
 
 
 def spoil(path, fault):

@@ -23,7 +23,7 @@ class Folder:
     index: Index
     pairs: list[list[Pair]]
     read: list[str] = dataclasses.field(default_factory=list)
-    base: str = "shards"
+    store: str = "shards"
 
     def load(self, shard):
         self.read.append(shard.name)
