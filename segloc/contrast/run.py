@@ -130,7 +130,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     say = print if group.is_main else lambda text: None
     say(f"engine: {NAME}; device: {trainer.device.type}; processes: {group.world}")
     if lacks := folder.index.lacks:
-        say(f"{folder.base}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
+        say(f"{folder.store}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
     if start >= trainer.steps:
         say(f"already finished: {start} steps in {out}")
         return save_backbone(trainer)
