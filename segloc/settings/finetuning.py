@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from segloc.common.errors import InputError
 from segloc.settings.fields import MAX_SEED, check_limits, setting
@@ -94,7 +93,7 @@ class DataSettings:
     train: tuple[str, ...] = setting(
         (), "``[annotations, images]``, a COCO file and its folder, instead of PIDray's training set."
     )
-    tests: tuple[Any, ...] = setting(
+    tests: tuple[tuple[str, ...], ...] = setting(
         (), "``[[name, annotations, images], ...]`` instead of PIDray's easy, hard and hidden."
     )
     image_size: int = setting(

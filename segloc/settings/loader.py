@@ -19,6 +19,8 @@ from segloc.common.cli import split_override
 from segloc.common.errors import InputError, one_line, unknown_key
 
 BASE = "base"
+# What YAML raises on text that it cannot read; ValueError is of a date or number that cannot be.
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 Config = TypeVar("Config")
 
 
@@ -125,7 +127,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{where}: not YAML ({one_line(error)})") from error
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
@@ -149,7 +151,7 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
     for part in sections:
         if get_origin(hint) is dict and part not in raw:  # an entry that the recipe does not have
             raise unknown_key(part, map(str, raw), f"override {override!r}")
-        hint = _inner(hint, part)
+        hint = _required(_inner(hint, part))
         if not _is_section(hint):
             raise unknown_key(key, keys(schema), "override")
         raw = raw.setdefault(part, {})
@@ -162,14 +164,14 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
         raise InputError(f"override: {key!r} is a section; set one of {', '.join(keys(hint, key + '.'))}")
     try:
         raw[last] = text if hint is str else yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise InputError(f"{override!r}: the value cannot be read") from error
 
 
 def _inner(hint: Any, key: str) -> Any:
     """Type of a key of a section; None if it has no such key."""
     if dataclasses.is_dataclass(hint):
-        return _required(get_type_hints(hint).get(key))
+        return get_type_hints(hint).get(key)
     return get_args(hint)[1] if get_origin(hint) is dict else None
 
 
@@ -200,8 +202,6 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where}: {key}: expected a list, got {value!r}")
         return tuple(_value(get_args(hint)[0], part, where, key) for part in value)
-    if hint is Any:
-        return tuple(value) if isinstance(value, list) else value
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-4, without a dot, as text

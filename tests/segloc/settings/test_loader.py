@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segloc.common.errors import InputError
+from segloc.settings.experiments import Experiment
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import keys, load, parse, to_yaml
 from segloc.settings.pretraining import PretrainConfig
@@ -48,6 +49,9 @@ def test_an_unknown_override_names_the_nearest_key(override, hint):
         ("optim: {batch: true}", "optim.batch: expected int, got True"),
         ("optim: {clip: true}", "optim.clip: expected float, got True"),
         ("data: {root: 7}", "data.root: expected str, got 7"),
+        ("data: {root: 2020-13-45}", "not YAML (month must be in 1..12)"),
+        ("data: {tests: [3]}", "data.tests: expected a list, got 3"),
+        ("data: {tests: &a [*a]}", "data.tests: expected str, got ["),
     ],
 )
 def test_a_faulty_recipe_is_refused_in_one_sentence_that_names_it(tmp_path, text, message):
@@ -72,6 +76,21 @@ def test_overrides_reach_settings_left_at_their_default():
 def test_a_value_of_the_wrong_type_is_refused(override):
     with pytest.raises(InputError, match=f"{override.split('=')[0]}: expected"):
         load(FinetuneConfig, DEMO, [override])
+
+
+@pytest.mark.parametrize("value", ["[", "2020-13-45", "1" + "0" * 5000])
+def test_a_value_that_yaml_cannot_read_is_refused(value):
+    with pytest.raises(InputError, match="the value cannot be read"):
+        load(FinetuneConfig, DEMO, [f"optim.clip={value}"])
+
+
+def test_a_section_that_may_be_missing_can_be_taken_out(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("starts: {a: {weights: random}}\nprotocols: {p: {config: c}}\nprobe: {shards: s}\n")
+    assert load(Experiment, recipe).probe.shards == "s"
+    assert load(Experiment, recipe, ["probe=null"]).probe is None
+    with pytest.raises(InputError, match="probe: expected a mapping, got 3"):
+        load(Experiment, recipe, ["probe=3"])
 
 
 def test_a_section_cannot_be_overridden_as_a_whole():
