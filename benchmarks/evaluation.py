@@ -25,9 +25,10 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks.common import interleave, ratio, save
 from segloc import evaluate
+from segloc.common.datasets import Split
 from segloc.detection import bootstrap
-from segloc.detection.coco import Split, read_split
 from segloc.detection.coco_eval import METRICS, match
+from segloc.detection.splits import read_split
 
 DRAWS = 20
 CLASSES = 12

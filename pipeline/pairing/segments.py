@@ -20,7 +20,7 @@ from pipeline.common.executors import run_tasks
 from pipeline.tables import segment_table
 from segloc.common import datasets, masks
 from segloc.common.contract import Box
-from segloc.common.datasets import Instance, near_duplicates
+from segloc.common.datasets import Instance, folder, near_duplicates
 from segloc.common.errors import InputError
 from segloc.common.files import check_output
 from segloc.common.images import Image, ImageError, encode_rgba, read_image
@@ -45,7 +45,7 @@ def cut(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) ->
     Returns:
         Rows of the table, all but their scan group, and a reason for each instance that gave none.
     """
-    path = _locate(images, instances[0].image)
+    path = folder.locate(images, instances[0].image)
     if path is None:
         return [], ["image file missing"] * len(instances)
     try:
@@ -60,12 +60,6 @@ def cut(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) ->
         except masks.MaskError as error:
             reasons.append(str(error))
     return rows, reasons
-
-
-def _locate(images: Path, name: str) -> Path | None:
-    """Find a scan; re-packed copies keep a folder in the name that the disk no longer has."""
-    candidates = (images / name, images / name.rpartition("/")[2])
-    return next((path for path in candidates if path.is_file()), None)
 
 
 def _row(instance: Instance, scan: Image, classes: tuple[str, ...]) -> Row:
@@ -177,7 +171,7 @@ def write_table(annotations: Path, images: Path | None, out: Path, workers: int,
     tasks = _tasks(found.instances)
     skipped, counts = Counter(found.skipped), Counter[str]()
     fingerprints: dict[str, bytes] = {}
-    task = functools.partial(cut, images=source.images.absolute(), classes=found.classes)
+    task = functools.partial(cut, images=source.image_folder().absolute(), classes=found.classes)
     results: Iterator[tuple[list[Row], list[str]]] = run_tasks(task, tasks, workers=workers, executor=executor, chunk=4)
     # The groups are known when all scans are; until then the rows wait on disk, in a file that ends with the process.
     with segment_table.writer(out) as table, tempfile.TemporaryFile(dir=out.parent) as waiting:

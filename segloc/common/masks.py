@@ -1,4 +1,7 @@
-"""Instance masks: from COCO's three encodings to arrays, and from arrays to tight boxes."""
+"""Instance masks: COCO's three encodings checked, drawn and written, and tight boxes of arrays.
+
+`rle` tells whether run lengths are sound; nothing reaches pycocotools before.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from segloc.common import rle
 from segloc.common.contract import Box
 
 Mask = npt.NDArray[np.bool_]
@@ -22,8 +26,7 @@ def rasterise(segmentation: Any, width: int, height: int) -> Mask:
     """Draw a COCO segmentation.
 
     Args:
-        segmentation: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels (their union is the mask), or a dict with
-            ``size`` (height, width) and ``counts``: a list (uncompressed RLE) or a string (compressed RLE).
+        segmentation: see `checked`.
         width: of the scan, in pixels.
         height: of the scan, in pixels.
 
@@ -31,76 +34,47 @@ def rasterise(segmentation: Any, width: int, height: int) -> Mask:
         bool array [height, width]. What lies outside the scan is cut off.
 
     Raises:
-        MaskError: not one of the three encodings, made for another size, or empty.
+        MaskError: see `checked`; or it has no pixel.
     """
-    if isinstance(segmentation, dict):
-        encoded = _run_lengths(segmentation, width, height)
-    elif isinstance(segmentation, list) and segmentation:
-        encoded = coco_mask.merge(coco_mask.frPyObjects(_polygons(segmentation, width, height), height, width))
-    else:
-        raise MaskError("no mask")
-    mask = coco_mask.decode(encoded).astype(bool)
+    mask = _decode(checked(segmentation, width, height), width, height)
     if not mask.any():
         raise MaskError("empty mask")
     return mask
 
 
-def _polygons(parts: list[Any], width: int, height: int) -> list[list[float]]:
-    """Check the parts; those of fewer than three points are left out (pycocotools takes four numbers for a box)."""
-    if not all(isinstance(part, list) for part in parts):
-        raise MaskError("malformed polygon")
-    reach = max(width, height)
-    whole = []
-    for part in parts:
-        if len(part) % 2 or not all(isinstance(value, (int, float)) for value in part):
-            raise MaskError("malformed polygon")
-        # Rasterising costs memory in proportion to the edges' length, so a stray 1e9 would exhaust it. NaN fails too.
-        if any(not -reach <= value <= 2 * reach for value in part):
-            raise MaskError("polygon far outside the image")
-        if len(part) >= 6:
-            whole.append([float(value) for value in part])
-    if not whole:
-        raise MaskError("polygon of fewer than three points")
-    return whole
+def checked(segmentation: Any, width: int, height: int) -> Any:
+    """Check a COCO segmentation before pycocotools computes with it.
 
+    Args:
+        segmentation: as JSON has it: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels (their union is the mask),
+            or a dict with ``size`` (height, width) and ``counts``: a list (uncompressed RLE) or text (compressed RLE).
+        width: of the scan, in pixels.
+        height: of the scan, in pixels.
 
-def _run_lengths(segmentation: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-    """Check both kinds of RLE. pycocotools leaves memory unset where runs end early, so they must add up."""
-    counts, size = segmentation.get("counts"), segmentation.get("size")
-    if size != [height, width]:
-        raise MaskError("RLE made for another image size")
-    if isinstance(counts, (str, bytes)):
-        counts = _decompress(counts.encode() if isinstance(counts, str) else counts)
-    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise MaskError("broken RLE")
-    if sum(counts) != width * height:
-        raise MaskError("broken RLE")
-    return coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+    Returns:
+        The same, without polygons of fewer than three points (pycocotools takes four numbers for a box).
 
-
-def _decompress(text: bytes) -> list[int]:
-    """Run lengths of a compressed RLE.
-
-    Five bits a character, lowest first, the last one's highest bit the sign; from the fourth run on, the difference to
-    the run before the last.
+    Raises:
+        MaskError: not one of the three encodings, or made for another size.
     """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = character - 48
-        if not 0 <= bits < 64:
-            raise MaskError("broken RLE")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    if shift:
+    if isinstance(segmentation, list) and segmentation:
+        return _polygons(segmentation, max(width, height))
+    if not isinstance(segmentation, dict):
+        raise MaskError("no mask")
+    if segmentation.get("size") != [height, width]:
+        raise MaskError("RLE made for another image size")
+    if not rle.sound([segmentation], [(height, width)])[0]:
         raise MaskError("broken RLE")
-    return counts
+    return segmentation
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Turn a checked segmentation into compressed RLE, which is all that pycocotools computes with."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
 
 
 def is_one_piece(mask: Mask) -> bool:
@@ -125,9 +99,14 @@ def tight_box(mask: npt.NDArray[Any]) -> Box | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def encode_rle(mask: Mask) -> str:
+def encode_mask(mask: npt.NDArray[Any]) -> dict[str, Any]:
+    """Encode a mask [height, width] as COCO's compressed RLE, with text counts so that it can go into JSON."""
+    return {"size": [int(side) for side in mask.shape], "counts": encode_rle(mask)}
+
+
+def encode_rle(mask: npt.NDArray[Any]) -> str:
     """Encode a mask [height, width] as the text of COCO's compressed run-length encoding (its ``counts``)."""
-    text: bytes = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))["counts"]
+    text: bytes = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
     return text.decode()
 
 
@@ -145,6 +124,20 @@ def decode_rle(counts: str, width: int, height: int) -> Mask:
     Raises:
         MaskError: the text is not sound, or of a mask of another size.
     """
-    text = counts.encode(errors="surrogatepass")
-    encoded = _run_lengths({"size": [height, width], "counts": text}, width, height)
-    return np.asarray(coco_mask.decode(encoded), bool)
+    return _decode(checked({"size": [height, width], "counts": counts}, width, height), width, height)
+
+
+def _decode(segmentation: Any, width: int, height: int) -> Mask:
+    return np.asarray(coco_mask.decode(to_rle(segmentation, height, width)), bool)
+
+
+def _polygons(parts: list[Any], reach: int) -> list[list[float]]:
+    for part in parts:
+        if not isinstance(part, list) or len(part) % 2 or any(type(value) not in (int, float) for value in part):
+            raise MaskError("malformed polygon")
+        # Drawing costs memory in proportion to the edges' length, so a stray 1e9 would exhaust it. NaN fails too.
+        if not all(-reach <= value <= 2 * reach for value in part):
+            raise MaskError("polygon far outside the image")
+    if not (whole := [part for part in parts if len(part) >= 6]):
+        raise MaskError("polygon of fewer than three points")
+    return whole

@@ -36,7 +36,7 @@ def sound(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> np.
 
 def _sound(texts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
     """Tell which compressed RLEs end with a whole run, have no negative run and sum up to their image's pixels."""
-    encoded = [text.encode("utf-8", "replace") or b"\0" for text in texts]
+    encoded = [text.encode("utf-8", "surrogatepass") or b"\0" for text in texts]
     lengths = np.array([len(text) for text in encoded])
     mask = np.repeat(np.arange(len(texts)), lengths)
     bits = np.frombuffer(b"".join(encoded), np.uint8).astype(np.int64) - 48

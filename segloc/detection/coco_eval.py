@@ -13,7 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from segloc.common import rle
+from segloc.common.datasets.coco import is_number
 from segloc.common.errors import InputError
-from segloc.detection.coco import is_number, to_rle
+from segloc.common.masks import to_rle
 
 IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
@@ -69,10 +70,23 @@ def match(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_t
         InputError: a result is incomplete, or of an image or category that the ground truth does not list.
     """
     _check(ground_truth, results, FIELDS[iou_type])
-    # COCO's code writes into what it is given and talks on the terminal.
-    items = [dict(a) for a in ground_truth["annotations"] if iou_type == "bbox" or a["segmentation"] is not None]
-    truth = {"info": {}, **ground_truth, "annotations": items}
-    found = [{key: r[key] for key in ("image_id", "category_id", "score", FIELDS[iou_type])} for r in results]
+    # COCO's code writes into what it is given, talks on the terminal, and confuses ids that a float does not hold.
+    image_numbers, category_numbers = _numbers(ground_truth["images"]), _numbers(ground_truth["categories"])
+
+    def copied(entry: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+        copy_of = {field: entry[field] for field in fields}
+        copy_of["image_id"] = image_numbers[entry["image_id"]]
+        copy_of["category_id"] = category_numbers[entry["category_id"]]
+        return copy_of
+
+    items = [a for a in ground_truth["annotations"] if iou_type == "bbox" or a["segmentation"] is not None]
+    truth = {
+        "info": {},
+        "images": [{**image, "id": image_numbers[image["id"]]} for image in ground_truth["images"]],
+        "categories": [{**one, "id": category_numbers[one["id"]]} for one in ground_truth["categories"]],
+        "annotations": [copied(item, item) for item in items],
+    }
+    found = [copied(result, ("score", FIELDS[iou_type])) for result in results]
     if iou_type == "segm":
         sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in truth["images"]}
         for result in found:
@@ -183,6 +197,11 @@ def _check_box(box: Any, position: int) -> None:
 
 def _is_listed(value: Any, ids: Collection[Any]) -> bool:
     return isinstance(value, (int, float, str)) and not isinstance(value, bool) and value in ids
+
+
+def _numbers(entries: Sequence[dict[str, Any]]) -> dict[Any, int]:
+    """Number entries from 1 in ascending order of their ids."""
+    return {key: number for number, key in enumerate(sorted(entry["id"] for entry in entries), start=1)}
 
 
 def _index(content: dict[str, Any]) -> COCO:

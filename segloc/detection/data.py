@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from segloc.common import images
+from segloc.common.datasets import Split, pidray
 from segloc.common.errors import InputError
 from segloc.common.images import Image, ImageError
-from segloc.detection.coco import SUBSETS, CocoSplit, Scan, Split, box_of, is_trainable, mask_of, pidray_splits
+from segloc.detection.splits import CocoSplit, Scan, box_of, is_trainable, mask_of
 from segloc.settings.finetuning import DataSettings
 
 # Streams of random numbers that a training run draws from, besides its seed.
@@ -69,7 +70,7 @@ def evaluation_splits(settings: DataSettings) -> list[Split]:
         if any(isinstance(test, str) or len(test) != 3 for test in settings.tests):
             raise InputError("data.tests takes [name, annotation file, folder of images] for each test set")
         return [Split(str(name), Path(file), Path(images)) for name, file, images in settings.tests]
-    return [split for name, split in _pidray(settings).items() if name in SUBSETS]
+    return [split for name, split in _pidray(settings).items() if name in pidray.SUBSETS]
 
 
 def read_image(scan: Scan) -> Image:
@@ -219,4 +220,4 @@ def _trainable(scan: Scan) -> bool:
 def _pidray(settings: DataSettings) -> dict[str, Split]:
     if not settings.root:
         raise InputError("no data: give --data PIDRAY_ROOT, or data.train and data.tests in the recipe")
-    return pidray_splits(settings.root)
+    return pidray.splits(Path(settings.root))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as mask_api
 from torch import nn
 
 from segloc.common.errors import InputError
@@ -145,12 +144,6 @@ def pad_batch(images: Sequence[torch.Tensor], device: torch.device) -> tuple[tor
     for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
         padded[:, :h, :w] = image
     return normalize(batch.to(device)), sizes
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask [h, w] as COCO's compressed RLE, with text counts so that it can go into JSON."""
-    rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def _detectron2_works() -> bool:

@@ -35,6 +35,7 @@ from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
 from segloc.detection.detector import (
     DIVISOR,
@@ -42,7 +43,6 @@ from segloc.detection.detector import (
     SAMPLING_RATIO,
     Detections,
     Detector,
-    encode_mask,
     pad_batch,
 )
 from segloc.models.backbone import LEVELS, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone

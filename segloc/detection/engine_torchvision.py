@@ -18,13 +18,13 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
+from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
 from segloc.detection.detector import (
     POOL_LEVELS,
     SAMPLING_RATIO,
     Detections,
     Detector,
-    encode_mask,
     pad_batch,
 )
 from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone

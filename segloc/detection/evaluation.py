@@ -10,14 +10,17 @@ from typing import Any
 import torch
 import yaml
 
+from segloc.common.datasets import Split
+from segloc.common.datasets.coco import read_results
+from segloc.common.datasets.pidray import SUBSETS
 from segloc.common.errors import InputError, unknown_key
 from segloc.common.files import check_output, write_atomic
 from segloc.detection import bootstrap, coco_eval, eval_tables
-from segloc.detection.coco import SUBSETS, CocoSplit, Split, read_results, read_split
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, METRICS, Matches
 from segloc.detection.data import digest_of, evaluation_splits
 from segloc.detection.detector import engine_label
 from segloc.detection.predict import predict_split
+from segloc.detection.splits import CocoSplit, read_split
 from segloc.detection.weights import build_detector, read_detector, recipe_inside
 from segloc.settings.finetuning import INCIDENTAL, FinetuneConfig
 from segloc.settings.loader import flat, load, to_yaml

@@ -12,9 +12,9 @@ import torch
 
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of, write_atomic
-from segloc.detection.coco import read_split
 from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
+from segloc.detection.splits import read_split
 from segloc.detection.trainer import FinetuneTrainer, Progress
 from segloc.detection.weights import detector_content, recipe_inside, start_detector
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
-from segloc.detection.coco import CocoSplit, Scan, to_rle
+from segloc.common.masks import to_rle
+from segloc.detection.splits import CocoSplit, Scan
 
 CROWDED = 0.5
 FOUND = 0.5  # IoU, as in AP50

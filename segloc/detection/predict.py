@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.detection.coco import CocoSplit, Scan
 from segloc.detection.data import fit, read_image, to_tensor
 from segloc.detection.detector import Detections, Detector
+from segloc.detection.splits import CocoSplit, Scan
 
 
 def predict_split(

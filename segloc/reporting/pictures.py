@@ -13,12 +13,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from pycocotools import mask as mask_api
 
+from segloc.common.datasets import Split
+from segloc.common.datasets.coco import read_results
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, write_atomic
-from segloc.detection.coco import CocoSplit, Split, read_results, read_split, to_rle
+from segloc.common.masks import to_rle
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
 from segloc.detection.data import read_image
 from segloc.detection.image_scores import Judged, examples, rank
+from segloc.detection.splits import CocoSplit, read_split
 
 PANEL_INCHES = (3.9, 3.3)
 DPI = 100

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from segloc import evaluate
+from segloc.common.datasets import Split
 from segloc.detection import evaluation, finetuning, predict
-from segloc.detection.coco import Split, mask_of, read_split
 from segloc.detection.coco_eval import METRICS
 from segloc.detection.detector import Detections
+from segloc.detection.splits import mask_of, read_split
 from segloc.training import checkpoint
 from tests.segloc.detection.test_coco_eval import figures, plain_pycocotools, random_truth, shifted
 from tests.segloc.detection.test_engines import ENGINES, need
@@ -170,7 +171,7 @@ def test_results_without_masks_are_measured_by_box_alone(pidray, tmp_path, capsy
         (["--weights", "nowhere"], "no such checkpoint"),
         (["--weights", "RUN", "--subset", "hrad"], "unknown key 'hrad'; did you mean 'hard'"),
         (["--weights", "RUN", "--data", "EMPTY"], "not a PIDray folder"),
-        (["--results", "gone.json", "--annotations", "TRUTH"], "no such results file"),
+        (["--results", "gone.json", "--annotations", "TRUTH"], "no such file (results)"),
         (["--results", "TRUTH", "--annotations", "TRUTH"], "not COCO results"),
         (["--results", "a.json", "b.json", "--annotations", "TRUTH"], "2 --results and 1 --annotations"),
         (["--results", "a.json", "b.json", "--annotations", "TRUTH", "TRUTH"], "several test sets are named 'easy'"),
@@ -290,7 +291,7 @@ def lose_names(content):
         (swap, "its categories are not those of"),
         (repeat_name, "category name 'Knife' occurs more than once"),
         (repeat_annotation, "annotation id 0 occurs more than once"),
-        (lose_names, "not COCO (KeyError('name'))"),
+        (lose_names, "not COCO: a category without name"),
     ],
 )
 def test_annotations_that_do_not_go_together_end_in_one_line(pidray, tmp_path, capsys, change, message):

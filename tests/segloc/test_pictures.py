@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from segloc import pictures
-from segloc.detection.coco import Scan, Split, read_split
+from segloc.common.datasets import Split
 from segloc.detection.image_scores import examples, judge, rank
+from segloc.detection.splits import Scan, read_split
 from segloc.reporting import pictures as pictures_body
 from tests.segloc.toy_coco import annotation, coco, write_split
 

@@ -1,20 +1,21 @@
-"""Readers of data sets: one file each, all giving the same two things.
+"""Readers of data sets: one file each, all giving the same things.
 
-*Backgrounds* are paths of benign scans relative to a root. *Annotations* are instances with masks, with class ids
-from 0 in the order of the source's own category list. Another data set is one more file here and a line in
-`backgrounds` or `training_source`.
+*Backgrounds* are paths of benign scans relative to a root. *Splits* are parts of a data set: a COCO instance file and
+its scans. Another data set is one more file here, and a line in `_BACKGROUNDS` if it has benign scans.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from segloc.common.datasets import coco, folder, leakage, pidray, sixray
-from segloc.common.datasets.records import Annotations, Instance, Source
-from segloc.common.errors import InputError
+from segloc.common.datasets.records import Annotations, Instance, Split
 from segloc.common.files import existing_file, existing_folder
 
-__all__ = ["Annotations", "Instance", "Source", "backgrounds", "read", "training_source"]
+__all__ = ["Annotations", "Instance", "Split", "backgrounds", "read", "training_source"]
+
+_BACKGROUNDS = (pidray.backgrounds, sixray.backgrounds)  # asked in this order; of any other folder all scans count
 
 
 def backgrounds(root: Path) -> list[str]:
@@ -29,15 +30,14 @@ def backgrounds(root: Path) -> list[str]:
     Raises:
         InputError: the folder is missing or holds no benign scan, as PIDray's first release and the folders of either.
     """
-    if pidray.find(existing_folder(root, "backgrounds")):
-        return pidray.unannotated(root)
-    names = folder.scans(root)
-    if pidray.recognise(names):
-        raise InputError(f"{root}: scans of PIDray, which have prohibited items; give the root of its second release")
-    return sixray.negatives(names, root) if sixray.recognise(names) else names
+    names = functools.cache(functools.partial(folder.scans, existing_folder(root, "backgrounds")))
+    for of_data_set in _BACKGROUNDS:
+        if (found := of_data_set(root, names)) is not None:
+            return found
+    return names()
 
 
-def training_source(path: Path, images: Path | None) -> Source:
+def training_source(path: Path, images: Path | None) -> Split:
     """Find what segments are cut from.
 
     Args:
@@ -49,14 +49,13 @@ def training_source(path: Path, images: Path | None) -> Source:
     """
     if path.is_dir():
         source = pidray.training_part(path)
-        source = Source(source.annotations, images or source.images)
+        source = Split(source.name, source.annotations, images or source.images)
     else:
-        source = Source(existing_file(path, "annotations"), images or path.parent)
-    existing_folder(source.images, "scans of the annotation file")
-    leakage.refuse_test_parts(source)
+        source = Split("train", existing_file(path, "annotations"), images or path.parent)
+    leakage.refuse_test_parts(source.annotations, source.image_folder())
     return source
 
 
-def read(source: Source) -> Annotations:
+def read(source: Split) -> Annotations:
     """Read the instances of `source`; see `coco.read`."""
     return coco.read(source.annotations)

@@ -1,49 +1,147 @@
-"""COCO instance files, from any data set."""
+"""COCO files of any data set: the one reader of annotations and results, and what segments are cut from.
+
+In every field null means absent, and text that is a number is that number. Other text is an id of its own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segloc.common.datasets.leakage import is_test_scan
 from segloc.common.datasets.records import Annotations, Instance
 from segloc.common.errors import InputError
 from segloc.common.files import existing_file, safe_relative
 
+T = TypeVar("T")
+Id = int | str
 
-class _SkipError(Exception):
-    """An annotation that cannot be used; the message is the reason."""
+_WHOLE = re.compile(r"\s*([+-]?[0-9]{1,20})(?:\.0*)?\s*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An entry of ``images``.
+
+    Attributes:
+        id: as the annotations refer to it.
+        name: the file name as it stands.
+        path: the name with ``/`` separators; None where it leaves the image folder.
+        size: width and height in pixels; None where the file does not have both.
+    """
+
+    id: Id
+    name: str
+    path: str | None
+    size: tuple[int, int] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CocoItem:
+    """An entry of ``annotations``.
+
+    Attributes:
+        id: None where it has none.
+        image_id: of its image, which may be missing from the file; None where it has none.
+        category_id: likewise.
+        box: x, y, width, height in pixels; None where it has none.
+        area: in square pixels, NaN and infinity included; None where it has none.
+        crowd: ``iscrowd``.
+        segmentation: polygons or RLE, not yet checked.
+        malformed: names of the fields that have another type; they are read as absent.
+        problem: why no segment can be cut from it, the mask apart; None where nothing speaks against it.
+    """
+
+    id: Id | None
+    image_id: Id | None
+    category_id: Id | None
+    box: list[float] | None
+    area: float | None
+    crowd: bool
+    segmentation: Any
+    malformed: tuple[str, ...]
+    problem: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoFile:
+    """A COCO instance file.
+
+    Attributes:
+        categories: name by category id, ascending; the position is the class id inside the project.
+        images: by image id, in the file's order.
+        items: the annotations, in the file's order.
+    """
+
+    categories: dict[Id, str]
+    images: dict[Id, CocoImage]
+    items: tuple[CocoItem, ...]
+
+
+def read_file(path: Path) -> CocoFile:
+    """Read a COCO instance file and bring its fields to one form.
+
+    Raises:
+        InputError: no such file, or not COCO; categories or images that lack a field or repeat. Faults of single
+            annotations are left to the caller: see `CocoItem`.
+    """
+    content = _read_json(path, "annotations")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise InputError(f"{path}: not a COCO annotation file (no list {key!r})")
+    try:
+        categories, images = _categories(content["categories"]), _images(content["images"])
+    except ValueError as error:
+        raise InputError(f"{path}: not COCO: {error}") from error
+    return CocoFile(categories, images, tuple(_item(entry, images, categories) for entry in content["annotations"]))
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read a COCO results file; `segloc.detection.coco_eval.match` checks what its detections hold.
+
+    Raises:
+        InputError: no such file, or it is none.
+    """
+    content = _read_json(path, "results")
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise InputError(f"{path}: not COCO results (a list of detections)")
+    for result in content:
+        for field in ("image_id", "category_id"):
+            if isinstance(value := result.get(field), str):
+                result[field] = identifier(value)
+    return content
 
 
 def read(path: Path) -> Annotations:
-    """Read the instances of a COCO file.
+    """Read the instances that segments are cut from.
 
-    Class ids are positions in the file's own category list in ascending order of its ids. What cannot be used is
-    counted by reason: crowds, entries marked ``ignore``, degenerate boxes (no area, width or height below a pixel),
-    unknown images or categories, image paths that leave their folder, repeated ids, malformed entries. Boxes that reach
-    beyond the scan are no reason: only the mask counts. Masks are checked later, when they are drawn.
+    What cannot be used is counted by reason: crowds, entries marked ``ignore``, degenerate boxes (no area, width or
+    height below a pixel), unknown images or categories, image paths that leave their folder, repeated ids, malformed
+    entries. Boxes that reach beyond the scan are no reason: only the mask counts. Masks are checked when drawn.
 
     Raises:
-        InputError: not a COCO instance file, an image id that stands for two files, or scans of a test part.
+        InputError: see `read_file`; or scans of a test part.
     """
-    content = _load(path)
-    classes = _classes(content["categories"], path)
-    images = _images(content["images"], path)
+    content = _training_file(path)
+    class_ids = {category_id: position for position, category_id in enumerate(content.categories)}
     skipped: Counter[str] = Counter()
     instances: dict[str, Instance] = {}
-    for position, entry in enumerate(content["annotations"]):
-        try:
-            instance = _instance(entry, position, classes, images)
-            if instance.segment_id in instances:
-                raise _SkipError("annotation id repeats")
-            instances[instance.segment_id] = instance
-        except _SkipError as reason:
-            skipped[str(reason)] += 1
+    for position, item in enumerate(content.items):
+        problem = item.problem
+        if problem is None:
+            instance = _instance(item, position, content.images, class_ids)
+            if instances.setdefault(instance.segment_id, instance) is not instance:
+                problem = "annotation id repeats"
+        if problem is not None:
+            skipped[problem] += 1
     ordered = sorted(instances.values(), key=lambda instance: (instance.class_id, instance.segment_id))
-    return Annotations(tuple(name for _, name in classes.values()), tuple(ordered), dict(sorted(skipped.items())))
+    return Annotations(tuple(content.categories.values()), tuple(ordered), dict(sorted(skipped.items())))
 
 
 def unannotated(path: Path) -> set[str]:
@@ -52,94 +150,181 @@ def unannotated(path: Path) -> set[str]:
     Each is given as it stands and, for re-packed copies, without its folders; not if an annotated image has that name.
 
     Raises:
-        InputError: not a COCO instance file, scans of a test part, or annotations of images it does not list, so that
+        InputError: see `read_file`; scans of a test part, or annotations of images the file does not list, so that
             any of its images could be theirs.
     """
-    content = _load(path)
-    names = {str(key): name for key, (name, _) in _images(content["images"], path).items()}
-    owners = {str(entry.get("image_id")) if isinstance(entry, dict) else "None" for entry in content["annotations"]}
-    if strangers := sorted(owners - names.keys()):
+    content = _training_file(path)
+    owners = {item.image_id for item in content.items}
+    if strangers := sorted(str(owner) for owner in owners - content.images.keys()):
         raise InputError(
             f"{path}: annotations of images it does not list (image_id {', '.join(strangers[:3])}), "
             "so it cannot be told which of its scans are benign"
         )
-    taken = _with_and_without_folders(names[key] for key in owners)
-    return _with_and_without_folders(name for key, name in names.items() if key not in owners) - taken
+    taken = _with_and_without_folders(image.name for image in content.images.values() if image.id in owners)
+    free = _with_and_without_folders(image.name for image in content.images.values() if image.id not in owners)
+    return free - taken
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value read from JSON is a number that a float holds."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def whole(value: Any) -> int:
+    """Read a whole number, which may stand as 7.0 or as text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
+        return int(match[1])
+    if not is_number(value) or value != int(value):
+        raise ValueError(f"{str(value)[:40]!r} is not a whole number")
+    return int(value)
+
+
+def identifier(value: Any) -> Id:
+    """Read an id: a whole number, or text that is none.
+
+    >>> identifier(7), identifier(7.0), identifier("7"), identifier("a7")
+    (7, 7, 7, 'a7')
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return value if isinstance(value, str) and not _WHOLE.fullmatch(value) else whole(value)
+
+
+def _read_json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(existing_file(path, what).read_bytes())  # a byte order mark is read over
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+
+
+def _training_file(path: Path) -> CocoFile:
+    content = read_file(path)
+    for image in content.images.values():
+        if is_test_scan(image.name):
+            raise InputError(f"{path}: {image.name!r} belongs to a test part; segments are cut from training data only")
+    return content
+
+
+def _instance(item: CocoItem, position: int, images: dict[Id, CocoImage], class_ids: dict[Id, int]) -> Instance:
+    assert item.image_id is not None  # as it has no problem
+    assert item.category_id is not None
+    image, number = images[item.image_id], str(position if item.id is None else item.id)
+    assert image.path is not None
+    class_id = class_ids[item.category_id]
+    return Instance(f"{image.path}#{number}", number, class_id, image.path, image.size, item.segmentation)
 
 
 def _with_and_without_folders(names: Iterable[str]) -> set[str]:
     return {form for name in names for form in (name, name.replace("\\", "/").rpartition("/")[2])}
 
 
-def _load(path: Path) -> dict[str, list[Any]]:
-    try:
-        content = json.loads(existing_file(path, "annotations").read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise InputError(f"{path}: not a COCO instance file (no list {key!r})")
-    return content
-
-
-def _classes(categories: list[Any], path: Path) -> dict[int, tuple[int, str]]:
-    """Category id -> (class id, name), ascending."""
-    try:
-        names = {int(category["id"]): str(category["name"]) for category in categories}
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: a category without id and name") from error
-    if not names or len(names) < len(categories):
-        raise InputError(f"{path}: {'category ids repeat' if names else 'no categories'}")
-    repeated = [name for name, count in Counter(name.casefold() for name in names.values()).items() if count > 1]
-    if repeated:
-        # As two classes, each would be a negative of the other.
-        raise InputError(f"{path}: several categories are called {repeated[0]!r}")
-    return {key: (position, names[key]) for position, key in enumerate(sorted(names))}
-
-
-def _images(entries: list[Any], path: Path) -> dict[Any, tuple[str, tuple[int, int] | None]]:
-    """Image id -> (file name as it stands, claimed size)."""
-    images: dict[Any, tuple[str, tuple[int, int] | None]] = {}
+def _categories(entries: list[Any]) -> dict[Id, str]:
+    """Name by category id, ascending: numbers, then text."""
+    names: dict[Id, str] = {}
     for entry in entries:
+        category_id = _required(entry, "category", "id", identifier)
+        if category_id in names:
+            raise ValueError(f"category id {category_id!r} occurs more than once")
+        names[category_id] = _required(entry, "category", "name", str)
+    if not names:
+        raise ValueError("no categories")
+    counts = Counter(name.casefold() for name in names.values())
+    if repeated := [name for name in names.values() if counts[name.casefold()] > 1]:
+        # As two classes, each would be a negative of the other.
+        raise ValueError(f"category name {repeated[-1]!r} occurs more than once, whatever its case")
+    return {key: names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))}
+
+
+def _images(entries: list[Any]) -> dict[Id, CocoImage]:
+    images: dict[Id, CocoImage] = {}
+    for entry in entries:
+        image_id, name = _required(entry, "image", "id", identifier), _required(entry, "image", "file_name", str)
+        if image_id in images:
+            names = f"{images[image_id].name!r} and {name!r}"
+            raise ValueError(f"image id {image_id!r} occurs more than once: it stands for {names}")
+        width, height = _optional(entry, "image", "width", whole), _optional(entry, "image", "height", whole)
         try:
-            key, name = entry["id"], str(entry["file_name"])
-            claimed = (entry.get("width"), entry.get("height"))
-            size = (int(claimed[0]), int(claimed[1])) if all(claimed) else None
-            same = images.setdefault(key, (name, size)) == (name, size)
-        except (TypeError, KeyError, AttributeError, OverflowError, ValueError) as error:
-            raise InputError(f"{path}: an image without a usable id, file_name, width or height") from error
-        if not same:
-            raise InputError(f"{path}: image id {key} stands for {images[key][0]!r} and {name!r}")
-        if is_test_scan(name):
-            raise InputError(f"{path}: {name!r} is a scan of a test part; segments are cut from training data only")
+            path = safe_relative(name)
+        except ValueError:
+            path = None
+        images[image_id] = CocoImage(image_id, name, path, (width, height) if width and height else None)
     return images
 
 
-def _instance(
-    entry: Any,
-    position: int,
-    classes: dict[int, tuple[int, str]],
-    images: dict[Any, tuple[str, tuple[int, int] | None]],
-) -> Instance:
+def _optional(entry: Any, kind: str, field: str, parse: Callable[[Any], T]) -> T | None:
+    value = entry.get(field) if isinstance(entry, dict) else None
     try:
-        if entry.get("iscrowd"):
-            raise _SkipError("crowd")
-        if entry.get("ignore"):
-            raise _SkipError("marked ignore")
-        if entry["image_id"] not in images:
-            raise _SkipError("image not in the file")
-        if entry["category_id"] not in classes:
-            raise _SkipError("category not in the file")
-        name, size = images[entry["image_id"]]
-        _, _, width, height = map(float, entry.get("bbox") or (0, 0, 1, 1))
-        if not float(entry.get("area", 1)) > 0 or not width >= 1 or not height >= 1:
-            raise _SkipError("degenerate")
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-        raise _SkipError("malformed annotation") from error
-    try:
-        image = safe_relative(name)
+        return None if value is None else parse(value)
     except ValueError as error:
-        raise _SkipError("image path leaves its folder") from error
-    annotation_id = str(entry.get("id", position))
-    class_id = classes[entry["category_id"]][0]
-    return Instance(f"{image}#{annotation_id}", annotation_id, class_id, image, size, entry.get("segmentation"))
+        raise ValueError(f"{kind} {field} {error}") from error
+
+
+def _required(entry: Any, kind: str, field: str, parse: Callable[[Any], T]) -> T:
+    value = _optional(entry, kind, field, parse)
+    if value is None:
+        raise ValueError(f"{'an' if kind == 'image' else 'a'} {kind} without {field}")
+    return value
+
+
+def _item(entry: Any, images: dict[Id, CocoImage], categories: dict[Id, str]) -> CocoItem:
+    entry = entry if isinstance(entry, dict) else {}
+    malformed: list[str] = []
+
+    def read(field: str, parse: Callable[[Any], T]) -> T | None:
+        try:
+            return None if (value := entry.get(field)) is None else parse(value)
+        except ValueError:
+            malformed.append(field)
+            return None
+
+    number, image_id, category_id = (read(field, identifier) for field in ("id", "image_id", "category_id"))
+    box, area, crowd, ignore = read("bbox", _box), read("area", _number), read("iscrowd", _flag), read("ignore", _flag)
+    problem = None
+    if crowd:
+        problem = "crowd"
+    elif ignore:
+        problem = "marked ignore"
+    elif malformed or image_id is None or category_id is None:
+        problem = "malformed annotation"
+    elif image_id not in images:
+        problem = "image not in the file"
+    elif category_id not in categories:
+        problem = "category not in the file"
+    elif (area is not None and not area > 0) or (box is not None and min(box[2:]) < 1):
+        problem = "degenerate"
+    elif images[image_id].path is None:
+        problem = "image path leaves its folder"
+    mask = entry.get("segmentation")
+    return CocoItem(number, image_id, category_id, box, area, bool(crowd), mask, tuple(malformed), problem)
+
+
+def _number(value: Any) -> float:
+    value = float(value) if isinstance(value, str) else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("not a number")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    return value if isinstance(value, bool) else bool(_number(value))
+
+
+def _box(value: Any) -> list[float] | None:
+    if value == []:
+        return None
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError("not four numbers")
+    box = [_number(edge) for edge in value]
+    if not all(map(is_number, box)):
+        raise ValueError("not four finite numbers")
+    return box

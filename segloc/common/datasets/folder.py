@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from pathlib import Path
 
 from segloc.common.errors import InputError
+from segloc.common.files import safe_relative
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 
@@ -38,6 +41,27 @@ def scans(root: Path) -> list[str]:
     if not found:
         raise InputError(f"{root}: no scan in this folder (looked for {', '.join(sorted(SUFFIXES))})")
     return sorted(found)
+
+
+def most_match(pattern: re.Pattern[str], names: list[str]) -> bool:
+    """Whether most of `names` match: a few stray files do not make another data set of a folder."""
+    return 2 * sum(pattern.fullmatch(name) is not None for name in names) > len(names)
+
+
+def locate(root: Path, name: str) -> Path | None:
+    """Find the scan that an annotation file calls `name`.
+
+    Its own path comes first; then its base name, as re-packed copies keep a folder in the name that the disk no longer
+    has.
+
+    Returns:
+        The path of a file under `root`; None where there is none.
+    """
+    with contextlib.suppress(ValueError):
+        if (path := root / safe_relative(name)).is_file():
+            return path
+    base = name.replace("\\", "/").rpartition("/")[2]
+    return path if base and "\0" not in base and (path := root / base).is_file() else None
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from segloc.common.datasets.records import Source
 from segloc.common.errors import InputError
 
 _TEST_WORD = re.compile(r"(?:^|[^a-z])(?:test|easy|hard|hidden)(?:[^a-z]|$)", re.IGNORECASE)
@@ -13,15 +13,15 @@ _TEST_SCAN = re.compile(r"xray_(?:test|easy|hard|hidden)[_\d]", re.IGNORECASE)
 _SAYS_NOTHING = frozenset({"data", "image", "images", "img", "jpegimages", "scans"})
 
 
-def refuse_test_parts(source: Source) -> None:
+def refuse_test_parts(annotations: Path, images: Path) -> None:
     """Refuse an annotation file or image folder that has the name of a test part, or is a link to one.
 
     Raises:
         InputError: it has.
     """
-    for path in (source.annotations, source.annotations.resolve()):
+    for path in (annotations, annotations.resolve()):
         _refuse(path.stem, _TEST_WORD.search(path.stem) is not None)
-    for path in (source.images.absolute(), source.images.resolve()):
+    for path in (images.absolute(), images.resolve()):
         _refuse(path.name, _TEST_WORD.search(path.name) is not None)
         if path.name.lower() in _SAYS_NOTHING:  # re-packed copies have test/images
             _refuse(path.parent.name, _TEST_FOLDER.fullmatch(path.parent.name) is not None)

@@ -9,64 +9,94 @@ annotation, which can serve as backgrounds; in the first every scan has prohibit
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from segloc.common.datasets import coco, folder
-from segloc.common.datasets.records import Source
+from segloc.common.datasets.records import Split
 from segloc.common.errors import InputError
+from segloc.common.files import existing_file, existing_folder
 
-_TRAINING_FILES = ("xray_train.json", "train.json")
+SUBSETS = ("easy", "hard", "hidden")
+
 _SCAN = re.compile(r"(?:.*/)?xray_(?:easy|hard|hidden)?\d{5}\.png", re.IGNORECASE)
 
 
-def find(root: Path) -> Path | None:
-    """The training annotations of a PIDray copy of either release, None if `root` holds none.
+def splits(root: Path) -> dict[str, Split]:
+    """Find the training part and the three test parts of a PIDray copy of either release.
 
     Only the names above are looked for, so litter such as ``._xray_train.json`` is never read.
+
+    Returns:
+        ``train``, ``easy``, ``hard`` and ``hidden``, of which at least one has its annotation file; none is opened.
+
+    Raises:
+        InputError: no such folder, or it holds neither release.
     """
-    bases = (root, root / "pidray", root / "pidray" / "pidray")
-    files = (base / "annotations" / name for base in bases for name in _TRAINING_FILES)
-    return next((file for file in files if file.is_file()), None)
+    found = [layout for layout in _layouts(existing_folder(root, "PIDray")) if any(map(_is_there, layout.values()))]
+    if not found:
+        raise InputError(f"{root}: not a PIDray folder (no annotations/xray_train.json and no annotations/train.json)")
+    return next((layout for layout in found if _is_there(layout["train"])), found[0])
 
 
-def training_part(root: Path) -> Source:
+def training_part(root: Path) -> Split:
     """Find the training annotations and scans of a PIDray copy of either release.
 
     Raises:
-        InputError: no annotation file, or no folder of scans beside it.
+        InputError: see `splits`; or one of the two is missing.
     """
-    annotations = find(root)
-    if annotations is None:
-        raise InputError(f"{root}: not a PIDray folder (no annotations/{' or annotations/'.join(_TRAINING_FILES)})")
-    images = annotations.parent.parent / "train"
-    if not images.is_dir():
-        raise InputError(f"{images}: no such folder; the scans of {annotations.name} belong there")
-    return Source(annotations, images)
+    train = splits(root)["train"]
+    existing_file(train.annotations, "PIDray's training part")
+    train.image_folder()
+    return train
 
 
-def recognise(names: list[str]) -> bool:
-    """Whether most of `names` are PIDray's: such a folder holds prohibited items and is no background pool."""
-    return 2 * sum(_SCAN.fullmatch(name) is not None for name in names) > len(names)
-
-
-def unannotated(root: Path) -> list[str]:
+def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
     """List the training scans that the annotation file has without an annotation: benign as far as PIDray tells.
 
     A scan that the file does not list is left out, as nothing says that it is benign.
 
+    Args:
+        root: a folder.
+        names: lists its scans.
+
     Returns:
-        Paths relative to `root`, sorted.
+        Paths relative to `root`, sorted; None where `root` is not PIDray's.
 
     Raises:
-        InputError: there is none, as in the first release; or it cannot be told which they are (`coco.unannotated`).
+        InputError: there is none, as in the first release and in a bare folder of PIDray's scans; or it cannot be told
+            which they are (`coco.unannotated`).
     """
-    source = training_part(root)
-    benign = coco.unannotated(source.annotations)
-    prefix = source.images.relative_to(root).as_posix() + "/"
-    names = [prefix + name for name in folder.scans(source.images) if {name, name.rpartition("/")[2]} & benign]
-    if not names:
+    if not any(_is_there(layout["train"]) for layout in _layouts(root)):
+        if folder.most_match(_SCAN, names()):
+            raise InputError(f"{root}: scans of PIDray, which have prohibited items; give its second release's root")
+        return None
+    train = training_part(root)
+    images, benign = train.image_folder(), coco.unannotated(train.annotations)
+    prefix = images.relative_to(root).as_posix() + "/"
+    found = [prefix + name for name in folder.scans(images) if {name, name.rpartition("/")[2]} & benign]
+    if not found:
         raise InputError(
-            f"{root}: PIDray without a scan that {source.annotations.name} lists as free of annotations; its second "
+            f"{root}: PIDray without a scan that {train.annotations.name} lists as free of annotations; its second "
             "release has them, in its first every scan has prohibited items: give SIXray or another folder"
         )
-    return names
+    return found
+
+
+def _layouts(root: Path) -> Iterator[dict[str, Split]]:
+    """Where the parts would lie in each release, nested or not."""
+    for base in (root, root / "pidray", root / "pidray" / "pidray"):
+        for prefix, test in (("xray_", None), ("", "test")):
+            files = {"train": "train"} | {subset: f"test_{subset}" for subset in SUBSETS}
+            yield {
+                name: Split(
+                    name,
+                    base / "annotations" / f"{prefix}{file}.json",
+                    base / (name if name == "train" else test or name),
+                )
+                for name, file in files.items()
+            }
+
+
+def _is_there(split: Split) -> bool:
+    return split.annotations.is_file()

@@ -1,4 +1,4 @@
-"""What every reader of annotated scans returns."""
+"""What the readers of data sets return."""
 
 from __future__ import annotations
 
@@ -6,22 +6,42 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from segloc.common.errors import InputError
+from segloc.common.files import existing_folder
+
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """An annotation file and the folder its image names refer to."""
+class Split:
+    """A part of a data set.
 
+    Attributes:
+        name: of the part.
+        annotations: a COCO instance file.
+        images: the folder its file names are relative to; None where no scan is read.
+    """
+
+    name: str
     annotations: Path
-    images: Path
+    images: Path | None
+
+    def image_folder(self) -> Path:
+        """Return `images`, checked.
+
+        Raises:
+            InputError: there is no such folder, or the split has none.
+        """
+        if self.images is None:
+            raise InputError(f"{self.annotations}: no folder of images is given")
+        return existing_folder(self.images, f"the scans of {self.annotations.name}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-    """One annotated item.
+    """One annotated item to cut out.
 
     Attributes:
         segment_id: unique and stable: the image's path, ``#``, the annotation's id.
-        annotation_id: as the source has it.
+        annotation_id: of the file; the position in the file where it has none.
         class_id: from 0.
         image: path of the scan relative to the image folder, ``/`` separators.
         size: (width, height) the source claims for the scan, in pixels; None when it claims none.

@@ -9,31 +9,33 @@ The names alone decide, so a positive in a folder of negatives is never taken fo
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from segloc.common.datasets import folder
 from segloc.common.errors import InputError
 
 # The originals are .jpg; converted copies keep the names.
 _SCAN = re.compile(r"(?:.*/)?([NP])(\d{5,7})\.\w+", re.IGNORECASE)
 
 
-def recognise(names: list[str]) -> bool:
-    """Whether most of `names` are SIXray's: a few stray files must not open the door to the positives."""
-    return 2 * sum(_SCAN.fullmatch(name) is not None for name in names) > len(names)
-
-
-def negatives(names: list[str], root: Path) -> list[str]:
-    """Keep the scans without prohibited items, each once: a copy unpacked twice must not pair a bag with itself.
+def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
+    """List the scans without prohibited items, each once: a copy unpacked twice must not pair a bag with itself.
 
     Args:
-        names: paths of a SIXray copy, relative to its root.
-        root: the root, for the error message.
+        root: a folder.
+        names: lists its scans.
+
+    Returns:
+        Paths relative to `root`, sorted; None where `root` is not SIXray's.
 
     Raises:
-        InputError: there is none.
+        InputError: there are positives only.
     """
+    if not folder.most_match(_SCAN, names()):
+        return None
     benign: dict[str, str] = {}
-    for name in names:
+    for name in names():
         if (match := _SCAN.fullmatch(name)) and match[1] in "Nn":
             benign.setdefault(match[2], name)
     if not benign:

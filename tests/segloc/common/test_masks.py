@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from segloc.common.masks import MaskError, decode_rle, encode_rle, is_one_piece, rasterise, tight_box
+from segloc.common.masks import MaskError, decode_rle, encode_mask, encode_rle, is_one_piece, rasterise, tight_box
 
 
 def drawn(picture: str) -> np.ndarray:
@@ -146,6 +146,7 @@ def test_run_length_text_is_cocos_and_is_read_back(mask: np.ndarray) -> None:
     for laid_out in (mask, np.asfortranarray(mask)):
         text = encode_rle(laid_out)
         assert text == compressed(mask)["counts"]
+        assert encode_mask(laid_out) == compressed(mask)
         assert (decode_rle(text, width, height) == mask).all()
 
 

@@ -38,7 +38,7 @@ def texts():
         mask = np.asfortranarray((rng.random(SIZE) < share).astype(np.uint8))
         mask[: rng.integers(38), : rng.integers(54)] = rng.integers(2)
         whole.append(mask_api.encode(mask)["counts"].decode())
-    spoilt = ["", "0", "\x00", "é", "~", "P13", "e5QncV", "o" * 9 + "0", "0" * 50]
+    spoilt = ["", "0", "\x00", "é", "\ud800", "~", "P13", "e5QncV", "o" * 9 + "0", "0" * 50]
     for text in whole * 20:
         at = rng.integers(len(text))
         spoilt.append(text[:at] + rng.choice(["", chr(rng.integers(40, 120)), "0"]) + text[at + rng.integers(2) :])

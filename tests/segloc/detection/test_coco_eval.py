@@ -8,9 +8,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from segloc.common.datasets import Split
 from segloc.common.errors import InputError
-from segloc.detection.coco import Split, read_split
 from segloc.detection.coco_eval import METRICS, evaluate, match, mean, measure, pool
+from segloc.detection.splits import read_split
 from tests.segloc.toy_coco import CATEGORY_IDS, CLASSES, annotation, coco, rle
 
 SIZE = 48
@@ -214,6 +215,19 @@ def test_a_perfect_prediction_gives_a_hundred(iou_type):
     assert figures(metrics) == pytest.approx([100.0] * 6)
     assert figures(metrics["per_class"]["Knife"]) == pytest.approx([100.0] * 6)
     assert figures(metrics["per_class"]["Gun"]) == [None] * 6  # nothing to find is not zero
+
+
+def test_ids_that_a_float_does_not_hold_stay_apart(tmp_path):
+    truth = random_truth(np.random.default_rng(2))
+    results = shifted(truth["annotations"], np.random.default_rng(2))
+    expected = evaluate(truth, results, "bbox")
+    new = {image["id"]: 11 if not image["id"] else 2**63 + image["id"] for image in truth["images"]}
+    for image in truth["images"]:
+        image["id"] = new[image["id"]]
+    for one in truth["annotations"] + results:
+        one["image_id"] = new[one["image_id"]]
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    assert evaluate(read_split(Split("test", tmp_path / "t.json", None)).ground_truth, results, "bbox") == expected
 
 
 def test_nothing_found_is_zero_and_nothing_to_find_is_none():

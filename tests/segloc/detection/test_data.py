@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from segloc.common.datasets import Split, pidray
 from segloc.common.errors import InputError
 from segloc.common.images import encode_jpeg, encode_png
-from segloc.detection.coco import Scan, Split, is_trainable, mask_of, pidray_splits, read_split
 from segloc.detection.data import TrainingData, evaluation_splits, fit, make_example, read_image, train_split
+from segloc.detection.splits import Scan, is_trainable, mask_of, read_split
 from segloc.settings.finetuning import DataSettings
 from tests.segloc.common.test_images import jpeg_header, png_header
 from tests.segloc.toy_coco import CATEGORY_IDS, CLASSES, rle, write_pidray, write_split
@@ -62,6 +63,8 @@ def test_both_releases_of_pidray_are_found(tmp_path, layout):
         (lambda c: c["categories"][1].update(id="x"), "category id 'x' is not a whole number"),
         (lambda c: c["images"][0].update(width=-5), "not between 1 and 65500 pixels"),
         (lambda c: c["images"][0].update(width=float("inf")), "not COCO"),
+        (lambda c: c["annotations"][0].update(iscrowd="x"), "has a malformed iscrowd"),
+        (lambda c: c["annotations"][0].update(id=float("nan")), "has a malformed id"),
     ],
 )
 def test_faulty_files_are_refused_before_work_starts(split, edit, message):
@@ -72,9 +75,9 @@ def test_faulty_files_are_refused_before_work_starts(split, edit, message):
 
 def test_a_folder_that_is_not_pidray_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a PIDray folder"):
-        pidray_splits(tmp_path)
+        pidray.splits(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
-        pidray_splits(tmp_path / "nowhere")
+        pidray.splits(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no data"):
         train_split(DataSettings())
 

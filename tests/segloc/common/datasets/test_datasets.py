@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segloc.common import datasets
-from segloc.common.datasets import coco, pidray
+from segloc.common.datasets import coco, folder, pidray
 from segloc.common.errors import InputError
 
 
@@ -156,7 +156,12 @@ def test_class_ids_are_positions_in_ascending_category_ids(tmp_path: Path) -> No
         ({"bbox": [0, 0, 9]}, "malformed annotation"),
         ({"bbox": "box"}, "malformed annotation"),
         ({"area": float("nan")}, "degenerate"),
-        ({"area": None}, "malformed annotation"),
+        ({"area": "large"}, "malformed annotation"),
+        ({"iscrowd": "perhaps"}, "malformed annotation"),
+        ({"iscrowd": True}, "crowd"),
+        ({"image_id": None}, "malformed annotation"),
+        ({"category_id": float("inf")}, "malformed annotation"),
+        ({"bbox": [0, 0, float("nan"), 9]}, "malformed annotation"),
         ({"image_id": 2}, "image not in the file"),
         ({"image_id": [1]}, "malformed annotation"),
         ({"category_id": 1}, "category not in the file"),
@@ -184,9 +189,14 @@ def test_paths_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> N
     [
         ({"images": None}, "no list 'images'"),
         ({"categories": []}, "no categories"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category ids repeat"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 occurs more than once"),
         ({"categories": [{"name": "a"}]}, "category without id"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": "1", "name": "b"}]}, "category id 1 occurs more than once"),
+        ({"categories": [{"id": float("inf"), "name": "a"}]}, "category id 'inf' is not a whole number"),
+        ({"categories": [{"id": 1, "name": None}]}, "category without name"),
         ({"images": [{"id": 1}]}, "image without"),
+        ({"images": [{"id": 1, "file_name": "a", "width": float("nan")}]}, "image width 'nan' is not a whole number"),
+        ({"images": [{"id": 1, "file_name": "a"}] * 2}, "image id 1 occurs more than once"),
         ({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, "stands for 'a' and 'b'"),
         ({"images": [{"id": 1, "file_name": "xray_hard00014.png"}]}, "test part"),
     ],
@@ -196,12 +206,68 @@ def test_files_that_make_no_sense_are_refused(changes: dict, message: str, tmp_p
         coco.read(coco_file(tmp_path / "f.json", [GOOD], **changes))
 
 
+@pytest.mark.parametrize("field", ["id", "bbox", "area", "iscrowd", "ignore"])
+def test_null_means_absent(field: str, tmp_path: Path) -> None:
+    absent = {key: value for key, value in GOOD.items() if key != field}
+    expected = coco.read_file(coco_file(tmp_path / "f.json", [absent]))
+    assert coco.read_file(coco_file(tmp_path / "f.json", [GOOD | {field: None}])) == expected
+    assert expected.items[0].problem is None
+
+
+def test_text_that_is_a_number_is_that_number(tmp_path: Path) -> None:
+    expected = coco.read_file(coco_file(tmp_path / "f.json", [GOOD]))
+    text = {"id": "5", "image_id": "1.0", "category_id": 7.0, "area": "50", "iscrowd": "0", "bbox": ["0", 0, "9", 9]}
+    images = [{"id": "1", "file_name": "a.png", "width": "20", "height": 10.0}]
+    categories = [{"id": "7", "name": "Knife"}, {"id": " 3", "name": "Gun"}]
+    path = coco_file(tmp_path / "g.json", [GOOD | text], images=images, categories=categories)
+    assert coco.read_file(path) == expected
+
+
+def test_other_text_and_64_bits_are_ids_of_their_own(tmp_path: Path) -> None:
+    ids = [2**63 + 1, 2**63 + 2, "a", "A", "1e3", 1000]
+    images = [{"id": key, "file_name": f"{position}.png"} for position, key in enumerate(ids)]
+    categories = [{"id": "knife", "name": "Knife"}, {"id": 9, "name": "Gun"}]
+    annotations = [GOOD | {"image_id": key, "category_id": "knife"} | {"id": key} for key in ids]
+    found = coco.read(coco_file(tmp_path / "f.json", annotations, images=images, categories=categories))
+    assert found.classes == ("Gun", "Knife")
+    expected = [f"{position}.png#{key}" for position, key in enumerate(ids)]
+    assert [instance.segment_id for instance in found.instances] == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_read_over(encoding: str, tmp_path: Path) -> None:
+    expected = coco.read(coco_file(tmp_path / "f.json", [GOOD]))
+    (tmp_path / "f.json").write_text((tmp_path / "f.json").read_text(), encoding=encoding)
+    assert coco.read(tmp_path / "f.json") == expected
+
+
 def test_what_is_not_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_bytes(b'{"images": [')
     with pytest.raises(InputError, match="not JSON"):
         coco.read(tmp_path / "f.json")
+    (tmp_path / "f.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not JSON"):
+        coco.read(tmp_path / "f.json")
     with pytest.raises(InputError, match="no such file"):
         coco.read(tmp_path / "none.json")
+
+
+def test_a_scan_is_found_by_its_own_path_before_its_base_name(tmp_path: Path) -> None:
+    touch(tmp_path / "im", "scan.png", "cam2/scan.png")
+    assert folder.locate(tmp_path / "im", "cam2/scan.png") == tmp_path / "im" / "cam2" / "scan.png"
+    assert folder.locate(tmp_path / "im", "scan.png") == tmp_path / "im" / "scan.png"
+    for name in ("images\\train\\scan.png", "/elsewhere/scan.png", "../scan.png"):
+        assert folder.locate(tmp_path / "im", name) == tmp_path / "im" / "scan.png"
+    touch(tmp_path, "secret.png")
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "cam2", "cam2/", "", "..", "a\0.png"):
+        assert folder.locate(tmp_path / "im", name) is None
+
+
+def test_parts_of_a_copy_without_a_training_file_are_found(tmp_path: Path) -> None:
+    touch(tmp_path, "pidray/annotations/test_hard.json")
+    assert pidray.splits(tmp_path)["hard"].images == tmp_path / "pidray" / "test"
+    with pytest.raises(InputError, match="no such file"):
+        pidray.training_part(tmp_path)
 
 
 def test_real_annotations_are_all_usable(real_scans: Path) -> None:
@@ -303,7 +369,7 @@ def test_entries_marked_ignore_are_left_out(tmp_path: Path) -> None:
 
 def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
     categories = [{"id": 7, "name": "Knife"}, {"id": 8, "name": "knife"}]
-    with pytest.raises(InputError, match="several categories are called 'knife'"):
+    with pytest.raises(InputError, match="category name 'knife' occurs more than once"):
         coco.read(coco_file(tmp_path / "f.json", [GOOD], categories=categories))
 
 

@@ -1,0 +1,192 @@
+"""Annotated training and test sets as detectors need them: every field is there, and every scan is found.
+
+Boxes in the file are x, y, width, height; everything handed out is x0, y0, x1, y1, half-open, in pixels of the scan.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from segloc.common import masks
+from segloc.common.datasets import Split, folder
+from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, is_number, read_file, whole
+from segloc.common.errors import InputError
+
+MAX_SIDE_PX = 65_500
+
+Annotation = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One image and its annotations that have a mask.
+
+    Attributes:
+        image_id: id in its file; ids restart in every PIDray file.
+        path: where it lies.
+        width: in pixels, as the file says.
+        height: in pixels, as the file says.
+        annotations: COCO annotations with every field that COCO's evaluation reads.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    annotations: tuple[Annotation, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoSplit:
+    """A COCO file that has been checked.
+
+    Attributes:
+        name: of the split.
+        classes: category names in ascending order of their ids; the position is the class id inside the project.
+        category_ids: the ids in the file, in the same order.
+        scans: the images, in the file's order.
+        ground_truth: the file's content for the COCO evaluation; ``segmentation`` is None where `dropped` counts it.
+        dropped: number of annotations without a mask that can be decoded: in `ground_truth` alone, for their boxes.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    scans: tuple[Scan, ...]
+    ground_truth: dict[str, Any]
+    dropped: int
+
+
+def read_split(split: Split) -> CocoSplit:
+    """Read and check a COCO file; with an image folder, check that every image is there.
+
+    Raises:
+        InputError: not a COCO file, ids that are no whole numbers, repeat or point nowhere, an annotation with neither
+            box nor mask, or an image that is missing.
+    """
+    content = read_file(split.annotations)
+    try:
+        category_ids, image_ids = _whole_ids(content.categories, "category"), _whole_ids(content.images, "image")
+        sizes = {image.id: _size(image) for image in content.images.values()}
+        annotations = _annotations(content, sizes)
+    except ValueError as error:
+        raise InputError(f"{split.annotations}: {error}") from error
+    by_image = collections.defaultdict(list)
+    for annotation in annotations:
+        if annotation["segmentation"] is not None:
+            by_image[annotation["image_id"]].append(annotation)
+    paths = _paths(split, content.images.values())
+    scans = tuple(
+        Scan(key, path, *sizes[key], tuple(by_image[key])) for key, path in zip(image_ids, paths, strict=True)
+    )
+    truth = {
+        "info": {},
+        "images": [{"id": scan.image_id, "width": scan.width, "height": scan.height} for scan in scans],
+        "categories": [{"id": key, "name": name} for key, name in content.categories.items()],
+        "annotations": annotations,
+    }
+    dropped = sum(annotation["segmentation"] is None for annotation in annotations)
+    return CocoSplit(split.name, tuple(content.categories.values()), category_ids, scans, truth, dropped)
+
+
+def mask_of(annotation: Annotation, height: int, width: int) -> np.ndarray:
+    """Draw the mask of an annotation: uint8 0 or 1, [height, width]."""
+    return mask_api.decode(masks.to_rle(annotation["segmentation"], height, width))
+
+
+def box_of(annotation: Annotation, height: int, width: int) -> tuple[float, float, float, float]:
+    """Box of an annotation as x0, y0, x1, y1, cut at the edges of the scan."""
+    x, y, w, h = annotation["bbox"]
+    return max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+
+
+def is_trainable(annotation: Annotation, height: int, width: int) -> bool:
+    """Tell whether training uses an annotation: like the official loader, no crowds and nothing below one pixel."""
+    x0, y0, x1, y1 = box_of(annotation, height, width)
+    return not annotation["iscrowd"] and annotation["area"] > 0 and x1 - x0 >= 1 and y1 - y0 >= 1
+
+
+def _whole_ids(ids: Iterable[Any], kind: str) -> tuple[int, ...]:
+    """Refuse ids that are text: batches of training and COCO results hold numbers."""
+    try:
+        return tuple(whole(value) for value in ids)
+    except ValueError as error:
+        raise ValueError(f"{kind} id {error}") from error
+
+
+def _size(image: CocoImage) -> tuple[int, int]:
+    """Width and height in pixels."""
+    if image.size is None:
+        raise ValueError(f"not COCO: image {image.name!r} without width and height")
+    if not all(1 <= side <= MAX_SIDE_PX for side in image.size):
+        raise ValueError(f"image {image.name!r} is not between 1 and {MAX_SIDE_PX} pixels high and wide")
+    return image.size
+
+
+def _annotations(content: CocoFile, sizes: dict[Any, tuple[int, int]]) -> list[Annotation]:
+    counts = collections.Counter(item.id for item in content.items if item.id is not None)
+    if repeated := [key for key, count in counts.items() if count > 1]:
+        raise ValueError(f"annotation id {repeated[0]!r} occurs more than once")
+    found = []
+    for number, item in enumerate(content.items, start=1):
+        if faults := [field for field in item.malformed if field in ("id", "image_id", "category_id", "iscrowd")]:
+            raise ValueError(f"not COCO: {_name(item)} has a malformed {faults[0]}")
+        if item.image_id not in sizes:
+            raise ValueError(f"an annotation is of image {item.image_id!r}, which is not listed")
+        if item.category_id not in content.categories:
+            raise ValueError(f"an annotation is of category {item.category_id!r}, which is not listed")
+        # COCO's evaluation takes id 0, which PIDray has, for "unmatched".
+        found.append({"id": number, **_annotation(item, *sizes[item.image_id])})
+    return found
+
+
+def _annotation(item: CocoItem, width: int, height: int) -> Annotation:
+    """Return all other fields that COCO's evaluation reads.
+
+    `segmentation` is None if it cannot be decoded. Without a box, it gets that of its mask. With a mask of no pixel,
+    which COCO counts as an item that cannot be found, its area is none either, so that it is not trained on.
+    """
+    try:
+        mask = masks.checked(item.segmentation, width, height)
+    except masks.MaskError:
+        mask = None
+    encoded = None if mask is None else masks.to_rle(mask, height, width)
+    empty = encoded is not None and not mask_api.area(encoded)
+    box, area = item.box, item.area
+    if box is None:
+        if encoded is None or empty:
+            raise ValueError(f"{_name(item)} has no box, and no mask to take it from")
+        box = mask_api.toBbox(encoded).tolist()
+    if area is None or not is_number(area):
+        area = box[2] * box[3]
+    return {
+        "image_id": item.image_id,
+        "category_id": item.category_id,
+        "bbox": box,
+        "area": min(area, 0) if empty else area,
+        "iscrowd": int(item.crowd),
+        "segmentation": mask,
+    }
+
+
+def _name(item: CocoItem) -> str:
+    return f"annotation {item.id!r} of image {item.image_id!r}"
+
+
+def _paths(split: Split, images: Iterable[CocoImage]) -> list[Path]:
+    if split.images is None:
+        return [Path(image.name) for image in images]
+    root, paths = split.image_folder(), []
+    for image in images:
+        path = folder.locate(root, image.name)
+        if path is None:
+            raise InputError(f"{root}: image {image.name!r} of {split.annotations} is missing")
+        paths.append(path)
+    return paths
