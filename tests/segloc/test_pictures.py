@@ -166,8 +166,8 @@ def test_results_without_masks_or_boxes_and_names_with_dollars(data):
         ([], ["--each", "0"], "--each must be at least 1"),
         ([], ["--out", "p.jpg"], "--out writes a .png file"),
         ([], ["--images", "nowhere"], "nowhere: no such folder"),
-        ([], ["--annotations", "nowhere"], "nowhere: no such annotation file"),
-        ([], ["--results", "nowhere"], "nowhere: no such results file"),
+        ([], ["--annotations", "nowhere"], "nowhere: no such file (annotations)"),
+        ([], ["--results", "nowhere"], "nowhere: no such file (results)"),
     ],
 )
 def test_bad_input_is_one_sentence(data, capsys, results, arguments, message):
