@@ -35,12 +35,12 @@ from segloc.common.contract import INDEX_NAME, SOURCES_NAME, Index, Pair, Shard,
 from segloc.common.masks import encode_rle
 from segloc.data.shard_folder import KEY, QUERY
 from segloc.data.stream import PairStream, ShardFolder
+from segloc.models.backbone import padded_size
 
 BATCH = 16
 WARM_UP = 8  # batches
 WIDTH = 500
 HEIGHTS = {"one size": (375, 376), "varied height": (250, 500)}
-MULTIPLE = 32
 
 
 def picture(rng: np.random.Generator, height: int) -> bytes:
@@ -122,7 +122,7 @@ def collate(samples: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]) -> lis
     views = []
     for side in range(2):
         images = [torch.from_numpy(sample[side]).permute(2, 0, 1) for sample in samples]
-        height, width = (-(-max(image.shape[axis] for image in images) // MULTIPLE) * MULTIPLE for axis in (1, 2))
+        height, width = padded_size(*((image.shape[1], image.shape[2]) for image in images))
         pads = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
         views.append(torch.stack([pad(image, edges, value=255) for image, edges in zip(images, pads, strict=True)]))
     return [*views, torch.tensor([sample[2]["class_id"] for sample in samples])]

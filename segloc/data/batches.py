@@ -17,10 +17,7 @@ from segloc.common.contract import Pair, View
 from segloc.common.errors import InputError
 from segloc.common.images import ImageError, decode_unchecked
 from segloc.data.shard_folder import KEY, QUERY, Sample
-from segloc.models.backbone import WHITE
-
-# Images are padded to multiples of this, the coarsest stride the ResNet itself has.
-MULTIPLE = 32
+from segloc.models.backbone import WHITE, padded_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +201,7 @@ class Batcher:
     ) -> Views:
         """Decode one side's images, padded with those of the sizes `together`; note in `bad` what cannot be, by row."""
         sizes = [self._fit(view.size) for _, view in stored]
-        sides = zip(*sizes, *map(self._fit, together), strict=True)
-        width, height = (-(-max(side) // MULTIPLE) * MULTIPLE for side in sides)
+        width, height = padded_size(*sizes, *map(self._fit, together))
         images = self.buffers.take((len(stored), height, width, 3))
         boxes = np.empty((len(stored), 4), np.float32)
         for row, ((data, view), size) in enumerate(zip(stored, sizes, strict=True)):

@@ -14,6 +14,7 @@ from braceexpand import braceexpand
 
 from segloc.common.contract import FORMAT_VERSION, INDEX_NAME, Index, Pair, Shard, View
 from segloc.common.errors import InputError, one_line
+from segloc.common.images import Image, decode
 from segloc.common.stores import LocalStore, Store, open_store
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"
@@ -148,6 +149,20 @@ class ShardFolder:
         if len(samples) != shard.pairs:
             raise InputError(f"{source}: {len(samples)} pairs, the index says {shard.pairs}")
         return list(samples.values())
+
+    def pairs(self) -> Iterator[tuple[Pair, Image, Image]]:
+        """Read all pairs in order: the description, the query image and the key image (uint8 RGB [h, w, 3]).
+
+        Raises:
+            InputError: a shard is missing or is not the file the index describes, or a pair is damaged.
+        """
+        for shard in self.index.shards:
+            for sample in self.load(shard):
+                try:
+                    pair = sample.describe(self.index.classes)
+                    yield pair, decode(sample.files[QUERY].tobytes()), decode(sample.files[KEY].tobytes())
+                except ValueError as error:
+                    raise InputError(f"{self.store}/{shard.name}: pair {sample.name}: {error}") from error
 
 
 def _select(index: Index, pattern: str, source: str) -> tuple[Shard, ...]:

@@ -17,11 +17,10 @@ from torch import nn
 
 from segloc.common.errors import InputError
 from segloc.detection.data import Example
-from segloc.models.backbone import WHITE, SegLocBackbone, normalize
+from segloc.models.backbone import SegLocBackbone
 from segloc.settings.finetuning import ENGINES, ModelSettings
 
 MODULES = {engine: f"segloc.detection.engine_{engine}" for engine in ENGINES}
-DIVISOR = 32
 POOL_LEVELS = ("p2", "p3", "p4", "p5")
 SAMPLING_RATIO = 2
 
@@ -124,26 +123,6 @@ def engine_name(choice: str) -> str:
 def engine_label(engine: str) -> str:
     """Name an engine for people; the stand-in says that it is one."""
     return f"{engine} (stand-in)" if engine == "torchvision" else engine
-
-
-def pad_batch(images: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    """Put images into one batch, padded to multiples of 32 with white, the empty belt, and normalise it.
-
-    Detectron2 and torchvision would pad after normalising, with 0, which is grey here and found in no scan.
-
-    Args:
-        images: [3, h, w] uint8 each.
-        device: where the batch goes.
-
-    Returns:
-        [n, 3, H, W] float32, and the (height, width) of each image in it.
-    """
-    sizes = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = (-(-max(side) // DIVISOR) * DIVISOR for side in zip(*sizes, strict=True))
-    batch = torch.full((len(images), 3, height, width), WHITE, dtype=torch.uint8)
-    for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
-        padded[:, :h, :w] = image
-    return normalize(batch.to(device)), sizes
 
 
 def _detectron2_works() -> bool:

@@ -37,15 +37,8 @@ from torch import nn
 
 from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
-from segloc.detection.detector import (
-    DIVISOR,
-    POOL_LEVELS,
-    SAMPLING_RATIO,
-    Detections,
-    Detector,
-    pad_batch,
-)
-from segloc.models.backbone import LEVELS, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone
+from segloc.detection.detector import POOL_LEVELS, SAMPLING_RATIO, Detections, Detector
+from segloc.models.backbone import LEVELS, MULTIPLE, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone, pad_batch
 from segloc.settings.finetuning import HeadSettings
 
 # Per stage: the IoU from which a proposal counts as an item, the weight of its losses, and what the regression targets
@@ -75,7 +68,7 @@ class PyramidBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         """Height and width of the input are multiples of this."""
-        return DIVISOR
+        return MULTIPLE
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute the feature pyramid; see `SegLocBackbone.forward`."""

@@ -20,14 +20,8 @@ from torchvision.ops.poolers import LevelMapper
 
 from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
-from segloc.detection.detector import (
-    POOL_LEVELS,
-    SAMPLING_RATIO,
-    Detections,
-    Detector,
-    pad_batch,
-)
-from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone
+from segloc.detection.detector import POOL_LEVELS, SAMPLING_RATIO, Detections, Detector
+from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone, pad_batch
 from segloc.settings.finetuning import HeadSettings
 
 

@@ -20,7 +20,7 @@ from segloc.contrast.pretrainer import index_digest
 from segloc.data.stream import PairStream, ShardFolder
 from segloc.exporting.insert_bn import insert, measure
 from segloc.models.backbone import SegLocBackbone, normalize
-from segloc.models.initial_weights import BACKBONE_SETTINGS, load_strict
+from segloc.models.initial_weights import new_backbone
 from segloc.settings.pretraining import DataConfig
 
 # Pairs on which the outputs are compared; fewer when the shards hold fewer than twice as many.
@@ -69,10 +69,8 @@ def insert_batch_norm(
     folder = ShardFolder.open(measuring.shards)
     if folder.index.num_pairs < 2:
         raise InputError(f"{measuring.shards}: holds one pair; one has to be measured and another compared")
-    settings = {name: content[name] for name in BACKBONE_SETTINGS}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = SegLocBackbone(**settings).to(device).eval()
-    load_strict(before, content["backbone"], weights)
+    before = new_backbone(content, weights).to(device)
     compared = min(COMPARED, folder.index.num_pairs // 2)
     pairs = min(-(-measuring.views // 2), folder.index.num_pairs - compared)
     views = _views(folder, pairs + compared, measuring, device)
@@ -80,8 +78,8 @@ def insert_batch_norm(
     for name, found in moments.items():
         if not torch.isfinite(found.variance).all():
             raise InputError(f"{weights}: what reaches {name} is not finite; its training must have diverged")
-    after = SegLocBackbone(**settings | {"norm": "bn"}).to(device).eval()
-    load_strict(after, insert(before, moments), "inserted batch norm")
+    changed = {**content, "norm": "bn", "backbone": insert(before, moments)}
+    after = new_backbone(changed, "inserted batch norm").to(device)
     report = {
         "layers": {name: len(found.mean) for name, found in moments.items()},
         "constant_channels": sum(int((found.variance == 0).sum()) for found in moments.values()),
@@ -92,7 +90,7 @@ def insert_batch_norm(
         "compared_views": 2 * compared,
         **_differences(before, after, views),
     }
-    return {**content, "norm": "bn", "backbone": after.cpu().state_dict()}, report
+    return {**changed, "backbone": after.cpu().state_dict()}, report
 
 
 def _views(folder: ShardFolder, pairs: int, measuring: Measuring, device: torch.device) -> Iterator[torch.Tensor]:

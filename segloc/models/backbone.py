@@ -6,6 +6,9 @@ in all three (paper section 4.2, "backbone alignment").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import nn
 from torchvision.models import resnet
@@ -26,6 +29,7 @@ FPN_CHANNELS = 256  # of SDANet, as of most pyramids
 PIXEL_MEAN = 127.5
 PIXEL_STD = 127.5
 WHITE = 255
+MULTIPLE = 32  # the ResNet's coarsest stride: sides of a batch of images are multiples of it
 
 
 class SegLocBackbone(nn.Module):
@@ -124,12 +128,50 @@ class SegLocBackbone(nn.Module):
             maps = self.attention(maps)
         return dict(zip(LEVELS, maps, strict=True))
 
+    @torch.no_grad()
+    def features(self, scans: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Compute the feature pyramid of scans of any size, without gradients.
+
+        Args:
+            scans: uint8 RGB [h, w, 3] each. They are padded to one size at the right and the bottom, with white.
+
+        Returns:
+            See `forward`.
+        """
+        images = [torch.from_numpy(scan).permute(2, 0, 1) for scan in scans]
+        return self(pad_batch(images, next(self.parameters()).device)[0])  # type: ignore[no-any-return]
+
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Map RGB values in 0..255 of any dtype to [-1, 1] floats, any shape."""
     if not images.is_floating_point():
         images = images.float()
     return (images - PIXEL_MEAN) / PIXEL_STD
+
+
+def padded_size(*sizes: tuple[int, int]) -> tuple[int, int]:
+    """Size that images of several sizes are padded to: the largest sides, rounded up to multiples of `MULTIPLE`."""
+    first, second = (-(-max(sides) // MULTIPLE) * MULTIPLE for sides in zip(*sizes, strict=True))
+    return first, second
+
+
+def pad_batch(images: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """Put images into one batch, padded with white, the empty belt, and normalise it.
+
+    Detectron2 and torchvision would pad after normalising, with 0, which is grey here and found in no scan.
+
+    Args:
+        images: [3, h, w] uint8 RGB each.
+        device: where the batch goes.
+
+    Returns:
+        [n, 3, H, W] float32, H and W multiples of `MULTIPLE`, and the (height, width) of each image in it.
+    """
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    batch = torch.full((len(images), 3, *padded_size(*sizes)), WHITE, dtype=torch.uint8)
+    for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
+        padded[:, :h, :w] = image
+    return normalize(batch.to(device)), sizes
 
 
 def _scale_residuals(body: resnet.ResNet) -> None:

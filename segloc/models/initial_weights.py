@@ -69,6 +69,33 @@ def read_backbone(path: str | Path) -> dict[str, Any]:
     return _with_backbone(checkpoint.load(file), file)
 
 
+def load_backbone(path: str | Path) -> SegLocBackbone:
+    """Load the backbone of a pretraining or fine-tuning result, in evaluation mode, on the CPU.
+
+    Args:
+        path: run folder or checkpoint.
+
+    Raises:
+        InputError: no such file, or it holds no backbone, or one that does not fit its own settings.
+    """
+    return new_backbone(read_backbone(path), str(path))
+
+
+def new_backbone(content: Mapping[str, Any], source: str) -> SegLocBackbone:
+    """Build the backbone of a file's content (`read_backbone`) in evaluation mode.
+
+    Args:
+        content: settings and state dict.
+        source: name for error messages.
+
+    Raises:
+        InputError: they do not fit together.
+    """
+    backbone = SegLocBackbone(**{name: content[name] for name in BACKBONE_SETTINGS}).eval()
+    load_strict(backbone, content["backbone"], source)
+    return backbone
+
+
 def _with_backbone(content: dict[str, Any], file: Path) -> dict[str, Any]:
     content = {"fpn_channels": FPN_CHANNELS, **content}  # before it was a setting, all had as many
     missing = [key for key in ("backbone", *BACKBONE_SETTINGS) if key not in content]

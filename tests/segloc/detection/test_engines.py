@@ -6,10 +6,10 @@ from pycocotools import mask as mask_api
 from segloc.common.datasets import Split
 from segloc.common.errors import InputError
 from segloc.detection.data import TrainingData
-from segloc.detection.detector import engine_label, engine_name, new_detector, pad_batch, refuse_frozen
+from segloc.detection.detector import engine_label, engine_name, new_detector, refuse_frozen
 from segloc.detection.splits import read_split
 from segloc.detection.trainer import FinetuneTrainer
-from segloc.models.backbone import LEVELS, SegLocBackbone, normalize
+from segloc.models.backbone import LEVELS, SegLocBackbone, normalize, pad_batch
 from segloc.models.initial_weights import load_start
 from segloc.settings.finetuning import (
     BackboneSettings,
