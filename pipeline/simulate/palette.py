@@ -67,12 +67,8 @@ def table(name: str) -> np.ndarray:
     """
     palette = PALETTES[name]
     attenuation = MAX_ATTENUATION * np.linspace(0, 1, ATTENUATION_BINS) ** 2
-    ramps = np.array(
-        [
-            [np.interp(attenuation, ATTENUATION_STOPS, channel) for channel in zip(*ramp, strict=True)]
-            for ramp in (palette.organic, palette.mixed, palette.metal)
-        ]
-    )
+    channels = [zip(*ramp, strict=True) for ramp in (palette.organic, palette.mixed, palette.metal)]
+    ramps = np.array([[np.interp(attenuation, ATTENUATION_STOPS, levels) for levels in hue] for hue in channels])
     hue = np.interp(np.linspace(1, MAX_RATIO, RATIO_BINS), RATIO_STOPS, RATIO_HUES)
     lower = np.minimum(hue.astype(int), 1)
     share = (hue - lower)[:, None, None]

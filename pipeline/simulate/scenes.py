@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.simulate.bags import Bag, make_bag
 from pipeline.simulate.clutter import draw_things, folds
-from pipeline.simulate.concealment import CONCEALMENTS
+from pipeline.simulate.concealment import COVERS, STEEP
 from pipeline.simulate.items import make_item
 from pipeline.simulate.outlines import rounded_rectangle
 from pipeline.simulate.parts import Part, Placement, extent
@@ -198,14 +198,14 @@ def _pack(
     taken: list[np.ndarray] = []
     for name, brand in wanted:
         flat = make_item(name, brand, rng, frame_cm)
-        hidden = CONCEALMENTS[rng.integers(len(CONCEALMENTS))] if recipe.concealed else None
-        parts = lean(rng, flat, steep=hidden is not None and hidden.steep)
+        cover = COVERS[rng.integers(len(COVERS))] if recipe.concealed else None
+        parts = lean(rng, flat, steep=cover in STEEP)
         spot = _apart(rng, bag, parts, taken)
         taken.append(np.array([spot.x, spot.y]))
         items.append(Item(name, brand, spot.parts(parts)))
-        if hidden:
+        if cover:
             span = float(np.ptp(extent(flat), axis=0).max())
-            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(hidden.cover(rng, span)))
+            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(cover(rng, span)))
     return packed, items
 
 
