@@ -75,6 +75,5 @@ def load(path: Path) -> Regions:
     if len(table) < 2:
         raise InputError(f"{path}: {len(table)} usable backgrounds, a pair needs two")
     sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
-    return Regions(
-        table["image"], sizes, table["bags"], table["background_level"].to_numpy(), table["crc32"].to_numpy()
-    )
+    levels, crcs = table["background_level"].to_numpy(), table["crc32"].to_numpy()
+    return Regions(table["image"], sizes, table["bags"], levels, crcs)
