@@ -20,11 +20,9 @@ Rows = list[dict[str, str]]
 
 def machine() -> str:
     """Name the processor and the number of cores, fit for a file name."""
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            name = line.partition(":")[2]
-            break
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:(.+)", cpus.read_text()) if cpus.exists() else None
+    name = found[1] if found else platform.processor() or platform.machine()
     return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}-{os.cpu_count()}c"
 
 

@@ -44,13 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     source = options.add_mutually_exclusive_group(required=True)
     source.add_argument("--backgrounds", type=cli.path, metavar="DIR", help="SIXray, or any folder of scans")
     source.add_argument("--steps", type=cli.path, metavar="IMAGE", help="only draw how the region of a scan is found")
-    options.add_argument(
-        "--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG"
-    )
-    options.add_argument(
-        "--mode", choices=MODES, default="adaptive", help="how the region is found (default: adaptive)"
-    )
-    options.add_argument("--gallery", type=cli.path, metavar="PNG", help="also draw the regions of up to 60 scans")
+    add = options.add_argument
+    add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG")
+    add("--mode", choices=MODES, default="adaptive", help="how the region is found (default: adaptive)")
+    add("--gallery", type=cli.path, metavar="PNG", help="also draw the regions of up to 60 scans")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -31,11 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.segments --annotations data/raw/pidray --out data/segments.parquet\n"
         "  python -m pipeline.segments --annotations train.json --images train --out segments.parquet",
     )
-    options.add_argument(
-        "--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root"
-    )
-    options.add_argument("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found by itself)")
-    options.add_argument("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    add = options.add_argument
+    add("--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root")
+    add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found by itself)")
+    add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

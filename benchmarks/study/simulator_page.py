@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import common
 from benchmarks.study.scan_statistics import STATISTICS
+from benchmarks.table import lay_out
 from segloc.common.images import encode_jpeg, read_image
-from segloc.reporting.results_table import table_row
 
 RESULTS = Path(__file__).with_name("results") / "realism"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -87,16 +87,10 @@ def render(results: Path = RESULTS) -> str:
     return "\n".join(parts)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(map(table_row, [header, ["---"] * len(header), *rows])) + "\n"
-
-
 def _counts(statistics: Rows, groups: list[str]) -> str:
-    rows = []
-    for group in groups:
-        row = next(row for row in statistics if row["group"] == group)
-        rows.append([group, row["real_scans"], row["simulated_scans"]])
-    return _table(["group", "real scans", "simulated scans"], rows)
+    firsts = [next(row for row in statistics if row["group"] == group) for group in groups]
+    rows = [[row["group"], row["real_scans"], row["simulated_scans"]] for row in firsts]
+    return lay_out(["group", "real scans", "simulated scans"], rows)
 
 
 def ratio(row: dict[str, str]) -> float:
@@ -111,18 +105,9 @@ def _ratio(row: dict[str, str]) -> str:
 
 
 def _histogram_distances(rows: Rows) -> str:
-    units = {"grey": "levels", "hue": "degrees", "saturation": "0 to 1"}
-    lines = [
-        [
-            row["group"],
-            f"{row['histogram']} ({units[row['histogram']]})",
-            row["distance"],
-            row["real_halves"],
-            _ratio(row),
-        ]
-        for row in rows
-    ]
-    return _table(["group", "histogram", "distance", "chance", "ratio"], lines)
+    titles = {"grey": "grey (levels)", "hue": "hue (degrees)", "saturation": "saturation (0 to 1)"}
+    lines = [[r["group"], titles[r["histogram"]], r["distance"], r["real_halves"], _ratio(r)] for r in rows]
+    return lay_out(["group", "histogram", "distance", "chance", "ratio"], lines)
 
 
 def _spread(row: dict[str, str], source: str) -> str:
@@ -137,7 +122,7 @@ def _statistics(rows: Rows, group: str) -> str:
         for row in rows if row["group"] == group
     ]  # fmt: skip
     header = ["statistic", "of", "real", "simulated", "distance", "chance", "ratio"]
-    return f"### {group.capitalize()}: median [quartiles]\n\n{_table(header, lines)}"
+    return f"### {group.capitalize()}: median [quartiles]\n\n{lay_out(header, lines)}"
 
 
 def _classifiers(rows: Rows) -> str:
@@ -146,7 +131,7 @@ def _classifiers(rows: Rows) -> str:
          f"{row['accuracy']} [{row['low']}, {row['high']}]", row["patch_accuracy"]]
         for row in rows if row["group"] == "all" or not row["task"].startswith("control")
     ]  # fmt: skip
-    return _table(["task", "inputs", "group", "scans", "accuracy", "of single patches"], lines)
+    return lay_out(["task", "inputs", "group", "scans", "accuracy", "of single patches"], lines)
 
 
 def _telling(statistics: Rows, groups: list[str]) -> str:
