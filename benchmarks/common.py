@@ -8,6 +8,7 @@ import platform
 import random
 import re
 import statistics
+import string
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -80,6 +81,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def fill(template: Path, **parts: str) -> str:
+    """Fill in the ``$names`` of a Markdown template, each part without the line breaks around it."""
+    return string.Template(template.read_text()).substitute({name: part.strip("\n") for name, part in parts.items()})
 
 
 def read_rows(path: Path) -> Rows:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks import common
 from benchmarks.study.scan_statistics import STATISTICS
 from benchmarks.table import lay_out
+from pipeline.simulate.dataset import SUBSETS
 from segloc.common.images import encode_jpeg, read_image
 
 RESULTS = Path(__file__).with_name("results") / "realism"
@@ -21,50 +22,14 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "simulator.md"
 SHEET, HISTOGRAM_CHART, STATISTICS_CHART = "simulator.jpg", "simulator_histograms.png", "simulator_statistics.png"
 # Folders of a simulation, a row of the sheet each.
-ROWS = {
-    "negatives": "sixray/JPEGImage",
-    "train": "pidray/train",
-    "easy": "pidray/easy",
-    "hard": "pidray/hard",
-    "hidden": "pidray/hidden",
-}
+ROWS = {name: subset.images for name, subset in SUBSETS.items()}
 COLOURS = {"real": "#222222", "simulated": "#d1495b"}
 _CELL_PX, _COLUMNS, _LABEL_PX = (190, 200), 5, 22
 _TELLING = 6
 
 Rows = common.Rows
 
-# The page's beginning: what is simulated, and how the two samples are compared.
-HEAD = Path(__file__).with_name("simulator_head.md")
-
-CAUTION = """The real sample is small, so quantiles are rough and the intervals wide; for the grey belt above all.
-It has of SIXray what was at hand: its scans with items hold guns and knives only, and stand in for PIDray's, which were
-not. Other scanners look different. The simulator's palettes, machines and contents were set by these very statistics
-of the same sample: that it is close in them says less than how well the classifiers below tell it.
-"""
-
-TEST = """## A test of realism
-
-Two small classifiers are told real from simulated and asked about scans of which they have seen no part (five folds,
-split by scan; as many simulated as real scans of each group). *Statistics* is a logistic regression on the statistics
-above and coarse histograms. *Colour*, *grey* and *coarse* are a small convolutional network on 64 px patches of the
-bags, whose scores a scan's patches average: in colour; without it; and without it at a quarter of the resolution, where
-neither grain nor fine edges are left. **Accuracy** is over scans and balanced, so 0.5 is chance: a simulator that
-cannot be told has it, one that is always told has 1. The interval is Wilson's, 95 %, for the number of scans. The
-controls ask the same of two halves of one source.
-"""
-
-REPEAT = """## How to repeat it
-
-One command measures everything anew and rewrites this page, its charts and its sheet (some minutes on two cores):
-
-```
-python -m benchmarks.study.realism --real FOLDER_OF_REAL_SCANS
-```
-
-The folders may have SIXray's or PIDray's layout, or none. The numbers come from the files in
-`benchmarks/study/results/realism/`; `python -m benchmarks.study.simulator_page` makes the page of them again.
-"""
+TEMPLATE = Path(__file__).with_name("simulator_template.md")
 
 
 def read(name: str, results: Path) -> Rows:
@@ -76,15 +41,14 @@ def render(results: Path = RESULTS) -> str:
     """Lay out the page."""
     statistics = read("statistics", results)
     groups = list(dict.fromkeys(row["group"] for row in statistics))
-    parts = [HEAD.read_text(), _counts(statistics, groups), CAUTION]
-    parts.append(f"![Histograms of real and simulated scans]({HISTOGRAM_CHART})\n")
-    parts.append("*Grey over the region; hue and saturation over matter. Means over scans.*\n")
-    parts.append(_histogram_distances(read("histogram_distances", results)))
-    parts.append(f"![Statistics of real and simulated scans]({STATISTICS_CHART})\n")
-    parts.append("*Dot: median. Thick: middle half. Thin: middle 90 %.*\n")
-    parts += [_statistics(statistics, group) for group in groups]
-    parts += [TEST, _classifiers(read("classifiers", results)), _telling(statistics, groups), REPEAT]
-    return "\n".join(parts)
+    return common.fill(
+        TEMPLATE,
+        counts=_counts(statistics, groups),
+        histogram_distances=_histogram_distances(read("histogram_distances", results)),
+        statistics="\n".join(_statistics(statistics, group) for group in groups),
+        classifiers=_classifiers(read("classifiers", results)),
+        telling=_telling(statistics, groups),
+    )
 
 
 def _counts(statistics: Rows, groups: list[str]) -> str:

@@ -45,24 +45,7 @@ TOGETHER = ("study_cpu", "study_cpu_parts")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
-HEAD = """# Results of the study
-
-Made by `python -m benchmarks.study` from the files in `benchmarks/study/results/study/`. What is compared, and how, was
-written down before the runs, but for what is said to be later: [study.md](study.md), which also says what it cannot
-tell. Everything here is of simulated scans ([simulator.md](simulator.md)): it says how the variants compare there, at
-this size, not what PIDray's figures would be.
-
-Differences are in points: the mean over the seeds, and its 95 % interval from the differences seed by seed (Student's
-t). It covers other seeds, not other test scans. One that holds 0 does not show a difference; the words go by the exact
-bounds, of which a 0.0 may be just short of 0. Of many intervals, one in twenty misses the truth by chance. The paper
-reports gains of 3 to 6 points of box AP on easy and hard and a loss of 1 to 2 on hidden, of detectors at 47 to 54 and
-at 24 to 26: a point is another thing for a detector that has hardly begun.
-"""
-GAINS = """Box AP over random weights in the same network and protocol.
-"""
-PARTS_TEXT = """A start less the one that differs from it in one thing ([study.md](study.md) says in what). Box AP is
-the mean of the three test sets. Starts that are only probed have no AP.
-"""
+HEAD, CHAPTER = (Path(__file__).with_name(f"study_{part}.md") for part in ("head", "chapter"))
 LENGTHS_TEXT = """Per cent, mean ± sample standard deviation over the seeds. Each length is a training by itself, with a
 schedule of that length; features are those of all levels and of the embedding, told by a linear classifier.
 """
@@ -70,22 +53,6 @@ TOGETHER_TEXT = """What is in both of {names},
 over the random starts of the same seed. They have the same size, data, test scans and recipes, and other seeds. Each is
 below by itself; what was tried out before the former was tried with one of its seeds. Box AP over random weights, then
 what a start has over another that differs from it in one thing.
-"""
-DETECTION = """Per cent, mean ± sample standard deviation over the seeds; in brackets the gain over random weights.
-*mean* is that of the three test sets.
-"""
-PROBES = """Items that no pretraining has seen, of other brands and in other bags (`python -m segloc.probe`). They are
-blended by `ratio`, as a scanner shows things: that may favour what was pretrained on `ratio` over `alpha`.
-"""
-PROBE_GAINS = """Over random weights. The head that makes the embedding is part of a detector that takes over the box
-heads, but for its last layer. What is to help another has to be in the levels.
-"""
-PRETRAININGS = """Means over the last quarter of the steps, then over the seeds. Top-1: how often a query is nearer to
-its own key than to all K negatives; by chance, once in K + 1. Accuracy: how often the stored key nearest to a query is
-of the query's class. Crops have one class only, so theirs says nothing.
-"""
-COMMANDS = """Of the first seed; the others differ in it alone. `python -m segloc.experiment` runs them all, as
-[study.md](study.md) says, at the revision named above: recipes may have changed since, as the first study's have.
 """
 
 Rows = common.Rows
@@ -99,7 +66,7 @@ def kept() -> list[Path]:
 def render() -> str:
     """Write the page, in Markdown."""
     all_seeds = together([RESULTS / name for name in TOGETHER])
-    return "\n".join([HEAD, *([all_seeds] if all_seeds else []), *map(chapter, kept())])
+    return "\n".join([HEAD.read_text(), *([all_seeds] if all_seeds else []), *map(chapter, kept())])
 
 
 def together(studies: Sequence[Path]) -> str:
@@ -129,18 +96,19 @@ def chapter(results: Path) -> str:
         common.read_rows(results / f"{name}.csv") for name in ("runs", "pretrainings", "commands", "probe")
     )
     about, known = json.loads((results / "about.json").read_text()), (results / "probe.md").read_text()
-    parts = [
-        f"## {about['title']}\n\n{_ran(about)}",
-        f"### In short\n\n{verdicts(runs)}",
-        f"### Gains\n\n{GAINS}\n{gains_table(runs)}",
-        f"### What each part does\n\n{PARTS_TEXT}\n{parts_table(runs, probes)}",
-        *lengths(runs, pretrainings, probes),
-        f"### Detection\n\n{DETECTION}\n{detection(runs)}",
-        f"### What the features know\n\n{PROBES}\n{known}\n{PROBE_GAINS}\n{probe_gains_table(probes)}",
-        f"### The pretrainings\n\n{PRETRAININGS}\n{pretraining_table(pretrainings)}",
-        f"### The commands\n\n{COMMANDS}\n```\n" + "\n".join(row["command"] for row in commands) + "\n```\n",
-    ]
-    return "\n".join(parts)
+    return common.fill(
+        CHAPTER,
+        title=about["title"],
+        ran=_ran(about),
+        verdicts=verdicts(runs),
+        gains=gains_table(runs),
+        parts="\n".join([parts_table(runs, probes), *lengths(runs, pretrainings, probes)]),
+        detection=detection(runs),
+        probe=known,
+        probe_gains=probe_gains_table(probes),
+        pretrainings=pretraining_table(pretrainings),
+        commands="\n".join(row["command"] for row in commands),
+    )
 
 
 def verdicts(runs: Rows) -> str:
