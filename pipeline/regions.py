@@ -13,7 +13,7 @@ from segloc.common.files import check_output, write_atomic
 from segloc.common.images import ImageError, encode_png
 
 
-def _command(args: argparse.Namespace) -> int:
+def _command(args: argparse.Namespace) -> None:
     for path in (args.out, args.gallery):
         check_output(path)
     if args.steps:
@@ -21,7 +21,7 @@ def _command(args: argparse.Namespace) -> int:
             write_atomic(args.out, encode_png(draw_steps(args.steps, args.mode)))
         except ImageError as error:
             raise InputError(f"{args.steps}: {error}") from error
-        return 0
+        return
     names = backgrounds(args.backgrounds)
     counts = write_table(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
@@ -29,7 +29,6 @@ def _command(args: argparse.Namespace) -> int:
     if args.gallery:
         draw_gallery(args.backgrounds, names, args.gallery, args.mode)
         print(f"{args.gallery}: red is the paper's region, blue the one of mode {args.mode}, green its bags")
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,9 +16,8 @@ def _command(args: argparse.Namespace) -> None:
     made = write_table(args.annotations, args.images, args.out, args.workers, args.executor)
     counts, bags, skipped = made.segments, made.scans_of_bag, made.skipped
     print(f"{args.out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
-    print(
-        f"{bags.total()} scans of {len(bags)} bags as far as their pictures tell; at most {max(bags.values())} of one"
-    )
+    most = max(bags.values())
+    print(f"{bags.total()} scans of {len(bags)} bags as far as their pictures tell; at most {most} of one")
     if skipped:
         print(f"skipped {skipped.total()}: {', '.join(f'{n} {reason}' for reason, n in skipped.most_common())}")
 

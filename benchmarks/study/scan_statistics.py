@@ -82,6 +82,8 @@ def measure(scan: Image) -> ScanStatistics | None:
     hsv = cv2.cvtColor(scan[y0:y1, x0:x1].astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
     hue, saturation = hsv[..., 0][matter], hsv[..., 1][matter]  # degrees, and 0 to 1
     coloured = saturation >= LEAST_SATURATION
+    quarter = max(1, inside.shape[1] // 4), max(1, inside.shape[0] // 4)
+    reduced = np.asarray(cv2.resize(inside, quarter, interpolation=cv2.INTER_AREA), np.uint8)
     values = {
         "aspect": grey.shape[0] / grey.shape[1],
         "region_share": inside.size / grey.size,
@@ -94,7 +96,7 @@ def measure(scan: Image) -> ScanStatistics | None:
         **{f"{name}_share": (coloured & (low <= hue) & (hue < high)).mean() for name, (low, high) in HUES.items()},
         "neutral_share": 1 - coloured.mean(),
         "edge_density": edge_density(inside),
-        "edge_density_quarter": edge_density(_reduced(inside, 4)),
+        "edge_density_quarter": edge_density(reduced),
         "texture": texture(inside, matter),
         "grain": grain(inside, matter),
         "colour_grain": grain(red_less_blue(scan[y0:y1, x0:x1]), matter),
@@ -189,11 +191,6 @@ def _histogram(name: str, values: np.ndarray) -> np.ndarray:
     bins, low, high = HISTOGRAMS[name]
     counts = np.histogram(values, bins, (low, high))[0]
     return counts / max(1, counts.sum())
-
-
-def _reduced(grey: Image, factor: int) -> Image:
-    size = max(1, grey.shape[1] // factor), max(1, grey.shape[0] // factor)
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _belt_dirt(grey: Image, box: Box, level: int) -> float:

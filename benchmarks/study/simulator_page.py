@@ -105,10 +105,8 @@ def _telling(statistics: Rows, groups: list[str]) -> str:
         rows = [row for row in statistics if row["group"] == group and np.isfinite(ratio(row))]
         parts.append(f"**{group.capitalize()}**\n")
         for row in sorted(rows, key=ratio, reverse=True)[:_TELLING]:
-            parts.append(
-                f"* {row['statistic']} ({STATISTICS[row['statistic']]}): real {_spread(row, 'real')}, "
-                f"simulated {_spread(row, 'simulated')}"
-            )
+            spreads = f"real {_spread(row, 'real')}, simulated {_spread(row, 'simulated')}"
+            parts.append(f"* {row['statistic']} ({STATISTICS[row['statistic']]}): {spreads}")
         parts.append("")
     return "\n".join(parts)
 

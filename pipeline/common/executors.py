@@ -67,13 +67,9 @@ def run_tasks(
         raise InputError(f"unknown executor {executor!r}, choose one of {', '.join(EXECUTORS)}")
     if workers < 0:
         raise InputError(f"--workers must be 0 (all cores) or more, not {workers}")
-    return EXECUTORS[executor](function, _chunks(tasks, chunk), workers)
-
-
-def _chunks(tasks: Iterable[T], size: int) -> Iterator[list[T]]:
-    tasks = iter(tasks)
-    while chunk := list(itertools.islice(tasks, size)):
-        yield chunk
+    source = iter(tasks)
+    chunks = iter(lambda: list(itertools.islice(source, chunk)), [])
+    return EXECUTORS[executor](function, chunks, workers)
 
 
 def _run_chunk(function: Callable[[T], R], chunk: list[T]) -> list[R]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -64,8 +65,8 @@ def shoe(rng: Generator) -> list[Part]:
     ]
     if rng.random() < 0.4:
         parts.append(Part("steel", rectangle(length * 0.25, -0.7, length * 0.6, 0.7), 0.12))
-    for x in np.linspace(length * 0.5, length * 0.72, 5):
-        parts += [Part("brass", ellipse(x, y, 0.25, points=8), 0.12) for y in (-1.4, 1.4)]
+    holes = itertools.product(np.linspace(length * 0.5, length * 0.72, 5), (-1.4, 1.4))
+    parts += [Part("brass", ellipse(x, y, 0.25, points=8), 0.12) for x, y in holes]
     return Placement(-length / 2).parts(parts)
 
 
@@ -215,10 +216,7 @@ def belt(rng: Generator) -> list[Part]:
     radius = 1.5 + 0.22 * turns
     roll = np.stack([radius * np.cos(turns), radius * np.sin(turns)], 1)
     buckle = rectangle(-2, -1.8, 2, 1.8)
-    return [
-        Part("rubber", roll, 3.0, line_cm=0.35),
-        *Placement(*roll[-1]).parts([wire("steel", buckle, 0.2, 0.35)]),
-    ]
+    return [Part("rubber", roll, 3.0, line_cm=0.35), *Placement(*roll[-1]).parts([wire("steel", buckle, 0.2, 0.35)])]
 
 
 def hardware(rng: Generator) -> list[Part]:
