@@ -150,8 +150,7 @@ def handbag(rng: Generator) -> Bag:
         low, high = -height * 0.42, -height / 2 - reach
         arch = [(-7, low), (-6 + sway, high), (6 + sway, high), (7, low)]
         parts.append(Part("rubber", band(smooth(arch, 3, False), 1.0), 0.7, rounded(0.5)))
-    for x in (-7, 7):
-        parts.append(wire("brass", ellipse(x, -height * 0.42, 0.9, points=16), 0.15, 0.25))
+    parts += [wire("brass", ellipse(x, -height * 0.42, 0.9, points=16), 0.15, 0.25) for x in (-7, 7)]
     parts += [*_zip(rng, outline * 0.95), *_wrinkles(rng, width, height, 18), *_rivets(rng, width, height, 6)]
     parts.append(Part("steel", rounded_rectangle(3, 2, 0.4, 0, -height * 0.3), 0.15))
     return Bag(parts, (width * 0.86, height * 0.84))
@@ -163,8 +162,8 @@ def holdall(rng: Generator) -> Bag:
     outline = _soft(rng, rounded_rectangle(width, height, rng.uniform(6, 11)), 0.3)
     parts = _walls(rng, outline, "plastic", rng.uniform(0.08, 0.18), rng.uniform(3, 6))
     parts += [wire("pvc", outline * (share, 1), 0.2, 0.3) for share in (0.86, 0.8)]
-    for _ in range(2):
-        parts.append(Part("cloth", wander(rng, 1, 5) * (width * 1.05, height * 1.1), 0.9, line_cm=2.2))
+    reach = (width * 1.05, height * 1.1)
+    parts += [Part("cloth", wander(rng, 1, 5) * reach, 0.9, line_cm=2.2) for _ in range(2)]
     parts += [*_zip(rng, outline * (0.9, 0.93)), *_wrinkles(rng, width, height, 18), *_rivets(rng, width, height, 6)]
     return Bag(parts, (width * 0.85, height * 0.85))
 
@@ -181,8 +180,8 @@ def tray(rng: Generator) -> Bag:
         Part("plastic", floor, wall * 1.3),
         *(wire("plastic", edge, 2.5, across) for edge, across in ((rim_corners, 0.45), (floor, 0.25))),
     ]
-    for point in range(2, len(floor), 5):  # the middle of each corner's arc
-        parts.append(Part("plastic", np.stack([rim_corners[point], floor[point]]), 2.0, line_cm=0.2))
+    edges = np.stack([rim_corners, floor], 1)[2::5]  # from the middle of each corner's arc
+    parts += [Part("plastic", edge, 2.0, line_cm=0.2) for edge in edges]
     for x in np.arange(-0.44, 0.45, rng.uniform(0.05, 0.09)) * width:
         for side in (-0.5, 0.5):
             foot = np.array([x, side * height]) * inset + shift

@@ -197,8 +197,8 @@ def tubes(rng: Generator) -> list[Part]:
     for y in np.arange(-4.0, 4.1, rng.uniform(2.4, 3.4)):
         length, width = rng.uniform(7, 14), rng.uniform(1.6, 3.0)
         body = rounded_rectangle(length, width, 0.6, rng.uniform(-2, 2), y)
-        parts.append(Part("water", body, width * 0.7, rounded(width / 2)))
-        parts.append(Part(str(rng.choice(["plastic", "aluminium"])), body, 0.12, tube(width / 2, 0.06)))
+        wall = Part(str(rng.choice(["plastic", "aluminium"])), body, 0.12, tube(width / 2, 0.06))
+        parts += [Part("water", body, width * 0.7, rounded(width / 2)), wall]
     return parts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.tables.parquet import TableWriter, open_table, reading
+from pipeline.tables.parquet import TableWriter, open_table, reading, table_writer
 from segloc.common.datasets.near_duplicates import FINGERPRINT_BYTES
 from segloc.common.errors import InputError
 from segloc.common.images import Image, ImageError, decode_rgba
@@ -42,9 +43,9 @@ _COMPRESSION = {name: "none" if name == "png" else "snappy" for name in SCHEMA.n
 _CACHED_SEGMENTS = 2048
 
 
-def writer(path: Path) -> TableWriter:
+def writer(path: Path) -> AbstractContextManager[TableWriter]:
     """Prepare a table of segments; its `parameters` need ``classes``, the names by class id."""
-    return TableWriter(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION)
+    return table_writer(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION)
 
 
 @dataclasses.dataclass(frozen=True)
