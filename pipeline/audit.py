@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = options.add_argument
     add("--shards", required=True, metavar="DIR_OR_URL", help="folder of pipeline.synthesize")
-    add("--segments", type=cli.path, metavar="FILE", help="their table: draw all items again and compare the boxes")
+    add("--segments", type=cli.path, metavar="FILE", help="table they were made of: redraw all items, compare boxes")
     add("--report", type=cli.path, metavar="FILE", help="write violations and statistics as JSON")
     add("--tables", type=cli.path, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
     add("--gallery", type=cli.path, metavar="PNG", help="draw some pairs with their boxes")

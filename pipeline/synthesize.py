@@ -87,29 +87,17 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=_at_least(0), default=0, metavar="S", help="another seed, other pairs (default: 0)")
     add("--per-shard", type=_at_least(1), default=1000, metavar="N", help="default: 1000")
     add("--blend", choices=tuple(BLENDS), default="alpha", help="default: alpha, the paper's")
-    add(
-        "--coefficients",
-        type=_span,
-        metavar="LOW:HIGH",
-        help="range of the composition coefficient: the item's weight in alpha (default: 0.25:0.65, the paper's), a "
-        "factor of its thickness in multiply and ratio (default: 0.6:1.4)",
+    weights = (
+        "range of the composition coefficient: the item's weight in alpha (default: 0.25:0.65, the paper's), a factor "
+        "of its thickness in multiply and ratio (default: 0.6:1.4)"
     )
+    add("--coefficients", type=_span, metavar="LOW:HIGH", help=weights)
     add("--width", type=_at_least(32, 8192), default=500, metavar="PX", help="of the images (default: 500)")
     add("--quality", type=_at_least(1, 100), default=95, metavar="Q", help="JPEG quality (default: 95)")
-    add(
-        "--scale",
-        type=_span,
-        default=geometry.SCALE,
-        metavar="LOW:HIGH",
-        help="how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)",
-    )
-    add(
-        "--occluded",
-        type=_share,
-        default=0.0,
-        metavar="SHARE",
-        help="lay a piece of another background over this share of the items, 0 to 1 (default: 0, as in the paper)",
-    )
+    sizes = "how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)"
+    add("--scale", type=_span, default=geometry.SCALE, metavar="LOW:HIGH", help=sizes)
+    share = "lay a piece of another background over this share of the items, 0 to 1 (default: 0, as in the paper)"
+    add("--occluded", type=_share, default=0.0, metavar="SHARE", help=share)
     add("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
     add("--if-changed", choices=("refuse", "rebuild"), default="refuse", help="when the folder was made differently")
     cli.add_executor_options(options)

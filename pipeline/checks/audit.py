@@ -128,14 +128,11 @@ def draw_gallery(path: Path, folder: Store, index: Index) -> None:
 
 
 def _tiles(pair: Pair, contents: list[bytes]) -> list[Image]:
-    return [
-        gallery.tile(
-            decode(data),
-            [(view.region, gallery.BLUE), (view.box, gallery.RED)],
-            f"{pair.pair} {pair.class_name} {side} {view.blend} {view.coefficient:.2f}",
-        )
-        for side, view, data in (("query", pair.query, contents[0]), ("key", pair.key, contents[1]))
-    ]
+    tiles = []
+    for side, view, data in (("query", pair.query, contents[0]), ("key", pair.key, contents[1])):
+        caption = f"{pair.pair} {pair.class_name} {side} {view.blend} {view.coefficient:.2f}"
+        tiles.append(gallery.tile(decode(data), [(view.region, gallery.BLUE), (view.box, gallery.RED)], caption))
+    return tiles
 
 
 def audit(

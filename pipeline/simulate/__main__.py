@@ -19,7 +19,7 @@ EXAMPLES = """  python -m pipeline.simulate --out data/raw
   python -m pipeline.simulate --out data/raw --scans 300 --width 320 --seed 1 --workers 2
   python -m pipeline.simulate --out dual-energy --scans 200 --raw"""
 
-RAW_HELP = """also write the two energies and the effective atomic number as 16-bit images: OUT/energies/.../
+RAW_HELP = """also write the two energies and the effective atomic number as 16-bit images: OUT/energies/.../\
 NAME_low.png and NAME_high.png (transmissions, 50000 an empty belt), NAME_z.png (the number times 1000)"""
 SWAP_HELP = """give the training scans the brands that test scans have otherwise, and the reverse: items for trials of a
 network that was trained on a simulation without it"""
