@@ -8,6 +8,7 @@ import platform
 import random
 import re
 import statistics
+import string
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,9 @@ Rows = list[dict[str, str]]
 
 def machine() -> str:
     """Name the processor and the number of cores, fit for a file name."""
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            name = line.partition(":")[2]
-            break
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:(.+)", cpus.read_text()) if cpus.exists() else None
+    name = found[1] if found else platform.processor() or platform.machine()
     return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}-{os.cpu_count()}c"
 
 
@@ -82,6 +81,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def fill(template: Path, **parts: str) -> str:
+    """Fill in the ``$names`` of a Markdown template, each part without the line breaks around it."""
+    return string.Template(template.read_text()).substitute({name: part.strip("\n") for name, part in parts.items()})
 
 
 def read_rows(path: Path) -> Rows:

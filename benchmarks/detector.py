@@ -23,6 +23,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from benchmarks.common import interleave, machine, ratio, save
+from benchmarks.step import finish
 from segloc.detection.data import Example
 from segloc.detection.detector import Detector, new_detector
 from segloc.detection.engine_detectron2 import Detectron2Detector
@@ -112,7 +113,7 @@ def stepper(model: Detector, amp: bool) -> Callable[[list[Example]], None]:
         torch.stack([value.float() for value in losses.values()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
         optimizer.step()
-        finish(model)
+        finish(model.device)
 
     return step
 
@@ -124,15 +125,9 @@ def tester(model: Detector) -> Callable[[list[Example]], None]:
         model.eval()
         for example in batch:
             model.predict(example.image, (example.image.shape[1], example.image.shape[2]))
-        finish(model)
+        finish(model.device)
 
     return test
-
-
-def finish(model: Detector) -> None:
-    """Wait for the GPU."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def parse() -> argparse.Namespace:

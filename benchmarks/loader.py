@@ -18,6 +18,7 @@ import random
 import tarfile
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ import webdataset
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from benchmarks.common import machine, ratio, save
+from benchmarks.common import ratio, save
 from segloc.common.contract import INDEX_NAME, SOURCES_NAME, Index, Pair, Shard, Sources, View, pair_key, shard_name
 from segloc.common.masks import encode_rle
 from segloc.data.shard_folder import KEY, QUERY
@@ -47,9 +48,8 @@ def picture(rng: np.random.Generator, height: int) -> bytes:
     """Encode soft blotches with grain: about 90 KB at 375 rows, as a stored view of a scan has."""
     soft = cv2.resize(rng.integers(60, 256, (height // 8, WIDTH // 8, 3), np.uint8), (WIDTH, height))
     grain = rng.integers(0, 256, (height, WIDTH, 3), np.uint8)
-    return cv2.imencode(".jpg", cv2.addWeighted(soft, 0.91, grain, 0.09, 0), [cv2.IMWRITE_JPEG_QUALITY, 95])[
-        1
-    ].tobytes()
+    mixed = cv2.addWeighted(soft, 0.91, grain, 0.09, 0)
+    return cv2.imencode(".jpg", mixed, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def view(size: tuple[int, int]) -> View:
@@ -95,11 +95,9 @@ def decode_only(images: list[np.ndarray]) -> float:
 def consume(batches: Iterable[Any], count: int) -> float:
     """Seconds for so many batches after the first ones, which start threads or processes and fill what runs ahead."""
     stream = iter(batches)
-    for _ in itertools.islice(stream, WARM_UP):
-        pass
+    deque(itertools.islice(stream, WARM_UP), maxlen=0)
     start = time.perf_counter()
-    for _ in itertools.islice(stream, count):
-        pass
+    deque(itertools.islice(stream, count), maxlen=0)
     return time.perf_counter() - start
 
 
@@ -191,7 +189,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             rows.append(measure(Path(temporary), label, args.pairs, args.rounds))
         print(rows[-1])
-    print(f"machine: {machine()}")
     save("loader", rows)
 
 

@@ -6,15 +6,14 @@ Every call runs in a process of its own, so that its peak memory is its own. The
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.common import RESULTS, machine, write_rows
 
 FIELDS = ("files", "folders", "what", "seconds", "microseconds_per_file", "ratio_to_walk", "peak_mib")
 # The peer lists the same lines, sorted, and writes them; it keeps no promise beyond that.
@@ -50,20 +49,10 @@ def make(root: Path, files: int, folders: int) -> None:
 def run(code: str, *arguments: Path) -> tuple[float, float]:
     """Run `code` in a fresh interpreter; seconds, start included, and its peak memory in MiB."""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code + PEAK, *map(str, arguments)], check=True, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", code + PEAK, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - start
     return seconds, int(done.stderr.split()[-1]) / (1024 if sys.platform == "linux" else 1 << 20)
-
-
-def machine() -> str:
-    """Processor and cores, as a part of a file name."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        name = found[1] if found else name
-    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{os.cpu_count()}c"
 
 
 def main() -> None:
@@ -72,28 +61,26 @@ def main() -> None:
     options.add_argument("--files", type=int, default=1_000_000, metavar="N", help="default: %(default)s")
     options.add_argument("--folders", type=int, default=21, metavar="N", help="default: %(default)s, as in SIXray")
     options.add_argument("--work", type=Path, metavar="DIR", help="where the files are made (default: temporary)")
-    options.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    options.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     args = options.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         root, out = Path(work) / "scans", Path(work) / "scans.manifest"
         make(root, args.files, args.folders)
         run(PLAIN_WALK, root, Path(work) / "plain")  # so that all that follow find the directories in memory
-        plain, plain_mib = run(PLAIN_WALK, root, Path(work) / "plain")
-        base, base_mib = run(IMPORTS)
-        for what, (seconds, mib) in (
-            ("plain walk", (plain, plain_mib)),
-            ("manifest, first", run(MANIFEST, root, out)),
-            ("manifest, nothing changed", run(MANIFEST, root, out)),
-            ("of this, imports alone", (base, base_mib)),
-        ):
+        runs = {
+            "plain walk": run(PLAIN_WALK, root, Path(work) / "plain"),
+            "manifest, first": run(MANIFEST, root, out),
+            "manifest, nothing changed": run(MANIFEST, root, out),
+            "of this, imports alone": run(IMPORTS),
+        }
+        plain = runs["plain walk"][0]
+        for what, (seconds, mib) in runs.items():
             row = (round(seconds, 2), round(seconds / args.files * 1e6, 2), round(seconds / plain, 2), round(mib))
-            rows.append((args.files, args.folders, what, *row))
+            rows.append(dict(zip(FIELDS, (args.files, args.folders, what, *row), strict=True)))
             print("{:28s} {:7.2f} s  {:6.2f} us a file  {:5.2f} of plain  {:5d} MiB".format(what, *row))
-    args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"manifest-{machine()}.csv"
-    with open(path, "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([FIELDS, *rows])
+    write_rows(path, rows)
     print(path)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from benchmarks.common import machine, ratio, save
+from benchmarks.common import ratio, save
 from segloc.contrast.losses import info_nce
 from segloc.contrast.queues import ClassQueues
 
@@ -115,7 +115,6 @@ def main() -> None:
     args = options.parse_args()
     rows = [time_steps(levels, threads, args.steps) for levels in (1, 5) for threads in (1, 2)]
     rows += [memory(name, labels) for name, labels in streams(np.random.default_rng(0), args.keys)]
-    print(f"machine: {machine()}")
     save("queues", rows)
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, save
+from benchmarks.common import save
 from benchmarks.synthesis import prepare
 
 PER_SHARD = 250
@@ -91,7 +91,6 @@ def main() -> None:
             ratios = [local / ray for local, ray in zip(costs["two"], costs["ray"], strict=True)]
             row["local/ray"] = round(statistics.median(ratios), 2)
         row |= {"peak_mib_before": peak, **long_run(folder, args.long)}
-    print(f"machine: {machine()}")
     save("scaling", [row])
 
 

@@ -71,11 +71,11 @@ def steps(trainer: Pretrainer, count: int) -> tuple[float, float]:
     trainer._batches = waiting  # type: ignore[assignment]
     for trainer.iter in range(1, WARM_UP + 1):  # step 0 would be measured
         trainer.run_step()
-    _finish(trainer.device)
+    finish(trainer.device)
     waiting.seconds, start = 0.0, time.perf_counter()
     for trainer.iter in range(WARM_UP + 1, WARM_UP + 1 + count):
         trainer.run_step()
-    _finish(trainer.device)
+    finish(trainer.device)
     total = time.perf_counter() - start
     trainer.close()
     return total / count, waiting.seconds / total
@@ -95,20 +95,18 @@ def queue_seconds(trainer: Pretrainer) -> float:
     queues, config, device = trainer.queues, trainer.config, trainer.device
     found = []
     for _ in range(9):
-        queries, keys = normalize(
-            torch.randn(2, len(LEVELS), config.optim.batch, config.head.dim, device=device), dim=3
-        )
+        drawn = torch.randn(2, len(LEVELS), config.optim.batch, config.head.dim, device=device)
+        queries, keys = normalize(drawn, dim=3)
         labels = torch.randint(len(trainer.folder.index.classes), (config.optim.batch,))
         queries.requires_grad_()
-        _finish(device)
+        finish(device)
         start = time.perf_counter()
         valid = queues.valid(labels.to(device))
         banks = zip(queries, keys, queues.keys, strict=True)
-        torch.stack(
-            [info_nce(q, k, bank, valid, config.optim.temperature).loss for q, k, bank in banks]
-        ).sum().backward()
+        losses = [info_nce(q, k, bank, valid, config.optim.temperature).loss for q, k, bank in banks]
+        torch.stack(losses).sum().backward()
         queues.enqueue(keys, labels)
-        _finish(device)
+        finish(device)
         found.append(time.perf_counter() - start)
     return statistics.median(found)
 
@@ -119,15 +117,16 @@ def matrix_rate(device: torch.device) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):
-        _finish(device)
+        finish(device)
         start = time.perf_counter()
         a @ b
-        _finish(device)
+        finish(device)
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait for the GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

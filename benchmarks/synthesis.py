@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.common import interleave, machine, ratio, save
+from benchmarks.common import interleave, ratio, save
 from pipeline import regions, segments
 from pipeline.common.executors import tune_process
 from pipeline.pairing.pairs import Recipe, make_pair, tables
@@ -83,13 +83,13 @@ class Pillow:
     def __call__(self, number: int) -> None:
         """Do it for one pair."""
         pair = self.pairs[number]
-        for side, view in (("query", pair.query), ("key", pair.key)):
-            buffer = io.BytesIO()
-            self._picture(view).save(buffer, "JPEG", quality=QUALITY)
-            _add(self.tar, f"{number}.{side}.jpg", buffer.getvalue())
-        _add(self.tar, f"{number}.json", pair.to_json())
+        files = {"query.jpg": self._jpeg(pair.query), "key.jpg": self._jpeg(pair.key), "json": pair.to_json()}
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"{number}.{name}")
+            member.size = len(data)
+            self.tar.addfile(member, io.BytesIO(data))
 
-    def _picture(self, view: View) -> Any:
+    def _jpeg(self, view: View) -> bytes:
         from PIL import Image, ImageOps
 
         with Image.open(self.recipe.backgrounds / view.background) as scan:
@@ -105,7 +105,9 @@ class Pillow:
         rgba = np.asarray(canvas, np.float32)
         weight = view.coefficient * (rgba[..., 3:] >= 128)
         mixed = weight * rgba[..., :3] + (1 - weight) * np.asarray(host, np.float32)
-        return Image.fromarray(mixed.round().astype(np.uint8))
+        buffer = io.BytesIO()
+        Image.fromarray(mixed.round().astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
+        return buffer.getvalue()
 
 
 class Albumentations(Pillow):
@@ -117,15 +119,7 @@ class Albumentations(Pillow):
         super().__init__(recipe, pairs, pngs, file)
         self.lib = albumentations
 
-    def __call__(self, number: int) -> None:
-        """Do it for one pair."""
-        pair = self.pairs[number]
-        for side, view in (("query", pair.query), ("key", pair.key)):
-            encoded = cv2.imencode(".jpg", cv2.cvtColor(self._mixed(view), cv2.COLOR_RGB2BGR), _JPEG)[1]
-            _add(self.tar, f"{number}.{side}.jpg", encoded.tobytes())
-        _add(self.tar, f"{number}.json", pair.to_json())
-
-    def _mixed(self, view: View) -> np.ndarray:
+    def _jpeg(self, view: View) -> bytes:
         lib = self.lib
         scan = cv2.cvtColor(cv2.imread(str(self.recipe.backgrounds / view.background)), cv2.COLOR_BGR2RGB)
         host = lib.Resize(height=view.size[1], width=view.size[0])(image=scan)["image"]
@@ -145,13 +139,7 @@ class Albumentations(Pillow):
         window = host[y : y + height, x : x + width].astype(np.float32)
         weight = view.coefficient * (mask[:height, :width, None] >= 128)
         host[y : y + height, x : x + width] = (weight * item[:height, :width] + (1 - weight) * window).round()
-        return host
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+        return cv2.imencode(".jpg", cv2.cvtColor(host, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
 
 
 def measure(folder: Path, label: str, blend: str, pairs: int, rounds: int, peers: bool) -> dict[str, Any]:
@@ -221,7 +209,6 @@ def main() -> None:
             for blend in ("alpha", "multiply", "ratio"):
                 rows.append(measure(folder, label, blend, args.pairs, args.rounds, peers=blend == "alpha"))
                 print(rows[-1])
-    print(f"machine: {machine()}")
     save("synthesis", rows)
 
 

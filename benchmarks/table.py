@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.common import RESULTS
+from segloc.reporting.results_table import table_row
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 HEAD = """# Measurements
@@ -17,6 +19,13 @@ the command above it.
 """
 
 
+def lay_out(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """Lay out a Markdown table; `align` has ``l`` or ``r`` for the first columns, its last letter goes for the rest."""
+    marks = align.ljust(len(header), align[-1:] or "l")
+    rule = [{"l": "---", "r": "---:"}[mark] for mark in marks]
+    return "".join(f"{table_row(cells)}\n" for cells in (header, rule, *rows))
+
+
 def render(results: Path = RESULTS) -> str:
     """Lay out every result file as a table, in the order of their names."""
     parts = [HEAD]
@@ -24,9 +33,8 @@ def render(results: Path = RESULTS) -> str:
         benchmark, _, machine = path.stem.partition("-")
         with path.open(newline="") as file:
             header, *rows = csv.reader(file)
-        lines = [header, ["---"] * len(header), *rows]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        parts.append(f"## {benchmark}\n\nMachine: {machine}. `python -m benchmarks.{benchmark}`\n\n{table}\n")
+        title = f"## {benchmark}\n\nMachine: {machine}. `python -m benchmarks.{benchmark}`"
+        parts.append(f"{title}\n\n{lay_out(header, rows)}")
     return "\n".join(parts)
 
 

@@ -45,13 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.audit --shards data/shards --segments data/segments.parquet --report audit.json\n"
         "  python -m pipeline.audit --shards s3://bucket/shards --gallery pairs.png",
     )
-    options.add_argument("--shards", required=True, metavar="DIR_OR_URL", help="folder of pipeline.synthesize")
-    options.add_argument(
-        "--segments", type=cli.path, metavar="FILE", help="table they were made of: draw all items again, compare boxes"
-    )
-    options.add_argument("--report", type=cli.path, metavar="FILE", help="write violations and statistics as JSON")
-    options.add_argument("--tables", type=cli.path, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
-    options.add_argument("--gallery", type=cli.path, metavar="PNG", help="draw some pairs with their boxes")
+    add = options.add_argument
+    add("--shards", required=True, metavar="DIR_OR_URL", help="folder of pipeline.synthesize")
+    add("--segments", type=cli.path, metavar="FILE", help="table they were made of: redraw all items, compare boxes")
+    add("--report", type=cli.path, metavar="FILE", help="write violations and statistics as JSON")
+    add("--tables", type=cli.path, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
+    add("--gallery", type=cli.path, metavar="PNG", help="draw some pairs with their boxes")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -31,14 +31,13 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.synthesize --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
         "      --segments data/crops.parquet --blend paste --scale 0.5:1 --out data/insloc_shards",
     )
-    options.add_argument("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
-    options.add_argument("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")
-    options.add_argument("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
-    options.add_argument(
-        "--scans", type=int, default=10_000, metavar="N", help="at most so many, drawn (default: 10000; 1 MB each)"
-    )
-    options.add_argument("--per-scan", type=int, default=2, metavar="N", help="crops of each (default: 2)")
-    options.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crops (default: 0)")
+    add = options.add_argument
+    add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
+    add("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")
+    add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    add("--scans", type=int, default=10_000, metavar="N", help="at most so many, drawn (default: 10000; 1 MB each)")
+    add("--per-scan", type=int, default=2, metavar="N", help="crops of each (default: 2)")
+    add("--seed", type=int, default=0, metavar="S", help="another seed, other crops (default: 0)")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -15,10 +15,9 @@ from segloc.common import cli
 from segloc.common.files import existing_folder
 
 
-def _command(args: argparse.Namespace) -> int:
+def _command(args: argparse.Namespace) -> None:
     count, changed = write(existing_folder(args.root, "root of the manifest"), args.out, not args.no_mtime, args.digest)
     print(f"{args.out}: {count} files, {'written' if changed else 'unchanged'}")
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from segloc.common.files import check_output, write_atomic
 from segloc.common.images import ImageError, encode_png
 
 
-def _command(args: argparse.Namespace) -> int:
+def _command(args: argparse.Namespace) -> None:
     for path in (args.out, args.gallery):
         check_output(path)
     if args.steps:
@@ -21,7 +21,7 @@ def _command(args: argparse.Namespace) -> int:
             write_atomic(args.out, encode_png(draw_steps(args.steps, args.mode)))
         except ImageError as error:
             raise InputError(f"{args.steps}: {error}") from error
-        return 0
+        return
     names = backgrounds(args.backgrounds)
     counts = write_table(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
@@ -29,7 +29,6 @@ def _command(args: argparse.Namespace) -> int:
     if args.gallery:
         draw_gallery(args.backgrounds, names, args.gallery, args.mode)
         print(f"{args.gallery}: red is the paper's region, blue the one of mode {args.mode}, green its bags")
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,13 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     source = options.add_mutually_exclusive_group(required=True)
     source.add_argument("--backgrounds", type=cli.path, metavar="DIR", help="SIXray, or any folder of scans")
     source.add_argument("--steps", type=cli.path, metavar="IMAGE", help="only draw how the region of a scan is found")
-    options.add_argument(
-        "--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG"
-    )
-    options.add_argument(
-        "--mode", choices=MODES, default="adaptive", help="how the region is found (default: adaptive)"
-    )
-    options.add_argument("--gallery", type=cli.path, metavar="PNG", help="also draw the regions of up to 60 scans")
+    add = options.add_argument
+    add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG")
+    add("--mode", choices=MODES, default="adaptive", help="how the region is found (default: adaptive)")
+    add("--gallery", type=cli.path, metavar="PNG", help="also draw the regions of up to 60 scans")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -16,9 +16,8 @@ def _command(args: argparse.Namespace) -> None:
     made = write_table(args.annotations, args.images, args.out, args.workers, args.executor)
     counts, bags, skipped = made.segments, made.scans_of_bag, made.skipped
     print(f"{args.out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
-    print(
-        f"{bags.total()} scans of {len(bags)} bags as far as their pictures tell; at most {max(bags.values())} of one"
-    )
+    most = max(bags.values())
+    print(f"{bags.total()} scans of {len(bags)} bags as far as their pictures tell; at most {most} of one")
     if skipped:
         print(f"skipped {skipped.total()}: {', '.join(f'{n} {reason}' for reason, n in skipped.most_common())}")
 
@@ -31,11 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.segments --annotations data/raw/pidray --out data/segments.parquet\n"
         "  python -m pipeline.segments --annotations train.json --images train --out segments.parquet",
     )
-    options.add_argument(
-        "--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root"
-    )
-    options.add_argument("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found by itself)")
-    options.add_argument("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    add = options.add_argument
+    add("--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root")
+    add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found by itself)")
+    add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

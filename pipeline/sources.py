@@ -35,21 +35,13 @@ def _command(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = cli.parser("pipeline.sources", "Make sure the raw scans are there, and list them for DVC.", EXAMPLES)
-    options.add_argument(
-        "--foregrounds", type=cli.path, required=True, metavar="PATH", help="PIDray's root, or a COCO file"
-    )
-    options.add_argument(
-        "--images", type=cli.optional_path, metavar="DIR", help="scans of that COCO file, if not beside it"
-    )
-    options.add_argument(
-        "--backgrounds",
-        type=cli.path,
-        required=True,
-        metavar="DIR",
-        help="SIXray, PIDray v2 (its unannotated training scans), or a folder of scans",
-    )
-    options.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="folder of the manifests")
-    options.add_argument("--simulated", type=cli.path, metavar="DIR", help="simulate the roots that lie in here")
+    add = options.add_argument
+    add("--foregrounds", type=cli.path, required=True, metavar="PATH", help="PIDray's root, or a COCO file")
+    add("--images", type=cli.optional_path, metavar="DIR", help="scans of that COCO file, if not beside it")
+    scans = "SIXray, PIDray v2 (its unannotated training scans), or a folder of scans"
+    add("--backgrounds", type=cli.path, required=True, metavar="DIR", help=scans)
+    add("--out", type=cli.path, required=True, metavar="DIR", help="folder of the manifests")
+    add("--simulated", type=cli.path, metavar="DIR", help="simulate the roots that lie in here")
     add_options(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

@@ -78,49 +78,28 @@ def main(argv: list[str] | None = None) -> int:
         "  ... --shards-range 0:50    # one job of an array; whichever ends last writes the index\n"
         "  ... --out s3://bucket/shards    # needs s3fs: pip install s3fs",
     )
-    options.add_argument("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
-    options.add_argument("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")
-    options.add_argument("--segments", type=cli.path, required=True, metavar="FILE", help="table of pipeline.segments")
-    options.add_argument(
-        "--out", required=True, metavar="DIR_OR_URL", help="folder of the shards; also s3:// or what else fsspec opens"
+    add = options.add_argument
+    add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
+    add("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")
+    add("--segments", type=cli.path, required=True, metavar="FILE", help="table of pipeline.segments")
+    add("--out", required=True, metavar="DIR_OR_URL", help="folder of the shards; also s3:// or what else fsspec opens")
+    add("--pairs", type=_at_least(1), default=200_000, metavar="N", help="default: 200000")
+    add("--seed", type=_at_least(0), default=0, metavar="S", help="another seed, other pairs (default: 0)")
+    add("--per-shard", type=_at_least(1), default=1000, metavar="N", help="default: 1000")
+    add("--blend", choices=tuple(BLENDS), default="alpha", help="default: alpha, the paper's")
+    weights = (
+        "range of the composition coefficient: the item's weight in alpha (default: 0.25:0.65, the paper's), a factor "
+        "of its thickness in multiply and ratio (default: 0.6:1.4)"
     )
-    options.add_argument("--pairs", type=_at_least(1), default=200_000, metavar="N", help="default: 200000")
-    options.add_argument(
-        "--seed", type=_at_least(0), default=0, metavar="S", help="another seed, other pairs (default: 0)"
-    )
-    options.add_argument("--per-shard", type=_at_least(1), default=1000, metavar="N", help="default: 1000")
-    options.add_argument("--blend", choices=tuple(BLENDS), default="alpha", help="default: alpha, the paper's")
-    options.add_argument(
-        "--coefficients",
-        type=_span,
-        metavar="LOW:HIGH",
-        help="range of the composition coefficient: the item's weight in alpha (default: 0.25:0.65, the paper's), a "
-        "factor of its thickness in multiply and ratio (default: 0.6:1.4)",
-    )
-    options.add_argument(
-        "--width", type=_at_least(32, 8192), default=500, metavar="PX", help="of the images (default: 500)"
-    )
-    options.add_argument(
-        "--quality", type=_at_least(1, 100), default=95, metavar="Q", help="JPEG quality (default: 95)"
-    )
-    options.add_argument(
-        "--scale",
-        type=_span,
-        default=geometry.SCALE,
-        metavar="LOW:HIGH",
-        help="how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)",
-    )
-    options.add_argument(
-        "--occluded",
-        type=_share,
-        default=0.0,
-        metavar="SHARE",
-        help="lay a piece of another background over this share of the items, 0 to 1 (default: 0, as in the paper)",
-    )
-    options.add_argument("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
-    options.add_argument(
-        "--if-changed", choices=("refuse", "rebuild"), default="refuse", help="when the folder was made differently"
-    )
+    add("--coefficients", type=_span, metavar="LOW:HIGH", help=weights)
+    add("--width", type=_at_least(32, 8192), default=500, metavar="PX", help="of the images (default: 500)")
+    add("--quality", type=_at_least(1, 100), default=95, metavar="Q", help="JPEG quality (default: 95)")
+    sizes = "how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)"
+    add("--scale", type=_span, default=geometry.SCALE, metavar="LOW:HIGH", help=sizes)
+    share = "lay a piece of another background over this share of the items, 0 to 1 (default: 0, as in the paper)"
+    add("--occluded", type=_share, default=0.0, metavar="SHARE", help=share)
+    add("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
+    add("--if-changed", choices=("refuse", "rebuild"), default="refuse", help="when the folder was made differently")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -120,13 +120,8 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
         (out / name).write_text((folder / name).read_text())
     abouts = [read_run(cell.folder) for cell in evaluated]
     ran_on = {key: sorted({about[key] for about in abouts}) for key in ("engine", "device", "torch", "git_revision")}
-    about = {
-        "title": experiment.title,
-        "kept_on": common.machine(),
-        **ran_on,
-        "minutes": minutes(cells),
-        "failed": failed,
-    }
+    about = {"title": experiment.title, "kept_on": common.machine(), **ran_on}
+    about |= {"minutes": minutes(cells), "failed": failed}
     (out / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -139,19 +134,9 @@ def _rows(run: Run, base: str) -> list[dict[str, Any]]:
     rows = []
     for test_set, part in run.parts().items():
         for task in KINDS:
+            about = {"run": name, "base": base, "seed": seed, "task": task, "test_set": test_set}
             figures = {metric: f"{part[task][metric]:.6g}" for metric in METRICS}
-            images = part.get("images", "")
-            rows.append(
-                {
-                    "run": name,
-                    "base": base,
-                    "seed": seed,
-                    "task": task,
-                    "test_set": test_set,
-                    "images": images,
-                    **figures,
-                }
-            )
+            rows.append({**about, "images": part.get("images", ""), **figures})
     return rows
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.study.scan_statistics import HISTOGRAMS, STATISTICS, ScanStatistics, region
+from benchmarks.study.scan_statistics import HISTOGRAMS, STATISTICS, ScanStatistics
+from pipeline.bags import authentic_region
 from pipeline.bags.belt import LEAST_CONTRAST
 from segloc.common.images import Image
 
@@ -45,17 +46,14 @@ def splits(fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def features(scans: Sequence[ScanStatistics]) -> np.ndarray:
     """Statistics and coarse histograms of each scan, float [scans, features]; NaN where there is nothing to tell."""
+    # Bins of a histogram that make one feature: about `_FEATURE_BINS` features each.
+    sizes = {name: next(size for size in range(bins // _FEATURE_BINS, 0, -1) if bins % size == 0)
+             for name, (bins, _, _) in HISTOGRAMS.items()}  # fmt: skip
     return np.array([
         [*(scan.values[name] for name in STATISTICS)]
-        + [share for name in HISTOGRAMS for share in scan.histograms[name].reshape(-1, _coarse(name)).sum(1)]
+        + [share for name, size in sizes.items() for share in scan.histograms[name].reshape(-1, size).sum(1)]
         for scan in scans
     ])  # fmt: skip
-
-
-def _coarse(name: str) -> int:
-    """Bins of a histogram that make one feature: about `_FEATURE_BINS` features each."""
-    bins = HISTOGRAMS[name][0]
-    return next(size for size in range(bins // _FEATURE_BINS, 0, -1) if bins % size == 0)
 
 
 def logistic_scores(
@@ -94,7 +92,7 @@ def logistic_scores(
 def patches(scan: Image, rng: np.random.Generator) -> np.ndarray:
     """Random patches of a prepared scan that lie in the bags: uint8 [at most `PATCHES`, 64, 64, 3]."""
     grey = np.asarray(cv2.cvtColor(scan, cv2.COLOR_RGB2GRAY), np.uint8)
-    level = region(grey)[1]
+    level = authentic_region.adaptive(grey)[1]
     sums = cv2.integral((grey < level - LEAST_CONTRAST).astype(np.uint8))
     side = PATCH_PX
     covered = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from tqdm import tqdm
 
 from benchmarks.common import write_rows
@@ -61,7 +62,7 @@ class Scan:
 Groups = dict[str, tuple[list[Scan], list[Scan]]]
 
 
-def read_scans(roots: Sequence[Path], width: int, most: int, rng: np.random.Generator) -> list[Scan]:
+def read_scans(roots: Sequence[Path], width: int, most: int, rng: Generator) -> list[Scan]:
     """Read and measure all scans below some folders, at random `most` of them.
 
     Raises:
@@ -101,7 +102,7 @@ def by_group(real: Sequence[Scan], simulated: Sequence[Scan]) -> Groups:
     return groups
 
 
-def statistics_rows(groups: Groups, rng: np.random.Generator) -> list[dict[str, Any]]:
+def statistics_rows(groups: Groups, rng: Generator) -> list[dict[str, Any]]:
     """Quantiles of every statistic and the distance of the two samples, a row per group and statistic."""
     rows = []
     for group, pair in groups.items():
@@ -119,7 +120,7 @@ def statistics_rows(groups: Groups, rng: np.random.Generator) -> list[dict[str, 
     return rows
 
 
-def histogram_rows(groups: Groups, rng: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def histogram_rows(groups: Groups, rng: Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Mean histograms, a row per group, histogram and bin; and their distances, a row per group and histogram."""
     bins, distances = [], []
     for group, pair in groups.items():
@@ -140,10 +141,7 @@ def histogram_rows(groups: Groups, rng: np.random.Generator) -> tuple[list[dict[
 
 
 def _distances(
-    distance: Callable[[np.ndarray, np.ndarray], float],
-    real: np.ndarray,
-    simulated: np.ndarray,
-    rng: np.random.Generator,
+    distance: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, simulated: np.ndarray, rng: Generator
 ) -> dict[str, str]:
     """Distance of a half of the real sample from as many simulated scans, and from its other half: chance.
 
@@ -163,7 +161,7 @@ def _short(number: float) -> str:
     return f"{number:.4g}"
 
 
-def matched(groups: Groups, rng: np.random.Generator) -> tuple[list[Scan], np.ndarray]:
+def matched(groups: Groups, rng: Generator) -> tuple[list[Scan], np.ndarray]:
     """As many simulated as real scans of each group, at random, and their labels: 1 real, 0 simulated."""
     scans: list[Scan] = []
     labels: list[int] = []
@@ -175,7 +173,7 @@ def matched(groups: Groups, rng: np.random.Generator) -> tuple[list[Scan], np.nd
     return scans, np.array(labels)
 
 
-def halves(groups: Groups, which: int, rng: np.random.Generator) -> Groups:
+def halves(groups: Groups, which: int, rng: Generator) -> Groups:
     """Split one source of every group at random in two: the control, which nothing should tell apart."""
     split: Groups = {}
     for name, pair in groups.items():
@@ -185,22 +183,19 @@ def halves(groups: Groups, which: int, rng: np.random.Generator) -> Groups:
     return split
 
 
-def told(scans: Sequence[Scan], labels: np.ndarray, view: str | None, rng: np.random.Generator) -> list[np.ndarray]:
+def told(scans: Sequence[Scan], labels: np.ndarray, view: str | None, rng: Generator) -> list[np.ndarray]:
     """Cross-validated scores of every scan: by its statistics, or by its patches in one of `VIEWS`."""
     fold = real_or_simulated.folds([f"{scan.group} {label}" for scan, label in zip(scans, labels, strict=True)], rng)
     if view is None:
         inputs = real_or_simulated.features([scan.statistics for scan in scans])
-        return real_or_simulated.cross_validated(
-            lambda train, test: real_or_simulated.logistic_scores(inputs, labels, train, test), fold
-        )
-    seen = [real_or_simulated.as_seen(scan.patches, view) for scan in scans]
-    seed = int(rng.integers(2**31))
-    return real_or_simulated.cross_validated(
-        lambda train, test: real_or_simulated.patch_scores(seen, labels, train, test, seed), fold
-    )
+        score = functools.partial(real_or_simulated.logistic_scores, inputs, labels)
+    else:
+        seen = [real_or_simulated.as_seen(scan.patches, view) for scan in scans]
+        score = functools.partial(real_or_simulated.patch_scores, seen, labels, seed=int(rng.integers(2**31)))
+    return real_or_simulated.cross_validated(score, fold)
 
 
-def classifier_rows(groups: Groups, rng: np.random.Generator) -> list[dict[str, Any]]:
+def classifier_rows(groups: Groups, rng: Generator) -> list[dict[str, Any]]:
     """Accuracy of every classifier over all scans and per group, and of each on the controls."""
     rows = []
     sources: dict[str, Callable[[], Groups]] = {
@@ -262,23 +257,17 @@ def compare(args: argparse.Namespace) -> None:
     simulator_page.write(simulator_page.RESULTS, simulator_page.DOCS)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Options of the command."""
-    parser = cli.parser("benchmarks.study.realism", str(__doc__), EXAMPLES)
-    parser.add_argument("--real", type=cli.path, nargs="+", required=True, metavar="DIR", help="folders of real scans")
-    parser.add_argument("--simulated", type=cli.path, metavar="DIR", help="output of pipeline.simulate (default: made)")
-    parser.add_argument("--scans", type=int, default=500, metavar="N", help="scans to simulate (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=400, metavar="PX", help="common width (default: %(default)s)")
-    parser.add_argument(
-        "--most", type=int, default=1000, metavar="N", help="scans used of a source, at random (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run(compare, make_parser(), argv)
+    parser = cli.parser("benchmarks.study.realism", str(__doc__), EXAMPLES)
+    add = parser.add_argument
+    add("--real", type=cli.path, nargs="+", required=True, metavar="DIR", help="folders of real scans")
+    add("--simulated", type=cli.path, metavar="DIR", help="output of pipeline.simulate (default: made)")
+    add("--scans", type=int, default=500, metavar="N", help="scans to simulate (default: %(default)s)")
+    add("--width", type=int, default=400, metavar="PX", help="common width (default: %(default)s)")
+    add("--most", type=int, default=1000, metavar="N", help="scans used of a source, at random (%(default)s)")
+    add("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    return cli.run(compare, parser, argv)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,7 @@ LEAST_SATURATION = 0.12
 HUES = {"orange": (10, 65), "green": (65, 165), "blue": (165, 265)}
 EDGE_LEVELS = 10.0
 # Bins and their range. Grey in levels, hue in degrees, saturation from 0 (grey) to 1.
-HISTOGRAMS: dict[str, tuple[int, float, float]] = {
-    "grey": (64, 0, 256),
-    "hue": (36, 0, 360),
-    "saturation": (32, 0, 1),
-}
+HISTOGRAMS: dict[str, tuple[int, float, float]] = {"grey": (64, 0, 256), "hue": (36, 0, 360), "saturation": (32, 0, 1)}
 # Every statistic with its unit, in the order of the tables.
 STATISTICS: dict[str, str] = {
     "aspect": "height over width of the frame",
@@ -72,15 +68,10 @@ def prepare(scan: Image, width: int) -> Image:
     return decode(encode_jpeg(smaller, JPEG_QUALITY))
 
 
-def region(grey: Image) -> tuple[Box | None, int]:
-    """Find the authentic region, adaptive, and the belt's level."""
-    return authentic_region.adaptive(grey)
-
-
 def measure(scan: Image) -> ScanStatistics | None:
     """Measure a prepared scan, RGB uint8 [height, width, 3]; None when it is nothing but belt."""
     grey = np.asarray(cv2.cvtColor(scan, cv2.COLOR_RGB2GRAY), np.uint8)
-    box, level = region(grey)
+    box, level = authentic_region.adaptive(grey)
     if box is None:
         return None
     x0, y0, x1, y1 = box
@@ -88,9 +79,11 @@ def measure(scan: Image) -> ScanStatistics | None:
     matter = inside < level - LEAST_CONTRAST
     if not matter.any():
         return None
-    hue, saturation = hue_and_saturation(scan[y0:y1, x0:x1])
-    hue, saturation = hue[matter], saturation[matter]
+    hsv = cv2.cvtColor(scan[y0:y1, x0:x1].astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
+    hue, saturation = hsv[..., 0][matter], hsv[..., 1][matter]  # degrees, and 0 to 1
     coloured = saturation >= LEAST_SATURATION
+    quarter = max(1, inside.shape[1] // 4), max(1, inside.shape[0] // 4)
+    reduced = np.asarray(cv2.resize(inside, quarter, interpolation=cv2.INTER_AREA), np.uint8)
     values = {
         "aspect": grey.shape[0] / grey.shape[1],
         "region_share": inside.size / grey.size,
@@ -103,7 +96,7 @@ def measure(scan: Image) -> ScanStatistics | None:
         **{f"{name}_share": (coloured & (low <= hue) & (hue < high)).mean() for name, (low, high) in HUES.items()},
         "neutral_share": 1 - coloured.mean(),
         "edge_density": edge_density(inside),
-        "edge_density_quarter": edge_density(_reduced(inside, 4)),
+        "edge_density_quarter": edge_density(reduced),
         "texture": texture(inside, matter),
         "grain": grain(inside, matter),
         "colour_grain": grain(red_less_blue(scan[y0:y1, x0:x1]), matter),
@@ -118,12 +111,6 @@ def measure(scan: Image) -> ScanStatistics | None:
         "saturation": _histogram("saturation", saturation),
     }
     return ScanStatistics({name: float(values[name]) for name in STATISTICS}, histograms)
-
-
-def hue_and_saturation(scan: Image) -> tuple[np.ndarray, np.ndarray]:
-    """Hue in degrees and saturation 0..1 (HSV) of RGB uint8 [h, w, 3], each float32 [h, w]."""
-    hsv = cv2.cvtColor(scan.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
-    return hsv[..., 0], hsv[..., 1]
 
 
 def red_less_blue(scan: Image) -> Image:
@@ -204,11 +191,6 @@ def _histogram(name: str, values: np.ndarray) -> np.ndarray:
     bins, low, high = HISTOGRAMS[name]
     counts = np.histogram(values, bins, (low, high))[0]
     return counts / max(1, counts.sum())
-
-
-def _reduced(grey: Image, factor: int) -> Image:
-    size = max(1, grey.shape[1] // factor), max(1, grey.shape[0] // factor)
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _belt_dirt(grey: Image, box: Box, level: int) -> float:

@@ -13,58 +13,23 @@ from matplotlib.figure import Figure
 
 from benchmarks import common
 from benchmarks.study.scan_statistics import STATISTICS
+from benchmarks.table import lay_out
+from pipeline.simulate.dataset import SUBSETS
 from segloc.common.images import encode_jpeg, read_image
-from segloc.reporting.results_table import table_row
 
 RESULTS = Path(__file__).with_name("results") / "realism"
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "simulator.md"
 SHEET, HISTOGRAM_CHART, STATISTICS_CHART = "simulator.jpg", "simulator_histograms.png", "simulator_statistics.png"
 # Folders of a simulation, a row of the sheet each.
-ROWS = {
-    "negatives": "sixray/JPEGImage",
-    "train": "pidray/train",
-    "easy": "pidray/easy",
-    "hard": "pidray/hard",
-    "hidden": "pidray/hidden",
-}
+ROWS = {name: subset.images for name, subset in SUBSETS.items()}
 COLOURS = {"real": "#222222", "simulated": "#d1495b"}
 _CELL_PX, _COLUMNS, _LABEL_PX = (190, 200), 5, 22
 _TELLING = 6
 
 Rows = common.Rows
 
-# The page's beginning: what is simulated, and how the two samples are compared.
-HEAD = Path(__file__).with_name("simulator_head.md")
-
-CAUTION = """The real sample is small, so quantiles are rough and the intervals wide; for the grey belt above all.
-It has of SIXray what was at hand: its scans with items hold guns and knives only, and stand in for PIDray's, which were
-not. Other scanners look different. The simulator's palettes, machines and contents were set by these very statistics
-of the same sample: that it is close in them says less than how well the classifiers below tell it.
-"""
-
-TEST = """## A test of realism
-
-Two small classifiers are told real from simulated and asked about scans of which they have seen no part (five folds,
-split by scan; as many simulated as real scans of each group). *Statistics* is a logistic regression on the statistics
-above and coarse histograms. *Colour*, *grey* and *coarse* are a small convolutional network on 64 px patches of the
-bags, whose scores a scan's patches average: in colour; without it; and without it at a quarter of the resolution, where
-neither grain nor fine edges are left. **Accuracy** is over scans and balanced, so 0.5 is chance: a simulator that
-cannot be told has it, one that is always told has 1. The interval is Wilson's, 95 %, for the number of scans. The
-controls ask the same of two halves of one source.
-"""
-
-REPEAT = """## How to repeat it
-
-One command measures everything anew and rewrites this page, its charts and its sheet (some minutes on two cores):
-
-```
-python -m benchmarks.study.realism --real FOLDER_OF_REAL_SCANS
-```
-
-The folders may have SIXray's or PIDray's layout, or none. The numbers come from the files in
-`benchmarks/study/results/realism/`; `python -m benchmarks.study.simulator_page` makes the page of them again.
-"""
+TEMPLATE = Path(__file__).with_name("simulator_template.md")
 
 
 def read(name: str, results: Path) -> Rows:
@@ -76,27 +41,20 @@ def render(results: Path = RESULTS) -> str:
     """Lay out the page."""
     statistics = read("statistics", results)
     groups = list(dict.fromkeys(row["group"] for row in statistics))
-    parts = [HEAD.read_text(), _counts(statistics, groups), CAUTION]
-    parts.append(f"![Histograms of real and simulated scans]({HISTOGRAM_CHART})\n")
-    parts.append("*Grey over the region; hue and saturation over matter. Means over scans.*\n")
-    parts.append(_histogram_distances(read("histogram_distances", results)))
-    parts.append(f"![Statistics of real and simulated scans]({STATISTICS_CHART})\n")
-    parts.append("*Dot: median. Thick: middle half. Thin: middle 90 %.*\n")
-    parts += [_statistics(statistics, group) for group in groups]
-    parts += [TEST, _classifiers(read("classifiers", results)), _telling(statistics, groups), REPEAT]
-    return "\n".join(parts)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(map(table_row, [header, ["---"] * len(header), *rows])) + "\n"
+    return common.fill(
+        TEMPLATE,
+        counts=_counts(statistics, groups),
+        histogram_distances=_histogram_distances(read("histogram_distances", results)),
+        statistics="\n".join(_statistics(statistics, group) for group in groups),
+        classifiers=_classifiers(read("classifiers", results)),
+        telling=_telling(statistics, groups),
+    )
 
 
 def _counts(statistics: Rows, groups: list[str]) -> str:
-    rows = []
-    for group in groups:
-        row = next(row for row in statistics if row["group"] == group)
-        rows.append([group, row["real_scans"], row["simulated_scans"]])
-    return _table(["group", "real scans", "simulated scans"], rows)
+    firsts = [next(row for row in statistics if row["group"] == group) for group in groups]
+    rows = [[row["group"], row["real_scans"], row["simulated_scans"]] for row in firsts]
+    return lay_out(["group", "real scans", "simulated scans"], rows)
 
 
 def ratio(row: dict[str, str]) -> float:
@@ -111,18 +69,9 @@ def _ratio(row: dict[str, str]) -> str:
 
 
 def _histogram_distances(rows: Rows) -> str:
-    units = {"grey": "levels", "hue": "degrees", "saturation": "0 to 1"}
-    lines = [
-        [
-            row["group"],
-            f"{row['histogram']} ({units[row['histogram']]})",
-            row["distance"],
-            row["real_halves"],
-            _ratio(row),
-        ]
-        for row in rows
-    ]
-    return _table(["group", "histogram", "distance", "chance", "ratio"], lines)
+    titles = {"grey": "grey (levels)", "hue": "hue (degrees)", "saturation": "saturation (0 to 1)"}
+    lines = [[r["group"], titles[r["histogram"]], r["distance"], r["real_halves"], _ratio(r)] for r in rows]
+    return lay_out(["group", "histogram", "distance", "chance", "ratio"], lines)
 
 
 def _spread(row: dict[str, str], source: str) -> str:
@@ -137,7 +86,7 @@ def _statistics(rows: Rows, group: str) -> str:
         for row in rows if row["group"] == group
     ]  # fmt: skip
     header = ["statistic", "of", "real", "simulated", "distance", "chance", "ratio"]
-    return f"### {group.capitalize()}: median [quartiles]\n\n{_table(header, lines)}"
+    return f"### {group.capitalize()}: median [quartiles]\n\n{lay_out(header, lines)}"
 
 
 def _classifiers(rows: Rows) -> str:
@@ -146,7 +95,7 @@ def _classifiers(rows: Rows) -> str:
          f"{row['accuracy']} [{row['low']}, {row['high']}]", row["patch_accuracy"]]
         for row in rows if row["group"] == "all" or not row["task"].startswith("control")
     ]  # fmt: skip
-    return _table(["task", "inputs", "group", "scans", "accuracy", "of single patches"], lines)
+    return lay_out(["task", "inputs", "group", "scans", "accuracy", "of single patches"], lines)
 
 
 def _telling(statistics: Rows, groups: list[str]) -> str:
@@ -156,10 +105,8 @@ def _telling(statistics: Rows, groups: list[str]) -> str:
         rows = [row for row in statistics if row["group"] == group and np.isfinite(ratio(row))]
         parts.append(f"**{group.capitalize()}**\n")
         for row in sorted(rows, key=ratio, reverse=True)[:_TELLING]:
-            parts.append(
-                f"* {row['statistic']} ({STATISTICS[row['statistic']]}): real {_spread(row, 'real')}, "
-                f"simulated {_spread(row, 'simulated')}"
-            )
+            spreads = f"real {_spread(row, 'real')}, simulated {_spread(row, 'simulated')}"
+            parts.append(f"* {row['statistic']} ({STATISTICS[row['statistic']]}): {spreads}")
         parts.append("")
     return "\n".join(parts)
 

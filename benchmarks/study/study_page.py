@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from benchmarks.table import lay_out
 from segloc.models.initial_weights import RANDOM
 from segloc.reporting.probe_table import METHODS
-from segloc.reporting.results_table import signed, table_row
+from segloc.reporting.results_table import signed
 
 RESULTS = Path(__file__).with_name("results") / "study"
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
@@ -44,24 +45,7 @@ TOGETHER = ("study_cpu", "study_cpu_parts")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
-HEAD = """# Results of the study
-
-Made by `python -m benchmarks.study` from the files in `benchmarks/study/results/study/`. What is compared, and how, was
-written down before the runs, but for what is said to be later: [study.md](study.md), which also says what it cannot
-tell. Everything here is of simulated scans ([simulator.md](simulator.md)): it says how the variants compare there, at
-this size, not what PIDray's figures would be.
-
-Differences are in points: the mean over the seeds, and its 95 % interval from the differences seed by seed (Student's
-t). It covers other seeds, not other test scans. One that holds 0 does not show a difference; the words go by the exact
-bounds, of which a 0.0 may be just short of 0. Of many intervals, one in twenty misses the truth by chance. The paper
-reports gains of 3 to 6 points of box AP on easy and hard and a loss of 1 to 2 on hidden, of detectors at 47 to 54 and
-at 24 to 26: a point is another thing for a detector that has hardly begun.
-"""
-GAINS = """Box AP over random weights in the same network and protocol.
-"""
-PARTS_TEXT = """A start less the one that differs from it in one thing ([study.md](study.md) says in what). Box AP is
-the mean of the three test sets. Starts that are only probed have no AP.
-"""
+HEAD, CHAPTER = (Path(__file__).with_name(f"study_{part}.md") for part in ("head", "chapter"))
 LENGTHS_TEXT = """Per cent, mean ± sample standard deviation over the seeds. Each length is a training by itself, with a
 schedule of that length; features are those of all levels and of the embedding, told by a linear classifier.
 """
@@ -69,22 +53,6 @@ TOGETHER_TEXT = """What is in both of {names},
 over the random starts of the same seed. They have the same size, data, test scans and recipes, and other seeds. Each is
 below by itself; what was tried out before the former was tried with one of its seeds. Box AP over random weights, then
 what a start has over another that differs from it in one thing.
-"""
-DETECTION = """Per cent, mean ± sample standard deviation over the seeds; in brackets the gain over random weights.
-*mean* is that of the three test sets.
-"""
-PROBES = """Items that no pretraining has seen, of other brands and in other bags (`python -m segloc.probe`). They are
-blended by `ratio`, as a scanner shows things: that may favour what was pretrained on `ratio` over `alpha`.
-"""
-PROBE_GAINS = """Over random weights. The head that makes the embedding is part of a detector that takes over the box
-heads, but for its last layer. What is to help another has to be in the levels.
-"""
-PRETRAININGS = """Means over the last quarter of the steps, then over the seeds. Top-1: how often a query is nearer to
-its own key than to all K negatives; by chance, once in K + 1. Accuracy: how often the stored key nearest to a query is
-of the query's class. Crops have one class only, so theirs says nothing.
-"""
-COMMANDS = """Of the first seed; the others differ in it alone. `python -m segloc.experiment` runs them all, as
-[study.md](study.md) says, at the revision named above: recipes may have changed since, as the first study's have.
 """
 
 Rows = common.Rows
@@ -98,7 +66,7 @@ def kept() -> list[Path]:
 def render() -> str:
     """Write the page, in Markdown."""
     all_seeds = together([RESULTS / name for name in TOGETHER])
-    return "\n".join([HEAD, *([all_seeds] if all_seeds else []), *map(chapter, kept())])
+    return "\n".join([HEAD.read_text(), *([all_seeds] if all_seeds else []), *map(chapter, kept())])
 
 
 def together(studies: Sequence[Path]) -> str:
@@ -128,52 +96,45 @@ def chapter(results: Path) -> str:
         common.read_rows(results / f"{name}.csv") for name in ("runs", "pretrainings", "commands", "probe")
     )
     about, known = json.loads((results / "about.json").read_text()), (results / "probe.md").read_text()
-    parts = [
-        f"## {about['title']}\n\n{_ran(about)}",
-        f"### In short\n\n{verdicts(runs)}",
-        f"### Gains\n\n{GAINS}\n{gains_table(runs)}",
-        f"### What each part does\n\n{PARTS_TEXT}\n{parts_table(runs, probes)}",
-        *lengths(runs, pretrainings, probes),
-        f"### Detection\n\n{DETECTION}\n{detection(runs)}",
-        f"### What the features know\n\n{PROBES}\n{known}\n{PROBE_GAINS}\n{probe_gains_table(probes)}",
-        f"### The pretrainings\n\n{PRETRAININGS}\n{pretraining_table(pretrainings)}",
-        f"### The commands\n\n{COMMANDS}\n```\n" + "\n".join(row["command"] for row in commands) + "\n```\n",
-    ]
-    return "\n".join(parts)
+    return common.fill(
+        CHAPTER,
+        title=about["title"],
+        ran=_ran(about),
+        verdicts=verdicts(runs),
+        gains=gains_table(runs),
+        parts="\n".join([parts_table(runs, probes), *lengths(runs, pretrainings, probes)]),
+        detection=detection(runs),
+        probe=known,
+        probe_gains=probe_gains_table(probes),
+        pretrainings=pretraining_table(pretrainings),
+        commands="\n".join(row["command"] for row in commands),
+    )
 
 
 def verdicts(runs: Rows) -> str:
     """Say of every run whether it was shown to be better or worse than its random start in box AP."""
     lines = []
     for name in _names(runs):
-        base = _base(runs, name)
-        if base:
+        if base := _base(runs, name):
             hidden, mean = (differences(runs, name, "bbox", "AP", test_set) for test_set in ("hidden", "mean"))
-            told = (
-                f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden, "
-                f"{_verdict(mean)} in the mean of the three"
-            )
-            lines.append(f"- `{name}` against `{base}`: {told}.\n")
+            told = f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden"
+            lines.append(f"- `{name}` against `{base}`: {told}, {_verdict(mean)} in the mean of the three.\n")
     return "".join(lines)
 
 
 def gains_table(runs: Rows) -> str:
     """Table of runs by test set: box AP over the random start."""
-    header = ["run", "over", "easy and hard", *TEST_SETS]
-    lines = [table_row(header), table_row(["---", "---", *["---:"] * (len(header) - 2)])]
+    lines = []
     for name in _names(runs):
-        base = _base(runs, name)
-        if not base:
-            continue
-        per_set = [interval(differences(runs, name, "bbox", "AP", t)) for t in TEST_SETS]
-        lines.append(table_row([f"`{name}`", f"`{base}`", interval(_easy_and_hard(runs, name)), *per_set]))
-    return "\n".join([*lines, ""])
+        if base := _base(runs, name):
+            per_set = [interval(differences(runs, name, "bbox", "AP", t)) for t in TEST_SETS]
+            lines.append([f"`{name}`", f"`{base}`", interval(_easy_and_hard(runs, name)), *per_set])
+    return lay_out(["run", "over", "easy and hard", *TEST_SETS], lines, "llr")
 
 
 def parts_table(runs: Rows, probes: Rows) -> str:
     """Table of starts that differ in one thing: box AP and what the probe says, by protocol where there are several."""
-    header = ["start", "less", "box AP", *_probe_titles()]
-    lines = [table_row(header), table_row(["---", "---", *["---:"] * (len(header) - 2)])]
+    lines = []
     for start, other in PARTS.items():
         accuracies = [_probe_differences(probes, start, other, *shown) for shown in PROBES_SHOWN]
         protocols = [n.removeprefix(f"{start}-") for n in _names(runs) if n.rpartition("-")[0] == start]
@@ -182,8 +143,8 @@ def parts_table(runs: Rows, probes: Rows) -> str:
             names = [f"{start}-{protocol}", f"{other}-{protocol}"] if protocol else [start, other]
             gains = paired(*(_values(runs, name, "bbox", "AP", "mean") for name in names))
             if gains or any(accuracies):
-                lines.append(table_row([*(f"`{n}`" for n in names), *(interval(g) for g in (gains, *accuracies))]))
-    return "\n".join([*lines, ""])
+                lines.append([*(f"`{n}`" for n in names), *map(interval, (gains, *accuracies))])
+    return lay_out(["start", "less", "box AP", *_probe_titles()], lines, "llr")
 
 
 def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
@@ -191,7 +152,7 @@ def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
     steps = {row["pretraining"]: row["steps"] for row in pretrainings} | {RANDOM: "0"}
     linear = [shown for shown in PROBES_SHOWN if shown[1] == "linear"]
     header = ["steps", "run", *(f"box AP, {t}" for t in TEST_SETS), "box AR100, mean", *_probe_titles(linear)]
-    lines = [table_row(header), table_row(["---:", "---", *["---:"] * (len(header) - 2)])]
+    lines = []
     for protocol in dict.fromkeys(name.rpartition("-")[2] for name in _names(runs)):
         starts = [start for start in LENGTHS if f"{start}-{protocol}" in _names(runs)]
         for start in starts if len(starts) > 2 else ():
@@ -200,29 +161,22 @@ def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
             figures.append(_values(runs, name, "bbox", "AR100", "mean"))
             figures += [_accuracies(probes, start, *shown) for shown in linear]
             cells = [_spread(list(values.values())) if values else "–" for values in figures]
-            lines.append(table_row([steps[start], f"`{name}`", *cells]))
-    if len(lines) == 2:
-        return []
-    return [f"### Against pretraining steps\n\n{LENGTHS_TEXT}\n" + "\n".join([*lines, ""])]
+            lines.append([steps[start], f"`{name}`", *cells])
+    return [f"### Against pretraining steps\n\n{LENGTHS_TEXT}\n{lay_out(header, lines, 'rlr')}"] if lines else []
 
 
 def probe_gains_table(probes: Rows) -> str:
     """Table of starts by kind of features: accuracy over that of random weights."""
-    header = ["start", *_probe_titles()]
-    lines = [table_row(header), table_row(["---", *["---:"] * (len(header) - 1)])]
-    for start in dict.fromkeys(row["start"] for row in probes):
-        if start != RANDOM:
-            gains = (interval(_probe_differences(probes, start, RANDOM, *shown)) for shown in PROBES_SHOWN)
-            lines.append(table_row([f"`{start}`", *gains]))
-    return "\n".join([*lines, ""])
+    lines = []
+    for start in dict.fromkeys(row["start"] for row in probes if row["start"] != RANDOM):
+        gains = (interval(_probe_differences(probes, start, RANDOM, *shown)) for shown in PROBES_SHOWN)
+        lines.append([f"`{start}`", *gains])
+    return lay_out(["start", *_probe_titles()], lines, "lr")
 
 
 def detection(runs: Rows) -> str:
     """Table of runs by test set, a line per figure."""
-    lines = [
-        table_row(["run", "seeds", "figure", *TEST_SETS]),
-        table_row(["---", "---:", "---", *["---:"] * len(TEST_SETS)]),
-    ]
+    lines = []
     for name in _names(runs):
         for task, metric in FIGURES:
             cells = []
@@ -232,15 +186,16 @@ def detection(runs: Rows) -> str:
                 cells.append(_spread(values) + (f" ({interval(gains)})" if gains else ""))
             first = (task, metric) == FIGURES[0]
             titles = [f"**{name}**", str(len(values))] if first else ["", ""]
-            lines.append(table_row([*titles, f"{metric}, {TASKS[task]}", *cells]))
+            lines.append([*titles, f"{metric}, {TASKS[task]}", *cells])
     images = {row["test_set"]: row["images"] for row in runs if row["test_set"] in TEST_SETS and row["images"]}
-    return "\n".join([*lines, "", "Test scans: " + ", ".join(f"{name} {n}" for name, n in images.items()) + ".", ""])
+    scans = ", ".join(f"{name} {n}" for name, n in images.items())
+    return f"{lay_out(['run', 'seeds', 'figure', *TEST_SETS], lines, 'lrlr')}\nTest scans: {scans}.\n"
 
 
 def pretraining_table(rows: Rows) -> str:
     """Table of pretrainings by gauge."""
     header = ["pretraining", "steps", "seeds", "loss", "chance", "top-1", "accuracy", "chance"]
-    lines = [table_row(header), table_row(["---", *["---:"] * (len(header) - 1)])]
+    lines = []
     for name in dict.fromkeys(row["pretraining"] for row in rows):
         members = [row for row in rows if row["pretraining"] == name]
         gauges = {"loss": 2, "chance_loss": 2, "top1": 3, "accuracy": 3, "chance_accuracy": 3}
@@ -248,8 +203,8 @@ def pretraining_table(rows: Rows) -> str:
         cells = {key: f"{mean[key]:.{digits}f}" for key, digits in gauges.items()}
         if mean["chance_accuracy"] == 1:
             cells |= {"accuracy": "–", "chance_accuracy": "–"}
-        lines.append(table_row([name, members[0]["steps"], str(len(members)), *cells.values()]))
-    return "\n".join([*lines, ""])
+        lines.append([name, members[0]["steps"], str(len(members)), *cells.values()])
+    return lay_out(header, lines, "lr")
 
 
 def differences(runs: Rows, name: str, task: str, metric: str, test_set: str) -> list[float]:
@@ -304,8 +259,8 @@ def _probe_differences(probes: Rows, start: str, other: str, features: str, meth
 
 def _accuracies(probes: Rows, start: str, features: str, method: str) -> dict[str, float]:
     """List a start's accuracies by seed, per cent."""
-    wanted = {"start": start, "features": features}
-    return {r["seed"]: 100 * float(r[method]) for r in probes if all(r[key] == v for key, v in wanted.items())}
+    found = _by_seed(probes, method, start=start, features=features)
+    return {seed: 100 * accuracy for seed, accuracy in found.items()}
 
 
 def _ran(about: Mapping[str, Any]) -> str:
@@ -325,8 +280,12 @@ def _base(runs: Rows, name: str) -> str:
 
 
 def _values(runs: Rows, name: str, task: str, metric: str, test_set: str) -> dict[str, float]:
-    wanted = {"run": name, "task": task, "test_set": test_set}
-    return {r["seed"]: float(r[metric]) for r in runs if all(r[key] == value for key, value in wanted.items())}
+    return _by_seed(runs, metric, run=name, task=task, test_set=test_set)
+
+
+def _by_seed(rows: Rows, column: str, **wanted: str) -> dict[str, float]:
+    """List a column by seed, of the rows with these values."""
+    return {row["seed"]: float(row[column]) for row in rows if wanted.items() <= row.items()}
 
 
 def _spread(values: Sequence[float]) -> str:

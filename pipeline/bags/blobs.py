@@ -31,13 +31,15 @@ def reduced(grey: Image) -> tuple[Image, int]:
     """Halve the scan until its longer side is below twice the working size; halving by means is fast and exact."""
     small, factor = grey, 1
     while max(small.shape) >= 2 * _WORK_SIDE_PX and min(small.shape) >= 2:
-        height, width = small.shape[0] // 2, small.shape[1] // 2
-        # The row or column left over is the scan's rim.
-        small = np.asarray(
-            cv2.resize(small[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA), np.uint8
-        )
-        factor *= 2
+        small, factor = halved(small), 2 * factor
     return small, factor
+
+
+def halved(picture: Image) -> Image:
+    """Halve height and width by means. The row or column left over is dropped: it is the scan's rim."""
+    height, width = picture.shape[0] // 2, picture.shape[1] // 2
+    even = picture[: 2 * height, : 2 * width]
+    return np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def matter(small: Image, cut: float) -> Image:

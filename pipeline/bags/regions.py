@@ -93,12 +93,8 @@ def draw_steps(path: Path, mode: str) -> Image:
 def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
     """Return the paper's region and, over it, that of `mode` and its bags."""
     bags, _ = find(grey, mode)
-    region = authentic_region.union(bags)
-    found = [
-        (authentic_region.paper(grey), gallery.RED),
-        *((bag, gallery.GREEN) for bag in bags),
-        (region, gallery.BLUE),
-    ]
+    paper, region = authentic_region.paper(grey), authentic_region.union(bags)
+    found = [(paper, gallery.RED), *((bag, gallery.GREEN) for bag in bags), (region, gallery.BLUE)]
     return [(box, tone) for box, tone in found if box]
 
 
@@ -116,7 +112,7 @@ def write_table(root: Path, names: Sequence[str], out: Path, mode: str, workers:
     Returns:
         Number of backgrounds by status.
     """
-    counts: Counter[str] = Counter()
+    counts = Counter[str]()
     task = functools.partial(measure, root=root.absolute(), mode=mode)
     results: Iterator[dict[str, Any]] = run_tasks(task, names, workers=workers, executor=executor, chunk=CHUNK)
     with region_table.writer(out) as table:

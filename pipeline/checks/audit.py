@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import tarfile
 from collections import Counter
@@ -14,15 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.checks.pair_checks import (
-    balance_problems,
-    image_problems,
-    mask_problems,
-    pair_problems,
-    recipe_problems,
-    segment_table,
-    view_problems,
-)
+from pipeline.checks import pair_checks
 from pipeline.checks.pair_statistics import Statistics
 from pipeline.common import gallery
 from pipeline.common.executors import run_tasks
@@ -68,7 +61,11 @@ def check_shard(task: tuple[int, Shard], *, folder: Store, index: Index, segment
     except FileNotFoundError:
         findings.violations.append(f"{shard.name}: missing")
         return findings
-    _check_totals(shard, findings, index)
+    if len(findings.pairs) != shard.pairs:
+        findings.violations.append(f"{shard.name}: {len(findings.pairs)} good pairs, the index says {shard.pairs}")
+    seen = Counter(pair.class_id for pair in findings.pairs)
+    if tuple(seen[number] for number in range(len(index.classes))) != shard.classes:
+        findings.violations.append(f"{shard.name}: class histogram differs from the index")
     return findings
 
 
@@ -87,26 +84,11 @@ def _check_file(path: Path, first: int, shard: Shard, index: Index, segments: Pa
 
 def read_groups(path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
     """Read a shard three members at a time: their names, and their contents."""
-    names: list[str] = []
-    contents: list[bytes] = []
     with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            names.append(member.name)
-            contents.append(file.read() if file else b"")
-            if len(names) == len(SUFFIXES):
-                yield names, contents
-                names, contents = [], []
-    if names:
-        yield names, contents
-
-
-def _check_totals(shard: Shard, findings: Findings, index: Index) -> None:
-    if len(findings.pairs) != shard.pairs:
-        findings.violations.append(f"{shard.name}: {len(findings.pairs)} good pairs, the index says {shard.pairs}")
-    seen = Counter(pair.class_id for pair in findings.pairs)
-    if tuple(seen[number] for number in range(len(index.classes))) != shard.classes:
-        findings.violations.append(f"{shard.name}: class histogram differs from the index")
+        members = iter(tar)
+        while group := list(itertools.islice(members, len(SUFFIXES))):
+            files = [tar.extractfile(member) for member in group]
+            yield [member.name for member in group], [file.read() if file else b"" for file in files]
 
 
 def _check_pair(
@@ -121,12 +103,12 @@ def _check_pair(
     except InputError as error:
         findings.violations.append(f"pair {number}: {error}")
         return
-    problems = list(pair_problems(pair, number, index))
+    problems = list(pair_checks.pair_problems(pair, number, index))
     for side, view, data in (("query", pair.query, contents[0]), ("key", pair.key, contents[1])):
-        found = [*view_problems(view, index), *image_problems(view, data)]
-        problems += [f"{side} {problem}" for problem in found or mask_problems(view)]
+        found = [*pair_checks.view_problems(view, index), *pair_checks.image_problems(view, data)]
+        problems += [f"{side} {problem}" for problem in found or pair_checks.mask_problems(view)]
     if segments is not None and not problems:
-        problems += recipe_problems(pair, segment_table(segments))
+        problems += pair_checks.recipe_problems(pair, pair_checks.segment_table(segments))
     findings.violations += [f"pair {number}: {problem}" for problem in problems]
     findings.pairs.append(pair)
 
@@ -146,14 +128,11 @@ def draw_gallery(path: Path, folder: Store, index: Index) -> None:
 
 
 def _tiles(pair: Pair, contents: list[bytes]) -> list[Image]:
-    return [
-        gallery.tile(
-            decode(data),
-            [(view.region, gallery.BLUE), (view.box, gallery.RED)],
-            f"{pair.pair} {pair.class_name} {side} {view.blend} {view.coefficient:.2f}",
-        )
-        for side, view, data in (("query", pair.query, contents[0]), ("key", pair.key, contents[1]))
-    ]
+    tiles = []
+    for side, view, data in (("query", pair.query, contents[0]), ("key", pair.key, contents[1])):
+        caption = f"{pair.pair} {pair.class_name} {side} {view.blend} {view.coefficient:.2f}"
+        tiles.append(gallery.tile(decode(data), [(view.region, gallery.BLUE), (view.box, gallery.RED)], caption))
+    return tiles
 
 
 def audit(
@@ -184,7 +163,7 @@ def audit(
                 if first != pair.pair:
                     violations.append(f"pair {pair.pair}: the same as pair {first}")
             bar.update(shard.pairs)
-    violations += balance_problems(statistics.classes, index)
+    violations += pair_checks.balance_problems(statistics.classes, index)
     if index.sources is not None:
         violations += source_problems(folder, index.sources, statistics.uses)
     return violations, statistics

@@ -85,10 +85,8 @@ class Statistics:
 def _histogram(values: npt.NDArray[np.float64]) -> list[tuple[float, int]]:
     """Count values in bins named by their middle."""
     counts, edges = np.histogram(values, bins=_BINS)
-    return [
-        (round(float(middle), 4), int(count))
-        for middle, count in zip((edges[1:] + edges[:-1]) / 2, counts, strict=True)
-    ]
+    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+    return [(round(middle, 4), count) for middle, count in zip(middles, counts.tolist(), strict=True)]
 
 
 def _csv(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

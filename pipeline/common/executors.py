@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -42,12 +43,7 @@ class WorkerLostError(RunError):
 
 
 def run_tasks(
-    function: Callable[[T], R],
-    tasks: Iterable[T],
-    *,
-    workers: int = 0,
-    executor: str = "local",
-    chunk: int = 1,
+    function: Callable[[T], R], tasks: Iterable[T], *, workers: int = 0, executor: str = "local", chunk: int = 1
 ) -> Iterator[R]:
     """Apply `function` to every task.
 
@@ -71,21 +67,31 @@ def run_tasks(
         raise InputError(f"unknown executor {executor!r}, choose one of {', '.join(EXECUTORS)}")
     if workers < 0:
         raise InputError(f"--workers must be 0 (all cores) or more, not {workers}")
-    return EXECUTORS[executor](function, _chunks(tasks, chunk), workers)
-
-
-def _chunks(tasks: Iterable[T], size: int) -> Iterator[list[T]]:
-    tasks = iter(tasks)
-    while chunk := list(itertools.islice(tasks, size)):
-        yield chunk
+    source = iter(tasks)
+    chunks = iter(lambda: list(itertools.islice(source, chunk)), [])
+    return EXECUTORS[executor](function, chunks, workers)
 
 
 def _run_chunk(function: Callable[[T], R], chunk: list[T]) -> list[R]:
     return [function(task) for task in chunk]
 
 
+def _in_order(
+    submit: Callable[..., Any], wait: Callable[..., list[R]], chunks: Iterator[Any], ahead: int, waiting: deque[Any]
+) -> Iterator[R]:
+    """Submit chunks, at most `ahead` at a time, which are in `waiting`, and wait for the oldest."""
+    for chunk in chunks:
+        waiting.append(submit(chunk))
+        if len(waiting) >= ahead:
+            yield from wait(waiting.popleft())
+    while waiting:
+        yield from wait(waiting.popleft())
+
+
 def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Iterator[R]:
-    workers = workers or usable_cores()
+    # A container or job scheduler may allow fewer cores than the machine has.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or usable
     if workers == 1:
         tune_process()
         for chunk in chunks:
@@ -93,26 +99,21 @@ def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) 
         return
     # Forking a process whose OpenCV has threads can hang the child, hence spawn.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
-    waiting: deque[Future[list[R]]] = deque()
+
+    def submit(chunk: list[T]) -> Future[list[R]]:
+        return pool.submit(_run_chunk, function, chunk)
+
     try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_run_chunk, function, chunk))
-            if len(waiting) >= workers * IN_FLIGHT_PER_WORKER:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        yield from _in_order(submit, Future.result, chunks, workers * IN_FLIGHT_PER_WORKER, deque())
     except BrokenProcessPool as error:
         raise WorkerLostError from error
     except BaseException:
-        _stop(pool)
+        # Ends the workers now instead of after the tasks they are in.
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """Number of cores this process may use (a container or job scheduler may allow fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tune_process() -> None:
@@ -144,12 +145,6 @@ def _exit_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the workers now instead of after the tasks they are in."""
-    for process in list((getattr(pool, "_processes", None) or {}).values()):
-        process.terminate()
-
-
 def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Iterator[R]:
     try:
         import ray
@@ -159,15 +154,10 @@ def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) ->
         ray.init(include_dashboard=False)
     workers = workers or int(ray.cluster_resources().get("CPU", 1))
     remote: Any = ray.remote(num_cpus=1)(_run_on_ray)
-    shared = ray.put(function)
+    submit = functools.partial(remote.remote, ray.put(function))
     waiting: deque[Any] = deque()
     try:
-        for chunk in chunks:
-            waiting.append(remote.remote(shared, chunk))
-            if len(waiting) >= workers * IN_FLIGHT_PER_WORKER:
-                yield from ray.get(waiting.popleft())
-        while waiting:
-            yield from ray.get(waiting.popleft())
+        yield from _in_order(submit, ray.get, chunks, workers * IN_FLIGHT_PER_WORKER, waiting)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:

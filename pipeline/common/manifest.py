@@ -12,25 +12,21 @@ from segloc.common.errors import InputError
 from segloc.common.files import atomic_file, sha256_of
 
 
-def entries(root: Path, with_mtime: bool, with_digest: bool = False) -> Iterator[bytes]:
+def entries(root: Path | bytes, with_mtime: bool, with_digest: bool = False, prefix: bytes = b"") -> Iterator[bytes]:
     """List the files under `root`, hidden ones left out, in a fixed order.
 
     Yields:
         Lines ``SIZE [MTIME_NS] [SHA256] PATH``: bytes, nanoseconds, hexadecimal digest of the content (``-`` for a file
-        that cannot be read), and the path relative to `root` with ``/`` separators, line breaks and backslashes in it
-        escaped.
+        that cannot be read), and `prefix` with the path relative to `root`, with ``/`` separators, line breaks and
+        backslashes in it escaped.
     """
-    yield from _walk(os.fsencode(root), b"", with_mtime, with_digest)
-
-
-def _walk(folder: bytes, prefix: bytes, with_mtime: bool, with_digest: bool) -> Iterator[bytes]:
-    with os.scandir(folder) as found:
+    with os.scandir(os.fsencode(root)) as found:
         ordered = sorted((entry for entry in found if not entry.name.startswith(b".")), key=lambda entry: entry.name)
     for entry in ordered:
         path = prefix + entry.name
         if entry.is_dir():
             if not _is_parent(entry):
-                yield from _walk(entry.path, path + b"/", with_mtime, with_digest)
+                yield from entries(entry.path, with_mtime, with_digest, path + b"/")
             continue
         # A link that leads nowhere still has a line: it changes when the link is mended.
         status = entry.stat(follow_symlinks=entry.is_file())
@@ -77,9 +73,7 @@ def write(root: Path, out: Path, with_mtime: bool = True, with_digest: bool = Fa
                 count += 1
         if not count:
             raise InputError(f"{root}: no file in this folder")
-        changed = not (
-            out.is_file() and out.stat().st_size == fresh.stat().st_size and sha256_of(out) == sha256_of(fresh)
-        )
+        changed = not out.is_file() or sha256_of(out) != sha256_of(fresh)
         if changed:
             os.replace(fresh, out)
     finally:

@@ -11,6 +11,7 @@ import math
 import cv2
 import numpy as np
 import numpy.typing as npt
+from numpy.random import Generator
 
 from pipeline.tables.segment_table import Segment
 from segloc.common.contract import Box
@@ -93,18 +94,12 @@ def least_side(width: int) -> int:
     return max(2, math.ceil(LEAST_SIDE_PX * width / LEAST_SIDE_AT_WIDTH_PX))
 
 
-def draw_geometry(
-    rng: np.random.Generator, segment: Segment, width: int, scales: tuple[float, float] = SCALE
-) -> Geometry:
+def draw_geometry(rng: Generator, segment: Segment, width: int, scales: tuple[float, float] = SCALE) -> Geometry:
     """Draw rotation, scale and flips. Scale 1 shows an item as large in the frame as it was in its donor's."""
-    if segment.upright:
-        return Geometry(0.0, float(rng.uniform(*scales)) * width / segment.scan_width, flip_h=False, flip_v=False)
-    return Geometry(
-        rotation_deg=float(rng.uniform(0, 360)),
-        scale=float(rng.uniform(*scales)) * width / segment.scan_width,
-        flip_h=bool(rng.random() < 0.5),
-        flip_v=bool(rng.random() < 0.5),
-    )
+    rotation = 0.0 if segment.upright else float(rng.uniform(0, 360))
+    scale = float(rng.uniform(*scales)) * width / segment.scan_width
+    flips = (False, False) if segment.upright else (bool(rng.random() < 0.5), bool(rng.random() < 0.5))
+    return Geometry(rotation, scale, *flips)
 
 
 def extent(segment: Segment, geometry: Geometry) -> tuple[float, float]:
@@ -121,7 +116,7 @@ def _bounds(segment: Segment, matrix: npt.NDArray[np.float64]) -> tuple[list[flo
 
 
 def place(
-    rng: np.random.Generator, segment: Segment, region: Box, width: int, scales: tuple[float, float] = SCALE
+    rng: Generator, segment: Segment, region: Box, width: int, scales: tuple[float, float] = SCALE
 ) -> tuple[Geometry, Patch, tuple[int, int]] | None:
     """Draw how and where a segment goes: its whole box lies in the region, uniformly.
 

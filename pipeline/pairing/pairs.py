@@ -8,12 +8,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 
 from pipeline.common.seeds import generator
 from pipeline.pairing.blends import BLENDS
 from pipeline.pairing.composition import blend, occlude, place_occluder, share_on_matter
 from pipeline.pairing.geometry import SCALE, fit, frame, place, reduction
 from pipeline.tables import region_table
+from pipeline.tables.region_table import Regions
 from pipeline.tables.segment_table import Segment, SegmentTable
 from segloc.common.contract import Box, Occluder, Pair, View
 from segloc.common.errors import InputError
@@ -56,7 +58,7 @@ class Recipe:
 
 
 @functools.lru_cache(maxsize=2)
-def tables(region_file: Path, segment_file: Path) -> tuple[region_table.Regions, SegmentTable]:
+def tables(region_file: Path, segment_file: Path) -> tuple[Regions, SegmentTable]:
     """Open both tables, once per process."""
     return region_table.load(region_file), SegmentTable(segment_file)
 
@@ -86,7 +88,7 @@ def make_pair(recipe: Recipe, number: int) -> tuple[Pair, Image, Image]:
 
 
 def _make_view(
-    rng: np.random.Generator, recipe: Recipe, hosts: region_table.Regions, segment: Segment, taken: int
+    rng: Generator, recipe: Recipe, hosts: Regions, segment: Segment, taken: int
 ) -> tuple[View, Image, int] | None:
     """Paste a segment on a background other than number `taken`; the number of the one used comes third.
 
@@ -104,7 +106,6 @@ def _make_view(
         geometry, patch, (x, y) = placed
         box: Box = (x, y, x + patch.mask.shape[1], y + patch.mask.shape[0])
         coefficient = float(rng.uniform(*coefficients))
-        name = hosts.images[chosen].as_py()
         host = fit(read_background(recipe, hosts, chosen), size)
         # A crop is not an item: it shows a bag of its own.
         on_matter = 1.0 if segment.upright else share_on_matter(host, patch, box, int(hosts.levels[chosen]))
@@ -115,7 +116,7 @@ def _make_view(
         view = View(
             box=box,
             size=size,
-            background=name,
+            background=hosts.images[chosen].as_py(),
             segment=segment.segment_id,
             region=region,
             blend=recipe.blend,
@@ -136,20 +137,14 @@ def _in_frame(mask: Mask, box: Box, size: tuple[int, int]) -> Mask:
     return frame
 
 
-def _bag(rng: np.random.Generator, hosts: region_table.Regions, number: int, width: int) -> tuple[tuple[int, int], Box]:
+def _bag(rng: Generator, hosts: Regions, number: int, width: int) -> tuple[tuple[int, int], Box]:
     """Draw a bag of a background: the stored (width, height), and the bag's box in its pixels."""
     native = int(hosts.sizes[number, 0]), int(hosts.sizes[number, 1])
     return frame(native, hosts.draw_bag(rng, number), width)
 
 
 def _occlude(
-    rng: np.random.Generator,
-    recipe: Recipe,
-    hosts: region_table.Regions,
-    host: Image,
-    box: Box,
-    bag: Box,
-    others: set[int],
+    rng: Generator, recipe: Recipe, hosts: Regions, host: Image, box: Box, bag: Box, others: set[int]
 ) -> Occluder | None:
     """Lay a piece of a background that is none of the `others` over the item in `box`, within its bag.
 
@@ -163,14 +158,13 @@ def _occlude(
     if min(room[2] - room[0], room[3] - room[1]) < 1:  # a bag that shrinks to nothing
         return None
     piece, corner = place_occluder(rng, box, bag, room)
-    name = hosts.images[chosen].as_py()
     x0, y0, x1, y1 = piece
     clutter = fit(read_background(recipe, hosts, chosen), size)[y0:y1, x0:x1]
     occlude(host, clutter, corner, int(hosts.levels[chosen]))
-    return Occluder(name, piece, corner)
+    return Occluder(hosts.images[chosen].as_py(), piece, corner)
 
 
-def read_background(recipe: Recipe, hosts: region_table.Regions, number: int) -> Image:
+def read_background(recipe: Recipe, hosts: Regions, number: int) -> Image:
     """Read background `number` of `hosts`, reduced where that leaves enough of it (`geometry.reduction`).
 
     Raises:
@@ -184,6 +178,5 @@ def read_background(recipe: Recipe, hosts: region_table.Regions, number: int) ->
             raise ImageError("not the file it was")
         return scan
     except ValueError as error:  # ImageError is one
-        raise InputError(
-            f"background {str(recipe.backgrounds / name)!r}: {error}; run pipeline.regions again"
-        ) from error
+        path = str(recipe.backgrounds / name)
+        raise InputError(f"background {path!r}: {error}; run pipeline.regions again") from error

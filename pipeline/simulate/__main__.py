@@ -19,26 +19,10 @@ EXAMPLES = """  python -m pipeline.simulate --out data/raw
   python -m pipeline.simulate --out data/raw --scans 300 --width 320 --seed 1 --workers 2
   python -m pipeline.simulate --out dual-energy --scans 200 --raw"""
 
-
-def make_parser() -> argparse.ArgumentParser:
-    """Options of the command."""
-    parser = cli.parser("pipeline.simulate", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="folder to make")
-    add_options(parser)
-    parser.add_argument(
-        "--raw",
-        action="store_true",
-        help="also write the two energies and the effective atomic number as 16-bit images: OUT/energies/.../"
-        "NAME_low.png and NAME_high.png (transmissions, 50000 an empty belt), NAME_z.png (the number times 1000)",
-    )
-    parser.add_argument(
-        "--swap-brands",
-        action="store_true",
-        help="give the training scans the brands that test scans have otherwise, and the reverse: items for trials of "
-        "a network that was trained on a simulation without it",
-    )
-    cli.add_executor_options(parser)
-    return parser
+RAW_HELP = """also write the two energies and the effective atomic number as 16-bit images: OUT/energies/.../\
+NAME_low.png and NAME_high.png (transmissions, 50000 an empty belt), NAME_z.png (the number times 1000)"""
+SWAP_HELP = """give the training scans the brands that test scans have otherwise, and the reverse: items for trials of a
+network that was trained on a simulation without it"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,13 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scans", type=int, default=1200, metavar="N", help="scans in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="0 or more (default: %(default)s)")
     parser.add_argument("--width", type=int, default=500, metavar="PX", help="width of a scan (default: %(default)s)")
-    parser.add_argument(
-        "--grey-belts",
-        type=float,
-        default=0.15,
-        metavar="SHARE",
-        help="share of the negatives on a grey belt (default: %(default)s)",
-    )
+    share = "share of the negatives on a grey belt (default: %(default)s)"
+    parser.add_argument("--grey-belts", type=float, default=0.15, metavar="SHARE", help=share)
 
 
 def _command(args: argparse.Namespace) -> None:
@@ -63,7 +42,13 @@ def _command(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run(_command, make_parser(), argv)
+    parser = cli.parser("pipeline.simulate", DESCRIPTION, EXAMPLES)
+    parser.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="folder to make")
+    add_options(parser)
+    parser.add_argument("--raw", action="store_true", help=RAW_HELP)
+    parser.add_argument("--swap-brands", action="store_true", help=SWAP_HELP)
+    cli.add_executor_options(parser)
+    return cli.run(_command, parser, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.simulate.outlines import Outline, band, ellipse, rectangle, resample, rounded_rectangle, smooth, wander
-from pipeline.simulate.parts import Part, Placement, rim, rounded, tube
+from pipeline.simulate.parts import Part, Placement, rim, rounded, tube, wire
 
 Generator = np.random.Generator
 
@@ -34,10 +34,6 @@ class Bag:
     lined: bool = True
 
 
-def _closed(outline: Outline) -> Outline:
-    return np.concatenate([outline, outline[:1]])
-
-
 def _soft(rng: Generator, outline: Outline, jitter: float) -> Outline:
     """The outline as soft fabric keeps it: uneven, but still closed and smooth."""
     outline = resample(outline, 4.0)
@@ -51,13 +47,13 @@ def _walls(rng: Generator, outline: Outline, material: str, wall: float, depth: 
     parts = [Part(material, outline, wall, tube(depth, wall))]
     for share in rng.uniform(0.88, 1.0, rng.integers(2, 6)):
         inner = outline * (share + rng.normal(0, 0.01, 2)) + rng.normal(0, 0.4, 2)
-        parts.append(Part(material, _closed(inner), wall * rng.uniform(2, 5), line_cm=0.12))
+        parts.append(wire(material, inner, wall * rng.uniform(2, 5), 0.12))
     return parts
 
 
 def _zip(rng: Generator, outline: Outline) -> list[Part]:
     """A zip along `outline`: a double metal line and two pulls."""
-    parts = [Part("brass", _closed(outline * share), 0.04, line_cm=0.14) for share in (1.0, 0.985)]
+    parts = [wire("brass", outline * share, 0.04, 0.14) for share in (1.0, 0.985)]
     for x, y in outline[rng.integers(0, len(outline), 2)]:
         pull = [Part("steel", ellipse(0, 0, 0.5, 0.35, 12), 0.2), Part("steel", rectangle(0.4, -0.2, 2.2, 0.2), 0.12)]
         parts += Placement(x, y, rng.uniform(0, 360)).parts(pull)
@@ -112,7 +108,7 @@ def suitcase(rng: Generator) -> Bag:
     frame, thickness = [("steel", 0.04), ("steel", 0.07), ("aluminium", 0.35), ("pvc", 0.6)][rng.integers(4)]
     parts = _walls(rng, outline, "plastic", rng.uniform(0.25, 0.45), rng.uniform(3, 6))
     for share in np.array([0.97, 0.93]) - rng.uniform(0, 0.02):
-        parts.append(Part(frame, _closed(outline * share), thickness, line_cm=rng.uniform(0.2, 0.45)))
+        parts.append(wire(frame, outline * share, thickness, rng.uniform(0.2, 0.45)))
     parts += _trolley(rng, width, height) + _wrinkles(rng, width, height, 14) + _rivets(rng, width, height, 24)
     parts += _zip(rng, outline * 0.955) if rng.random() < 0.5 else []
     for x in (-0.4, 0.4):
@@ -126,37 +122,19 @@ def suitcase(rng: Generator) -> Bag:
 def backpack(rng: Generator) -> Bag:
     """A rucksack: soft shell, padded straps with buckles, a front pocket, zips."""
     width, height = rng.uniform(30, 36), rng.uniform(38, 47)
-    box = smooth(
-        [
-            (-width / 2, height / 2),
-            (-width / 2, -height * 0.3),
-            (-width * 0.3, -height / 2),
-            (width * 0.3, -height / 2),
-            (width / 2, -height * 0.3),
-            (width / 2, height / 2),
-        ],
-        2,
-    )
-    outline = _soft(rng, box, 0.25)
+    corners = np.array([(-0.5, 0.5), (-0.5, -0.3), (-0.3, -0.5), (0.3, -0.5), (0.5, -0.3), (0.5, 0.5)])
+    outline = _soft(rng, smooth(corners * (width, height)), 0.25)
     parts = _walls(rng, outline, "plastic", rng.uniform(0.1, 0.2), rng.uniform(3, 6))
     pocket = rounded_rectangle(width * 0.72, height * 0.4, 3, 0, height * 0.22)
     parts += [Part("plastic", pocket, 0.25), *_zip(rng, pocket), *_zip(rng, outline * 0.96)]
     for side in (-1, 1):
         bow = rng.uniform(0.3, 0.56, 2) * side * width
-        strap = smooth(
-            [
-                (side * 4, -height * 0.44),
-                (bow[0], -height * 0.25),
-                (bow[1], height * 0.2),
-                (side * width * 0.4, height * 0.48),
-            ],
-            2,
-            False,
-        )
+        across = (side * 4, *bow, side * width * 0.4)
+        strap = smooth(np.stack([across, np.array([-0.44, -0.25, 0.2, 0.48]) * height], 1), closed=False)
         parts.append(Part("cloth", band(strap, 4.5), 1.4, rim(0.4, 0.6)))
         parts.append(Part("plastic", strap, 0.4, line_cm=2.2))
         loop = rounded_rectangle(3, 2.6, 0.4, *strap[len(strap) * 2 // 3])
-        parts.append(Part("plastic" if rng.random() < 0.7 else "steel", _closed(loop), 0.3, line_cm=0.3))
+        parts.append(wire("plastic" if rng.random() < 0.7 else "steel", loop, 0.3, 0.3))
     handle = smooth([(-3, -height / 2), (-3, -height / 2 - 4), (3, -height / 2 - 4), (3, -height / 2)], 2, False)
     parts += [Part("cloth", handle, 2.5, line_cm=1.6), *_wrinkles(rng, width, height, 18)]
     return Bag(parts, (width * 0.84, height * 0.84))
@@ -169,15 +147,10 @@ def handbag(rng: Generator) -> Bag:
     parts = _walls(rng, outline, "rubber", rng.uniform(0.08, 0.2), rng.uniform(2, 5))
     reach = rng.uniform(5, 12)
     for sway in rng.uniform(-2, 2, 2):
-        arch = [
-            (-7, -height * 0.42),
-            (-6 + sway, -height / 2 - reach),
-            (6 + sway, -height / 2 - reach),
-            (7, -height * 0.42),
-        ]
+        low, high = -height * 0.42, -height / 2 - reach
+        arch = [(-7, low), (-6 + sway, high), (6 + sway, high), (7, low)]
         parts.append(Part("rubber", band(smooth(arch, 3, False), 1.0), 0.7, rounded(0.5)))
-    for x in (-7, 7):
-        parts.append(Part("brass", _closed(ellipse(x, -height * 0.42, 0.9, points=16)), 0.15, line_cm=0.25))
+    parts += [wire("brass", ellipse(x, -height * 0.42, 0.9, points=16), 0.15, 0.25) for x in (-7, 7)]
     parts += [*_zip(rng, outline * 0.95), *_wrinkles(rng, width, height, 18), *_rivets(rng, width, height, 6)]
     parts.append(Part("steel", rounded_rectangle(3, 2, 0.4, 0, -height * 0.3), 0.15))
     return Bag(parts, (width * 0.86, height * 0.84))
@@ -188,9 +161,9 @@ def holdall(rng: Generator) -> Bag:
     width, height = rng.uniform(42, 52), rng.uniform(26, 33)
     outline = _soft(rng, rounded_rectangle(width, height, rng.uniform(6, 11)), 0.3)
     parts = _walls(rng, outline, "plastic", rng.uniform(0.08, 0.18), rng.uniform(3, 6))
-    parts += [Part("pvc", _closed(outline * (share, 1)), 0.2, line_cm=0.3) for share in (0.86, 0.8)]
-    for _ in range(2):
-        parts.append(Part("cloth", wander(rng, 1, 5) * (width * 1.05, height * 1.1), 0.9, line_cm=2.2))
+    parts += [wire("pvc", outline * (share, 1), 0.2, 0.3) for share in (0.86, 0.8)]
+    reach = (width * 1.05, height * 1.1)
+    parts += [Part("cloth", wander(rng, 1, 5) * reach, 0.9, line_cm=2.2) for _ in range(2)]
     parts += [*_zip(rng, outline * (0.9, 0.93)), *_wrinkles(rng, width, height, 18), *_rivets(rng, width, height, 6)]
     return Bag(parts, (width * 0.85, height * 0.85))
 
@@ -205,10 +178,10 @@ def tray(rng: Generator) -> Bag:
     parts = [
         Part("plastic", rim_corners, wall * rng.uniform(2, 3), holes=(floor,)),
         Part("plastic", floor, wall * 1.3),
-        *(Part("plastic", _closed(edge), 2.5, line_cm=across) for edge, across in ((rim_corners, 0.45), (floor, 0.25))),
+        *(wire("plastic", edge, 2.5, across) for edge, across in ((rim_corners, 0.45), (floor, 0.25))),
     ]
-    for point in range(2, len(floor), 5):  # the middle of each corner's arc
-        parts.append(Part("plastic", np.stack([rim_corners[point], floor[point]]), 2.0, line_cm=0.2))
+    edges = np.stack([rim_corners, floor], 1)[2::5]  # from the middle of each corner's arc
+    parts += [Part("plastic", edge, 2.0, line_cm=0.2) for edge in edges]
     for x in np.arange(-0.44, 0.45, rng.uniform(0.05, 0.09)) * width:
         for side in (-0.5, 0.5):
             foot = np.array([x, side * height]) * inset + shift

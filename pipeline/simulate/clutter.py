@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 
 from pipeline.simulate.outlines import band, ellipse, rectangle, resample, rounded_rectangle, smooth, wander
-from pipeline.simulate.parts import Part, Placement, rim, rounded, tube
+from pipeline.simulate.parts import Part, Placement, rim, rounded, tube, wire
 from pipeline.simulate.pose import lean
 
 Generator = np.random.Generator
@@ -27,9 +28,8 @@ def garment(rng: Generator) -> list[Part]:
     few, many = rng.permutation([rng.integers(3, 8), rng.integers(12, 32)])  # creases along one side
     material = "pvc" if rng.random() < 0.35 else "cloth"
     thickness *= 0.1 if material == "pvc" else 1
-    cloth = Part(
-        material, smooth(corners, 1), thickness, rounded(rng.uniform(0.5, 2.5)), texture=folds(rng, few, many, 0.35)
-    )
+    edge, creases = rounded(rng.uniform(0.5, 2.5)), folds(rng, few, many, 0.35)
+    cloth = Part(material, smooth(corners, 1), thickness, edge, texture=creases)
     hems = [
         Part("cloth", wander(rng, width * 0.5, 4) + rng.normal(0, height * 0.2, 2), rng.uniform(1, 5), line_cm=0.14)
         for _ in range(rng.integers(5, 12))
@@ -65,8 +65,8 @@ def shoe(rng: Generator) -> list[Part]:
     ]
     if rng.random() < 0.4:
         parts.append(Part("steel", rectangle(length * 0.25, -0.7, length * 0.6, 0.7), 0.12))
-    for x in np.linspace(length * 0.5, length * 0.72, 5):
-        parts += [Part("brass", ellipse(x, y, 0.25, points=8), 0.12) for y in (-1.4, 1.4)]
+    holes = itertools.product(np.linspace(length * 0.5, length * 0.72, 5), (-1.4, 1.4))
+    parts += [Part("brass", ellipse(x, y, 0.25, points=8), 0.12) for x, y in holes]
     return Placement(-length / 2).parts(parts)
 
 
@@ -84,18 +84,14 @@ def laptop(rng: Generator) -> list[Part]:
     """A notebook computer: metal or plastic shell, board with chips, fan, battery cells and hinges."""
     width, height = rng.uniform(27, 34), rng.uniform(19, 23)
     shell = ("aluminium", 0.28) if rng.random() < 0.6 else ("plastic", 0.7)
+    fan, hub = (ellipse(width * 0.33, -height * 0.22, radius) for radius in (2.6, 1))
     cells = np.linspace(-width * 0.38, width * 0.22, 6)
     pitch = cells[1] - cells[0]
     parts = [
         Part(shell[0], rounded_rectangle(width, height, 0.8), shell[1], rim(0.5, 0.75)),
         *Placement(rng.uniform(-2, 2), -height * 0.14).parts(circuit(rng, width * 0.8, height * 0.45, 0.22)),
         Part("copper", band(wander(rng, width * 0.5, 3) * (1, 0.2) - (0, height * 0.2), 0.8), 0.05),
-        Part(
-            "plastic",
-            ellipse(width * 0.33, -height * 0.22, 2.6),
-            0.5,
-            holes=(ellipse(width * 0.33, -height * 0.22, 1),),
-        ),
+        Part("plastic", fan, 0.5, holes=(hub,)),
     ]
     parts += [Part("battery", rounded_rectangle(pitch * 0.92, height * 0.27, 0.3, x, height * 0.3), 0.7) for x in cells]
     parts += [Part("steel", rectangle(x - 1.5, -height / 2, x + 1.5, -height / 2 + 0.6), 0.25) for x in (-9, 9)]
@@ -134,10 +130,7 @@ def cable(rng: Generator) -> list[Part]:
         Part("pvc", rounded_rectangle(3.0, 1.3, 0.4), 0.9, rounded(0.6)),
         Part("steel", rectangle(1.2, -0.4, 2.6, 0.4), 0.1),
     ]
-    parts = [
-        Part("pvc", path, 0.25, line_cm=0.45),
-        Part("copper", path, rng.uniform(0.03, 0.08), line_cm=0.25),
-    ]
+    parts = [Part("pvc", path, 0.25, line_cm=0.45), Part("copper", path, rng.uniform(0.03, 0.08), line_cm=0.25)]
     for x, y in (path[0], path[-1]):
         parts += Placement(x, y, rng.uniform(0, 360)).parts(plug)
     return parts
@@ -160,8 +153,7 @@ def umbrella(rng: Generator) -> list[Part]:
 
 def keys(rng: Generator) -> list[Part]:
     """A bunch of keys on a ring."""
-    ring = ellipse(0, 0, 1.2, points=16)
-    parts = [Part("steel", ring[[*range(16), 0]], 0.15, line_cm=0.2)]
+    parts = [wire("steel", ellipse(0, 0, 1.2, points=16), 0.15, 0.2)]
     for angle in rng.uniform(0, 360, rng.integers(2, 5)):
         key = [
             Part("brass", ellipse(2.0, 0, 1.1, 1.0, 16), 0.12, holes=(ellipse(1.4, 0, 0.3, points=8),)),
@@ -205,8 +197,8 @@ def tubes(rng: Generator) -> list[Part]:
     for y in np.arange(-4.0, 4.1, rng.uniform(2.4, 3.4)):
         length, width = rng.uniform(7, 14), rng.uniform(1.6, 3.0)
         body = rounded_rectangle(length, width, 0.6, rng.uniform(-2, 2), y)
-        parts.append(Part("water", body, width * 0.7, rounded(width / 2)))
-        parts.append(Part(str(rng.choice(["plastic", "aluminium"])), body, 0.12, tube(width / 2, 0.06)))
+        wall = Part(str(rng.choice(["plastic", "aluminium"])), body, 0.12, tube(width / 2, 0.06))
+        parts += [Part("water", body, width * 0.7, rounded(width / 2)), wall]
     return parts
 
 
@@ -214,7 +206,7 @@ def spectacles(rng: Generator) -> list[Part]:
     """A pair of glasses, folded."""
     lenses = [smooth(rounded_rectangle(5, 3.6, 1.4, x), 1) for x in (-3.1, 3.1)]
     parts = [Part("glass", lens, 0.18) for lens in lenses]
-    parts += [Part("steel", np.concatenate([lens, lens[:1]]), 0.1, line_cm=0.2) for lens in lenses]
+    parts += [wire("steel", lens, 0.1, 0.2) for lens in lenses]
     return [*parts, Part("steel", smooth([(-5.5, -0.6), (0, -2.0), (6, -1.5)], 2, False), 0.15, line_cm=0.3)]
 
 
@@ -224,17 +216,14 @@ def belt(rng: Generator) -> list[Part]:
     radius = 1.5 + 0.22 * turns
     roll = np.stack([radius * np.cos(turns), radius * np.sin(turns)], 1)
     buckle = rectangle(-2, -1.8, 2, 1.8)
-    return [
-        Part("rubber", roll, 3.0, line_cm=0.35),
-        *Placement(*roll[-1]).parts([Part("steel", buckle[[0, 1, 2, 3, 0]], 0.2, line_cm=0.35)]),
-    ]
+    return [Part("rubber", roll, 3.0, line_cm=0.35), *Placement(*roll[-1]).parts([wire("steel", buckle, 0.2, 0.35)])]
 
 
 def hardware(rng: Generator) -> list[Part]:
     """Small metal things: press studs, zip pulls, a buckle, a pen."""
     parts = [Part("brass", ellipse(x, y, rng.uniform(0.2, 0.5), points=10), 0.15) for x, y in rng.normal(0, 4, (7, 2))]
     loop = rounded_rectangle(rng.uniform(1.0, 2.4), rng.uniform(1.0, 2.4), 0.3)
-    parts.append(Part("steel", np.concatenate([loop, loop[:1]]), 0.15, line_cm=0.22))
+    parts.append(wire("steel", loop, 0.15, 0.22))
     pen = Placement(rng.uniform(-4, 4), 3, rng.uniform(0, 180)).parts([
         Part("plastic", rectangle(-6.5, -0.45, 6.5, 0.45), 0.5, rounded(0.45)),
         Part("brass", rectangle(3, -0.15, 7, 0.15), 0.1),

@@ -5,7 +5,6 @@ Each cover is given as parts in cm around the item's centre, for an item `span` 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -58,24 +57,8 @@ def strewn_over(rng: Generator, span: float) -> list[Part]:
     return [part for thing in heap for part in Placement.near(rng, span * 0.2).parts(thing)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Concealment:
-    """One way to hide an item.
+Cover = Callable[[Generator, float], list[Part]]  # of the item's length in cm
 
-    Attributes:
-        cover: what is put around it, a function of a generator and the item's length in cm.
-        steep: whether it also points at the beam, so that its outline is foreshortened.
-    """
-
-    cover: Callable[[Generator, float], list[Part]]
-    steep: bool = False
-
-
-CONCEALMENTS = (
-    Concealment(under_laptop),
-    Concealment(behind_plate),
-    Concealment(wound_in_wire),
-    Concealment(wrapped_in_foil),
-    Concealment(among_metal),
-    Concealment(strewn_over, steep=True),
-)
+COVERS: tuple[Cover, ...] = (under_laptop, behind_plate, wound_in_wire, wrapped_in_foil, among_metal, strewn_over)
+# Covers of items that also point at the beam, so that their outlines are foreshortened.
+STEEP = frozenset({strewn_over})

@@ -124,9 +124,7 @@ class Parameters:
             raise InputError(f"--grey-belts must be a share between 0 and 1, not {self.grey_belts}")
         fewest = next(scans for scans in range(10**6) if dataclasses.replace(self, scans=scans)._holds_every_class())
         if self.scans < fewest:
-            raise InputError(
-                f"--scans must be {fewest} or more, so that every subset has every class; {self.scans} given"
-            )
+            raise InputError(f"--scans must be {fewest} or more: every subset has every class; {self.scans} given")
 
     def _holds_every_class(self) -> bool:
         counts = self.counts()
@@ -148,11 +146,10 @@ def tasks(counts: dict[str, int]) -> Iterator[Task]:
 
 def build_scene(task: Task, parameters: Parameters) -> tuple[Scene, np.random.Generator]:
     """The scene of a scan, a pure function of its arguments, and the generator to take its picture with."""
-    recipe = SUBSETS[task.subset].recipe
-    entropy = [parameters.seed, list(SUBSETS).index(task.subset), task.index]
-    rng = np.random.default_rng(np.random.SeedSequence(entropy))
-    wanted = [] if SUBSETS[task.subset].annotations is None else _wanted(rng, task, parameters.swap_brands)
-    return compose(rng, recipe, wanted, parameters.width, parameters.grey_belts), rng
+    subset = SUBSETS[task.subset]
+    rng = np.random.default_rng([parameters.seed, list(SUBSETS).index(task.subset), task.index])
+    wanted = [] if subset.annotations is None else _wanted(rng, task, parameters.swap_brands)
+    return compose(rng, subset.recipe, wanted, parameters.width, parameters.grey_belts), rng
 
 
 def _wanted(rng: np.random.Generator, task: Task, swap_brands: bool) -> list[tuple[str, int]]:
@@ -185,14 +182,10 @@ def write_scan(task: Task, *, root: Path, parameters: Parameters) -> dict[str, A
         for raw_path, image in zip(subset.raw_paths(task.index), images, strict=True):
             _write(root / raw_path, image)
     width, height = scene.size
-    items = [
-        {
-            "category_id": CLASSES.index(item.name) + 1,
-            "brand": item.brand,
-            **annotate(silhouette(item.parts, scene.px_per_cm, width, height)),
-        }
-        for item in scene.items
-    ]
+    items = []
+    for item in scene.items:
+        geometry = annotate(silhouette(item.parts, scene.px_per_cm, width, height))
+        items.append({"category_id": CLASSES.index(item.name) + 1, "brand": item.brand, **geometry})
     return {"file_name": path.name, "width": width, "height": height, "items": items}
 
 
@@ -204,19 +197,14 @@ def _write(path: Path, image: np.ndarray) -> None:
 
 def coco_file(records: list[dict[str, Any]]) -> bytes:
     """An annotation file in PIDray's form; image and annotation ids start at 0 in every file, as they do there."""
-    images = [
-        {"id": number, "file_name": record["file_name"], "width": record["width"], "height": record["height"]}
-        for number, record in enumerate(records)
-    ]
+    shown = ("file_name", "width", "height")
     items = [{"image_id": number, **item} for number, record in enumerate(records) for item in record["items"]]
     content = {
         "info": {"description": "simulated baggage scans", "version": str(FORMAT_VERSION)},
         "license": [],
-        "categories": [
-            {"id": number, "name": name, "supercategory": "prohibited"} for number, name in enumerate(CLASSES, 1)
-        ],
-        "images": images,
-        "annotations": [{"id": number, **item} for number, item in enumerate(items)],
+        "categories": [{"id": id_, "name": name, "supercategory": "prohibited"} for id_, name in enumerate(CLASSES, 1)],
+        "images": [{"id": id_, **{key: record[key] for key in shown}} for id_, record in enumerate(records)],
+        "annotations": [{"id": id_, **item} for id_, item in enumerate(items)],
     }
     return json.dumps(content).encode()
 

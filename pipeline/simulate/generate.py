@@ -12,15 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.common.executors import run_tasks
-from pipeline.simulate.dataset import (
-    FORMAT_VERSION,
-    RAW_FORMAT_VERSION,
-    SUBSETS,
-    Parameters,
-    coco_file,
-    scan_writer,
-    tasks,
-)
+from pipeline.simulate import dataset
+from pipeline.simulate.dataset import SUBSETS, Parameters, coco_file, scan_writer, tasks
 from segloc.common.errors import InputError
 from segloc.common.files import write_atomic
 
@@ -44,8 +37,8 @@ def make(out: Path, parameters: Parameters, workers: int = 0, executor: str = "l
     """
     parameters.check()
     description = {
-        "format_version": FORMAT_VERSION,
-        **({"raw_format_version": RAW_FORMAT_VERSION} if parameters.raw else {}),
+        "format_version": dataset.FORMAT_VERSION,
+        **({"raw_format_version": dataset.RAW_FORMAT_VERSION} if parameters.raw else {}),
         "parameters": dataclasses.asdict(parameters),
         "counts": parameters.counts(),
     }

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.simulate.outlines import ellipse, rectangle, rounded_rectangle, smooth, wander
-from pipeline.simulate.parts import Part, Placement, rim, rounded, tube
+from pipeline.simulate.outlines import Outline, ellipse, rectangle, rounded_rectangle, smooth, wander
+from pipeline.simulate.parts import Part, Placement, rim, rounded, tube, wire
 
 Generator = np.random.Generator
 
 
 def _electronics(rng: Generator, x: float, width: float) -> list[Part]:
     """The charging board of a power bank: a strip with a coil, chips and metal sockets."""
-    sockets = [
-        Part("steel", rounded_rectangle(1.2, 1.2, 0.1, x + 0.4, y), 0.06, rim(0.2, 0.6))
-        for y in (-width * 0.28, width * 0.28)
-    ]
-    chips = [
-        Part("copper", rounded_rectangle(0.5, 0.4, 0.05, x - 0.4, y), 0.08)
-        for y in rng.uniform(-width * 0.4, width * 0.4, 4)
-    ]
+    sides, spots = (-width * 0.28, width * 0.28), rng.uniform(-width * 0.4, width * 0.4, 4)
+    sockets = [Part("steel", rounded_rectangle(1.2, 1.2, 0.1, x + 0.4, y), 0.06, rim(0.2, 0.6)) for y in sides]
+    chips = [Part("copper", rounded_rectangle(0.5, 0.4, 0.05, x - 0.4, y), 0.08) for y in spots]
     board = Part("board", rectangle(x - 0.8, -width * 0.45, x + 0.8, width * 0.45), 0.2)
     coil = Part("copper", ellipse(x - 0.3, 0, 0.5, points=16), 0.2, holes=(ellipse(x - 0.3, 0, 0.22, points=12),))
     return [board, coil, *chips, *sockets]
@@ -42,10 +37,14 @@ def cell_power_bank(rng: Generator, state: Generator) -> list[Part]:
     parts = [_case(rng, length, width, rng.uniform(0.4, 1.4)), *_electronics(rng, length / 2 - 1.0, width)]
     for row in range(cells):
         y = (row - (cells - 1) / 2) * pitch
-        cell = rectangle(-length / 2 + 0.5, y - 0.9, -length / 2 + 7.0, y + 0.9)
-        parts += [Part("battery", cell, 1.2, rounded(0.9)), Part("steel", cell, 0.03, tube(0.9, 0.03))]
+        parts += _cell(rectangle(-length / 2 + 0.5, y - 0.9, -length / 2 + 7.0, y + 0.9), 1.2, 0.9)
         parts.append(Part("steel", rectangle(-length / 2 + 6.9, y - 0.5, -length / 2 + 7.2, y + 0.5), 0.15))
     return parts
+
+
+def _cell(outline: Outline, thickness: float, radius: float) -> list[Part]:
+    """A battery cell in its steel can."""
+    return [Part("battery", outline, thickness, rounded(radius)), Part("steel", outline, 0.03, tube(radius, 0.03))]
 
 
 def pouch_power_bank(rng: Generator, state: Generator) -> list[Part]:
@@ -62,13 +61,9 @@ def pouch_power_bank(rng: Generator, state: Generator) -> list[Part]:
 def stick_power_bank(rng: Generator, state: Generator) -> list[Part]:
     """A single cell in a tube, like a lipstick."""
     length, width = rng.uniform(9, 10.5), rng.uniform(2.6, 3.2)
-    cell = rectangle(-length / 2 + 0.4, -0.95, -length / 2 + 6.9, 0.95)
-    return [
-        _case(rng, length, width, rng.uniform(0.3, 1.2)),
-        *_electronics(rng, length / 2 - 1.1, width),
-        Part("battery", cell, 1.6, rounded(0.95)),
-        Part("steel", cell, 0.03, tube(0.95, 0.03)),
-    ]
+    case = _case(rng, length, width, rng.uniform(0.3, 1.2))
+    cell = _cell(rectangle(-length / 2 + 0.4, -0.95, -length / 2 + 6.9, 0.95), 1.6, 0.95)
+    return [case, *_electronics(rng, length / 2 - 1.1, width), *cell]
 
 
 def aerosol_can(rng: Generator, state: Generator) -> list[Part]:
@@ -96,14 +91,13 @@ def pepper_spray(rng: Generator, state: Generator) -> list[Part]:
     half = width / 2
     body = rounded_rectangle(length * 0.72, width, 0.5, length * 0.36)
     hood = smooth([(0, -half), (2.4, -half), (3.2, -half * 0.3), (2.0, 0), (2.2, half), (0, half)], 1)
-    ring = ellipse(length + 0.8, -half * 0.4, 1.0, points=18)[[*range(18), 0]]
     parts = [
         Part("aluminium", body, 0.1, tube(half, 0.1)),
         Part("water", body * (state.uniform(0.55, 0.85), 0.92) + (0.2, 0), width, rounded(half)),
         *Placement(length * 0.71).parts([Part("plastic", hood, 1.6, rim(0.3, 0.5))]),
         Part("steel", rectangle(length * 0.7, -0.35, length * 0.82, 0.35), 0.2),
         Part("steel", np.array([(length * 0.2, half + 0.25), (length * 0.7, half + 0.25)]), 0.15, line_cm=0.3),
-        Part("steel", ring, 0.2, line_cm=0.25),
+        wire("steel", ellipse(length + 0.8, -half * 0.4, 1.0, points=18), 0.2, 0.25),
     ]
     return Placement(-length / 2).parts(parts)
 
@@ -112,39 +106,17 @@ def pump_sprayer(rng: Generator, state: Generator) -> list[Part]:
     """A plastic bottle with a pump: spring, ball and dip tube, trigger head to one side."""
     length, width = rng.uniform(12, 14.5), rng.uniform(4.0, 5.4)
     half, level = width / 2, state.uniform(0.5, 0.9)
-    bottle = smooth(
-        [
-            (0, -half),
-            (0, half),
-            (length * 0.55, half),
-            (length * 0.7, 0.9),
-            (length * 0.7, -0.9),
-            (length * 0.55, -half),
-        ],
-        1,
-    )
-    head = smooth(
-        [
-            (length * 0.7, -1.1),
-            (length * 0.7, 1.1),
-            (length * 0.95, 1.2),
-            (length, 3.2),
-            (length * 0.9, 3.4),
-            (length * 0.84, 1.3),
-            (length * 0.97, -1.0),
-        ],
-        1,
-    )
-    coils = [
-        Part("steel", rectangle(x, -0.4, x + 0.14, 0.4), 0.3)
-        for x in np.arange(length * 0.72, length * 0.86, 0.32)
-    ]  # fmt: skip
+    shoulder, neck = length * 0.55, length * 0.7
+    bottle = smooth([(0, -half), (0, half), (shoulder, half), (neck, 0.9), (neck, -0.9), (shoulder, -half)], 1)
+    head = np.array([(0.7, -1.1), (0.7, 1.1), (0.95, 1.2), (1, 3.2), (0.9, 3.4), (0.84, 1.3), (0.97, -1.0)])
+    spring = np.arange(length * 0.72, length * 0.86, 0.32)
+    coils = [Part("steel", rectangle(x, -0.4, x + 0.14, 0.4), 0.3) for x in spring]
     parts = [
         Part("plastic", bottle, 0.15, tube(half, 0.15)),
-        Part("water", rectangle(0.3, -half * 0.9, length * 0.55 * level, half * 0.9), width, rounded(half)),
-        Part("plastic", np.array([(0.8, half * 0.4), (length * 0.7, 0)]), 0.3, line_cm=0.4),
-        Part("plastic", head, 1.4, rim(0.3, 0.7)),
-        Part("steel", ellipse(length * 0.7, 0, 0.3, points=12), 0.5),
+        Part("water", rectangle(0.3, -half * 0.9, shoulder * level, half * 0.9), width, rounded(half)),
+        Part("plastic", np.array([(0.8, half * 0.4), (neck, 0)]), 0.3, line_cm=0.4),
+        Part("plastic", smooth(head * (length, 1), 1), 1.4, rim(0.3, 0.7)),
+        Part("steel", ellipse(neck, 0, 0.3, points=12), 0.5),
     ]
     return Placement(-length / 2, -0.8).parts(parts + coils)
 
@@ -153,6 +125,7 @@ def disposable_lighter(rng: Generator, state: Generator) -> list[Part]:
     """A plastic tank of fuel with a steel hood, spark wheel, flint spring and valve."""
     length, width = rng.uniform(7, 8.5), rng.uniform(2.2, 2.8)
     half, level = width / 2, state.uniform(0.4, 0.9)
+    wheel, axle = (ellipse(length * 0.82, half * 0.35, radius) for radius in (0.62, 0.2))
     tank = rounded_rectangle(length * 0.78, width, 0.7, length * 0.39)
     hood = np.array([(0, -half * 0.95), (1.4, -half * 0.9), (1.5, half * 0.1), (0, half * 0.2)])
     parts = [
@@ -160,9 +133,7 @@ def disposable_lighter(rng: Generator, state: Generator) -> list[Part]:
         Part("fuel", rectangle(0.3, -half * 0.85, length * 0.74 * level, half * 0.85), 1.4),
         Part("plastic", rectangle(length * 0.2, -0.12, length * 0.74, 0.12), 0.8),
         *Placement(length * 0.78).parts([Part("steel", hood, 0.09, rim(0.2, 0.6))]),
-        Part(
-            "steel", ellipse(length * 0.82, half * 0.35, 0.62), 0.4, holes=(ellipse(length * 0.82, half * 0.35, 0.2),)
-        ),
+        Part("steel", wheel, 0.4, holes=(axle,)),
         Part("steel", rectangle(length * 0.48, half * 0.25, length * 0.76, half * 0.5), 0.25),
         Part("brass", rectangle(length * 0.7, -half * 0.5, length * 0.86, -half * 0.2), 0.3),
     ]
@@ -180,9 +151,8 @@ def flip_lighter(rng: Generator, state: Generator) -> list[Part]:
     opened = state.uniform(60, 130) if state.random() < 0.4 else 0.0
     hinge = Placement(split, half, opened).parts(Placement(0, -half).parts(lid))
     chimney = rounded_rectangle(1.8, width * 0.5, 0.3, split + 0.7, -half * 0.2)
-    holes = [
-        Part("steel", ellipse(split + 0.7, y, 0.2, points=10), 0.1) for y in (-half * 0.5, -half * 0.2, half * 0.1)
-    ]
+    across = (-half * 0.5, -half * 0.2, half * 0.1)
+    holes = [Part("steel", ellipse(split + 0.7, y, 0.2, points=10), 0.1) for y in across]
     parts = [
         Part("steel", rounded_rectangle(split, width, 0.3, split / 2), 0.07, rim(0.2, 0.7)),
         Part("cloth", rectangle(0.4, -half * 0.8, split - 0.3, half * 0.8), 1.2),
@@ -198,20 +168,9 @@ def torch_lighter(rng: Generator, state: Generator) -> list[Part]:
     """A metal body shaped like a fat pen, with a nozzle, a piezo igniter and a fuel tank."""
     length, width = rng.uniform(8, 9.5), rng.uniform(2.4, 3.0)
     half = width / 2
-    body = smooth(
-        [
-            (0, -half),
-            (0, half),
-            (length * 0.7, half),
-            (length * 0.85, half * 0.5),
-            (length, half * 0.45),
-            (length, -half * 0.1),
-            (length * 0.75, -half),
-        ],
-        1,
-    )
+    body = np.array([(0, -1), (0, 1), (0.7, 1), (0.85, 0.5), (1, 0.45), (1, -0.1), (0.75, -1)]) * (length, half)
     parts = [
-        Part("aluminium", body, 0.3, rim(0.25, 0.5)),
+        Part("aluminium", smooth(body, 1), 0.3, rim(0.25, 0.5)),
         Part("fuel", rounded_rectangle(length * 0.45, width * 0.75, 0.4, length * 0.27), 1.6),
         Part("brass", rectangle(length * 0.72, half * 0.02, length * 0.98, half * 0.3), 0.35, rounded(0.2)),
         Part("steel", rectangle(length * 0.52, -half * 0.6, length * 0.7, half * 0.3), 0.15, rim(0.15, 0.5)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.simulate.outlines import Outline, band, ellipse, rectangle, rounded_rectangle, smooth
-from pipeline.simulate.parts import Part, Placement, rounded
+from pipeline.simulate.parts import Part, Placement, rounded, wire
 
 Generator = np.random.Generator
 
@@ -23,19 +23,21 @@ def _levers(rng: Generator, state: Generator, jaw: Outline, reach: float, bow: f
         Part("steel", band(path, 0.9), 0.25, rounded(0.45)),
         Part(sleeve, band(path[len(path) // 3 :], 1.9), 1.4, rounded(0.9)),
     ]
-    halves = [
-        Placement(angle_deg=-opening).parts(lever),
-        Placement(angle_deg=180 + opening, mirror=True).parts(lever),
-    ]
-    return Placement(reach * 0.3).parts([*halves[0], *halves[1], Part("steel", ellipse(0, 0, 1.3), 0.4, rounded(0.5))])
+    rivet = Part("steel", ellipse(0, 0, 1.3), 0.4, rounded(0.5))
+    return Placement(reach * 0.3).parts([*_crossed(lever, opening), rivet])
+
+
+def _crossed(half: list[Part], opening: float) -> list[Part]:
+    """Two mirrored halves that cross at the origin, opened by twice an angle in degrees."""
+    mirrored = Placement(angle_deg=180 + opening, mirror=True).parts(half)
+    return [*Placement(angle_deg=-opening).parts(half), *mirrored]
 
 
 def combination_pliers(rng: Generator, state: Generator) -> list[Part]:
     """Short blunt jaws, a cutter near the rivet, curved sleeved handles."""
     length, width = rng.uniform(3.8, 5.0), rng.uniform(1.3, 1.7)
-    jaw = smooth(
-        [(-1.0, 0.1), (0.6, -width), (length, -width * 0.75), (length + 0.2, -0.1), (1.8, -0.1), (0.3, 0.5)], 1
-    )
+    tip = [(length, -width * 0.75), (length + 0.2, -0.1)]
+    jaw = smooth([(-1.0, 0.1), (0.6, -width), *tip, (1.8, -0.1), (0.3, 0.5)], 1)
     return _levers(rng, state, jaw, rng.uniform(10, 12), rng.uniform(1.6, 2.4), str(rng.choice(["pvc", "rubber"])))
 
 
@@ -104,11 +106,7 @@ def _blades(rng: Generator, state: Generator, blade: Outline, arm: Outline, ring
     """Two mirrored scissor halves crossing in a rivet at the origin."""
     opening = state.uniform(2, 22)
     half = [Part("steel", blade, rng.uniform(0.15, 0.24), rounded(0.5)), Part("steel", arm, 0.22), ring]
-    return [
-        *Placement(angle_deg=-opening).parts(half),
-        *Placement(angle_deg=180 + opening, mirror=True).parts(half),
-        Part("steel", ellipse(0, 0, rivet, points=14), 0.6),
-    ]
+    return [*_crossed(half, opening), Part("steel", ellipse(0, 0, rivet, points=14), 0.6)]
 
 
 def household_scissors(rng: Generator, state: Generator) -> list[Part]:
@@ -127,7 +125,7 @@ def steel_scissors(rng: Generator, state: Generator) -> list[Part]:
     blade, reach, radius = rng.uniform(5.5, 8), rng.uniform(6, 8), rng.uniform(1.3, 1.7)
     outline = smooth([(-0.8, 0.4), (0, -0.6), (blade, -0.1), (blade, 0.1), (0, 0.5)], 1)
     loop = ellipse(-reach - radius * 0.8, 1.4 + radius * 0.4, radius * 1.2, radius, 20)
-    ring = Part("steel", loop[[*range(20), 0]], 0.35, line_cm=0.55)
+    ring = wire("steel", loop, 0.35, 0.55)
     arm = band(smooth([(0.5, -0.3), (-2, 0.5), (-reach, 1.3)], 2, False), 0.7)
     return Placement(1).parts(_blades(rng, state, outline, arm, ring, 0.4))
 
@@ -136,19 +134,8 @@ def _open_jaw(size: float, lean_deg: float) -> list[Part]:
     """The open end of a wrench around the origin, its mouth of width `size` to the right."""
     half, outer = size / 2, size * 1.05
     mouth = [(outer * 1.1, -half), (-half * 0.2, -half), (-half * 0.6, 0), (-half * 0.2, half), (outer * 1.1, half)]
-    back = [
-        (outer * 0.8, outer * 0.95),
-        (-outer * 0.4, outer),
-        (-outer, 0),
-        (-outer * 0.4, -outer),
-        (outer * 0.8, -outer * 0.95),
-    ]
-    return Placement(angle_deg=lean_deg).parts([Part("steel", np.array(mouth + back), 0.36, rounded(0.35))])
-
-
-def _ring_end(radius: float) -> list[Part]:
-    """The closed twelve-point end of a wrench around the origin."""
-    return [Part("steel", ellipse(0, 0, radius), 0.4, rounded(0.35), holes=(ellipse(0, 0, radius * 0.58, points=12),))]
+    back = np.array([(0.8, 0.95), (-0.4, 1), (-1, 0), (-0.4, -1), (0.8, -0.95)]) * outer
+    return Placement(angle_deg=lean_deg).parts([Part("steel", np.array([*mouth, *back]), 0.36, rounded(0.35))])
 
 
 def _shaft(half: float, width: float, neck: float) -> Part:
@@ -160,7 +147,9 @@ def combination_wrench(rng: Generator, state: Generator) -> list[Part]:
     """A ring at one end, an open jaw at the other."""
     half, size = rng.uniform(6.5, 8.5), rng.uniform(1.5, 2.1)
     jaw = Placement(half).parts(_open_jaw(size, rng.uniform(-18, 18)))
-    return [_shaft(half - size * 0.7, 1.4, 1.1), *jaw, *Placement(-half).parts(_ring_end(size * 0.95))]
+    radius = size * 0.95
+    ring = Part("steel", ellipse(0, 0, radius), 0.4, rounded(0.35), holes=(ellipse(0, 0, radius * 0.58, points=12),))
+    return [_shaft(half - size * 0.7, 1.4, 1.1), *jaw, *Placement(-half).parts([ring])]
 
 
 def open_ended_wrench(rng: Generator, state: Generator) -> list[Part]:
@@ -174,9 +163,8 @@ def adjustable_wrench(rng: Generator, state: Generator) -> list[Part]:
     """A fixed jaw, a movable jaw on a worm screw, and a handle with a hole and a web."""
     length, gap, width = rng.uniform(11, 14), state.uniform(1.0, 2.4), rng.uniform(1.9, 2.4)
     fixed = smooth([(-1.5, 1.4), (-1.8, -1.3), (1.0, -2.4), (3.6, -2.2), (3.4, -1.3), (0.8, -0.6), (0.8, 1.4)], 1)
-    moving = smooth(
-        [(0.9, gap - 0.6), (3.4, gap - 0.3), (3.2, gap + 0.7), (0.8, gap + 1.5), (-0.9, 1.4), (-0.9, 0.4)], 1
-    )
+    jaw = [(0.9, gap - 0.6), (3.4, gap - 0.3), (3.2, gap + 0.7), (0.8, gap + 1.5)]
+    moving = smooth([*jaw, (-0.9, 1.4), (-0.9, 0.4)], 1)
     grip = band(np.array([(-0.5, 0), (-length * 0.5, 0), (-length, 0)]), [width, width * 0.9, width * 1.25])
     parts = [
         Part("steel", fixed, 0.36, rounded(0.4)),

@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 
 from pipeline.simulate.outlines import arc, band, ellipse, rectangle, rounded_rectangle, smooth
-from pipeline.simulate.parts import Part, Placement, rounded, tube
+from pipeline.simulate.parts import Part, Placement, rounded, tube, wire
 
 Generator = np.random.Generator
 
@@ -36,8 +36,8 @@ def rubber_baton(rng: Generator, state: Generator) -> list[Part]:
         Part("rubber", smooth(body), width, rounded(width / 2)),
         Part("steel", rectangle(-length * 0.45, -0.35, length * 0.45, 0.35), 0.5, rounded(0.35)),
     ]
-    for x in np.arange(-length * 0.45, -length * 0.2, 0.9):
-        parts.append(Part("rubber", rectangle(x, -width / 2, x + 0.4, width / 2), 0.8))
+    ribs = np.arange(-length * 0.45, -length * 0.2, 0.9)
+    parts += [Part("rubber", rectangle(x, -width / 2, x + 0.4, width / 2), 0.8) for x in ribs]
     if rng.random() < 0.4:
         x = -length * rng.uniform(0.12, 0.2)
         handle = band(np.array([(x, 0), (x, 4.5), (x, 5.5)]), [width * 0.7, width * 0.7, width])
@@ -69,8 +69,7 @@ def _magazine(grip: float, high: float, wide: float, slant: float) -> list[Part]
     """Cartridges stacked in the grip of a pistol, in their steel sheath."""
     parts = []
     for step in np.linspace(0.1, 0.9, 7):
-        left = 0.9 - slant * step
-        y = high + step * grip
+        left, y = 0.9 - slant * step, high + step * grip
         parts.append(Part("brass", rectangle(left, y, left + wide * 0.6, y + 0.6), 0.12, rounded(0.3)))
         parts.append(Part("lead", ellipse(left + wide * 0.7, y + 0.3, 0.5, 0.32), 0.1))
     sheath = np.array([(0.8, high), (wide + 0.3, high), (wide + 0.3 - slant, high + grip), (0.8 - slant, high + grip)])
@@ -135,9 +134,9 @@ def shotgun_shell(rng: Generator, state: Generator) -> list[Part]:
         Part("plastic", rectangle(0, -width / 2, length, width / 2), width, rounded(width / 2)),
         Part("brass", rectangle(-0.2, -width * 0.54, length * 0.28, width * 0.54), 0.25),
     ]
-    for x in np.arange(length * 0.45, length * 0.92, 0.55):
-        for y in np.arange(-width / 2 + 0.3, width / 2 - 0.1, 0.5):
-            parts.append(Part("lead", ellipse(x, y, 0.27, points=10), 0.25, rounded(0.27)))
+    columns, rows = np.arange(length * 0.45, length * 0.92, 0.55), np.arange(-width / 2 + 0.3, width / 2 - 0.1, 0.5)
+    shot = itertools.product(columns, rows)
+    parts += [Part("lead", ellipse(x, y, 0.27, points=10), 0.25, rounded(0.27)) for x, y in shot]
     return Placement(-length / 2).parts(parts)
 
 
@@ -165,7 +164,7 @@ def chain_handcuffs(rng: Generator, state: Generator) -> list[Part]:
     """Two cuffs on a short chain."""
     spread = rng.uniform(1.8, 3.2)
     centres = np.linspace(-spread / 2, spread / 2, 3)
-    links = [Part("steel", ellipse(x, 0, 0.8, 0.5, 14)[[*range(14), 0]], 0.5, line_cm=0.35) for x in centres]
+    links = [wire("steel", ellipse(x, 0, 0.8, 0.5, 14), 0.5, 0.35) for x in centres]
     return _handcuffs(rng, state, spread, links)
 
 
@@ -195,14 +194,11 @@ def kitchen_knife(rng: Generator, state: Generator) -> list[Part]:
 def folding_knife(rng: Generator, state: Generator) -> list[Part]:
     """A pocket knife, blade opened to some angle out of a handle with steel liners and a spring."""
     blade, handle, width = rng.uniform(6.5, 8.5), rng.uniform(8.5, 10.5), rng.uniform(1.8, 2.4)
-    blade_outline = smooth(
-        [(0, -width / 2), (blade * 0.7, -width / 2), (blade, 0), (blade * 0.6, width / 2), (0, width / 2)], 1
-    )
-    grip = smooth(
-        [(0.8, -1.1), (0.8, 1.1), (-handle * 0.5, 1.5), (-handle, 1.2), (-handle, -0.6), (-handle * 0.5, -0.9)], 2
-    )
+    outline = np.array([(0, -0.5), (0.7, -0.5), (1, 0), (0.6, 0.5), (0, 0.5)]) * (blade, width)
+    belly, end = [(-handle * 0.5, 1.5), (-handle, 1.2)], [(-handle, -0.6), (-handle * 0.5, -0.9)]
+    grip = smooth([(0.8, -1.1), (0.8, 1.1), *belly, *end])
     return [
-        *Placement(angle_deg=state.uniform(-70, 10)).parts([Part("steel", blade_outline, 0.2, rounded(1.0))]),
+        *Placement(angle_deg=state.uniform(-70, 10)).parts([Part("steel", smooth(outline, 1), 0.2, rounded(1.0))]),
         Part("plastic" if rng.random() < 0.7 else "aluminium", grip, 1.0, rounded(0.7)),
         Part("steel", grip * 0.9, 0.08),
         Part("steel", rectangle(-handle * 0.9, -0.6, -0.5, -0.2), 0.3),

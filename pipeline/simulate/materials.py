@@ -52,9 +52,5 @@ INDEX = {name: number for number, name in enumerate(MATERIALS)}
 
 # Linear attenuation coefficients in 1/cm, [2 energies (low, high), materials].
 LINEAR_ATTENUATION = np.array(
-    [
-        [material.mass_attenuation_low * material.density for material in MATERIALS.values()],
-        [material.mass_attenuation_high * material.density for material in MATERIALS.values()],
-    ],
-    np.float32,
-)
+    [(m.mass_attenuation_low * m.density, m.mass_attenuation_high * m.density) for m in MATERIALS.values()], np.float32
+).T.copy()

@@ -15,15 +15,12 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> Outline:
 def rounded_rectangle(width: float, height: float, radius: float, x: float = 0, y: float = 0) -> Outline:
     """Rectangle centred on (x, y) with its corners rounded to `radius`."""
     radius = min(radius, width / 2, height / 2)
-    quarter = np.linspace(0, np.pi / 2, 5)
-    corners = [
-        (sx * (width / 2 - radius), sy * (height / 2 - radius)) for sx, sy in ((1, 1), (-1, 1), (-1, -1), (1, -1))
-    ]
-    arcs = [
-        (cx + radius * np.cos(quarter + turn * np.pi / 2), cy + radius * np.sin(quarter + turn * np.pi / 2))
-        for turn, (cx, cy) in enumerate(corners)
-    ]
-    return np.concatenate([np.stack(arc, 1) for arc in arcs]) + np.array((x, y))
+    arcs = []
+    for turn, (sx, sy) in enumerate(((1, 1), (-1, 1), (-1, -1), (1, -1))):
+        angle = np.linspace(0, np.pi / 2, 5) + turn * np.pi / 2
+        cx, cy = sx * (width / 2 - radius), sy * (height / 2 - radius)
+        arcs.append(np.stack([cx + radius * np.cos(angle), cy + radius * np.sin(angle)], 1))
+    return np.concatenate(arcs) + np.array((x, y))
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float | None = None, points: int = 28) -> Outline:
@@ -51,7 +48,7 @@ def smooth(points: Outline | list[tuple[float, float]], rounds: int = 2, closed:
     """Cut the corners of a polygon or path `rounds` times (Chaikin's scheme)."""
     curve = np.asarray(points, float)
     for _ in range(rounds):
-        ends = np.concatenate([curve, curve[:1]]) if closed else curve
+        ends = looped(curve) if closed else curve
         current, following = ends[:-1], ends[1:]
         cut = np.empty((2 * len(current), 2))
         cut[::2] = 0.75 * current + 0.25 * following
@@ -60,12 +57,17 @@ def smooth(points: Outline | list[tuple[float, float]], rounds: int = 2, closed:
     return curve
 
 
+def looped(outline: Outline) -> Outline:
+    """The outline as a line that ends where it starts."""
+    return np.concatenate([outline, outline[:1]])
+
+
 def resample(outline: Outline, spacing: float) -> Outline:
     """Closed outline with a point about every `spacing` along it, so that bending one spot leaves the rest alone."""
-    closed = np.concatenate([outline, outline[:1]])
-    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
+    line = looped(outline)
+    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     stops = np.linspace(0, along[-1], max(4, round(along[-1] / spacing)), endpoint=False)
-    return np.stack([np.interp(stops, along, axis) for axis in closed.T], 1)
+    return np.stack([np.interp(stops, along, axis) for axis in line.T], 1)
 
 
 def wander(rng: np.random.Generator, length: float, turns: int = 6) -> Outline:

@@ -7,8 +7,8 @@ The colours were read off real scans: medians over pixels of each hue, by bright
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,8 +29,7 @@ RATIO_BINS = 64
 Ramp = tuple[tuple[int, int, int], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Palette:
+class Palette(NamedTuple):
     """Colours of one make of scanner: an RGB ramp along `ATTENUATION_STOPS` for each hue."""
 
     organic: Ramp
@@ -65,14 +64,9 @@ def table(name: str) -> np.ndarray:
 
     Attenuation runs over its bins by its square root, because the eye sees thin things best.
     """
-    palette = PALETTES[name]
     attenuation = MAX_ATTENUATION * np.linspace(0, 1, ATTENUATION_BINS) ** 2
-    ramps = np.array(
-        [
-            [np.interp(attenuation, ATTENUATION_STOPS, channel) for channel in zip(*ramp, strict=True)]
-            for ramp in (palette.organic, palette.mixed, palette.metal)
-        ]
-    )
+    channels = np.array(PALETTES[name], float).transpose(0, 2, 1)  # [hues, 3, stops]
+    ramps = np.array([[np.interp(attenuation, ATTENUATION_STOPS, levels) for levels in hue] for hue in channels])
     hue = np.interp(np.linspace(1, MAX_RATIO, RATIO_BINS), RATIO_STOPS, RATIO_HUES)
     lower = np.minimum(hue.astype(int), 1)
     share = (hue - lower)[:, None, None]

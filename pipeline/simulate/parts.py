@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.simulate.outlines import Outline
+from pipeline.simulate.outlines import Outline, looped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,7 @@ class Profile:
         return self.relative(edge_cm / self.squeeze)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A piece of one material as the beam sees it.
 
     Attributes:
@@ -51,24 +51,10 @@ class Part:
     holes: tuple[Outline, ...] = ()
     texture: np.ndarray | None = None
 
-    def reshaped(
-        self,
-        outline: Outline,
-        holes: tuple[Outline, ...],
-        line_cm: float | None = None,
-        thickness_cm: float | None = None,
-        profile: Profile | None = None,
-    ) -> Part:
-        """The part with another outline and, where given, other dimensions."""
-        return Part(  # `dataclasses.replace` takes four times as long, and a scan has a thousand of these
-            self.material,
-            outline,
-            self.thickness_cm if thickness_cm is None else thickness_cm,
-            profile or self.profile,
-            self.line_cm if line_cm is None else line_cm,
-            holes,
-            self.texture,
-        )
+
+def wire(material: str, outline: Outline, thickness_cm: float, line_cm: float) -> Part:
+    """A line of one material all around a closed outline."""
+    return Part(material, looped(outline), thickness_cm, line_cm=line_cm)
 
 
 def rounded(radius_cm: float) -> Profile:
@@ -131,7 +117,8 @@ class Placement:
             for curve in (part.outline, *part.holes):
                 curves.append(moved[start : start + len(curve)])
                 start += len(curve)
-            placed.append(part.reshaped(curves[0], tuple(curves[1:]), line_cm=part.line_cm * self.scale))
+            outline, *holes = curves
+            placed.append(part._replace(outline=outline, holes=tuple(holes), line_cm=part.line_cm * self.scale))
         return placed
 
 

@@ -61,10 +61,11 @@ def _tilted(part: Part, angle: float, along: np.ndarray) -> Part:
     before, after = _lengths(part.outline), _lengths(outline)
     if part.line_cm:  # its length changes, but not its width
         before, after = before[:-1].sum(), after[:-1].sum()
-        return part.reshaped(outline, (), thickness_cm=part.thickness_cm * float(before / after))
-    return part.reshaped(
-        outline,
-        tuple(project(hole) for hole in part.holes),
+        thickness = part.thickness_cm * float(before / after)
+        return part._replace(outline=outline, holes=(), thickness_cm=thickness)
+    return part._replace(
+        outline=outline,
+        holes=tuple(project(hole) for hole in part.holes),
         thickness_cm=part.thickness_cm / factor,
         profile=part.profile and _squeezed(part.profile, factor, before, after),
     )

@@ -139,9 +139,8 @@ def picture_marks(picture: np.ndarray, belt: np.ndarray, rng: np.random.Generato
     if flaw < 0.2:
         ends = np.sort(rng.integers(0, width, 8))
         for start, end in zip(ends[::2], ends[1::2], strict=True):
-            picture[height - rng.integers(1, 3) :, start:end] = np.minimum(
-                picture[height - 1, start:end], rng.integers(215, 235)
-            )
+            dash = np.minimum(picture[height - 1, start:end], rng.integers(215, 235))
+            picture[height - rng.integers(1, 3) :, start:end] = dash
     elif flaw < 0.5:
         picture[height - rng.integers(1, 4) :, rng.integers(2) :: 2] = belt
     return picture

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.simulate.bags import Bag, make_bag
 from pipeline.simulate.clutter import draw_things, folds
-from pipeline.simulate.concealment import CONCEALMENTS
+from pipeline.simulate.concealment import COVERS, STEEP
 from pipeline.simulate.items import make_item
 from pipeline.simulate.outlines import rounded_rectangle
 from pipeline.simulate.parts import Part, Placement, extent
@@ -19,6 +19,7 @@ from pipeline.simulate.raster import draw, empty_maps
 from pipeline.simulate.scanner import Scanner
 
 Generator = np.random.Generator
+Wanted = Sequence[tuple[str, int]]  # class and brand of each item
 
 # Between these the errors of detectors' elements lie, so that rows stand out in some scans.
 LINE_ERRORS = (0.001, 0.015)
@@ -123,9 +124,7 @@ class Scene:
         return maps
 
 
-def compose(
-    rng: Generator, recipe: Recipe, wanted: Sequence[tuple[str, int]], width_px: int, grey_share: float
-) -> Scene:
+def compose(rng: Generator, recipe: Recipe, wanted: Wanted, width_px: int, grey_share: float) -> Scene:
     """Pack a scene.
 
     Args:
@@ -187,9 +186,7 @@ def _lay_out(rng: Generator, bags: list[Bag], machine: Machine) -> tuple[list[Pl
     return [dataclasses.replace(spot, y=spot.y + middle) for spot in spots], (width, height)
 
 
-def _pack(
-    rng: Generator, bag: Bag, recipe: Recipe, wanted: Sequence[tuple[str, int]], frame_cm: float
-) -> tuple[list[Part], list[Item]]:
+def _pack(rng: Generator, bag: Bag, recipe: Recipe, wanted: Wanted, frame_cm: float) -> tuple[list[Part], list[Item]]:
     """Fill a bag: its own parts and harmless things, and apart from them the prohibited items."""
     packed = [*bag.parts, *(_filling(rng, bag, recipe) if bag.lined else [])]
     for thing in draw_things(rng, int(rng.integers(recipe.things[0], recipe.things[1] + 1))):
@@ -198,14 +195,14 @@ def _pack(
     taken: list[np.ndarray] = []
     for name, brand in wanted:
         flat = make_item(name, brand, rng, frame_cm)
-        hidden = CONCEALMENTS[rng.integers(len(CONCEALMENTS))] if recipe.concealed else None
-        parts = lean(rng, flat, steep=hidden is not None and hidden.steep)
+        cover = COVERS[rng.integers(len(COVERS))] if recipe.concealed else None
+        parts = lean(rng, flat, steep=cover in STEEP)
         spot = _apart(rng, bag, parts, taken)
         taken.append(np.array([spot.x, spot.y]))
         items.append(Item(name, brand, spot.parts(parts)))
-        if hidden:
+        if cover:
             span = float(np.ptp(extent(flat), axis=0).max())
-            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(hidden.cover(rng, span)))
+            packed += _kept_inside(bag, Placement(spot.x, spot.y).parts(cover(rng, span)))
     return packed, items
 
 
@@ -218,10 +215,8 @@ def _filling(rng: Generator, bag: Bag, recipe: Recipe) -> list[Part]:
     side = np.sqrt(np.outer(slope, slope)).astype(np.float32)
     outline = rounded_rectangle(bag.size_cm[0] * 1.03, bag.size_cm[1] * 1.03, rng.uniform(5, 10))
     thickness = rng.uniform(*recipe.filling_cm)
-    cloth = sum(
-        share * _stretched(folds(rng, cells, cells, depth))
-        for share, cells, depth in ((0.35, 6, 1.0), (0.4, 13, 1.0), (0.25, 48, 1.1))
-    )
+    layers = ((0.35, 6, 1.0), (0.4, 13, 1.0), (0.25, 48, 1.1))
+    cloth = sum(share * _stretched(folds(rng, cells, cells, depth)) for share, cells, depth in layers)
     coated = np.maximum(_stretched(folds(rng, 5, 5, 1.0)) - rng.uniform(0, 1.5), 0)
     return [
         Part("cloth", outline, thickness, texture=cloth * side),

@@ -151,9 +151,8 @@ def _prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
     found, shards = _found(job.out)
     if found != plan and (found is not None or any(_SHARD.fullmatch(name) for name in job.out.names())):
         if if_changed == "refuse":
-            raise InputError(
-                f"{job.out}: {_difference(found, plan)}; choose another --out, or --if-changed rebuild to start again"
-            )
+            what = _difference(found, plan)
+            raise InputError(f"{job.out}: {what}; choose another --out, or --if-changed rebuild to start again")
         _clear(job.out)
         shards = ()
     _each(lambda item: _note(job.out, *item), enumerate(shards))
@@ -241,10 +240,8 @@ def _check_others(job: Job, others: dict[int, Record]) -> None:
     intact = _each(functools.partial(progress.is_intact, job.out), others.values())
     for number, is_there in zip(others, intact, strict=True):
         if not is_there:
-            again = f"run again with --shards-range {number}:{number + 1}"
-            raise InputError(
-                f"{job.out}: {others[number].shard.name}, made by another run, is gone or damaged; {again}"
-            )
+            what = f"{others[number].shard.name}, made by another run, is gone or damaged"
+            raise InputError(f"{job.out}: {what}; run again with --shards-range {number}:{number + 1}")
 
 
 def _is_complete(out: Store) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -19,80 +18,70 @@ _VERSION_KEY, _PARAMETERS_KEY = "segloc.{kind}.format_version", "segloc.paramete
 
 
 class TableWriter:
-    """Streams rows into a table that appears under its name, complete, when the ``with`` block ends well.
+    """Collects the rows of a table; see `table_writer`.
 
-    Row groups have a fixed number of rows, so equal rows give equal bytes however they arrive.
+    Attributes:
+        parameters: JSON values that the schema's metadata will have.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        kind: str,
-        version: int,
-        schema: pa.Schema,
-        *,
-        group_rows: int,
-        compression: str | dict[str, str] = "snappy",
-    ) -> None:
-        """Prepare the table; the file is opened by ``with``.
-
-        Args:
-            path: where the table goes.
-            kind: what it holds, checked by readers.
-            version: format version, checked by readers.
-            schema: names and types of its columns.
-            group_rows: rows per row group, the unit of reading.
-            compression: codec, or a codec per column. Columns of codec ``none`` are stored as they are.
-        """
+    def __init__(self, parquet: pq.ParquetWriter, schema: pa.Schema, group_rows: int) -> None:
         self.parameters: dict[str, Any] = {}
-        self._version = {_VERSION_KEY.format(kind=kind): str(version)}
-        self._schema, self._group_rows, self._compression = schema, group_rows, compression
-        codecs = compression if isinstance(compression, dict) else {}
-        self._repetitive = [name for name in schema.names if codecs.get(name) != "none"]
+        self._parquet, self._schema, self._group_rows = parquet, schema, group_rows
         self._rows: list[Mapping[str, Any]] = []
-        self._file = atomic_file(path)
-
-    def __enter__(self) -> TableWriter:
-        # Without the stored Arrow schema, readers take the schema's metadata from what is added at the end.
-        self._parquet = pq.ParquetWriter(
-            self._file.__enter__(),
-            self._schema,
-            compression=self._compression,
-            use_dictionary=self._repetitive,
-            store_schema=False,
-            write_statistics=False,  # nobody filters by them
-        )
-        return self
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row: a value per column, None or absent for null."""
         self._rows.append(row)
         if len(self._rows) == self._group_rows:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the rows of an unfinished group."""
         if self._rows:
-            self._parquet.write_table(pa.Table.from_pylist(list(self._rows), schema=self._schema))
+            self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
             self._rows.clear()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            # Closed first, as a writer left open complains of a closed file; on a full disk it fails once more.
-            with contextlib.suppress(OSError):
-                self._parquet.close()
-            self._file.__exit__(kind, error, trace)
-            return
+
+@contextlib.contextmanager
+def table_writer(
+    path: str | os.PathLike[str],
+    kind: str,
+    version: int,
+    schema: pa.Schema,
+    *,
+    group_rows: int,
+    compression: str | dict[str, str] = "snappy",
+) -> Iterator[TableWriter]:
+    """Stream rows into a table that appears under its name, complete, when the ``with`` block ends well.
+
+    Row groups have a fixed number of rows, so equal rows give equal bytes however they arrive.
+
+    Args:
+        path: where the table goes.
+        kind: what it holds, checked by readers.
+        version: format version, checked by readers.
+        schema: names and types of its columns.
+        group_rows: rows per row group, the unit of reading.
+        compression: codec, or a codec per column. Columns of codec ``none`` are stored as they are.
+    """
+    codecs = compression if isinstance(compression, dict) else {}
+    repetitive = [name for name in schema.names if codecs.get(name) != "none"]
+    # Without the stored Arrow schema, readers take the schema's metadata from what is added at the end.
+    options = {"store_schema": False, "write_statistics": False}  # nobody filters by these
+    with atomic_file(path) as file:
+        parquet = pq.ParquetWriter(file, schema, compression=compression, use_dictionary=repetitive, **options)
         try:
-            self._flush()
-            text = json.dumps(self.parameters, sort_keys=True, ensure_ascii=False)
-            self._parquet.add_key_value_metadata({**self._version, _PARAMETERS_KEY: text})
-            self._parquet.close()
-        except BaseException as failure:
-            self._file.__exit__(type(failure), failure, failure.__traceback__)
+            table = TableWriter(parquet, schema, group_rows)
+            yield table
+            table.flush()
+            text = json.dumps(table.parameters, sort_keys=True, ensure_ascii=False)
+            parquet.add_key_value_metadata({_VERSION_KEY.format(kind=kind): str(version), _PARAMETERS_KEY: text})
+        except BaseException:
+            # A writer left open complains of a closed file; on a full disk closing fails once more.
+            with contextlib.suppress(OSError):
+                parquet.close()
             raise
-        self._file.__exit__(None, None, None)
+        parquet.close()
 
 
 @contextlib.contextmanager
@@ -107,7 +96,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 def open_table(
     path: str | os.PathLike[str], kind: str, version: int, columns: Iterable[str]
 ) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    """Open a table written by `TableWriter`, memory-mapped.
+    """Open a table written by `table_writer`, memory-mapped.
 
     Returns:
         The file and its parameters.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.tables.parquet import TableWriter, open_table, reading
+from pipeline.tables.parquet import TableWriter, open_table, reading, table_writer
 from segloc.common.contract import Box
 from segloc.common.errors import InputError
 
@@ -30,9 +31,9 @@ SCHEMA = pa.schema(
 _GROUP_ROWS = 65_536
 
 
-def writer(path: Path) -> TableWriter:
+def writer(path: Path) -> AbstractContextManager[TableWriter]:
     """Prepare a table of regions."""
-    return TableWriter(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS)
+    return table_writer(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,5 @@ def load(path: Path) -> Regions:
     if len(table) < 2:
         raise InputError(f"{path}: {len(table)} usable backgrounds, a pair needs two")
     sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
-    return Regions(
-        table["image"], sizes, table["bags"], table["background_level"].to_numpy(), table["crc32"].to_numpy()
-    )
+    levels, crcs = table["background_level"].to_numpy(), table["crc32"].to_numpy()
+    return Regions(table["image"], sizes, table["bags"], levels, crcs)

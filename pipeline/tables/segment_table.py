@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.tables.parquet import TableWriter, open_table, reading
+from pipeline.tables.parquet import TableWriter, open_table, reading, table_writer
 from segloc.common.datasets.near_duplicates import FINGERPRINT_BYTES
 from segloc.common.errors import InputError
 from segloc.common.images import Image, ImageError, decode_rgba
@@ -43,9 +43,9 @@ _COMPRESSION = {name: "none" if name == "png" else "snappy" for name in SCHEMA.n
 _CACHED_SEGMENTS = 2048
 
 
-def writer(path: Path) -> TableWriter:
+def writer(path: Path) -> AbstractContextManager[TableWriter]:
     """Prepare a table of segments; its `parameters` need ``classes``, the names by class id."""
-    return TableWriter(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION)
+    return table_writer(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,8 @@ class SegmentTable:
         self._class_ids, self._groups, cut = (column.to_numpy() for column in named)
         self.rows = self._bags(cut)
         self.usable = [class_id for class_id, bags in enumerate(self.rows) if len(bags) >= 2]
-        self._starts = np.cumsum([0] + [_group_rows(self._file, i) for i in range(self._file.num_row_groups)])
+        about = self._file.metadata
+        self._starts = np.cumsum([0] + [about.row_group(i).num_rows for i in range(about.num_row_groups)])
         self.segment = functools.lru_cache(maxsize=_CACHED_SEGMENTS)(self.read_segment)
 
     def __len__(self) -> int:
@@ -176,7 +177,3 @@ class SegmentTable:
         with reading(self._path):
             pngs = self._file.read_row_group(group, columns=["png"], use_threads=False).column(0)
         return pngs[row - int(self._starts[group])].as_py()
-
-
-def _group_rows(file: pq.ParquetFile, group: int) -> int:
-    return file.metadata.row_group(group).num_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.tables.parquet import TableWriter, open_table, reading
+from pipeline.tables.parquet import open_table, reading, table_writer
 from segloc.common.contract import Pair
 
 KIND, FORMAT_VERSION = "sources", 1
@@ -29,7 +29,7 @@ def of_pair(pair: Pair) -> Iterator[Source]:
 
 def write(path: Path, uses: Counter[Source]) -> None:
     """Write how often each source was used, sorted by kind and name."""
-    with TableWriter(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS) as table:
+    with table_writer(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS) as table:
         for (kind, name), count in sorted(uses.items()):
             table.write({"kind": kind, "name": name, "count": count})
 
