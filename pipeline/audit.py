@@ -7,7 +7,7 @@ import sys
 
 from pipeline.checks.audit import audit, check_segments, draw_gallery, report
 from segloc.common import cli
-from segloc.common.files import check_output, write_atomic
+from segloc.common.files import check_output, write_atomic, write_json
 from segloc.common.stores import open_store
 
 _SHOWN = 50  # violations printed; the report holds all
@@ -21,7 +21,7 @@ def _command(args: argparse.Namespace) -> int:
     segments = args.segments and check_segments(args.segments, index)
     violations, statistics = audit(folder, index, segments, args.workers, args.executor)
     if args.report:
-        write_atomic(args.report, report(index, violations, statistics))
+        write_json(args.report, report(index, violations, statistics))
     for name, table in statistics.tables().items() if args.tables else ():
         write_atomic(args.tables / f"{name}.csv", table.encode())
     if args.gallery:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
             args.weights, out, args.config, args.data, args.subset, args.overrides, args.bootstrap
         )
     paths = write_evaluation(report, out)
-    print(eval_tables.terminal(report))  # after writing: the reader of a pipe may be gone
+    print(eval_tables.evaluation_text(report))  # after writing: the reader of a pipe may be gone
     print(f"wrote {', '.join(map(str, paths))}")
 
 

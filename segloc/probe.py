@@ -7,11 +7,10 @@ layer: the features are RoIAlign's 7x7 cells of the item's box, averaged to one 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from segloc.common import cli
-from segloc.common.files import check_output, write_atomic
+from segloc.common.files import check_output, write_json
 from segloc.probing.probe import probe, table
 
 EXAMPLES = """\
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(table(report))
     if args.out:
-        write_atomic(args.out, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(args.out, report)
         print(f"wrote {args.out}")
 
 

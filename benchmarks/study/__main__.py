@@ -7,7 +7,6 @@ pretraining, the commands, what failed, and what it ran on. A test fails when th
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from benchmarks import common
 from benchmarks.study import study_page
 from segloc.common import cli
 from segloc.common.errors import InputError
+from segloc.common.files import write_json
 from segloc.experiments.jobs import Job, changed, plan, with_needs
 from segloc.experiments.run import tidy
 from segloc.reporting.results_table import baseline, group
@@ -122,7 +122,7 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
     ran_on = {key: sorted({about[key] for about in abouts}) for key in ("engine", "device", "torch", "git_revision")}
     about = {"title": experiment.title, "kept_on": common.machine(), **ran_on}
     about |= {"minutes": minutes(cells), "failed": failed}
-    (out / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "about.json", about)
 
 
 def _evaluated(cells: Sequence[Job]) -> list[Job]:

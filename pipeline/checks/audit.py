@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -199,11 +199,10 @@ def source_problems(folder: Store, sources: Sources, uses: Counter[Source]) -> I
         )
 
 
-def report(index: Index, violations: list[str], statistics: Statistics) -> bytes:
-    """What the audit found, as JSON."""
+def report(index: Index, violations: list[str], statistics: Statistics) -> dict[str, Any]:
+    """What the audit found, as JSON values."""
     content = {"format_version": index.format_version, "lacks": index.lacks, "violation_count": len(violations)}
-    content |= {"shards": len(index.shards), **statistics.summary(), "violations": violations}
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    return content | {"shards": len(index.shards), **statistics.summary(), "violations": violations}
 
 
 def check_segments(path: Path, index: Index) -> Path:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline.tables.sources_table import Source, of_pair
 from segloc.common.contract import Pair
+from segloc.common.text import csv_text
 
 _BINS = 20
 
@@ -72,9 +70,9 @@ class Statistics:
         """Distributions as CSV, by name: pairs per class, and views per coefficient and per size of box."""
         sides = np.sqrt(np.prod(np.array(self._sides, float).reshape(-1, 2), axis=1))
         return {
-            "classes": _csv(("class_name", "pairs"), sorted(self.classes.items())),
-            "coefficients": _csv(("coefficient", "views"), _histogram(self._finite_coefficients())),
-            "boxes": _csv(("box_side_px", "views"), _histogram(sides)),
+            "classes": csv_text(("class_name", "pairs"), sorted(self.classes.items())),
+            "coefficients": csv_text(("coefficient", "views"), _histogram(self._finite_coefficients())),
+            "boxes": csv_text(("box_side_px", "views"), _histogram(sides)),
         }
 
     def _finite_coefficients(self) -> npt.NDArray[np.float64]:
@@ -87,14 +85,6 @@ def _histogram(values: npt.NDArray[np.float64]) -> list[tuple[float, int]]:
     counts, edges = np.histogram(values, bins=_BINS)
     middles = ((edges[1:] + edges[:-1]) / 2).tolist()
     return [(round(middle, 4), count) for middle, count in zip(middles, counts.tolist(), strict=True)]
-
-
-def _csv(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _percentiles(values: np.ndarray) -> dict[str, float]:

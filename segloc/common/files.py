@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from segloc.common.errors import InputError
 
@@ -110,6 +111,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(data)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` as indented JSON; see `write_atomic`."""
+    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _sync_folder(folder: Path) -> None:

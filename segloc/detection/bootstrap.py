@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 from tqdm import tqdm
 
-from segloc.detection.coco_eval import METRICS, PARAMS, Matches, figures, pool
+from segloc.detection.coco_eval import MEAN, METRICS, PARAMS, POOLED, Matches, figures, pool
 
 LEVEL_PERCENT = 95
 LEAST_RESAMPLES = 40  # with fewer, less than one lies beyond each bound
@@ -133,18 +133,18 @@ def resample(matches: Mapping[str, Matches], resamples: int) -> dict[str, np.nda
         resamples: number of draws.
 
     Returns:
-        By test set, and for ``mean`` and ``pooled``, `METRICS` of every draw, [resamples, 6] in per cent; NaN where a
+        By test set, and for `MEAN` and `POOLED`, `METRICS` of every draw, [resamples, 6] in per cent; NaN where a
         draw has nothing to measure.
     """
-    sets = {**{name: arrange(part) for name, part in matches.items()}, "pooled": arrange(pool(list(matches.values())))}
+    sets = {**{name: arrange(part) for name, part in matches.items()}, POOLED: arrange(pool(list(matches.values())))}
     draws = {name: np.random.default_rng([SEED, _DRAWS, *name.encode()]) for name in matches}
-    values = {name: np.full((resamples, len(METRICS)), np.nan) for name in (*matches, "mean", "pooled")}
+    values = {name: np.full((resamples, len(METRICS)), np.nan) for name in (*matches, MEAN, POOLED)}
     for row in tqdm(range(resamples), desc="bootstrap", unit="draw"):
         weights = {name: _draw(draws[name], part.images) for name, part in matches.items()}
-        weights["pooled"] = np.concatenate(list(weights.values()))
+        weights[POOLED] = np.concatenate(list(weights.values()))
         for name, classes in sets.items():
             values[name][row] = list(figures(*accumulate(classes, weights[name])).values())
-        values["mean"][row] = np.mean([values[name][row] for name in matches], axis=0)
+        values[MEAN][row] = np.mean([values[name][row] for name in matches], axis=0)
     return values
 
 

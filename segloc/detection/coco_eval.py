@@ -13,7 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import io
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from segloc.common.datasets.coco import is_number
 from segloc.common.errors import InputError
 from segloc.common.masks import to_rle
 
-IOU_TYPES = ("bbox", "segm")
+FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # of a COCO result, by what is measured
+IOU_TYPES = tuple(FIELDS)
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
-FIELDS = {"bbox": "bbox", "segm": "segmentation"}
+MEAN, POOLED = "mean", "pooled"  # overalls of several test sets: mean of their figures, and all images as one set
 ALL_SIZES = [0, 1e10]  # COCO's "all", in pixels; its other three ranges would take three quarters of the time
 
 AT_ONCE = 1000  # masks checked together; more leave the processor's cache
@@ -50,6 +51,11 @@ class Matches:
     classes: tuple[str, ...]
     images: int
     records: tuple[tuple[dict[str, Any] | None, ...], ...]
+
+
+def parts(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Figures of an evaluation by test set, then of the overalls that it has, in the order they are shown."""
+    return {**report["subsets"], **{name: report[name] for name in (MEAN, POOLED) if name in report}}
 
 
 def evaluate(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str) -> Metrics:
@@ -147,19 +153,13 @@ def figures(precision: np.ndarray, recall: np.ndarray) -> Metrics:
 
 
 def mean(parts: Sequence[Metrics]) -> Metrics:
-    """Average the metrics of several test sets; PIDray's "overall" is the plain mean of its three.
-
-    A figure that is missing from one part is missing from the mean: the mean of the others would be another quantity.
-    """
-    keys = [key for key in METRICS if all(key in part for part in parts)]
-    result: Metrics = {key: _mean([part[key] for part in parts]) for key in keys}
-    if all("per_class" in part for part in parts):
-        names = [name for name in parts[0]["per_class"] if all(name in part["per_class"] for part in parts)]
-        result["per_class"] = {name: mean([part["per_class"][name] for part in parts]) for name in names}
-    return result
+    """Average the metrics of test sets of the same classes; PIDray's "overall" is the plain mean of its three."""
+    columns = {key: [part[key] for part in parts] for key in parts[0]}
+    return {key: mean(c) if isinstance(c[0], dict) else mean_of_all(c) for key, c in columns.items()}
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Plain mean; None where there is no value or one is None: the mean of the others would be another quantity."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
 

@@ -14,9 +14,9 @@ from segloc.common.datasets import Split
 from segloc.common.datasets.coco import read_results
 from segloc.common.datasets.pidray import SUBSETS
 from segloc.common.errors import InputError, unknown_key
-from segloc.common.files import check_output, write_atomic
+from segloc.common.files import check_output, write_atomic, write_json
 from segloc.detection import bootstrap, coco_eval, eval_tables
-from segloc.detection.coco_eval import FIELDS, IOU_TYPES, METRICS, Matches
+from segloc.detection.coco_eval import FIELDS, IOU_TYPES, MEAN, METRICS, POOLED, Matches
 from segloc.detection.data import digest_of, evaluation_splits
 from segloc.detection.detector import engine_label
 from segloc.detection.predict import predict_split
@@ -25,63 +25,7 @@ from segloc.detection.weights import build_detector, read_detector, recipe_insid
 from segloc.settings.finetuning import INCIDENTAL, FinetuneConfig
 from segloc.settings.loader import flat, load, to_yaml
 
-OVERALLS = ("mean", "pooled")
 Found = list[tuple[CocoSplit, list[dict[str, Any]]]]
-
-
-def measure(found: Found, resamples: int | None = None) -> dict[str, Any]:
-    """Measure the results of each test set, and of all together.
-
-    Args:
-        found: test sets of the same classes, and their results.
-        resamples: draws of `segloc.detection.bootstrap`; None for no intervals.
-
-    Returns:
-        ``subsets`` by name, each with its number of ``images``, the ``digest`` of their names and annotations, and the
-        metrics of ``bbox`` and ``segm`` (only where the results hold them), ``mean`` over the test sets, and
-        ``pooled``, like a subset. With intervals, each kind has ``interval`` (per metric the lower and upper bound, or
-        None) and ``bootstrap`` says how they were made.
-
-    Raises:
-        InputError: a results file does not belong to its annotations.
-    """
-    matches = [(split, _match(split, results)) for split, results in found]
-    kinds = [kind for kind in IOU_TYPES if all(kind in of_set for _, of_set in matches)]
-    report: dict[str, Any] = {"subsets": {}, "mean": {}, "pooled": {"images": sum(len(s.scans) for s, _ in found)}}
-    for split, of_set in matches:
-        figures = {kind: coco_eval.measure(of_kind) for kind, of_kind in of_set.items()}
-        about = {"images": len(split.scans), "digest": digest_of(split.scans)}
-        report["subsets"][split.name] = {**about, **figures}
-    for kind in kinds:
-        report["mean"][kind] = coco_eval.mean([part[kind] for part in report["subsets"].values()])
-        report["pooled"][kind] = coco_eval.measure(coco_eval.pool([of_set[kind] for _, of_set in matches]))
-    if resamples is not None:
-        _add_intervals(report, matches, resamples)
-    return report
-
-
-def _add_intervals(report: dict[str, Any], matches: list[tuple[CocoSplit, dict[str, Matches]]], resamples: int) -> None:
-    for kind in IOU_TYPES:
-        measured = {split.name: of_set[kind] for split, of_set in matches if kind in of_set}
-        drawn = bootstrap.resample(measured, resamples) if measured else {}
-        for name, part in eval_tables.parts(report).items():
-            if kind in part:
-                part[kind]["interval"] = dict(zip(METRICS, bootstrap.interval(drawn[name]), strict=True))
-    about = {"resamples": resamples, "seed": bootstrap.SEED, "level_percent": bootstrap.LEVEL_PERCENT}
-    report["bootstrap"] = about
-
-
-def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches]:
-    """Match boxes and masks, whichever the results hold."""
-    if split.dropped:
-        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out of the masks' figures")
-    kinds = [kind for kind in IOU_TYPES if not results or any(FIELDS[kind] in result for result in results)]
-    try:
-        if not kinds:
-            raise InputError("result 0 has neither 'bbox' nor 'segmentation'")
-        return {kind: coco_eval.match(split.ground_truth, results, kind) for kind in kinds}
-    except InputError as error:
-        raise InputError(f"{split.name}: {error}") from error
 
 
 def tables_beside(out: Path, bootstrapped: int | None = None) -> list[Path]:
@@ -111,10 +55,13 @@ def evaluate_results(
         resamples: bootstrap draws for 95 % intervals; None for no intervals.
 
     Returns:
-        The report: see `measure`.
+        The report: ``subsets`` by name, each with its number of ``images``, the ``digest`` of their names and
+        annotations, and the metrics of ``bbox`` and ``segm`` (only where the results hold them); ``mean`` over the test
+        sets; and ``pooled``, like a subset. With intervals, each kind has ``interval`` (per metric the lower and upper
+        bound, or None) and ``bootstrap`` says how they were made.
 
     Raises:
-        InputError: a file cannot be used.
+        InputError: a file cannot be used, or results do not belong to their annotations.
     """
     about = {"engine": "results file", "weights": None, "iteration": None}
     return _report(about, _read_results(results, annotations), resamples)
@@ -140,6 +87,9 @@ def evaluate_weights(
         overrides: ``key=value`` settings of the recipe.
         resamples: see `evaluate_results`.
 
+    Returns:
+        The report: see `evaluate_results`.
+
     Raises:
         InputError: weights, data or settings that cannot be used.
     """
@@ -149,16 +99,62 @@ def evaluate_weights(
 
 def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
     """Write a report as CSV, Markdown and JSON; returns the paths."""
-    texts = [eval_tables.tidy(report), eval_tables.markdown(report)]
-    texts.append(json.dumps(report, indent=1, ensure_ascii=False) + "\n")  # last: who waits for it finds all three
-    paths = [*tables_beside(out), out]
-    for path, text in zip(paths, texts, strict=True):
-        write_atomic(path, text.encode())
-    return paths
+    csv, markdown = tables_beside(out)
+    write_atomic(csv, eval_tables.evaluation_csv(report).encode())
+    write_atomic(markdown, eval_tables.evaluation_markdown(report).encode())
+    write_json(out, report)  # last: who waits for it finds all three
+    return [csv, markdown, out]
 
 
 def _report(about: dict[str, Any], found: Found, resamples: int | None) -> dict[str, Any]:
-    return {**about, "units": "percent", "classes": list(found[0][0].classes), **measure(found, resamples)}
+    matches = [(split, _match(split, results)) for split, results in found]
+    subsets = {
+        split.name: {
+            "images": len(split.scans),
+            "digest": digest_of(split.scans),
+            **{kind: coco_eval.measure(of_kind) for kind, of_kind in of_set.items()},
+        }
+        for split, of_set in matches
+    }
+    kinds = [kind for kind in IOU_TYPES if all(kind in of_set for _, of_set in matches)]
+    report = {
+        **about,
+        "units": "percent",
+        "classes": list(found[0][0].classes),
+        "subsets": subsets,
+        MEAN: {kind: coco_eval.mean([part[kind] for part in subsets.values()]) for kind in kinds},
+        POOLED: {
+            "images": sum(part["images"] for part in subsets.values()),
+            **{kind: coco_eval.measure(coco_eval.pool([of_set[kind] for _, of_set in matches])) for kind in kinds},
+        },
+    }
+    if resamples is not None:
+        _add_intervals(report, matches, resamples)
+    return report
+
+
+def _add_intervals(report: dict[str, Any], matches: list[tuple[CocoSplit, dict[str, Matches]]], resamples: int) -> None:
+    for kind in IOU_TYPES:
+        measured = {split.name: of_set[kind] for split, of_set in matches if kind in of_set}
+        drawn = bootstrap.resample(measured, resamples) if measured else {}
+        for name, part in coco_eval.parts(report).items():
+            if kind in part:
+                part[kind]["interval"] = dict(zip(METRICS, bootstrap.interval(drawn[name]), strict=True))
+    about = {"resamples": resamples, "seed": bootstrap.SEED, "level_percent": bootstrap.LEVEL_PERCENT}
+    report["bootstrap"] = about
+
+
+def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches]:
+    """Match boxes and masks, whichever the results hold."""
+    if split.dropped:
+        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out of the masks' figures")
+    kinds = [kind for kind in IOU_TYPES if not results or any(FIELDS[kind] in result for result in results)]
+    try:
+        if not kinds:
+            raise InputError("result 0 has neither 'bbox' nor 'segmentation'")
+        return {kind: coco_eval.match(split.ground_truth, results, kind) for kind in kinds}
+    except InputError as error:
+        raise InputError(f"{split.name}: {error}") from error
 
 
 def _check_names(splits: Sequence[Split]) -> None:
@@ -167,7 +163,7 @@ def _check_names(splits: Sequence[Split]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"several test sets are named {name!r}")
-        if name in OVERALLS or name != Path(name).name:
+        if name in (MEAN, POOLED) or name != Path(name).name:
             raise InputError(f"a test set cannot be named {name!r}")
 
 

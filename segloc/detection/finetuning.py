@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from segloc.common.errors import InputError
-from segloc.common.files import sha256_of, write_atomic
+from segloc.common.files import sha256_of, write_json
 from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
 from segloc.detection.splits import read_split
@@ -156,7 +155,7 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
         # Noted now: the pretraining's folder may be gone when the runs are compared.
         source, seed = origin(start)
         notes = {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed}
-        write_atomic(folder / run_folder.START, (json.dumps(notes, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(folder / run_folder.START, notes)
 
     def content(iteration: int) -> dict[str, Any]:
         inputs = {"start": start, "start_digest": start_digest, "data_digest": digest}

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from segloc.common.errors import InputError
-from segloc.common.files import write_atomic
+from segloc.common.files import write_json
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
 from segloc.experiments.locks import locked
@@ -106,7 +106,7 @@ class Job:
     def write(self, failure: str = "") -> None:
         """Write the record, with the last attempt's failure if there is one."""
         content = {"settings": self.settings, "commands": [str(step) for step in self.steps], "failure": failure}
-        write_atomic(self.record, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(self.record, content)
 
     def read(self) -> dict[str, Any]:
         """Read the record; empty if there is none.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from segloc.common.files import write_atomic
+from segloc.common.files import write_atomic, write_json
 from segloc.exporting import batch_norm
 from segloc.exporting.batch_norm import Measuring
 from segloc.exporting.formats import convert, notes, with_head, wrapped
@@ -72,5 +71,5 @@ def export(weights: str, format: str, out: Path, measuring: Measuring | None = N
     torch.save(wrapped(converted, format, about), buffer)
     write_atomic(out, buffer.getvalue())
     report_path = out.with_name(f"{out.stem}.report.json")
-    write_atomic(report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(report_path, report)
     return report, report_path

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from segloc import __version__
 from segloc.common.errors import InputError, one_line
-from segloc.common.files import write_atomic
+from segloc.common.files import write_atomic, write_json
 from segloc.settings.loader import flat
 from segloc.training import loop
 
@@ -56,7 +56,7 @@ def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) ->
         **details,
     }
     write_atomic(Path(folder) / CONFIG, config_yaml.encode())
-    write_atomic(Path(folder) / RUN, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(Path(folder) / RUN, about)
 
 
 def git_revision() -> str:
