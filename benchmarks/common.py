@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segloc.common.files import write_atomic
+from segloc.common.text import csv_text
+
 RESULTS = Path(__file__).parent / "results"
 
 Rows = list[dict[str, str]]
@@ -76,11 +79,7 @@ def save(benchmark: str, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with the same columns as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_atomic(path, csv_text(list(rows[0]), ([row[column] for column in rows[0]] for row in rows)).encode())
 
 
 def fill(template: Path, **parts: str) -> str:

@@ -27,7 +27,7 @@ from benchmarks.common import interleave, ratio, save
 from segloc import evaluate
 from segloc.common.datasets import Split
 from segloc.detection import bootstrap
-from segloc.detection.coco_eval import METRICS, match
+from segloc.detection.coco_eval import IOU_TYPES, METRICS, match
 from segloc.detection.splits import read_split
 
 DRAWS = 20
@@ -82,7 +82,7 @@ def plain(folder: Path) -> list[list[float]]:
     found = []
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(folder / "truth.json")
-        for kind in ("bbox", "segm"):
+        for kind in IOU_TYPES:
             evaluation = COCOeval(truth, truth.loadRes(str(folder / "results.json")), kind)
             evaluation.evaluate()
             evaluation.accumulate()
@@ -97,7 +97,7 @@ def ours(folder: Path) -> list[list[float]]:
     with contextlib.redirect_stdout(io.StringIO()):
         assert evaluate.main([*files, "--out", str(folder / "evaluation.json")]) == 0
     report = json.loads((folder / "evaluation.json").read_text())
-    return [[report["mean"][kind][metric] for metric in METRICS] for kind in ("bbox", "segm")]
+    return [[report["mean"][kind][metric] for metric in METRICS] for kind in IOU_TYPES]
 
 
 def seconds_per_draw(folder: Path) -> float:

@@ -7,12 +7,11 @@ The boxes are committed (tests/pipeline/bags/region_boxes.csv), the scans are no
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.common import save
+from benchmarks.common import read_rows, save
 from pipeline.bags import authentic_region
 from pipeline.bags import regions as regions_body
 from segloc.common.contract import Box
@@ -37,12 +36,11 @@ def main() -> None:
     options.add_argument("folder", type=Path, help="holds sixray/ and pidray/")
     folder = options.parse_args().folder
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: {mode: [] for mode in regions_body.MODES})
-    with BOXES.open(newline="") as file:
-        for row in csv.DictReader(file):
-            grey = read_image(folder / row["image"], "grey")
-            drawn = (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]))
-            for mode, found in scores[row["group"]].items():
-                found.append(iou(authentic_region.union(regions_body.find(grey, mode)[0]), drawn))
+    for row in read_rows(BOXES):
+        grey = read_image(folder / row["image"], "grey")
+        drawn = (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]))
+        for mode, found in scores[row["group"]].items():
+            found.append(iou(authentic_region.union(regions_body.find(grey, mode)[0]), drawn))
     rows = []
     for group, by_mode in scores.items():
         figures = {f"{mode}_{what}": round(of(found), 3) for mode, found in by_mode.items()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.common import RESULTS
-from segloc.reporting.results_table import table_row
+from benchmarks.common import RESULTS, read_rows
+from segloc.common.text import markdown_table
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 HEAD = """# Measurements
@@ -19,22 +17,14 @@ the command above it.
 """
 
 
-def lay_out(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
-    """Lay out a Markdown table; `align` has ``l`` or ``r`` for the first columns, its last letter goes for the rest."""
-    marks = align.ljust(len(header), align[-1:] or "l")
-    rule = [{"l": "---", "r": "---:"}[mark] for mark in marks]
-    return "".join(f"{table_row(cells)}\n" for cells in (header, rule, *rows))
-
-
 def render(results: Path = RESULTS) -> str:
     """Lay out every result file as a table, in the order of their names."""
     parts = [HEAD]
     for path in sorted(results.glob("*.csv")):
         benchmark, _, machine = path.stem.partition("-")
-        with path.open(newline="") as file:
-            header, *rows = csv.reader(file)
+        rows = read_rows(path)
         title = f"## {benchmark}\n\nMachine: {machine}. `python -m benchmarks.{benchmark}`"
-        parts.append(f"{title}\n\n{lay_out(header, rows)}")
+        parts.append(f"{title}\n\n{markdown_table(list(rows[0]), [list(row.values()) for row in rows])}")
     return "\n".join(parts)
 
 

@@ -16,10 +16,11 @@ from benchmarks.study import study_page
 from segloc.common import cli
 from segloc.common.errors import InputError
 from segloc.common.files import write_json
+from segloc.detection.coco_eval import METRICS
 from segloc.experiments.jobs import Job, changed, plan, with_needs
 from segloc.experiments.run import tidy
-from segloc.reporting.results_table import baseline, group
-from segloc.reporting.run_results import KINDS, METRICS, Run, read
+from segloc.reporting.results_table import baseline, group_by_seed
+from segloc.reporting.run_results import KINDS, Run, load_run
 from segloc.settings import experiments
 from segloc.training.run_folder import closing, read_metrics, read_run
 
@@ -43,7 +44,7 @@ def failures(cells: Sequence[Job]) -> list[dict[str, str]]:
             raise InputError(difference)
         if job.finished:
             continue
-        broken = next((need.name for need in job.all_needs if need.name in failed), "")
+        broken = next((need.name for need in job.chain if need.name in failed), "")
         failure = job.read().get("failure") or (f"not run without {broken}" if broken else "")
         if not failure:
             raise InputError(f"{job.folder}: {job.name} is not finished; run the experiment to its end first")
@@ -56,7 +57,7 @@ def runs(cells: Sequence[Job]) -> list[dict[str, Any]]:
 
     `base` names the runs from random weights that a run's gain is over: those of the same network and protocol.
     """
-    groups = group([read(cell.folder) for cell in _evaluated(cells)])
+    groups = group_by_seed([load_run(cell.folder) for cell in _evaluated(cells)])
     rows: list[dict[str, Any]] = []
     for members in groups:
         base = baseline(groups, members)

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from benchmarks import common
 from benchmarks.study.scan_statistics import STATISTICS
-from benchmarks.table import lay_out
 from pipeline.simulate.dataset import SUBSETS
 from segloc.common.images import encode_jpeg, read_image
+from segloc.common.text import markdown_table
 
 RESULTS = Path(__file__).with_name("results") / "realism"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -54,7 +54,7 @@ def render(results: Path = RESULTS) -> str:
 def _counts(statistics: Rows, groups: list[str]) -> str:
     firsts = [next(row for row in statistics if row["group"] == group) for group in groups]
     rows = [[row["group"], row["real_scans"], row["simulated_scans"]] for row in firsts]
-    return lay_out(["group", "real scans", "simulated scans"], rows)
+    return markdown_table(["group", "real scans", "simulated scans"], rows)
 
 
 def ratio(row: dict[str, str]) -> float:
@@ -71,7 +71,7 @@ def _ratio(row: dict[str, str]) -> str:
 def _histogram_distances(rows: Rows) -> str:
     titles = {"grey": "grey (levels)", "hue": "hue (degrees)", "saturation": "saturation (0 to 1)"}
     lines = [[r["group"], titles[r["histogram"]], r["distance"], r["real_halves"], _ratio(r)] for r in rows]
-    return lay_out(["group", "histogram", "distance", "chance", "ratio"], lines)
+    return markdown_table(["group", "histogram", "distance", "chance", "ratio"], lines)
 
 
 def _spread(row: dict[str, str], source: str) -> str:
@@ -86,7 +86,7 @@ def _statistics(rows: Rows, group: str) -> str:
         for row in rows if row["group"] == group
     ]  # fmt: skip
     header = ["statistic", "of", "real", "simulated", "distance", "chance", "ratio"]
-    return f"### {group.capitalize()}: median [quartiles]\n\n{lay_out(header, lines)}"
+    return f"### {group.capitalize()}: median [quartiles]\n\n{markdown_table(header, lines)}"
 
 
 def _classifiers(rows: Rows) -> str:
@@ -95,7 +95,7 @@ def _classifiers(rows: Rows) -> str:
          f"{row['accuracy']} [{row['low']}, {row['high']}]", row["patch_accuracy"]]
         for row in rows if row["group"] == "all" or not row["task"].startswith("control")
     ]  # fmt: skip
-    return lay_out(["task", "inputs", "group", "scans", "accuracy", "of single patches"], lines)
+    return markdown_table(["task", "inputs", "group", "scans", "accuracy", "of single patches"], lines)
 
 
 def _telling(statistics: Rows, groups: list[str]) -> str:

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.table import lay_out
+from segloc.common.datasets.pidray import SUBSETS
+from segloc.common.text import markdown_table
+from segloc.detection.coco_eval import MEAN
 from segloc.models.initial_weights import RANDOM
 from segloc.reporting.probe_table import METHODS
-from segloc.reporting.results_table import signed
+from segloc.reporting.results_table import Figure, signed
 
 RESULTS = Path(__file__).with_name("results") / "study"
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
-TEST_SETS = ("easy", "hard", "hidden", "mean")
+TEST_SETS = (*SUBSETS, MEAN)
 FIGURES = (("bbox", "AP"), ("bbox", "AP50"), ("bbox", "AR100"), ("segm", "AP"), ("segm", "AR100"))
 TASKS = {"bbox": "boxes", "segm": "masks"}
 PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "linear"), ("embedding", "knn"))
@@ -116,7 +118,7 @@ def verdicts(runs: Rows) -> str:
     lines = []
     for name in _names(runs):
         if base := _base(runs, name):
-            hidden, mean = (differences(runs, name, "bbox", "AP", test_set) for test_set in ("hidden", "mean"))
+            hidden, mean = (differences(runs, name, "bbox", "AP", test_set) for test_set in ("hidden", MEAN))
             told = f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden"
             lines.append(f"- `{name}` against `{base}`: {told}, {_verdict(mean)} in the mean of the three.\n")
     return "".join(lines)
@@ -129,7 +131,7 @@ def gains_table(runs: Rows) -> str:
         if base := _base(runs, name):
             per_set = [interval(differences(runs, name, "bbox", "AP", t)) for t in TEST_SETS]
             lines.append([f"`{name}`", f"`{base}`", interval(_easy_and_hard(runs, name)), *per_set])
-    return lay_out(["run", "over", "easy and hard", *TEST_SETS], lines, "llr")
+    return markdown_table(["run", "over", "easy and hard", *TEST_SETS], lines, "llr")
 
 
 def parts_table(runs: Rows, probes: Rows) -> str:
@@ -141,10 +143,10 @@ def parts_table(runs: Rows, probes: Rows) -> str:
         protocols = [protocol for protocol in protocols if f"{other}-{protocol}" in _names(runs)]
         for protocol in protocols or [""]:
             names = [f"{start}-{protocol}", f"{other}-{protocol}"] if protocol else [start, other]
-            gains = paired(*(_values(runs, name, "bbox", "AP", "mean") for name in names))
+            gains = paired(*(_values(runs, name, "bbox", "AP", MEAN) for name in names))
             if gains or any(accuracies):
                 lines.append([*(f"`{n}`" for n in names), *map(interval, (gains, *accuracies))])
-    return lay_out(["start", "less", "box AP", *_probe_titles()], lines, "llr")
+    return markdown_table(["start", "less", "box AP", *_probe_titles()], lines, "llr")
 
 
 def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
@@ -158,11 +160,11 @@ def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
         for start in starts if len(starts) > 2 else ():
             name = f"{start}-{protocol}"
             figures = [_values(runs, name, "bbox", "AP", t) for t in TEST_SETS]
-            figures.append(_values(runs, name, "bbox", "AR100", "mean"))
+            figures.append(_values(runs, name, "bbox", "AR100", MEAN))
             figures += [_accuracies(probes, start, *shown) for shown in linear]
-            cells = [_spread(list(values.values())) if values else "–" for values in figures]
+            cells = [str(Figure.of(list(values.values()))) for values in figures]
             lines.append([steps[start], f"`{name}`", *cells])
-    return [f"### Against pretraining steps\n\n{LENGTHS_TEXT}\n{lay_out(header, lines, 'rlr')}"] if lines else []
+    return [f"### Against pretraining steps\n\n{LENGTHS_TEXT}\n{markdown_table(header, lines, 'rlr')}"] if lines else []
 
 
 def probe_gains_table(probes: Rows) -> str:
@@ -171,7 +173,7 @@ def probe_gains_table(probes: Rows) -> str:
     for start in dict.fromkeys(row["start"] for row in probes if row["start"] != RANDOM):
         gains = (interval(_probe_differences(probes, start, RANDOM, *shown)) for shown in PROBES_SHOWN)
         lines.append([f"`{start}`", *gains])
-    return lay_out(["start", *_probe_titles()], lines, "lr")
+    return markdown_table(["start", *_probe_titles()], lines, "lr")
 
 
 def detection(runs: Rows) -> str:
@@ -183,13 +185,13 @@ def detection(runs: Rows) -> str:
             for test_set in TEST_SETS:
                 values = list(_values(runs, name, task, metric, test_set).values())
                 gains = differences(runs, name, task, metric, test_set)
-                cells.append(_spread(values) + (f" ({interval(gains)})" if gains else ""))
+                cells.append(str(Figure.of(values)) + (f" ({interval(gains)})" if gains else ""))
             first = (task, metric) == FIGURES[0]
             titles = [f"**{name}**", str(len(values))] if first else ["", ""]
             lines.append([*titles, f"{metric}, {TASKS[task]}", *cells])
     images = {row["test_set"]: row["images"] for row in runs if row["test_set"] in TEST_SETS and row["images"]}
     scans = ", ".join(f"{name} {n}" for name, n in images.items())
-    return f"{lay_out(['run', 'seeds', 'figure', *TEST_SETS], lines, 'lrlr')}\nTest scans: {scans}.\n"
+    return f"{markdown_table(['run', 'seeds', 'figure', *TEST_SETS], lines, 'lrlr')}\nTest scans: {scans}.\n"
 
 
 def pretraining_table(rows: Rows) -> str:
@@ -204,7 +206,7 @@ def pretraining_table(rows: Rows) -> str:
         if mean["chance_accuracy"] == 1:
             cells |= {"accuracy": "–", "chance_accuracy": "–"}
         lines.append([name, members[0]["steps"], str(len(members)), *cells.values()])
-    return lay_out(header, lines, "lr")
+    return markdown_table(header, lines, "lr")
 
 
 def differences(runs: Rows, name: str, task: str, metric: str, test_set: str) -> list[float]:
@@ -286,10 +288,6 @@ def _values(runs: Rows, name: str, task: str, metric: str, test_set: str) -> dic
 def _by_seed(rows: Rows, column: str, **wanted: str) -> dict[str, float]:
     """List a column by seed, of the rows with these values."""
     return {row["seed"]: float(row[column]) for row in rows if wanted.items() <= row.items()}
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def _names(rows: Rows) -> list[str]:

@@ -140,7 +140,11 @@ def resample(matches: Mapping[str, Matches], resamples: int) -> dict[str, np.nda
     draws = {name: np.random.default_rng([SEED, _DRAWS, *name.encode()]) for name in matches}
     values = {name: np.full((resamples, len(METRICS)), np.nan) for name in (*matches, MEAN, POOLED)}
     for row in tqdm(range(resamples), desc="bootstrap", unit="draw"):
-        weights = {name: _draw(draws[name], part.images) for name, part in matches.items()}
+        # How often each image is among as many drawn with replacement.
+        weights = {
+            name: np.bincount(draws[name].integers(max(part.images, 1), size=part.images), minlength=part.images)
+            for name, part in matches.items()
+        }
         weights[POOLED] = np.concatenate(list(weights.values()))
         for name, classes in sets.items():
             values[name][row] = list(figures(*accumulate(classes, weights[name])).values())
@@ -153,8 +157,3 @@ def interval(values: np.ndarray) -> list[list[float] | None]:
     tail = (100 - LEVEL_PERCENT) / 2
     columns = [column[~np.isnan(column)] for column in values.T]
     return [np.percentile(c, [tail, 100 - tail]).tolist() if len(c) else None for c in columns]
-
-
-def _draw(rng: np.random.Generator, images: int) -> np.ndarray:
-    """Tell how often each image is among as many drawn with replacement."""
-    return np.bincount(rng.integers(max(images, 1), size=images), minlength=images)

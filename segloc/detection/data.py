@@ -73,7 +73,7 @@ def evaluation_splits(settings: DataSettings) -> list[Split]:
     return [split for name, split in _pidray(settings).items() if name in pidray.SUBSETS]
 
 
-def read_image(scan: Scan) -> Image:
+def read_scan(scan: Scan) -> Image:
     """Read a scan as [h, w, 3] uint8 RGB, whatever its bit depth and number of channels.
 
     Raises:
@@ -134,13 +134,19 @@ class TrainingData:
         self.seed = seed
         self.unreadable: dict[str, str] = {}
         self.class_of = {category: position for position, category in enumerate(split.category_ids)}
-        scans = [scan for scan in split.scans if settings.train_empty or _trainable(scan)]
+        scans = [
+            scan
+            for scan in split.scans
+            if settings.train_empty or any(is_trainable(a, scan.height, scan.width) for a in scan.annotations)
+        ]
         if not scans:
             raise InputError(f"{split.name}: none of the {len(split.scans)} images has an annotation to train on")
         self.scans = _some(scans, settings.fraction)
         if not self.scans:
             raise InputError(f"{split.name}: data.fraction={settings.fraction} of {len(scans)} images is none")
-        self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
+        self._permutation = functools.lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng([seed, ORDER, epoch]).permutation(len(self))
+        )
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -176,9 +182,6 @@ class TrainingData:
             while ahead:
                 yield [future.result() for future in ahead.popleft()]
 
-    def _draw_permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self))
-
 
 def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) -> Example:
     """Load a scan and its annotations at training size.
@@ -189,7 +192,7 @@ def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) ->
         size: see `fit`.
         flip: whether to mirror it left-right.
     """
-    image = fit(read_image(scan), size)
+    image = fit(read_scan(scan), size)
     height, width = image.shape[:2]
     kept = [a for a in scan.annotations if is_trainable(a, scan.height, scan.width)]
     boxes = np.array([box_of(a, scan.height, scan.width) for a in kept], np.float32).reshape(-1, 4)
@@ -211,10 +214,6 @@ def _some(scans: list[Scan], fraction: float) -> list[Scan]:
     ranked = sorted(scans, key=lambda scan: hashlib.sha256(scan.path.name.encode()).digest())
     kept = {scan.image_id for scan in ranked[: round(fraction * len(scans))]}
     return [scan for scan in scans if scan.image_id in kept]
-
-
-def _trainable(scan: Scan) -> bool:
-    return any(is_trainable(annotation, scan.height, scan.width) for annotation in scan.annotations)
 
 
 def _pidray(settings: DataSettings) -> dict[str, Split]:

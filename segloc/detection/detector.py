@@ -17,11 +17,11 @@ from torch import nn
 
 from segloc.common.errors import InputError
 from segloc.detection.data import Example
-from segloc.models.backbone import SegLocBackbone
+from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone
 from segloc.settings.finetuning import ENGINES, ModelSettings
 
 MODULES = {engine: f"segloc.detection.engine_{engine}" for engine in ENGINES}
-POOL_LEVELS = ("p2", "p3", "p4", "p5")
+POOL_LEVELS, POOL_SCALES = LEVELS[:4], [1 / stride for stride in STRIDES[:4]]  # p6 is for anchors alone
 SAMPLING_RATIO = 2
 
 

@@ -37,7 +37,7 @@ from torch import nn
 
 from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
-from segloc.detection.detector import POOL_LEVELS, SAMPLING_RATIO, Detections, Detector
+from segloc.detection.detector import POOL_LEVELS, POOL_SCALES, SAMPLING_RATIO, Detections, Detector
 from segloc.models.backbone import LEVELS, MULTIPLE, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone, pad_batch
 from segloc.settings.finetuning import HeadSettings
 
@@ -118,7 +118,10 @@ class Detectron2Detector(Detector):
 
     def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
         """See `Detector.forward`."""
-        inputs = [{"image": example.image, "instances": _instances(example)} for example in batch]
+        inputs = []
+        for one in batch:
+            what = {"gt_boxes": Boxes(one.boxes), "gt_classes": one.classes, "gt_masks": BitMasks(one.masks)}
+            inputs.append({"image": one.image, "instances": Instances(tuple(one.image.shape[1:]), **what)})
         with EventStorage():  # Detectron2's heads write statistics into whichever storage is open
             return self.net(inputs)
 
@@ -181,7 +184,8 @@ def _roi_heads(heads: HeadSettings, channels: int, num_classes: int) -> Standard
     }
     stages = STAGES[: heads.stages]
     matchers = [Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou, _, _ in stages]
-    box_heads = [_box_head(heads, channels) for _ in stages]
+    pooled = ShapeSpec(channels=channels, height=7, width=7)
+    box_heads = [FastRCNNConvFCHead(pooled, conv_dims=[], fc_dims=[heads.fc_dim] * 2) for _ in stages]
     # A cascade regresses one box for all classes, a single head one for each, in SDANet's library as in Detectron2.
     agnostic = len(stages) > 1
     predictors = [_box_predictor(heads, num_classes, agnostic, weight, std) for _, weight, std in stages]
@@ -191,14 +195,7 @@ def _roi_heads(heads: HeadSettings, channels: int, num_classes: int) -> Standard
 
 
 def _pooler(size: int) -> ROIPooler:
-    strides = [stride for level, stride in zip(LEVELS, STRIDES, strict=True) if level in POOL_LEVELS]
-    return ROIPooler(size, [1 / stride for stride in strides], SAMPLING_RATIO, "ROIAlignV2")
-
-
-def _box_head(heads: HeadSettings, channels: int) -> FastRCNNConvFCHead:
-    return FastRCNNConvFCHead(
-        ShapeSpec(channels=channels, height=7, width=7), conv_dims=[], fc_dims=[heads.fc_dim, heads.fc_dim]
-    )
+    return ROIPooler(size, POOL_SCALES, SAMPLING_RATIO, "ROIAlignV2")
 
 
 def _box_predictor(
@@ -216,11 +213,3 @@ def _box_predictor(
         smooth_l1_beta=heads.smooth_l1_beta,
         loss_weight=weight,
     )
-
-
-def _instances(example: Example) -> Instances:
-    instances = Instances(tuple(example.image.shape[1:]))
-    instances.gt_boxes = Boxes(example.boxes)
-    instances.gt_classes = example.classes
-    instances.gt_masks = BitMasks(example.masks)
-    return instances

@@ -20,8 +20,8 @@ from torchvision.ops.poolers import LevelMapper
 
 from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
-from segloc.detection.detector import POOL_LEVELS, SAMPLING_RATIO, Detections, Detector
-from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone, pad_batch
+from segloc.detection.detector import POOL_LEVELS, POOL_SCALES, SAMPLING_RATIO, Detections, Detector
+from segloc.models.backbone import STRIDES, SegLocBackbone, pad_batch
 from segloc.settings.finetuning import HeadSettings
 
 
@@ -109,6 +109,6 @@ def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> To
 def _pooler(size: int) -> MultiScaleRoIAlign:
     pool = MultiScaleRoIAlign(list(POOL_LEVELS), size, SAMPLING_RATIO)
     # Left to itself it guesses the strides from the first image it sees, and guesses wrong when that one is narrow.
-    pool.scales = [1 / stride for level, stride in zip(LEVELS, STRIDES, strict=True) if level in POOL_LEVELS]
+    pool.scales = POOL_SCALES
     pool.map_levels = LevelMapper(2, 5)
     return pool

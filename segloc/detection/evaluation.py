@@ -108,7 +108,7 @@ def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
 
 def _report(about: dict[str, Any], found: Found, resamples: int | None) -> dict[str, Any]:
     matches = [(split, _match(split, results)) for split, results in found]
-    subsets = {
+    subsets: dict[str, dict[str, Any]] = {
         split.name: {
             "images": len(split.scans),
             "digest": digest_of(split.scans),

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.detection.data import fit, read_image, to_tensor
+from segloc.detection.data import fit, read_scan, to_tensor
 from segloc.detection.detector import Detections, Detector
 from segloc.detection.splits import CocoSplit, Scan
 
@@ -71,7 +71,7 @@ def to_results(found: Detections, image_id: int, category_ids: tuple[int, ...]) 
 def _read_ahead(split: CocoSplit, image_size: int, threads: int) -> Iterator[tuple[Scan, torch.Tensor | InputError]]:
     def read(scan: Scan) -> tuple[Scan, torch.Tensor | InputError]:
         try:
-            return scan, to_tensor(fit(read_image(scan), image_size))
+            return scan, to_tensor(fit(read_scan(scan), image_size))
         except InputError as error:
             return scan, error
 

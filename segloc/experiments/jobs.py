@@ -99,9 +99,9 @@ class Job:
         return self.folder / f"{self.steps[0].name}.lock"
 
     @property
-    def all_needs(self) -> list[Job]:
-        """What it needs, directly or not, in the order to be done."""
-        return [other for need in self.needs for other in (*need.all_needs, need)]
+    def chain(self) -> list[Job]:
+        """What it needs, directly or not, in the order to be done, and itself."""
+        return [*(other for need in self.needs for other in need.chain), self]
 
     def write(self, failure: str = "") -> None:
         """Write the record, with the last attempt's failure if there is one."""
@@ -150,7 +150,7 @@ def plan(experiment: Experiment, out: Path) -> list[Job]:
 
 def with_needs(cells: Sequence[Job]) -> list[Job]:
     """List cells and what they need, each once, in the order to be done."""
-    return list({job.name: job for cell in cells for job in (*cell.all_needs, cell)}.values())
+    return list({job.name: job for cell in cells for job in cell.chain}.values())
 
 
 def cell_name(start: str, protocol: str, seed: int) -> str:
@@ -224,7 +224,7 @@ def _weights(experiment: Experiment, out: Path, start_name: str, seed: int) -> t
 
 
 def _settings_of(needs: tuple[Job, ...]) -> dict[str, Any]:
-    jobs = [job for need in needs for job in (*need.all_needs, need)]
+    jobs = with_needs(needs)
     return {f"pretraining.{key}": value for job in jobs for key, value in job.settings.items()}
 
 

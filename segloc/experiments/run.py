@@ -51,11 +51,11 @@ def check(cells: Sequence[Job]) -> None:
         InputError: something is not as it should be.
     """
     for cell in cells:
-        for job in (*cell.all_needs, cell):
+        for job in cell.chain:
             if difference := changed(job):
                 raise InputError(f"{difference}; choose another --out, or remove that folder to make it anew")
         if not cell.finished:
-            for job in (*cell.all_needs, cell):
+            for job in cell.chain:
                 if not job.finished:
                     job.check()
 
@@ -91,8 +91,8 @@ def run_cell(cell: Job, wait: bool, failures: dict[str, str], stamps: Mapping[st
     Returns:
         Whether it was dealt with; not if another process works on it, or on what it needs.
     """
-    for job in (*cell.all_needs, cell) if not cell.finished else ():
-        if any(other.name in failures for other in job.all_needs) or job.name in failures:
+    for job in cell.chain if not cell.finished else ():
+        if any(other.name in failures for other in job.chain):
             failures.setdefault(cell.name, f"{cell.name}: cannot run without what has failed before")
             return True
         try:
@@ -195,15 +195,13 @@ def tabulate(files: Sequence[tuple[str, int, Path]], out: Path) -> list[str]:
         What failed, a line if anything.
     """
     try:
-        probes = probe_table.read(files)
+        probes = probe_table.read_probes(files)
     except InputError as error:
         return [f"probe.md: {error}"]
-    for path, text in (
-        (out / "probe.md", probe_table.to_markdown(probes)),
-        (out / "probe.csv", probe_table.to_csv(probes)),
-    ):
-        write_atomic(path, text.encode())
-        print(path)
+    texts = {"probe.md": probe_table.probes_markdown(probes), "probe.csv": probe_table.probes_csv(probes)}
+    for name, text in texts.items():
+        write_atomic(out / name, text.encode())
+        print(out / name)
     return []
 
 
@@ -214,7 +212,7 @@ def report(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
         What failed, a line if anything.
     """
     # A pretraining may have been removed once nothing needed it any more.
-    needed = [need.folder for cell in tuned for need in cell.all_needs if need.finished]
+    needed = [need.folder for cell in tuned for need in cell.chain[:-1] if need.finished]
     folders = map(str, dict.fromkeys([*needed, *(cell.folder for cell in tuned)]))
     page, *tables = (out / name for name in ("report.html", "table.md", "table.csv"))
     written = [part for table in tables for part in ("--table", str(table))]

@@ -19,14 +19,23 @@ from segloc.common.files import check_output, write_atomic
 from segloc.common.images import ImageError, encode_jpeg, read_image
 from segloc.models.backbone import LEVELS
 from segloc.reporting.charts import line_chart
-from segloc.reporting.results_table import about, group, group_names, notes, results_table, signed, to_csv, to_markdown
-from segloc.reporting.run_results import KINDS, METRICS, Run, read
+from segloc.reporting.results_table import (
+    about,
+    group_by_seed,
+    group_names,
+    notes,
+    results_csv,
+    results_markdown,
+    results_table,
+    signed,
+)
+from segloc.reporting.run_results import KINDS, Run, load_run
 from segloc.training.run_folder import RUN, closing
 
 MAX_WIDTH_PX = 1600
 # More pretraining sections than this start folded.
 UNFOLDED = 3
-WRITERS = {".md": to_markdown, ".csv": to_csv}
+WRITERS = {".md": results_markdown, ".csv": results_csv}
 
 
 def pretraining_charts(run: Run) -> list[str]:
@@ -52,7 +61,7 @@ def pretraining_charts(run: Run) -> list[str]:
 
 def fine_tuning_chart(runs: Sequence[Run]) -> str | None:
     """Draw the fine-tuning losses of all runs in one chart; runs that differ only in seed share a colour."""
-    groups = group([run for run in runs if run.metrics])
+    groups = group_by_seed([run for run in runs if run.metrics])
     lines = [
         (name, _column(run, "iteration"), _column(run, "loss"))
         for name, members in zip(group_names(groups), groups, strict=True)
@@ -96,7 +105,6 @@ def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
         title=title,
         version=__version__,
         kinds=KINDS,
-        metrics=METRICS,
         table=table,
         notes=notes(table),
         about=about,
@@ -154,7 +162,7 @@ def write_report(
     for path in tables:
         if Path(path).suffix not in WRITERS:
             raise InputError(f"{path}: --table writes {' and '.join(WRITERS)} files")
-    found = [read(path) for path in _with_runs([Path(run) for run in runs])]
+    found = [load_run(path) for path in _with_runs([Path(run) for run in runs])]
     page = render(found, [picture(argument) for argument in pictures], title)
     for path in tables:
         write_atomic(path, WRITERS[Path(path).suffix](results_table(found)).encode())

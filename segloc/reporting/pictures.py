@@ -19,7 +19,7 @@ from segloc.common.errors import InputError
 from segloc.common.files import check_output, write_atomic
 from segloc.common.masks import to_rle
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
-from segloc.detection.data import read_image
+from segloc.detection.data import read_scan
 from segloc.detection.image_scores import Judged, examples, rank
 from segloc.detection.splits import CocoSplit, read_split
 
@@ -43,7 +43,7 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -
         axes.set_axis_off()
     for row, (kind, images) in zip(panels, rows.items(), strict=True):
         for place, one in enumerate(images):
-            image = read_image(one.scan)
+            image = read_scan(one.scan)
             counts = f"{len(one.pairs)} found, {one.missed} missed, {one.false_alarms} false"
             _panel(row[2 * place], image, split, one.items, one.pairs, f"{kind}: {one.scan.path.name}")
             _panel(row[2 * place + 1], image, split, one.found, one.pairs.values(), f"{one.score:.2f}: {counts}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import statistics
 from collections.abc import Sequence
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from segloc.common.errors import InputError, one_line
-from segloc.reporting.results_table import table_row
+from segloc.common.text import csv_text, markdown_table
+from segloc.reporting.results_table import Figure
 
 METHODS = {"knn": "k-NN", "linear": "linear"}
 ALL_LEVELS = "all levels"
@@ -44,7 +43,7 @@ class Probe:
     accuracy: dict[str, dict[str, float]]
 
 
-def read(files: Sequence[tuple[str, int, Path]]) -> list[Probe]:
+def read_probes(files: Sequence[tuple[str, int, Path]]) -> list[Probe]:
     """Read what `segloc.probe` wrote.
 
     Args:
@@ -63,32 +62,32 @@ def read(files: Sequence[tuple[str, int, Path]]) -> list[Probe]:
     return probes
 
 
-def to_markdown(probes: Sequence[Probe]) -> str:
+def probes_markdown(probes: Sequence[Probe]) -> str:
     """Write a row per start, in the order given: per cent, mean ± sample standard deviation over the seeds."""
     groups = [[p for p in probes if p.start == start] for start in dict.fromkeys(p.start for p in probes)]
     shown = [features for features in SHOWN if any(features in probe.accuracy for probe in probes)]
     columns = [(features, method) for features in shown for method in METHODS]
     header = ["start", "steps", "seeds", *(f"{METHODS[method]}, {features}" for features, method in columns), "chance"]
-    lines = [table_row(header), table_row(["---", *["---:"] * (len(header) - 1)])]
+    rows = []
     for members in groups:
         steps = ", ".join(dict.fromkeys("–" if p.iteration is None else str(p.iteration) for p in members))
-        figures = [_figure([p.accuracy.get(features, {}).get(method) for p in members]) for features, method in columns]
+        figures = [
+            str(Figure.of([100 * p.accuracy[name][method] if name in p.accuracy else None for p in members]))
+            for name, method in columns
+        ]
         chance = f"{100 * statistics.fmean(p.chance for p in members):.1f}"
-        lines.append(table_row([members[0].start, steps, str(len(members)), *figures, chance]))
-    return "\n".join([*lines, "", *_notes(groups), ""])
+        rows.append([members[0].start, steps, str(len(members)), *figures, chance])
+    return "\n".join([markdown_table(header, rows, "lr"), *_notes(groups), ""])
 
 
-def to_csv(probes: Sequence[Probe]) -> str:
+def probes_csv(probes: Sequence[Probe]) -> str:
     """Write a line per start, seed and kind of features; accuracies and chance from 0 to 1, with six digits."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows = []
     for probe in probes:
-        iteration = "" if probe.iteration is None else probe.iteration
         for features, row in probe.accuracy.items():
             shares = [f"{share:.6g}" for share in (*(row[method] for method in METHODS), probe.chance)]
-            writer.writerow([probe.start, probe.seed, iteration, features, *shares])
-    return buffer.getvalue()
+            rows.append([probe.start, probe.seed, probe.iteration, features, *shares])
+    return csv_text(CSV_COLUMNS, rows)
 
 
 def _notes(groups: Sequence[Sequence[Probe]]) -> list[str]:
@@ -129,12 +128,3 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{value!r} is no count")
     return value
-
-
-def _figure(shares: Sequence[float | None]) -> str:
-    """Put the seeds together; one that is missing makes it another quantity, so then there is none."""
-    present = [100 * share for share in shares if share is not None]
-    if len(present) < len(shares):
-        return "–"
-    spread = f" ± {statistics.stdev(present):.1f}" if len(present) > 1 else ""
-    return f"{statistics.fmean(present):.1f}{spread}"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segloc.reporting.run_results import KINDS, MEAN, METRICS, POOLED, RANDOM, Run
+from segloc.common.datasets.pidray import SUBSETS
+from segloc.common.text import csv_text, markdown_table
+from segloc.detection.coco_eval import MEAN, METRICS, POOLED, mean_of_all
+from segloc.models.initial_weights import RANDOM
+from segloc.reporting.run_results import KINDS, Run
 from segloc.settings.finetuning import INCIDENTAL
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
-# The test sets that the published figures are of.
-PIDRAY = ("easy", "hard", "hidden")
 # Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
 HOW_TAKEN_OVER = ("train.box_heads", "train.unmatched")
 OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", *HOW_TAKEN_OVER)
@@ -28,6 +29,7 @@ CSV_COLUMNS = (
 )
 
 Column = tuple[str, str]
+Value = Callable[[str, str, str], float | None]  # what a run has for a kind, test set and metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,20 @@ class Figure:
     value: float | None
     spread: float | None = None
     difference: float | None = None
+
+    @classmethod
+    def of(cls, seeds: Sequence[float | None], base: Sequence[float | None] = ()) -> Figure:
+        """Put the seeds together; `base` has those of the random start. What one seed lacks has no mean."""
+        value, other = mean_of_all(seeds), mean_of_all(base)
+        spread = statistics.stdev(seeds) if value is not None and len(seeds) > 1 else None  # type: ignore[type-var]
+        return cls(value, spread, None if value is None or other is None else value - other)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "–"
+        spread = "" if self.spread is None else f" ± {self.spread:.1f}"
+        difference = "" if self.difference is None else f" ({signed(self.difference)})"
+        return f"{self.value:.1f}{spread}{difference}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,27 +92,21 @@ class Table:
 
 def results_table(runs: Sequence[Run]) -> Table:
     """Lay out the evaluated runs among `runs`, with the published figures where the test sets are PIDray's by name."""
-    groups = group([run for run in runs if run.evaluation])
+    groups = group_by_seed([run for run in runs if run.evaluation])
     columns = _columns([run for members in groups for run in members])
     names = group_names(groups)
     blocks = []
     for name, members in zip(names, groups, strict=True):
-        base = baseline(groups, members)
-        blocks.append(
-            Block(
-                name,
-                members[0].evaluation["engine"],  # type: ignore[index]
-                len(members),
-                "",
-                names[base] if base is not None else "",
-                {m: _figures(columns, m, members, groups[base] if base is not None else ()) for m in METRICS},
-            )
-        )
+        at = baseline(groups, members)
+        base, base_name = ([], "") if at is None else (groups[at], names[at])
+        figures = _figures(columns, [run.figure for run in members], [run.figure for run in base])
+        engine = members[0].evaluation["engine"]  # type: ignore[index]
+        blocks.append(Block(name, engine, len(members), "", base_name, figures))
     subsets = {subset for _, subset in columns} - {MEAN, POOLED}
-    return Table(columns, [*blocks, *(published(columns) if subsets == set(PIDRAY) else [])])
+    return Table(columns, [*blocks, *(published(columns) if subsets == set(SUBSETS) else [])])
 
 
-def group(runs: Sequence[Run]) -> list[list[Run]]:
+def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
     """Put runs together that differ only in seed, in the order given; the same seeds a second time stay apart."""
     groups: list[list[Run]] = []
     for run in runs:
@@ -151,38 +161,35 @@ def published(columns: Sequence[Column]) -> list[Block]:
     by_name = {entry["name"]: entry for entry in rows}
     blocks = []
     for entry in rows:
-        base = by_name.get(entry.get("base"))
-        figures = {metric: [_reference(entry, base, column, metric) for column in columns] for metric in METRICS}
+        base = [by_name[entry["base"]]] if "base" in entry else []
+        figures = _figures(columns, [partial(_published_value, entry)], [partial(_published_value, b) for b in base])
         shown = {metric: row for metric, row in figures.items() if any(figure.value is not None for figure in row)}
         blocks.append(Block(entry["name"], "", 0, entry["source"], entry.get("base", ""), shown))
     return blocks
 
 
-def to_csv(table: Table) -> str:
+def results_csv(table: Table) -> str:
     """Write a line per figure, undefined ones left out; values have six digits."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows = []
     for block in table.blocks:
         for metric, row in block.figures.items():
             for (kind, subset), figure in zip(table.columns, row, strict=True):
                 if figure.value is not None:
-                    origin = block.source or "measured"
-                    numbers = [_plain(figure.value), _plain(figure.spread), _plain(figure.difference)]
-                    what = [block.name, origin, block.engine, block.runs or "", metric, kind, subset]
-                    writer.writerow([*what, *numbers, block.base if figure.difference is not None else ""])
-    return buffer.getvalue()
+                    what = [block.name, block.source or "measured", block.engine, block.runs or "", metric]
+                    numbers = [None if x is None else f"{x:.6g}" for x in dataclasses.astuple(figure)]
+                    rows.append([*what, kind, subset, *numbers, block.base if figure.difference is not None else ""])
+    return csv_text(CSV_COLUMNS, rows)
 
 
-def to_markdown(table: Table) -> str:
+def results_markdown(table: Table) -> str:
     """Write the table as people read it: per cent, ± over seeds, difference to the random start in brackets."""
     header = ["run", "metric", *(f"{KINDS[kind].split()[0]} {subset}" for kind, subset in table.columns)]
-    lines = [table_row(header), table_row(["---", "---", *["---:"] * len(table.columns)])]
-    for block in table.blocks:
-        for metric, row in block.figures.items():
-            title = f"**{block.name}**<br>{about(block)}" if metric == METRICS[0] else ""
-            lines.append(table_row([title, metric, *map(_text, row)]))
-    return "\n".join([*lines, "", *notes(table), ""])
+    rows = [
+        [f"**{block.name}**<br>{about(block)}" if metric == METRICS[0] else "", metric, *map(str, row)]
+        for block in table.blocks
+        for metric, row in block.figures.items()
+    ]
+    return "\n".join([markdown_table(header, rows, "llr"), *notes(table), ""])
 
 
 def about(block: Block) -> str:
@@ -226,56 +233,26 @@ def _published() -> dict[str, Any]:
 
 
 def _columns(runs: Sequence[Run]) -> list[Column]:
-    columns: list[Column] = []
-    for run in runs:
-        for subset, part in run.parts().items():
-            columns += [(kind, subset) for kind in KINDS if part.get(kind, {}).get("AP") is not None]
-    last = (MEAN, POOLED)
-    order = {column: place for place, column in enumerate(dict.fromkeys(columns))}
-    return sorted(order, key=lambda c: (list(KINDS).index(c[0]), last.index(c[1]) if c[1] in last else -1, order[c]))
+    """List boxes, then masks; of each the test sets in the order of the runs, then mean and pooled."""
+    columns = [
+        (kind, subset)
+        for run in runs
+        for subset in run.parts()
+        for kind in KINDS
+        if run.figure(kind, subset, METRICS[0]) is not None
+    ]
+    return sorted(dict.fromkeys(columns), key=lambda c: (list(KINDS).index(c[0]), c[1] == POOLED, c[1] == MEAN))
 
 
-def _figures(columns: Sequence[Column], metric: str, members: Sequence[Run], base: Sequence[Run]) -> list[Figure]:
-    figures = []
-    for kind, subset in columns:
-        values, others = ([r.parts().get(subset, {}).get(kind, {}).get(metric) for r in g] for g in (members, base))
-        value, other = _mean(values), _mean(others)
-        spread = None if value is None or len(values) < 2 else statistics.stdev(values)
-        figures.append(Figure(value, spread, None if value is None or other is None else value - other))
-    return figures
+def _figures(columns: Sequence[Column], seeds: Sequence[Value], base: Sequence[Value]) -> dict[str, list[Figure]]:
+    def figure(column: Column, metric: str) -> Figure:
+        return Figure.of([value(*column, metric) for value in seeds], [value(*column, metric) for value in base])
+
+    return {metric: [figure(column, metric) for column in columns] for metric in METRICS}
 
 
-def _reference(entry: dict[str, Any], base: dict[str, Any] | None, column: Column, metric: str) -> Figure:
-    value, other = (_published_value(found, column, metric) if found else None for found in (entry, base))
-    return Figure(value, None, None if value is None or other is None else value - other)
-
-
-def _published_value(entry: dict[str, Any], column: Column, metric: str) -> float | None:
-    kind, subset = column
+def _published_value(entry: dict[str, Any], kind: str, subset: str, metric: str) -> float | None:
     values = entry[kind].get(metric)
     if values is None or subset == POOLED:
         return None
-    return statistics.fmean(values) if subset == MEAN else values[PIDRAY.index(subset)]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean over seeds; one that is missing makes it another quantity, so then there is none."""
-    present = [value for value in values if value is not None]
-    return statistics.fmean(present) if present and len(present) == len(values) else None
-
-
-def table_row(cells: Sequence[str]) -> str:
-    """Write a row of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _text(figure: Figure) -> str:
-    if figure.value is None:
-        return "–"
-    spread = "" if figure.spread is None else f" ± {figure.spread:.1f}"
-    difference = "" if figure.difference is None else f" ({signed(figure.difference)})"
-    return f"{figure.value:.1f}{spread}{difference}"
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+    return mean_of_all(values) if subset == MEAN else values[SUBSETS.index(subset)]

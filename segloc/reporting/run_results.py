@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from segloc.common.errors import InputError
+from segloc.detection.coco_eval import MEAN, METRICS, parts
 from segloc.training.run_folder import METRICS as METRICS_FILE
 from segloc.training.run_folder import RUN, START, origin, read_metrics, read_run, read_settings
 
 EVALUATION = "evaluation.json"
-METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}
-MEAN, POOLED = "mean", "pooled"
-RANDOM = "random"
 # What the page shows of run.json and of each line of metrics.json, by the kind of run.
 NUMBER = (int, float)
 _COMMON = dict.fromkeys(("engine", "device", "git_revision", "command"), str)
@@ -53,12 +51,16 @@ class Run:
     seeds: tuple[Any, Any]
 
     def parts(self) -> dict[str, Any]:
-        """Measured figures by test set, then the mean of the test sets, then all of them pooled where that was done."""
-        found = self.evaluation or {"subsets": {}}
-        return {**found["subsets"], **{name: found[name] for name in (MEAN, POOLED) if name in found}}
+        """Measured figures by test set, then of the overalls; empty before the run was evaluated."""
+        return parts(self.evaluation) if self.evaluation else {}
+
+    def figure(self, kind: str, test_set: str, metric: str) -> float | None:
+        """A measured figure, per cent; None where there is none."""
+        value: float | None = self.parts().get(test_set, {}).get(kind, {}).get(metric)
+        return value
 
 
-def read(path: Path) -> Run:
+def load_run(path: Path) -> Run:
     """Read a run folder, or the file that `segloc.evaluate` made of another program's results.
 
     Raises:
@@ -110,7 +112,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     _check_fields(found, {"engine": str, "subsets": dict, MEAN: dict}, path)
-    for name, part in {**found["subsets"], **{name: found[name] for name in (MEAN, POOLED) if name in found}}.items():
+    for name, part in parts(found).items():
         for kind in KINDS:
             figures = part.get(kind, {}) if isinstance(part, dict) else None
             values = [figures.get(metric) for metric in METRICS] if isinstance(figures, dict) else ["missing"]

@@ -17,9 +17,9 @@ import yaml
 
 from segloc import experiment, probe, report
 from segloc.common.errors import InputError
+from segloc.detection.coco_eval import METRICS
 from segloc.experiments import jobs, run
 from segloc.experiments.locks import locked
-from segloc.reporting.run_results import METRICS
 from segloc.settings import experiments
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load, to_yaml
@@ -501,7 +501,7 @@ def test_a_damaged_probe_is_named_and_the_report_is_written_all_the_same(probed,
 
 def job_of(grid, tmp_path, name):
     cells = jobs.plan(experiments.read(write(tmp_path, grid)), tmp_path / "out")
-    return {job.name: job for cell in cells for job in (*cell.all_needs, cell)}[name]
+    return {job.name: job for cell in cells for job in cell.chain}[name]
 
 
 def test_what_another_process_works_on_is_left_for_later_and_then_waited_for(grid, tmp_path, fake, capsys):

@@ -166,7 +166,7 @@ def test_imagenet_then_segloc_then_the_detector(pidray, tmp_path):
     described = run_results.origin(str(tmp_path / "pre"))
     assert "('optim.lr_per_256', 1e-30)" in described[0]
     shutil.rmtree(tmp_path / "pre")
-    left = run_results.read(tmp_path / "out")
+    left = run_results.load_run(tmp_path / "out")
     assert (left.start, left.seeds[1]) == described == (left.start, 0)
 
 

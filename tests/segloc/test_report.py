@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from segloc import report
+from segloc.detection.coco_eval import METRICS
 from segloc.models.backbone import LEVELS
-from segloc.reporting.run_results import METRICS
 from segloc.training.run_folder import closing
 
 

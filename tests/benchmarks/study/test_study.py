@@ -12,8 +12,8 @@ import yaml
 from benchmarks import common
 from benchmarks.study import __main__ as study
 from benchmarks.study import study_page
+from segloc.detection.coco_eval import METRICS
 from segloc.experiments.jobs import plan, with_needs
-from segloc.reporting.run_results import METRICS
 from segloc.settings import experiments
 
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}

@@ -8,7 +8,7 @@ import torch
 from segloc.common.datasets import Split, pidray
 from segloc.common.errors import InputError
 from segloc.common.images import encode_jpeg, encode_png
-from segloc.detection.data import TrainingData, evaluation_splits, fit, make_example, read_image, train_split
+from segloc.detection.data import TrainingData, evaluation_splits, fit, make_example, read_scan, train_split
 from segloc.detection.splits import Scan, is_trainable, mask_of, read_split
 from segloc.settings.finetuning import DataSettings
 from tests.segloc.common.test_images import jpeg_header, png_header
@@ -349,7 +349,7 @@ def test_good_images_give_the_pixels_of_opencv(suffix, kind, channels, tmp_path)
     path = tmp_path / f"scan{suffix}"
     assert cv2.imwrite(str(path), image)
     expected = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    assert (read_image(Scan(0, path, 53, 37, ())) == expected).all()
+    assert (read_scan(Scan(0, path, 53, 37, ())) == expected).all()
 
 
 def spoil(path, fault):

@@ -29,7 +29,7 @@ def files(tmp_path):
 
 
 def test_seeds_are_put_together(files):
-    lines = probe_table.to_markdown(probe_table.read(files)).splitlines()
+    lines = probe_table.probes_markdown(probe_table.read_probes(files)).splitlines()
     columns = ["k-NN, all levels", "linear, all levels", "k-NN, embedding", "linear, embedding"]
     assert lines[0] == f"| start | steps | seeds | {' | '.join(columns)} | chance |"
     # By hand, mean and variance: 40, 50, 60: 50 and (100 + 0 + 100) / 2; 50, 50, 80: 60 and (100 + 100 + 400) / 2;
@@ -42,7 +42,7 @@ def test_seeds_are_put_together(files):
 
 
 def test_one_seed_without_an_embedding_has_no_spread_and_no_columns_for_it(files):
-    lines = probe_table.to_markdown(probe_table.read(files[3:])).splitlines()
+    lines = probe_table.probes_markdown(probe_table.read_probes(files[3:])).splitlines()
     assert "embedding" not in lines[0]
     assert lines[2] == "| paper | 94000 | 1 | 75.0 | 66.7 | 25.0 |"
     assert "±" not in "\n".join(lines)
@@ -50,12 +50,12 @@ def test_one_seed_without_an_embedding_has_no_spread_and_no_columns_for_it(files
 
 def test_a_mean_is_of_all_seeds_or_there_is_none(files, tmp_path):
     files[1] = ("random", 1, written(tmp_path, "b", 0.5, 0.5))
-    row = probe_table.to_markdown(probe_table.read(files)).splitlines()[2]
+    row = probe_table.probes_markdown(probe_table.read_probes(files)).splitlines()[2]
     assert row == "| random | 0 | 3 | 50.0 ± 10.0 | 60.0 ± 17.3 | – | – | 25.0 |"
 
 
 def test_every_seed_and_kind_of_features_has_a_line(files):
-    lines = probe_table.to_csv(probe_table.read(files)).splitlines()
+    lines = probe_table.probes_csv(probe_table.read_probes(files)).splitlines()
     assert lines[0] == "start,seed,iteration,features,knn,linear,chance"
     assert lines[4:7] == [
         "random,1,0,p2,0.1,0.2,0.25", "random,1,0,all levels,0.5,0.5,0.25", "random,1,0,embedding,0.3,0.35,0.25",
@@ -65,15 +65,15 @@ def test_every_seed_and_kind_of_features_has_a_line(files):
 
 
 def test_weights_need_not_tell_their_steps(tmp_path):
-    probes = probe_table.read([("given", 0, written(tmp_path, "a", 0.4, 0.5, iteration=None))])
-    assert "| given | – | 1 |" in probe_table.to_markdown(probes)
-    assert "given,0,,all levels," in probe_table.to_csv(probes)
+    probes = probe_table.read_probes([("given", 0, written(tmp_path, "a", 0.4, 0.5, iteration=None))])
+    assert "| given | – | 1 |" in probe_table.probes_markdown(probes)
+    assert "given,0,,all levels," in probe_table.probes_csv(probes)
 
 
 def test_probes_of_other_shards_are_not_compared(files, tmp_path):
     files[3] = ("paper", 0, written(tmp_path, "d", 0.75, 0.5, shards="other"))
     with pytest.raises(InputError, match=r"d\.json: not of the same shards as .*a\.json"):
-        probe_table.read(files)
+        probe_table.read_probes(files)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, key, value):
     for bad in ({**good, key: value}, {name: good[name] for name in good if name != key}):
         path.write_text(json.dumps(bad))
         with pytest.raises(InputError, match=r"not as segloc\.probe writes it") as error:
-            probe_table.read([("random", 0, path)])
+            probe_table.read_probes([("random", 0, path)])
         assert len(str(error.value).splitlines()) == 1
 
 
@@ -108,4 +108,4 @@ def test_what_is_no_report_is_one_sentence(tmp_path, content):
     path = tmp_path / "probe.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"not as segloc\.probe writes it"):
-        probe_table.read([("random", 0, path)])
+        probe_table.read_probes([("random", 0, path)])

@@ -6,18 +6,19 @@ import statistics
 import pytest
 
 from segloc import report
+from segloc.detection.coco_eval import METRICS
 from segloc.reporting.results_table import (
     Figure,
-    group,
+    group_by_seed,
     group_names,
     notes,
     published,
+    results_csv,
+    results_markdown,
     results_table,
     signed,
-    to_csv,
-    to_markdown,
 )
-from segloc.reporting.run_results import METRICS, read
+from segloc.reporting.run_results import load_run
 from tests.segloc.test_report import evaluation, metrics_of, runs, write_run  # noqa: F401
 
 
@@ -32,7 +33,7 @@ def tuned(folder, weights, ap, seed=0, engine="detectron2", digest="d", **settin
 
 
 def table_of(*folders):
-    return results_table([read(folder) for folder in folders])
+    return results_table([load_run(folder) for folder in folders])
 
 
 def test_table_has_the_layout_of_the_paper_and_differences_to_random(runs):  # noqa: F811
@@ -76,7 +77,7 @@ def test_another_setting_start_training_set_or_engine_is_another_block(tmp_path)
         tuned(tmp_path / "g", "imagenet", 1.0, 7),
         tuned(tmp_path / "h", "random", 1.0, 1),  # the seed of a1 once more is no further sample
     ]
-    groups = group([read(folder) for folder in folders])
+    groups = group_by_seed([load_run(folder) for folder in folders])
     names = [[run.name for run in members] for members in groups]
     assert names == [["a0", "a1"], *([name] for name in "bcdefgh")]
 
@@ -91,7 +92,7 @@ def test_figures_of_an_unfinished_training_or_of_other_test_settings_stay_apart(
     edit(folders[1], iteration=4, steps=6, changed={})
     edit(folders[2], iteration=6, steps=6, changed={"data.image_size": "32"})
     edit(folders[3], iteration=6, steps=6, changed={})
-    read_runs = [read(folder) for folder in folders]
+    read_runs = [load_run(folder) for folder in folders]
     assert read_runs[1].evaluation is None
     measured = [block for block in results_table(read_runs).blocks if not block.source]
     assert [(block.name, block.runs) for block in measured] == [("random", 2), ("random-seed2", 1)]
@@ -110,7 +111,7 @@ def test_runs_measured_on_other_test_sets_are_not_put_together(tmp_path):
         content = json.loads((folder / "evaluation.json").read_text())
         edit(content["subsets"])
         (folder / "evaluation.json").write_text(json.dumps(content))
-        return read(folder)
+        return load_run(folder)
 
     found = [
         measured("a0", 0, lambda subsets: None),
@@ -119,7 +120,7 @@ def test_runs_measured_on_other_test_sets_are_not_put_together(tmp_path):
         measured("another name", 3, lambda subsets: subsets.update(other=subsets.pop("hard"))),
         measured("more images", 4, lambda subsets: subsets.update(hard={**subsets["hard"], "images": 4})),
     ]
-    names = [[run.name for run in members] for members in group(found)]
+    names = [[run.name for run in members] for members in group_by_seed(found)]
     assert names == [["a0", "a1"], ["fewer sets"], ["another name"], ["more images"]]
 
 
@@ -174,7 +175,7 @@ def test_published_figures_are_those_of_the_paper_and_marked(tmp_path):
     assert overall["Mask R-CNN R101-FPN"] == 55.8
     assert list(blocks["SDANet"].figures) == ["AP"]
     assert blocks["SDANet"].base == ""
-    text = to_markdown(table)
+    text = results_markdown(table)
     assert text.count("published: ") == 6
     assert "cannot be compared" in text
     assert "Halat et al. 2023: SegLoc, arXiv 2310.08421" in text
@@ -266,14 +267,14 @@ def test_csv_and_markdown_hold_the_same_figures(tmp_path):
         tuned(tmp_path / "a|b", "w", 12.5, engine="torchvision (stand-in)"),
         tuned(tmp_path / "random", "random", 10.0, engine="torchvision (stand-in)"),
     )
-    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    rows = list(csv.DictReader(io.StringIO(results_csv(table))))
     ours = [row for row in rows if row["name"] == "a|b"]
     assert len(ours) == len(table.columns) * len(METRICS)
     assert {row["engine"] for row in ours} == {"torchvision (stand-in)"}
     assert {(row["value"], row["difference"], row["difference_to"]) for row in ours} == {("12.5", "2.5", "random")}
     assert {row["origin"] for row in ours} == {"measured"}
     assert all(row["origin"] in ("Halat et al. 2023", "Wang et al. 2021") for row in rows if not row["engine"])
-    lines = to_markdown(table).splitlines()
+    lines = results_markdown(table).splitlines()
     widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
     assert widths == {len(table.columns) + 3}
     assert "12.5 (+2.5)" in lines[2]
@@ -288,7 +289,7 @@ def test_names_leave_the_seed_out(tmp_path):
         tuned(tmp_path / "x", "v", 1.0, 0),
         tuned(tmp_path / "y", "v", 1.0, 1),
     ]
-    assert group_names(group([read(folder) for folder in folders])) == ["segloc-fair", "x and 1 more"]
+    assert group_names(group_by_seed([load_run(folder) for folder in folders])) == ["segloc-fair", "x and 1 more"]
 
 
 def test_what_rounds_to_nothing_has_no_minus():
