@@ -7,7 +7,7 @@ import sys
 
 from segloc.common import cli
 from segloc.experiments.jobs import plan
-from segloc.experiments.run import chosen_cells, run_experiment, show, tidy
+from segloc.experiments.run import chosen_cells, experiment_folder, run_experiment, show
 from segloc.settings import experiments
 
 EXAMPLES = """\
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns 1 when something failed."""
     experiment = experiments.read(args.recipe, args.overrides)
-    out = tidy(args.out)
+    out = experiment_folder(args.out)
     cells = chosen_cells(plan(experiment, out), args.cell)
     if args.list:
         show(cells)

@@ -18,7 +18,7 @@ from segloc.common.errors import InputError
 from segloc.common.files import write_json
 from segloc.detection.coco_eval import METRICS
 from segloc.experiments.jobs import Job, changed, plan, with_needs
-from segloc.experiments.run import tidy
+from segloc.experiments.run import experiment_folder
 from segloc.reporting.results_table import baseline, group_by_seed
 from segloc.reporting.run_results import KINDS, Run, load_run
 from segloc.settings import experiments
@@ -108,7 +108,7 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
         InputError: it is not finished, was run by another recipe, or holds no detector or no probe.
     """
     experiment = experiments.read(recipe)
-    cells = plan(experiment, tidy(str(folder)))
+    cells = plan(experiment, experiment_folder(str(folder)))
     if len(experiment.seeds) > len(study_page.T_95) + 1:
         raise InputError(f"{recipe}: more seeds than the page knows quantiles of Student's t for")
     failed = failures(cells)

@@ -6,12 +6,15 @@ Both engines get the same tensors: RGB uint8, scaled to fit a square, not yet no
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Generator, Iterable
+import itertools
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -26,6 +29,9 @@ from segloc.settings.finetuning import DataSettings
 
 # Streams of random numbers that a training run draws from, besides its seed.
 ORDER, FLIP = range(2)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +108,19 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
+def in_threads(
+    task: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Yield the results of a task in the order of the items, computed in threads, as many as `ahead` in advance."""
+    futures: collections.deque[Future[Result]] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            futures.append(pool.submit(task, item))
+            if len(futures) > ahead:
+                yield futures.popleft().result()
+        yield from (future.result() for future in futures)
+
+
 def digest_of(scans: Iterable[Scan]) -> str:
     """Digest of a set of scans: their file names, sizes and annotations, not their pixels."""
     digest = hashlib.sha256()
@@ -173,14 +192,11 @@ class TrainingData:
 
     def batches(self, start: int, stop: int) -> Generator[list[Example], None, None]:
         """Yield the batches of steps ``start`` up to but not including ``stop``, decoded ahead in threads."""
-        ahead: collections.deque[list[Future[Example]]] = collections.deque()
-        with ThreadPoolExecutor(self.settings.threads) as pool:
-            for iteration in range(start, stop):
-                ahead.append([pool.submit(self.example, iteration, slot) for slot in range(self.batch)])
-                if len(ahead) > 2:
-                    yield [future.result() for future in ahead.popleft()]
-            while ahead:
-                yield [future.result() for future in ahead.popleft()]
+        slots = ((iteration, slot) for iteration in range(start, stop) for slot in range(self.batch))
+        examples = in_threads(lambda at: self.example(*at), slots, self.settings.threads, 2 * self.batch)
+        with contextlib.closing(examples):
+            for _ in range(start, stop):
+                yield list(itertools.islice(examples, self.batch))
 
 
 def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) -> Example:

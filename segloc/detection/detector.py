@@ -45,13 +45,18 @@ class Detections:
 class Detector(nn.Module):
     """A detector on a `SegLocBackbone`; the engines derive from it.
 
+    Args:
+        net: the engine's own model.
+
     Attributes:
         engine: its name.
-        net: the engine's own model.
     """
 
     engine: str
-    net: Any
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
 
     @property
     def backbone(self) -> SegLocBackbone:

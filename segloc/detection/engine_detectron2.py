@@ -100,10 +100,6 @@ class Detectron2Detector(Detector):
 
     engine = "detectron2"
 
-    def __init__(self, net: GeneralizedRCNN) -> None:
-        super().__init__()
-        self.net = net
-
     @property
     def backbone(self) -> SegLocBackbone:
         """The backbone inside."""

@@ -30,10 +30,6 @@ class TorchvisionDetector(Detector):
 
     engine = "torchvision"
 
-    def __init__(self, net: MaskRCNN) -> None:
-        super().__init__()
-        self.net = net
-
     @property
     def backbone(self) -> SegLocBackbone:
         """The backbone inside."""

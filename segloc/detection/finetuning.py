@@ -49,14 +49,6 @@ def _train(
     return True
 
 
-def _data(config: FinetuneConfig) -> tuple[TrainingData, list[str]]:
-    """Read the training set."""
-    split = read_split(train_split(config.data))
-    if split.dropped:
-        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out")
-    return TrainingData(split, config.data, config.optim.batch, config.train.seed), list(split.classes)
-
-
 def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detector, Started | None]:
     """Build the detector and, unless its weights are in a checkpoint, give it its start weights."""
     torch.manual_seed(config.train.seed)
@@ -69,14 +61,6 @@ def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detec
     if started:
         print(started.summary)
     return detector.to("cuda" if torch.cuda.is_available() else "cpu"), started
-
-
-def _trainer(config: FinetuneConfig, detector: Detector, data: TrainingData) -> FinetuneTrainer:
-    optim, train = config.optim, config.train
-    steps = train.steps(len(data), optim.batch)
-    warmup = min(optim.warmup, steps)
-    rates = step_schedule(optim.lr, steps, warmup, optim.warmup_start, optim.milestones, optim.gamma)
-    return FinetuneTrainer(detector, data, optim, rates, train.seed)
 
 
 def _left_by(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:
@@ -138,14 +122,20 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
         FloatingPointError: the loss is no longer finite.
     """
     run_folder.refuse_other_kind(folder, "finetune")
-    data, classes = _data(config)
+    split = read_split(train_split(config.data))
+    if split.dropped:
+        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out")
+    data = TrainingData(split, config.data, config.optim.batch, config.train.seed)
+    classes = list(split.classes)
     config = config.resolved(classes, engine_name(config.model.engine))
     digest = digest_of(data.scans)
     before = _left_by(folder, config, start, digest)
     start_digest = before.get("start_digest") or _digest_of_start(start)
     detector, started = _detector(config, start, resuming=bool(before))
-    trainer = _trainer(config, detector, data)
-    first, steps = _resume(trainer, before, folder), len(trainer.learning_rates)
+    optim, steps = config.optim, config.train.steps(len(data), config.optim.batch)
+    rates = step_schedule(optim.lr, steps, min(optim.warmup, steps), optim.warmup_start, optim.milestones, optim.gamma)
+    trainer = FinetuneTrainer(detector, data, optim, rates, config.train.seed)
+    first = _resume(trainer, before, folder)
     print(f"engine {engine_label(detector.engine)}, start {start}, {len(data)} scans, {steps} steps, run {folder}")
     if (folder / MODEL).is_file():
         return f"{folder / MODEL}: this run is finished"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.detection.data import fit, read_scan, to_tensor
+from segloc.detection.data import fit, in_threads, read_scan, to_tensor
 from segloc.detection.detector import Detections, Detector
 from segloc.detection.splits import CocoSplit, Scan
 
@@ -36,11 +33,19 @@ def predict_split(
     Raises:
         InputError: none can.
     """
+
+    def read(scan: Scan) -> torch.Tensor | InputError:
+        try:
+            return to_tensor(fit(read_scan(scan), image_size))
+        except InputError as error:
+            return error
+
     detector.eval()
     results: list[dict[str, Any]] = []
     unreadable = []
-    images = _read_ahead(split, image_size, threads)
-    for scan, image in tqdm(images, total=len(split.scans), desc=f"testing {split.name}", unit="scan"):
+    images = in_threads(read, split.scans, threads, 2 * threads)
+    bar = tqdm(split.scans, desc=f"testing {split.name}", unit="scan")
+    for scan, image in zip(bar, images, strict=True):
         if isinstance(image, InputError):
             unreadable.append(str(image))
         else:
@@ -66,20 +71,3 @@ def to_results(found: Detections, image_id: int, category_ids: tuple[int, ...]) 
             }
         )
     return results
-
-
-def _read_ahead(split: CocoSplit, image_size: int, threads: int) -> Iterator[tuple[Scan, torch.Tensor | InputError]]:
-    def read(scan: Scan) -> tuple[Scan, torch.Tensor | InputError]:
-        try:
-            return scan, to_tensor(fit(read_scan(scan), image_size))
-        except InputError as error:
-            return scan, error
-
-    ahead: deque[Future[tuple[Scan, torch.Tensor | InputError]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for scan in split.scans:
-            ahead.append(pool.submit(read, scan))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()

@@ -212,35 +212,33 @@ def _has_seeds(experiment: Experiment, start_name: str) -> bool:
     return start.weights in (RANDOM, IMAGENET)
 
 
-def _weights(experiment: Experiment, out: Path, start_name: str, seed: int) -> tuple[str, tuple[Job, ...]]:
-    """Tell ``--weights`` of a start, and what makes them."""
+def _weights(
+    experiment: Experiment, out: Path, start_name: str, seed: int
+) -> tuple[str, tuple[Job, ...], dict[str, Any]]:
+    """Tell ``--weights`` of a start, what makes them, and the settings of that."""
     start = experiment.starts[start_name]
     if not start.pretraining:
-        return start.weights, ()
+        return start.weights, (), {}
     need = _pretraining(experiment.pretrainings[start.pretraining], out, start.pretraining, seed)
     if start.insert_bn:
         need = _with_bn(need)
-    return str(need.steps[-1].makes), (need,)
-
-
-def _settings_of(needs: tuple[Job, ...]) -> dict[str, Any]:
-    jobs = with_needs(needs)
-    return {f"pretraining.{key}": value for job in jobs for key, value in job.settings.items()}
+    settings = {f"pretraining.{key}": value for job in need.chain for key, value in job.settings.items()}
+    return str(need.steps[-1].makes), (need,), settings
 
 
 def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str, seed: int) -> Job:
     start, protocol = experiment.starts[start_name], experiment.protocols[protocol_name]
     name = cell_name(start_name, protocol_name, seed)
     folder = out / name
-    weights, needs = _weights(experiment, out, start_name, seed)
+    weights, needs, settings = _weights(experiment, out, start_name, seed)
     overrides = [*protocol.overrides, *start.overrides, f"train.seed={seed}"]
-    data = ["--data", experiment.data] if experiment.data else []
+    data = _option("--data", experiment.data)
     config = load(FinetuneConfig, protocol.config, overrides).with_data(experiment.data)
     where = ["--weights", weights, "--config", protocol.config, *data, "--out", str(folder)]
     tune = Step("finetune", ("segloc.finetune", *where, *overrides), folder / MODEL)
     measured = folder / EVALUATION
     measure = ("segloc.evaluate", "--weights", str(folder), *data, "--out", str(measured))
-    content = {"weights": weights, **flat(yaml.safe_load(to_yaml(config))), **_settings_of(needs)}
+    content = {"weights": weights, **flat(yaml.safe_load(to_yaml(config))), **settings}
     check = partial(_check_cell, config, start.weights)
     return Job(name, folder, (tune, Step("evaluate", measure, measured)), content, check, needs)
 
@@ -250,20 +248,24 @@ def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int) -
     assert probe is not None
     name = cell_name(start_name, PROBE, seed)
     folder = out / name
-    weights, needs = _weights(experiment, out, start_name, seed)
+    weights, needs, settings = _weights(experiment, out, start_name, seed)
     views = {"train": probe.train, "test": probe.test, "image_size": probe.image_size}
     options = [part for key, value in views.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     config, network = None, {}
     if weights in (RANDOM, IMAGENET):
         overrides = [*probe.overrides, f"seed={seed}"]
         config = load_config(probe.config or None, overrides)
-        options += [*(["--config", probe.config] if probe.config else []), *overrides]
+        options += [*_option("--config", probe.config), *overrides]
         network = flat({key: value for key, value in dataclasses.asdict(config).items() if key in MADE_OF})
     what = ["--weights", weights, "--shards", probe.shards, "--out", str(folder / PROBED)]
     step = Step(PROBE, ("segloc.probe", *what, *options), folder / PROBED)
-    content = {"weights": weights, "shards": probe.shards, **views, **network, **_settings_of(needs)}
+    content = {"weights": weights, "shards": probe.shards, **views, **network, **settings}
     check = partial(_check_probe, probe, experiment.starts[start_name].weights, config)
     return Job(name, folder, (step,), content, check, needs)
+
+
+def _option(name: str, value: str) -> list[str]:
+    return [name, value] if value else []
 
 
 def _pretraining(settings: Pretraining, out: Path, name: str, seed: int) -> Job:
@@ -271,14 +273,11 @@ def _pretraining(settings: Pretraining, out: Path, name: str, seed: int) -> Job:
     folder = out / "pretrain" / f"{name}-seed{seed}"
     overrides = [*settings.overrides, f"seed={seed}"]
     config = load_config(settings.config or None, overrides)
-    where = ["--shards", settings.shards, *(["--config", settings.config] if settings.config else [])]
-    processes = ["--processes", str(settings.processes)] if settings.processes != 1 else []
-    arguments = ("segloc.pretrain", *where, "--out", str(folder), *processes, *overrides)
+    where = ["--shards", settings.shards, *_option("--config", settings.config), "--out", str(folder)]
+    processes = _option("--processes", str(settings.processes) if settings.processes != 1 else "")
+    step = Step("pretrain", ("segloc.pretrain", *where, *processes, *overrides), folder / checkpoint.BACKBONE)
     content = {"shards": settings.shards, **flat(dataclasses.asdict(config))}
-    check = partial(ShardFolder.open, settings.shards)
-    return Job(
-        f"pretrain/{folder.name}", folder, (Step("pretrain", arguments, folder / checkpoint.BACKBONE),), content, check
-    )
+    return Job(f"pretrain/{folder.name}", folder, (step,), content, partial(ShardFolder.open, settings.shards))
 
 
 def _with_bn(pretraining: Job) -> Job:

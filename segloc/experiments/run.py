@@ -24,7 +24,7 @@ class Failed(Exception):
     """A command of a job ended without doing what it should have; says so in one line."""
 
 
-def tidy(out: str) -> Path:
+def experiment_folder(out: str) -> Path:
     """Write the folder of the experiment in one way, however it was given: its name is in the commands that resume.
 
     Raises:
@@ -179,8 +179,12 @@ def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list
     tuned = [cell for cell in finished if not cell.probes]
     probed = {cell.name: cell.steps[-1].makes for cell in finished if cell.probes}
     failures = report(tuned, out, experiment.title) if tuned else []
-    names = [(s, seed, cell_name(s, PROBE, seed)) for s in experiment.starts for seed in experiment.seeds]
-    files = [(start, seed, probed[name]) for start, seed, name in names if name in probed]
+    files = [
+        (start, seed, probed[name])
+        for start in experiment.starts
+        for seed in experiment.seeds
+        if (name := cell_name(start, PROBE, seed)) in probed
+    ]
     return [*failures, *tabulate(files, out)] if files else failures
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from segloc.common.errors import InputError
 from segloc.contrast.pretrainer import index_digest
 from segloc.data.stream import PairStream, ShardFolder
-from segloc.exporting.insert_bn import insert, measure
+from segloc.exporting.insert_bn import insert, measure_moments
 from segloc.models.backbone import SegLocBackbone, normalize
 from segloc.models.initial_weights import new_backbone
 from segloc.settings.pretraining import DataConfig
@@ -74,7 +74,7 @@ def insert_batch_norm(
     compared = min(COMPARED, folder.index.num_pairs // 2)
     pairs = min(-(-measuring.views // 2), folder.index.num_pairs - compared)
     views = _views(folder, pairs + compared, measuring, device)
-    moments = measure(before, itertools.islice(views, 2 * pairs))
+    moments = measure_moments(before, itertools.islice(views, 2 * pairs))
     for name, found in moments.items():
         if not torch.isfinite(found.variance).all():
             raise InputError(f"{weights}: what reaches {name} is not finite; its training must have diverged")

@@ -12,7 +12,7 @@ import torch
 from segloc.common.files import write_atomic, write_json
 from segloc.exporting import batch_norm
 from segloc.exporting.batch_norm import Measuring
-from segloc.exporting.formats import convert, notes, with_head, wrapped
+from segloc.exporting.formats import convert, usage_notes, with_head, wrapped
 from segloc.models.initial_weights import BACKBONE_SETTINGS, check_tensors, read_backbone
 
 
@@ -64,7 +64,7 @@ def export(weights: str, format: str, out: Path, measuring: Measuring | None = N
         "weights": str(weights),
         **about,
         "inserted": inserted,
-        "notes": notes(format, content["norm"], content["fpn_channels"]),
+        "notes": usage_notes(format, content["norm"], content["fpn_channels"]),
         **{name: getattr(converted, name) for name in ("matched", "renamed", "left_out")},
     }
     buffer = io.BytesIO()

@@ -110,7 +110,7 @@ def rename_rules(format_: str, norm: str) -> list[Rule]:
     return [*resnet, *_fpn(format_), Rule(r"attention\..+", None, NO_ATTENTION)]
 
 
-def notes(format_: str, norm: str, fpn_channels: int = FPN_CHANNELS) -> list[str]:
+def usage_notes(format_: str, norm: str, fpn_channels: int = FPN_CHANNELS) -> list[str]:
     """Say what the user has to set so that the weights mean there what they mean here."""
     if format_ == "segloc":
         return [f"for recipes with model.backbone.norm={norm} model.backbone.fpn_channels={fpn_channels}"]

@@ -53,7 +53,7 @@ class Moments:
         self.count = total
 
 
-def measure(backbone: SegLocBackbone, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
+def measure_moments(backbone: SegLocBackbone, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
     """Measure what arrives at every place of the ResNet where a norm would stand.
 
     One pass is enough for all of them, as the layers to be inserted change nothing.
@@ -98,7 +98,7 @@ def insert(backbone: SegLocBackbone, moments: dict[str, Moments]) -> dict[str, t
 
     Args:
         backbone: with ``norm=none``.
-        moments: see `measure`.
+        moments: see `measure_moments`.
     """
     state = dict(backbone.state_dict())
     dtype = state["body.conv1.weight"].dtype

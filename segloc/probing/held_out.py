@@ -83,13 +83,11 @@ def split(folder: ShardFolder, train: int, test: int, seed: int) -> Split:
     """
     learning, testing = (_views(samples, folder) for samples in _read(folder, train, test))
     held_out = held_out_segments([*learning, *testing], seed)
-    sides = {
-        "train": [chosen for chosen in learning if chosen.view.segment not in held_out],
-        "test": [chosen for chosen in testing if chosen.view.segment in held_out],
-    }
-    left_out = {"train": len(learning) - len(sides["train"]), "test": len(testing) - len(sides["test"])}
+    learned = [chosen for chosen in learning if chosen.view.segment not in held_out]
+    tested = [chosen for chosen in testing if chosen.view.segment in held_out]
+    left_out = {"train": len(learning) - len(learned), "test": len(testing) - len(tested)}
     rng = np.random.default_rng([seed, 0x5E1])
-    result = Split(_some(sides["train"], train, rng), _some(sides["test"], test, rng), left_out)
+    result = Split(_some(learned, train, rng), _some(tested, test, rng), left_out)
     if len({chosen.label for chosen in result.train}) < 2:
         raise InputError(f"{folder.store}: fewer than two classes to learn from")
     if not result.test:
@@ -126,7 +124,8 @@ def _read(folder: ShardFolder, train: int, test: int) -> tuple[list[Sample], lis
     behind = _enough(shards[: cut - 1 : -1], (SHARE + 1) * test)
     bar = tqdm([*ahead, *behind], desc="reading", unit="shard")
     loaded = {shard.name: folder.load(shard) for shard in bar}
-    return tuple([sample for shard in side for sample in loaded[shard.name]] for side in (ahead, behind[::-1]))  # type: ignore[return-value]
+    learning = [sample for shard in ahead for sample in loaded[shard.name]]
+    return learning, [sample for shard in reversed(behind) for sample in loaded[shard.name]]
 
 
 def _enough(shards: Sequence[Shard], views: int) -> list[Shard]:

@@ -102,7 +102,9 @@ def accuracies(
         pairs["embedding"] = train["embedding"], test["embedding"]
     result = {}
     for name, sides in tqdm(pairs.items(), desc="classifying", unit="features"):
-        plain, unit = ([_joined(x) for x in kind] for kind in (sides, [normalize(x, dim=2) for x in sides]))
+        # Levels [L, N, D] are put side by side: [N, L * D].
+        plain = [side.transpose(0, 1).flatten(1) for side in sides]
+        unit = [normalize(side, dim=2).transpose(0, 1).flatten(1) for side in sides]
         nearest = classifiers.nearest_neighbours(unit[0], labels, unit[1], num_classes)
         linear = classifiers.linear(plain[0], labels, plain[1], num_classes)
         result[name] = {
@@ -140,8 +142,3 @@ def table(report: Mapping[str, Any]) -> str:
     for name, row in report["accuracy"].items():
         lines.append(f"{name:<12}{row['size']:>6}{row['knn']:>8.1%}{row['linear']:>8.1%}")
     return "\n".join([*lines, f"{'chance':<12}{'':>6}{report['chance']:>8.1%}{report['chance']:>8.1%}"])
-
-
-def _joined(blocks: torch.Tensor) -> torch.Tensor:
-    """Put the levels [L, N, D] side by side: [N, L * D]."""
-    return blocks.transpose(0, 1).flatten(1)

@@ -143,7 +143,8 @@ def features(
                 if not rows:
                     continue
                 seen: Views = getattr(batch, side)
-                pooled = _pool(network.backbone, seen.images[rows].to(device), seen.boxes[rows].to(device))
+                pyramid = network.backbone(normalize(seen.images[rows].to(device)))
+                pooled = pool_boxes(pyramid, seen.boxes[rows].to(device), HeadConfig().sampling_ratio)
                 levels.append(pooled.mean((3, 4)).double().cpu())
                 if network.head is not None:
                     embeddings.append(network.head(pooled).double().cpu())
@@ -155,10 +156,6 @@ def features(
     if not all(torch.isfinite(x).all() for x in found.values()):
         raise InputError("the features are not finite; these weights must have diverged in training")
     return found, torch.cat(labels)
-
-
-def _pool(backbone: SegLocBackbone, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    return pool_boxes(backbone(normalize(images)), boxes, HeadConfig().sampling_ratio)
 
 
 def make_batch(samples: list[Sample], classes: Sequence[str], batcher: Batcher) -> Batch:

@@ -146,7 +146,7 @@ def test_every_tensor_is_accounted_for_once(format_, norm):
     scales = [name for name, reason in done.left_out.items() if reason == formats.NO_SCALE]
     own = format_ in formats.OWN_NAMES
     assert len(scales) == (16 if norm == "none" and not own else 0)  # 8 blocks, weight and bias
-    narrow, usual = formats.notes(format_, norm, 64), formats.notes(format_, norm, 256)
+    narrow, usual = formats.usage_notes(format_, norm, 64), formats.usage_notes(format_, norm, 256)
     assert any("64" in note for note in {*narrow} - {*usual}) == (format_ != "timm")  # timm gets no pyramid
     if own:
         assert len(done.state) == len(state)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from segloc.exporting.insert_bn import insert, measure
+from segloc.exporting.insert_bn import insert, measure_moments
 from segloc.models.backbone import SegLocBackbone
 
 
@@ -25,7 +25,7 @@ def images(count=4, dtype=torch.float32, seed=1):
 
 def with_bn(arch, backbone, batches, sda_norm="ln"):
     other = SegLocBackbone(arch, "bn", sda_norm).to(next(backbone.parameters()).dtype).eval()
-    other.load_state_dict(insert(backbone, measure(backbone, batches)), strict=True)
+    other.load_state_dict(insert(backbone, measure_moments(backbone, batches)), strict=True)
     return other
 
 
@@ -47,7 +47,7 @@ def test_eval_computes_the_same_on_images_that_were_not_measured(arch, dtype, to
 def test_statistics_are_those_of_all_images_at_once():
     backbone = norm_free("resnet18", torch.float64)
     x = images(5, torch.float64)
-    state = insert(backbone, measure(backbone, [x[:2], x[2:3], x[3:]]))
+    state = insert(backbone, measure_moments(backbone, [x[:2], x[2:3], x[3:]]))
     with torch.no_grad():
         stem = backbone.body["conv1"](x)
         after = backbone.body["maxpool"](stem.relu())
@@ -85,7 +85,7 @@ def test_channels_that_never_vary():
 def test_fpn_and_attention_are_left_alone_and_so_is_the_source(sda_norm):
     backbone = norm_free("resnet18", sda_norm=sda_norm)
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    state = insert(backbone, measure(backbone.train(), [images()]))
+    state = insert(backbone, measure_moments(backbone.train(), [images()]))
     assert backbone.training
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
     kept = [name for name in before if ".bn" not in name]
