@@ -67,14 +67,13 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> float
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
 
-def save(benchmark: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Print the rows and write them to ``results/BENCHMARK-MACHINE.csv``."""
-    path = RESULTS / f"{benchmark}-{machine()}.csv"
+def save(benchmark: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> None:
+    """Print the rows and write them to ``FOLDER/BENCHMARK-MACHINE.csv``."""
+    path = folder / f"{benchmark}-{machine()}.csv"
     write_rows(path, rows)
     for row in rows:
         print("  ".join(f"{key}={value}" for key, value in row.items()))
     print(f"wrote {path}")
-    return path
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

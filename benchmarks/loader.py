@@ -59,7 +59,7 @@ def view(size: tuple[int, int]) -> View:
     return View(*about, mask=encode_rle(disc), on_matter=0.5)
 
 
-def write(folder: Path, heights: tuple[int, int], shards: int, per_shard: int) -> float:
+def write_shards(folder: Path, heights: tuple[int, int], shards: int, per_shard: int) -> float:
     """Write shards of random pictures of these heights (half-open) and return the mean size of a pair, bytes."""
     rng = np.random.default_rng(0)
     infos = []
@@ -152,7 +152,7 @@ def on_cores(count: int, task: Callable[[], float]) -> float:
 def measure(folder: Path, label: str, pairs: int, rounds: int) -> dict[str, Any]:
     """Measure one set of shards; per round `pairs` pairs go through every variant."""
     heights = HEIGHTS[label]
-    size = write(folder, heights, 8, max(BATCH, pairs // 8))
+    size = write_shards(folder, heights, 8, max(BATCH, pairs // 8))
     shards = ShardFolder.open(str(folder))
     loaded = [sample for shard in shards.index.shards for sample in shards.load(shard)]
     images = [sample.files[name] for sample in loaded for name in (QUERY, KEY)]

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import RESULTS, machine, write_rows
+from benchmarks.common import RESULTS, save
 
 FIELDS = ("files", "folders", "what", "seconds", "microseconds_per_file", "ratio_to_walk", "peak_mib")
 # The peer lists the same lines, sorted, and writes them; it keeps no promise beyond that.
@@ -78,10 +78,7 @@ def main() -> None:
         for what, (seconds, mib) in runs.items():
             row = (round(seconds, 2), round(seconds / args.files * 1e6, 2), round(seconds / plain, 2), round(mib))
             rows.append(dict(zip(FIELDS, (args.files, args.folders, what, *row), strict=True)))
-            print("{:28s} {:7.2f} s  {:6.2f} us a file  {:5.2f} of plain  {:5d} MiB".format(what, *row))
-    path = args.results / f"manifest-{machine()}.csv"
-    write_rows(path, rows)
-    print(path)
+    save("manifest", rows, args.results)
 
 
 if __name__ == "__main__":

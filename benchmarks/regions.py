@@ -86,7 +86,7 @@ def scaling(root: Path, names: list[str], mode: str, rounds: int = 3) -> float:
     return statistics.median(ratios)
 
 
-def write_rows(count: int) -> float:
+def table_peak_mib(count: int) -> float:
     """Write a table of so many regions; return the peak memory of this process in MiB."""
     row = {"width": 1300, "height": 1000, "x0": 10, "y0": 20, "x1": 1200, "y1": 900, "background_level": 255}
     row |= {"crc32": 1, "status": "ok", "message": "", "bags": [(10, 20, 500, 900), (600, 20, 1200, 900)]}
@@ -119,7 +119,7 @@ def main() -> None:
         rows = [measure(folder, label, args.scans, args.rounds, args.repeats) for label, folder in sets]
     # In new processes, as a peak is never forgotten.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        small, large = pool.map(write_rows, (200_000, 1_000_000), chunksize=1)
+        small, large = pool.map(table_peak_mib, (200_000, 1_000_000), chunksize=1)
     for row in rows:
         row |= {"table_200k_rows_mib": round(small), "table_1m_rows_mib": round(large)}
     save("regions", rows)

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import save
-from benchmarks.synthesis import prepare
+from benchmarks.common import ratio, save
+from benchmarks.synthesis import simulate_tables
 
 PER_SHARD = 250
 
@@ -73,8 +73,7 @@ def main() -> None:
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.keep or Path(temporary)) / "740"
-        if not (folder / "segments.parquet").exists():
-            prepare(folder, 150, 740)
+        simulate_tables(folder, 150, 740)
         ways = {"one": (1, "local"), "two": (2, "local")}
         if importlib.util.find_spec("ray"):
             ways["ray"] = (2, "ray")
@@ -84,12 +83,11 @@ def main() -> None:
                 costs[name].append(cost(folder, args.pairs // 3, args.pairs, *way))
         # The short runs come first: a peak is that of all runs so far.
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-        row: dict[str, Any] = {"pairs": args.pairs, "rounds": args.rounds, "ms_per_pair": "", "two_workers": ""}
+        row: dict[str, Any] = {"pairs": args.pairs, "rounds": args.rounds}
         row["ms_per_pair"] = round(1000 * statistics.median(costs["one"]), 2)
-        row["two_workers"] = round(statistics.median(a / b for a, b in zip(costs["one"], costs["two"], strict=True)), 2)
+        row["two_workers"] = round(ratio(costs, "one", "two"), 2)
         if "ray" in costs:
-            ratios = [local / ray for local, ray in zip(costs["two"], costs["ray"], strict=True)]
-            row["local/ray"] = round(statistics.median(ratios), 2)
+            row["local/ray"] = round(ratio(costs, "two", "ray"), 2)
         row |= {"peak_mib_before": peak, **long_run(folder, args.long)}
     save("scaling", [row])
 

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import machine, ratio, save
-from benchmarks.loader import write
+from benchmarks.loader import write_shards
 from segloc.contrast.losses import info_nce
 from segloc.contrast.metrics import peak_memory_mib
 from segloc.contrast.pretrainer import Pretrainer
@@ -143,7 +143,7 @@ def main() -> None:
     options.add_argument("settings", nargs="*", metavar="key=value", help="over the recommended recipe")
     args = options.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as temporary:
-        write(Path(temporary), (375, 376), 8, 64)
+        write_shards(Path(temporary), (375, 376), 8, 64)
         folder = ShardFolder.open(temporary)
         seconds: dict[str, list[float]] = {"plain": [], "ours": []}
         waits, memory, flops = [], 0.0, 0.0

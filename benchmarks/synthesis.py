@@ -180,9 +180,9 @@ def measure(folder: Path, label: str, blend: str, pairs: int, rounds: int, peers
     return row
 
 
-def prepare(folder: Path, scans: int, width: int) -> None:
-    """Simulate scans and make the tables of regions and segments."""
-    failed = (
+def simulate_tables(folder: Path, scans: int, width: int) -> None:
+    """Simulate scans and make the tables of regions and segments, unless they are there."""
+    failed = not (folder / "segments.parquet").exists() and (
         simulate(["--out", str(folder), "--scans", str(scans), "--width", str(width), "--grey-belts", "0"])
         or regions.main(["--backgrounds", str(folder / "sixray"), "--out", str(folder / "regions.parquet")])
         or segments.main(["--annotations", str(folder / "pidray"), "--out", str(folder / "segments.parquet")])
@@ -204,8 +204,7 @@ def main() -> None:
         rows = []
         for label, width in (("0.4 MP", 740), ("1.3 MP", 1300)):
             folder = (args.keep or Path(temporary)) / str(width)
-            if not (folder / "segments.parquet").exists():
-                prepare(folder, args.scans, width)
+            simulate_tables(folder, args.scans, width)
             for blend in ("alpha", "multiply", "ratio"):
                 rows.append(measure(folder, label, blend, args.pairs, args.rounds, peers=blend == "alpha"))
                 print(rows[-1])

@@ -17,7 +17,7 @@ the command above it.
 """
 
 
-def render(results: Path = RESULTS) -> str:
+def render_speed(results: Path = RESULTS) -> str:
     """Lay out every result file as a table, in the order of their names."""
     parts = [HEAD]
     for path in sorted(results.glob("*.csv")):
@@ -30,7 +30,7 @@ def render(results: Path = RESULTS) -> str:
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(render())
+    PAGE.write_text(render_speed())
     print(f"wrote {PAGE}")
 
 

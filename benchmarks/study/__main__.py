@@ -20,7 +20,7 @@ from segloc.detection.coco_eval import METRICS
 from segloc.experiments.jobs import Job, changed, plan, with_needs
 from segloc.experiments.run import experiment_folder
 from segloc.reporting.results_table import baseline, group_by_seed
-from segloc.reporting.run_results import KINDS, Run, load_run
+from segloc.reporting.run_results import KINDS, load_run
 from segloc.settings import experiments
 from segloc.training.run_folder import closing, read_metrics, read_run
 
@@ -61,8 +61,14 @@ def runs(cells: Sequence[Job]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for members in groups:
         base = baseline(groups, members)
-        name = "" if base is None else _name_and_seed(groups[base][0].name)[0]
-        rows += [row for run in members for row in _rows(run, name)]
+        base_name = "" if base is None else _name_and_seed(groups[base][0].name)[0]
+        for run in members:
+            name, seed = _name_and_seed(run.name)
+            for test_set, part in run.parts().items():
+                for task in KINDS:
+                    about = {"run": name, "base": base_name, "seed": seed, "task": task, "test_set": test_set}
+                    figures = {metric: f"{part[task][metric]:.6g}" for metric in METRICS}
+                    rows.append({**about, "images": part.get("images", ""), **figures})
     return rows
 
 
@@ -130,17 +136,6 @@ def _evaluated(cells: Sequence[Job]) -> list[Job]:
     return [cell for cell in cells if not cell.probes and cell.finished]
 
 
-def _rows(run: Run, base: str) -> list[dict[str, Any]]:
-    name, seed = _name_and_seed(run.name)
-    rows = []
-    for test_set, part in run.parts().items():
-        for task in KINDS:
-            about = {"run": name, "base": base, "seed": seed, "task": task, "test_set": test_set}
-            figures = {metric: f"{part[task][metric]:.6g}" for metric in METRICS}
-            rows.append({**about, "images": part.get("images", ""), **figures})
-    return rows
-
-
 def _name_and_seed(name: str) -> tuple[str, int]:
     before, _, seed = name.rpartition("-seed")
     return before, int(seed)
@@ -153,7 +148,7 @@ def _command(args: argparse.Namespace) -> None:
         keep(args.recipe, args.folder, study_page.RESULTS / args.recipe.stem)
     if not study_page.kept():
         raise InputError("no results are kept yet; give an experiment: --recipe FILE --from DIR")
-    study_page.PAGE.write_text(study_page.render())
+    study_page.PAGE.write_text(study_page.render_study())
     print(f"wrote {study_page.PAGE}")
 
 

@@ -254,7 +254,7 @@ def compare(args: argparse.Namespace) -> None:
     }
     for name, rows in tables.items():
         write_rows(simulator_page.RESULTS / f"{name}.csv", rows)
-    simulator_page.write(simulator_page.RESULTS, simulator_page.DOCS)
+    simulator_page.write_page(simulator_page.RESULTS, simulator_page.DOCS)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,6 @@ import numpy as np
 
 from pipeline.bags import authentic_region
 from pipeline.bags.belt import LEAST_CONTRAST, belt_noise
-from segloc.common.contract import Box
 from segloc.common.images import Image, decode, encode_jpeg
 
 JPEG_QUALITY = 95
@@ -84,6 +83,8 @@ def measure(scan: Image) -> ScanStatistics | None:
     coloured = saturation >= LEAST_SATURATION
     quarter = max(1, inside.shape[1] // 4), max(1, inside.shape[0] // 4)
     reduced = np.asarray(cv2.resize(inside, quarter, interpolation=cv2.INTER_AREA), np.uint8)
+    outside = np.ones(grey.shape, bool)
+    outside[y0:y1, x0:x1] = False
     values = {
         "aspect": grey.shape[0] / grey.shape[1],
         "region_share": inside.size / grey.size,
@@ -103,7 +104,7 @@ def measure(scan: Image) -> ScanStatistics | None:
         "spectrum_slope": spectrum_slope(inside),
         "belt_level": level,
         "belt_noise": belt_noise(grey, level),
-        "belt_dirt": _belt_dirt(grey, box, level),
+        "belt_dirt": (grey[outside] < level - LEAST_CONTRAST).mean() if outside.any() else np.nan,
     }
     histograms = {
         "grey": _histogram("grey", inside),
@@ -191,9 +192,3 @@ def _histogram(name: str, values: np.ndarray) -> np.ndarray:
     bins, low, high = HISTOGRAMS[name]
     counts = np.histogram(values, bins, (low, high))[0]
     return counts / max(1, counts.sum())
-
-
-def _belt_dirt(grey: Image, box: Box, level: int) -> float:
-    outside = np.ones(grey.shape, bool)
-    outside[box[1] : box[3], box[0] : box[2]] = False
-    return float((grey[outside] < level - LEAST_CONTRAST).mean()) if outside.any() else float("nan")

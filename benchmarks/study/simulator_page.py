@@ -37,41 +37,40 @@ def read(name: str, results: Path) -> Rows:
     return common.read_rows(results / f"{name}.csv")
 
 
-def render(results: Path = RESULTS) -> str:
+def render_simulator(results: Path = RESULTS) -> str:
     """Lay out the page."""
     statistics = read("statistics", results)
     groups = list(dict.fromkeys(row["group"] for row in statistics))
+    firsts = [next(row for row in statistics if row["group"] == group) for group in groups]
+    counts = [[row["group"], row["real_scans"], row["simulated_scans"]] for row in firsts]
+    titles = {"grey": "grey (levels)", "hue": "hue (degrees)", "saturation": "saturation (0 to 1)"}
+    distances = [[r["group"], titles[r["histogram"]], *_distance(r)] for r in read("histogram_distances", results)]
+    classifiers = [
+        [row["task"], row["inputs"], row["group"], row["scans"],
+         f"{row['accuracy']} [{row['low']}, {row['high']}]", row["patch_accuracy"]]
+        for row in read("classifiers", results) if row["group"] == "all" or not row["task"].startswith("control")
+    ]  # fmt: skip
+    of_classifiers = ["task", "inputs", "group", "scans", "accuracy", "of single patches"]
     return common.fill(
         TEMPLATE,
-        counts=_counts(statistics, groups),
-        histogram_distances=_histogram_distances(read("histogram_distances", results)),
+        counts=markdown_table(["group", "real scans", "simulated scans"], counts),
+        histogram_distances=markdown_table(["group", "histogram", "distance", "chance", "ratio"], distances),
         statistics="\n".join(_statistics(statistics, group) for group in groups),
-        classifiers=_classifiers(read("classifiers", results)),
+        classifiers=markdown_table(of_classifiers, classifiers),
         telling=_telling(statistics, groups),
     )
 
 
-def _counts(statistics: Rows, groups: list[str]) -> str:
-    firsts = [next(row for row in statistics if row["group"] == group) for group in groups]
-    rows = [[row["group"], row["real_scans"], row["simulated_scans"]] for row in firsts]
-    return markdown_table(["group", "real scans", "simulated scans"], rows)
-
-
-def ratio(row: dict[str, str]) -> float:
+def times_chance(row: dict[str, str]) -> float:
     """Distance in units of what chance gives; infinite where the real sample does not vary but the other differs."""
     distance, chance = float(row["distance"]), float(row["real_halves"])
     return distance / chance if chance > 0 else (float("inf") if distance > 0 else 1.0)
 
 
-def _ratio(row: dict[str, str]) -> str:
-    value = ratio(row)
-    return f"{value:.1f}" if np.isfinite(value) else "-"
-
-
-def _histogram_distances(rows: Rows) -> str:
-    titles = {"grey": "grey (levels)", "hue": "hue (degrees)", "saturation": "saturation (0 to 1)"}
-    lines = [[r["group"], titles[r["histogram"]], r["distance"], r["real_halves"], _ratio(r)] for r in rows]
-    return markdown_table(["group", "histogram", "distance", "chance", "ratio"], lines)
+def _distance(row: dict[str, str]) -> list[str]:
+    """Distance, chance, and the ratio of the two."""
+    value = times_chance(row)
+    return [row["distance"], row["real_halves"], f"{value:.1f}" if np.isfinite(value) else "-"]
 
 
 def _spread(row: dict[str, str], source: str) -> str:
@@ -80,31 +79,21 @@ def _spread(row: dict[str, str], source: str) -> str:
 
 
 def _statistics(rows: Rows, group: str) -> str:
-    lines = [
-        [row["statistic"], STATISTICS[row["statistic"]], _spread(row, "real"), _spread(row, "simulated"),
-         row["distance"], row["real_halves"], _ratio(row)]
-        for row in rows if row["group"] == group
-    ]  # fmt: skip
+    lines = []
+    for row in (row for row in rows if row["group"] == group):
+        name, spreads = row["statistic"], [_spread(row, source) for source in COLOURS]
+        lines.append([name, STATISTICS[name], *spreads, *_distance(row)])
     header = ["statistic", "of", "real", "simulated", "distance", "chance", "ratio"]
     return f"### {group.capitalize()}: median [quartiles]\n\n{markdown_table(header, lines)}"
-
-
-def _classifiers(rows: Rows) -> str:
-    lines = [
-        [row["task"], row["inputs"], row["group"], row["scans"],
-         f"{row['accuracy']} [{row['low']}, {row['high']}]", row["patch_accuracy"]]
-        for row in rows if row["group"] == "all" or not row["task"].startswith("control")
-    ]  # fmt: skip
-    return markdown_table(["task", "inputs", "group", "scans", "accuracy", "of single patches"], lines)
 
 
 def _telling(statistics: Rows, groups: list[str]) -> str:
     """List what differs most, by the ratio to chance; statistics that do not vary in real scans have none."""
     parts = [f"## What gives it away\n\nThe {_TELLING} statistics of each group that differ most from chance.\n"]
     for group in groups:
-        rows = [row for row in statistics if row["group"] == group and np.isfinite(ratio(row))]
+        rows = [row for row in statistics if row["group"] == group and np.isfinite(times_chance(row))]
         parts.append(f"**{group.capitalize()}**\n")
-        for row in sorted(rows, key=ratio, reverse=True)[:_TELLING]:
+        for row in sorted(rows, key=times_chance, reverse=True)[:_TELLING]:
             spreads = f"real {_spread(row, 'real')}, simulated {_spread(row, 'simulated')}"
             parts.append(f"* {row['statistic']} ({STATISTICS[row['statistic']]}): {spreads}")
         parts.append("")
@@ -180,13 +169,13 @@ def _fitted(scan: np.ndarray) -> np.ndarray:
     return cell
 
 
-def write(results: Path, docs: Path) -> None:
+def write_page(results: Path, docs: Path) -> None:
     """Write the page and its charts into `docs`."""
     draw_histograms(read("histograms", results), docs / HISTOGRAM_CHART)
     draw_statistics(read("statistics", results), docs / STATISTICS_CHART)
-    (docs / PAGE.name).write_text(render(results))
+    (docs / PAGE.name).write_text(render_simulator(results))
     print(f"wrote {docs / PAGE.name}")
 
 
 if __name__ == "__main__":
-    write(RESULTS, DOCS)
+    write_page(RESULTS, DOCS)

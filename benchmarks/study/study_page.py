@@ -65,7 +65,7 @@ def kept() -> list[Path]:
     return sorted(file.parent for file in RESULTS.glob("*/about.json"))
 
 
-def render() -> str:
+def render_study() -> str:
     """Write the page, in Markdown."""
     all_seeds = together([RESULTS / name for name in TOGETHER])
     return "\n".join([HEAD.read_text(), *([all_seeds] if all_seeds else []), *map(chapter, kept())])

@@ -275,7 +275,7 @@ def test_one_command_writes_results_page_charts_and_sheet(tmp_path, monkeypatch)
     folders = ["--real", str(tmp_path / "real"), "--simulated", str(tmp_path / "simulated")]
     assert realism.main([*folders, "--width", "300"]) == 0
     page = (tmp_path / "docs" / "simulator.md").read_text()
-    assert page == simulator_page.render(tmp_path / "results")
+    assert page == simulator_page.render_simulator(tmp_path / "results")
     for name in (simulator_page.SHEET, simulator_page.HISTOGRAM_CHART, simulator_page.STATISTICS_CHART):
         assert f"({name})" in page
         assert cv2.imread(str(tmp_path / "docs" / name)).std() > 0
@@ -302,6 +302,9 @@ def test_bad_input_is_one_sentence(sixray, capsys, arguments, reason):
 
 def test_the_page_is_made_of_the_result_files():
     page = simulator_page.PAGE.read_text()
-    assert page == simulator_page.render(simulator_page.RESULTS), "run python -m benchmarks.study.simulator_page"
+    written = "run python -m benchmarks.study.simulator_page"
+    assert page == simulator_page.render_simulator(simulator_page.RESULTS), written
+        "run python -m benchmarks.study.simulator_page"
+    )
     assert all((simulator_page.DOCS / name).is_file() for name in (simulator_page.SHEET,
         simulator_page.HISTOGRAM_CHART, simulator_page.STATISTICS_CHART))  # fmt: skip

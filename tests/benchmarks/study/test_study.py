@@ -276,7 +276,7 @@ def test_a_folder_made_by_another_recipe_is_refused(experiment, tmp_path, capsys
 
 def test_the_page_is_that_of_the_result_files():
     assert study_page.kept()
-    assert study_page.PAGE.read_text() == study_page.render(), "run python -m benchmarks.study"
+    assert study_page.PAGE.read_text() == study_page.render_study(), "run python -m benchmarks.study"
 
 
 @pytest.mark.parametrize("freedom", sorted(study_page.T_95))
