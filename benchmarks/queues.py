@@ -45,6 +45,18 @@ class SingleQueue:
         return loss.detach()
 
 
+def queue_step(
+    queues: ClassQueues, queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Do the class queues' work of a step: the loss and its gradient, then the keys are enqueued."""
+    valid = queues.valid(labels.to(queries.device))
+    levels = zip(queries, keys, queues.keys, strict=True)
+    loss = torch.stack([info_nce(q, k, bank, valid, temperature).loss for q, k, bank in levels]).sum()
+    loss.backward()
+    queues.enqueue(keys, labels)
+    return loss.detach()
+
+
 class Ours:
     """The class queues, used as the trainer uses them."""
 
@@ -56,12 +68,7 @@ class Ours:
 
     def step(self, queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the loss and its gradient, then enqueue."""
-        valid = self.queues.valid(labels)
-        levels = zip(queries, keys, self.queues.keys, strict=True)
-        loss = torch.stack([info_nce(q, k, bank, valid, TEMPERATURE).loss for q, k, bank in levels]).sum()
-        loss.backward()
-        self.queues.enqueue(keys, labels)
-        return loss.detach()
+        return queue_step(self.queues, queries, keys, labels, TEMPERATURE)
 
 
 def time_steps(levels: int, threads: int, steps: int) -> dict[str, Any]:

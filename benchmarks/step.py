@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import machine, ratio, save
 from benchmarks.loader import write_shards
-from segloc.contrast.losses import info_nce
+from benchmarks.queues import queue_step
 from segloc.contrast.metrics import peak_memory_mib
 from segloc.contrast.pretrainer import Pretrainer
 from segloc.data.stream import Batch, ShardFolder
@@ -92,7 +92,7 @@ def operations(trainer: Pretrainer) -> float:
 
 def queue_seconds(trainer: Pretrainer) -> float:
     """Seconds a step's queue work takes, the median of a few."""
-    queues, config, device = trainer.queues, trainer.config, trainer.device
+    config, device = trainer.config, trainer.device
     found = []
     for _ in range(9):
         drawn = torch.randn(2, len(LEVELS), config.optim.batch, config.head.dim, device=device)
@@ -101,11 +101,7 @@ def queue_seconds(trainer: Pretrainer) -> float:
         queries.requires_grad_()
         finish(device)
         start = time.perf_counter()
-        valid = queues.valid(labels.to(device))
-        banks = zip(queries, keys, queues.keys, strict=True)
-        losses = [info_nce(q, k, bank, valid, config.optim.temperature).loss for q, k, bank in banks]
-        torch.stack(losses).sum().backward()
-        queues.enqueue(keys, labels)
+        queue_step(trainer.queues, queries, keys, labels, config.optim.temperature)
         finish(device)
         found.append(time.perf_counter() - start)
     return statistics.median(found)

@@ -13,7 +13,8 @@ does not correct for bias: in small sets, whose draws hold far fewer different i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -55,11 +56,11 @@ class ClassMatches:
 
 def arrange(matches: Matches) -> list[ClassMatches]:
     """Lay out matches for `accumulate`, a class at a time."""
-    return [_arrange([r for r in of_class if r], [i for i, r in enumerate(of_class) if r])
-            for of_class in matches.records]  # fmt: skip
+    return [_arrange(of_class) for of_class in matches.records]
 
 
-def _arrange(records: list[dict], numbers: list[int]) -> ClassMatches:
+def _arrange(of_class: Sequence[dict[str, Any] | None]) -> ClassMatches:
+    records = [record for record in of_class if record]
     levels = len(PARAMS.iouThrs)
     recalled, items = np.zeros((len(records), levels * len(PARAMS.maxDets))), np.zeros(len(records))
     true, ignored = [np.zeros((levels, 0), bool)], [np.zeros((levels, 0), bool)]
@@ -70,7 +71,7 @@ def _arrange(records: list[dict], numbers: list[int]) -> ClassMatches:
         items[row] = np.count_nonzero(np.asarray(record["gtIgnore"]) == 0)
         true.append(hit)
         ignored.append(skip)
-    present = np.array(numbers, np.int64)
+    present = np.array([number for number, record in enumerate(of_class) if record], np.int64)
     image = np.repeat(present, [len(record["dtScores"]) for record in records])
     scores = np.array([score for record in records for score in record["dtScores"]], float)
     order = np.argsort(-scores, kind="stable")

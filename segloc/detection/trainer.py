@@ -31,12 +31,7 @@ class FinetuneTrainer(TrainerBase):
     """
 
     def __init__(
-        self,
-        detector: Detector,
-        data: TrainingData,
-        settings: OptimSettings,
-        learning_rates: np.ndarray,
-        seed: int,
+        self, detector: Detector, data: TrainingData, settings: OptimSettings, learning_rates: np.ndarray, seed: int
     ) -> None:
         super().__init__()
         self.detector = detector

@@ -185,28 +185,16 @@ def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list
         for seed in experiment.seeds
         if (name := cell_name(start, PROBE, seed)) in probed
     ]
-    return [*failures, *tabulate(files, out)] if files else failures
-
-
-def tabulate(files: Sequence[tuple[str, int, Path]], out: Path) -> list[str]:
-    """Write probe.md and probe.csv.
-
-    Args:
-        files: start, seed and probe.json of every finished probe, in the order of the rows.
-        out: folder of the experiment.
-
-    Returns:
-        What failed, a line if anything.
-    """
-    try:
-        probes = probe_table.read_probes(files)
-    except InputError as error:
-        return [f"probe.md: {error}"]
-    texts = {"probe.md": probe_table.probes_markdown(probes), "probe.csv": probe_table.probes_csv(probes)}
-    for name, text in texts.items():
-        write_atomic(out / name, text.encode())
-        print(out / name)
-    return []
+    if files:
+        try:
+            probes = probe_table.read_probes(files)
+        except InputError as error:
+            return [*failures, f"probe.md: {error}"]
+        texts = {"probe.md": probe_table.probes_markdown(probes), "probe.csv": probe_table.probes_csv(probes)}
+        for name, text in texts.items():
+            write_atomic(out / name, text.encode())
+            print(out / name)
+    return failures
 
 
 def report(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
@@ -237,11 +225,7 @@ def _last_line(log: Path) -> str:
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
     """Treat SIGTERM, which clusters send, as Ctrl-C: the command that runs is stopped too."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -23,6 +23,21 @@ NO_SCALE = "a norm-free residual branch's learned scale; the format's ResNet has
 NO_HEAD = "the format is a backbone's; the head of pretraining has no place in it"
 NO_FPN = "the format is a ResNet without an FPN"
 FREEZE_NOTE = "train all of it: freezing the stem or the batch statistics is meant for ImageNet weights"
+NO_SCALE_NOTE = """without the residual scales (left out) the network does not compute what it was trained to; with \
+--insert-bn it does"""
+IMAGE_NOTE = "images are RGB, (x - 127.5) / 127.5, padded with white to multiples of 32"
+# The same in the words of formats that have their own, and how the model is made there.
+DETECTRON2_IMAGES = """INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and PIXEL_STD [127.5, 127.5, 127.5]; here it pads with grey, \
+not white"""
+IMAGE_NOTES = {
+    "detectron2": DETECTRON2_IMAGES,
+    "detectron2-sda": DETECTRON2_IMAGES,
+    "mmdet": "data_preprocessor: mean and std [127.5]*3, bgr_to_rgb=True, pad_size_divisor=32, pad_value=1 (white)",
+}
+MODEL_NOTES = {
+    "timm": ["create the model with num_classes=0 (or features_only=True): there is no classifier in the file"],
+    "mmdet": ["style='pytorch', frozen_stages=-1"],
+}
 
 # How the formats with an FPN are told its channels; Detectron2 and mmdet skip tensors of another shape.
 FPN_WIDTH = {
@@ -135,32 +150,13 @@ def usage_notes(format_: str, norm: str, fpn_channels: int = FPN_CHANNELS) -> li
             "none": "norm_cfg has no equivalent",
         },
     }[format_][norm]
-    result = [f"norm: {setting}", *_image_notes(format_), FREEZE_NOTE]
+    found = [f"norm: {setting}", IMAGE_NOTES.get(format_, IMAGE_NOTE), FREEZE_NOTE]
     if format_ == "detectron2":
-        result += ["RESNETS.STRIDE_IN_1X1 False, BACKBONE.FREEZE_AT 0", "resnet18: RESNETS.RES2_OUT_CHANNELS 64"]
+        found += ["RESNETS.STRIDE_IN_1X1 False, BACKBONE.FREEZE_AT 0", "resnet18: RESNETS.RES2_OUT_CHANNELS 64"]
     if format_ in FPN_WIDTH and fpn_channels != FPN_CHANNELS:
-        result += [f"FPN: {FPN_WIDTH[format_].format(fpn_channels)}; with another width it would not be loaded"]
-    if format_ == "timm":
-        result += ["create the model with num_classes=0 (or features_only=True): there is no classifier in the file"]
-    if format_ == "mmdet":
-        result += ["style='pytorch', frozen_stages=-1"]
-    if norm == "none" and format_ not in OWN_NAMES:
-        result += [
-            "without the residual scales (left out) the network does not compute what it was trained to; with "
-            "--insert-bn it does"
-        ]
-    return result
-
-
-def _image_notes(format_: str) -> list[str]:
-    """Say how images have to be prepared, in the format's own words."""
-    if format_.startswith("detectron2"):
-        return [
-            "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and PIXEL_STD [127.5, 127.5, 127.5]; here it pads with grey, not white"
-        ]
-    if format_ == "mmdet":
-        return ["data_preprocessor: mean and std [127.5]*3, bgr_to_rgb=True, pad_size_divisor=32, pad_value=1 (white)"]
-    return ["images are RGB, (x - 127.5) / 127.5, padded with white to multiples of 32"]
+        found.append(f"FPN: {FPN_WIDTH[format_].format(fpn_channels)}; with another width it would not be loaded")
+    found += MODEL_NOTES.get(format_, [])
+    return found + ([NO_SCALE_NOTE] if norm == "none" and format_ not in OWN_NAMES else [])
 
 
 def with_head(export: Export, head: Mapping[str, torch.Tensor], format_: str) -> Export:

@@ -44,8 +44,7 @@ class Chosen:
     @property
     def view(self) -> View:
         """Its description."""
-        view: View = getattr(self.pair, self.side)
-        return view
+        return self.pair.query if self.side == "query" else self.pair.key
 
     @property
     def label(self) -> int:

@@ -93,10 +93,7 @@ def picture(argument: str) -> tuple[str, str]:
 def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
     """Render the page."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     table = results_table(runs)
     tuned = [run for run in runs if run.about["kind"] == "finetune"]

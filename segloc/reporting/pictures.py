@@ -54,12 +54,7 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -
 
 
 def _panel(
-    axes: Any,
-    image: np.ndarray,
-    split: CocoSplit,
-    shown: Sequence[dict[str, Any]],
-    paired: Collection[int],
-    title: str,
+    axes: Any, image: np.ndarray, split: CocoSplit, shown: Sequence[dict[str, Any]], paired: Collection[int], title: str
 ) -> None:
     """Show an image [h, w, 3] with annotations or detections outlined; those not among `paired` are dashed."""
     height, width = image.shape[:2]

@@ -304,7 +304,5 @@ def test_the_page_is_made_of_the_result_files():
     page = simulator_page.PAGE.read_text()
     written = "run python -m benchmarks.study.simulator_page"
     assert page == simulator_page.render_simulator(simulator_page.RESULTS), written
-        "run python -m benchmarks.study.simulator_page"
-    )
     assert all((simulator_page.DOCS / name).is_file() for name in (simulator_page.SHEET,
         simulator_page.HISTOGRAM_CHART, simulator_page.STATISTICS_CHART))  # fmt: skip
