@@ -31,17 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     source = options.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", help="fine-tuning run or checkpoint")
     source.add_argument("--results", nargs="+", metavar="FILE", help="COCO results files instead of a detector")
-    options.add_argument(
-        "--annotations", nargs="+", default=[], metavar="FILE", help="COCO files, one per results file"
-    )
-    options.add_argument("--config", help="recipe (default: the one inside the checkpoint)")
-    options.add_argument("--data", help="PIDray folder of either release; otherwise the recipe's data section")
-    options.add_argument("--subset", action="append", default=[], help="test set to measure (repeatable; default: all)")
-    options.add_argument(
-        "--bootstrap", type=int, metavar="N", help="95 %% intervals from N draws of the test images, e.g. 1000"
-    )
-    options.add_argument("--out", required=True, help="JSON file; tables and a detector's results go beside it")
-    options.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")
+    add = options.add_argument
+    add("--annotations", nargs="+", default=[], metavar="FILE", help="COCO files, one per results file")
+    add("--config", help="recipe (default: the one inside the checkpoint)")
+    add("--data", help="PIDray folder of either release; otherwise the recipe's data section")
+    add("--subset", action="append", default=[], help="test set to measure (repeatable; default: all)")
+    add("--bootstrap", type=int, metavar="N", help="95 %% intervals from N draws of the test images, e.g. 1000")
+    add("--out", required=True, help="JSON file; tables and a detector's results go beside it")
+    add("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")
     return cli.run(run, options, argv)
 
 

@@ -22,14 +22,13 @@ that a better one has not taken. Images with neither items nor detections are le
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = cli.parser("segloc.pictures", "Show detections beside the ground truth.", EXAMPLES)
-    options.add_argument(
-        "--results", required=True, metavar="FILE", help="COCO results, as segloc.evaluate writes them"
-    )
-    options.add_argument("--annotations", required=True, metavar="FILE", help="COCO file of the test set")
-    options.add_argument("--images", required=True, metavar="DIR", help="its images")
-    options.add_argument("--out", required=True, metavar="FILE", help="PNG file")
-    options.add_argument("--score", type=float, default=0.5, help="weakest detection to show (default: %(default)s)")
-    options.add_argument("--each", type=int, default=2, metavar="N", help="images of each kind (default: %(default)s)")
+    add = options.add_argument
+    add("--results", required=True, metavar="FILE", help="COCO results, as segloc.evaluate writes them")
+    add("--annotations", required=True, metavar="FILE", help="COCO file of the test set")
+    add("--images", required=True, metavar="DIR", help="its images")
+    add("--out", required=True, metavar="FILE", help="PNG file")
+    add("--score", type=float, default=0.5, help="weakest detection to show (default: %(default)s)")
+    add("--each", type=int, default=2, metavar="N", help="images of each kind (default: %(default)s)")
     return cli.run(run, options, argv)
 
 

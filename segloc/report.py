@@ -26,20 +26,14 @@ def _command(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = cli.parser("segloc.report", "Write one self-contained HTML page that compares runs.", EXAMPLES)
-    options.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="run folder, its evaluation.json in it; or what segloc.evaluate wrote for another program's results",
-    )
-    options.add_argument("--out", required=True, metavar="FILE", help="the page")
-    options.add_argument("--title", default="SegLoc report", help="headline (default: %(default)s)")
-    options.add_argument(
-        "--picture", action="append", default=[], metavar="CAPTION=FILE", help="show a picture (repeatable)"
-    )
-    options.add_argument(
-        "--table", action="append", default=[], metavar="FILE", help="also write the table, as .md or .csv (repeatable)"
-    )
+    add = options.add_argument
+    runs_help = "run folder, its evaluation.json in it; or what segloc.evaluate wrote for another program's results"
+    add("runs", nargs="+", metavar="RUN", help=runs_help)
+    add("--out", required=True, metavar="FILE", help="the page")
+    add("--title", default="SegLoc report", help="headline (default: %(default)s)")
+    add("--picture", action="append", default=[], metavar="CAPTION=FILE", help="show a picture (repeatable)")
+    table_help = "also write the table, as .md or .csv (repeatable)"
+    add("--table", action="append", default=[], metavar="FILE", help=table_help)
     return cli.run(_command, options, argv)
 
 

@@ -178,7 +178,11 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
         if not is_number(result["score"]):
             raise InputError(f"result {position} has score {str(result['score'])[:20]}, which is not a number")
         if field == "bbox":
-            _check_box(result["bbox"], position)
+            box, shown = result["bbox"], str(result["bbox"])[:80]
+            if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+                raise InputError(f"result {position} has bbox {shown}, which is not x, y, width, height")
+            if box[2] < 0 or box[3] < 0:
+                raise InputError(f"result {position} has bbox {shown}, whose width or height is negative")
     if field == "segmentation":
         for start in range(0, len(results), AT_ONCE):
             some = results[start : start + AT_ONCE]
@@ -186,13 +190,6 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
             if not good.all():
                 position = start + int(np.argmin(good))
                 raise InputError(f"result {position} has a segmentation that is no RLE of its image's size")
-
-
-def _check_box(box: Any, position: int) -> None:
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        raise InputError(f"result {position} has bbox {str(box)[:80]}, which is not x, y, width, height")
-    if box[2] < 0 or box[3] < 0:
-        raise InputError(f"result {position} has bbox {str(box)[:80]}, whose width or height is negative")
 
 
 def _is_listed(value: Any, ids: Collection[Any]) -> bool:

@@ -43,14 +43,7 @@ def linear(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, num_cl
     Every feature is shifted and scaled to mean 0 and variance 1 over the training set. L-BFGS from zero weights
     minimises the mean cross entropy plus L2 / 2 times the squared weights (not the biases), L2 = 0.001.
 
-    Args:
-        train: [M, D] float.
-        labels: [M] int64 class ids.
-        test: [N, D].
-        num_classes: C.
-
-    Returns:
-        [N] int64 class ids.
+    Arguments and result are those of `nearest_neighbours`.
     """
     mean, std = train.mean(0), train.std(0, correction=0)
     # A feature that does not vary says nothing; it must not become a division by almost nothing.
