@@ -19,7 +19,7 @@ from segloc.models.initial_weights import RANDOM
 from segloc.reporting.run_results import KINDS, Run
 from segloc.settings.finetuning import INCIDENTAL
 
-PUBLISHED = Path(__file__).with_name("published.yaml")
+PUBLISHED: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 # Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
 HOW_TAKEN_OVER = ("train.box_heads", "train.unmatched")
 OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", *HOW_TAKEN_OVER)
@@ -157,10 +157,9 @@ def baseline(groups: Sequence[Sequence[Run]], members: Sequence[Run]) -> int | N
 
 def published(columns: Sequence[Column]) -> list[Block]:
     """Read the published figures; their mean is that of the three test sets."""
-    rows = _published()["rows"]
-    by_name = {entry["name"]: entry for entry in rows}
+    by_name = {entry["name"]: entry for entry in PUBLISHED["rows"]}
     blocks = []
-    for entry in rows:
+    for entry in by_name.values():
         base = [by_name[entry["base"]]] if "base" in entry else []
         figures = _figures(columns, [partial(_published_value, entry)], [partial(_published_value, b) for b in base])
         shown = {metric: row for metric, row in figures.items() if any(figure.value is not None for figure in row)}
@@ -224,12 +223,8 @@ def notes(table: Table) -> list[str]:
             "Published rows are not measured here. They are of the real scans of PIDray's first release; figures of "
             "simulated or other scans cannot be compared with them."
         )
-        found += [f"{name}: {source}." for name, source in _published()["sources"].items()]
+        found += [f"{name}: {source}." for name, source in PUBLISHED["sources"].items()]
     return found
-
-
-def _published() -> dict[str, Any]:
-    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def _columns(runs: Sequence[Run]) -> list[Column]:

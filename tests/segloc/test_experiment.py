@@ -285,11 +285,11 @@ def test_folders_that_no_experiment_made_are_refused(grid, tmp_path, fake, capsy
 def test_the_folder_may_be_written_in_any_way(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ways = ("runs/x", "./runs/../runs/x/", str(tmp_path / "runs" / "x"))
-    assert {str(run.tidy(way)) for way in ways} == {"runs/x"}
-    assert run.tidy("/somewhere/x") == Path("/somewhere/x")
+    assert {str(run.experiment_folder(way)) for way in ways} == {"runs/x"}
+    assert run.experiment_folder("/somewhere/x") == Path("/somewhere/x")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
-        run.tidy("file")
+        run.experiment_folder("file")
 
 
 BAD = [
