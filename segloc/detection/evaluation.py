@@ -63,8 +63,18 @@ def evaluate_results(
     Raises:
         InputError: a file cannot be used, or results do not belong to their annotations.
     """
-    about = {"engine": "results file", "weights": None, "iteration": None}
-    return _report(about, _read_results(results, annotations), resamples)
+    if len(results) != len(annotations):
+        raise InputError(
+            f"{len(results)} --results and {len(annotations)} --annotations; give one of each per test set"
+        )
+    splits = [Split(_subset_name(Path(truth)), Path(truth), None) for truth in annotations]
+    _check_names(splits)
+    found: Found = []
+    for split, truth, file in zip(splits, annotations, results, strict=True):
+        found.append((read_split(split), read_results(Path(file))))
+        if found[-1][0].classes != found[0][0].classes:
+            raise InputError(f"{truth}: its categories are not those of {annotations[0]}")
+    return _report({"engine": "results file", "weights": None, "iteration": None}, found, resamples)
 
 
 def evaluate_weights(
@@ -217,21 +227,6 @@ def _chosen(splits: list[Split], names: Sequence[str]) -> list[Split]:
         if name not in [split.name for split in splits]:
             raise unknown_key(name, [split.name for split in splits], "--subset")
     return [split for split in splits if not names or split.name in names]
-
-
-def _read_results(results: Sequence[str], annotations: Sequence[str]) -> Found:
-    if len(results) != len(annotations):
-        raise InputError(
-            f"{len(results)} --results and {len(annotations)} --annotations; give one of each per test set"
-        )
-    splits = [Split(_subset_name(Path(truth)), Path(truth), None) for truth in annotations]
-    _check_names(splits)
-    found: Found = []
-    for split, truth, file in zip(splits, annotations, results, strict=True):
-        found.append((read_split(split), read_results(Path(file))))
-        if found[-1][0].classes != found[0][0].classes:
-            raise InputError(f"{truth}: its categories are not those of {annotations[0]}")
-    return found
 
 
 def _subset_name(annotations: Path) -> str:

@@ -17,7 +17,7 @@ from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import IMAGENET, RANDOM
 from segloc.probing import classifiers
 from segloc.probing.held_out import Split, split
-from segloc.probing.roi_features import Network, features, start, trained
+from segloc.probing.roi_features import features, start, trained
 from segloc.settings.pretraining import load_config
 
 
@@ -47,12 +47,17 @@ def probe(
         The report: origin of the weights, counts of views, ``chance`` and ``accuracy`` by kind of features, 0 to 1.
 
     Raises:
-        InputError: weights, shards or numbers that cannot be used.
+        InputError: weights, shards or numbers that cannot be used, or a recipe for weights that have their own.
     """
     if min(train, test, image_size) < 1 or seed < 0:
         raise InputError("--train, --test and --image-size must be at least 1, and --seed at least 0")
     folder = ShardFolder.open(shards)
-    network = open_network(weights, config, overrides)
+    if weights in (RANDOM, IMAGENET):
+        network = start(weights, load_config(config, list(overrides)))
+    elif config or overrides:
+        raise InputError(f"--config and key=value are for {RANDOM} and {IMAGENET}; {weights} has its own settings")
+    else:
+        network = trained(weights)
     views = split(folder, train, test, seed)
     learned, labels = features(network, views.train, image_size, "training views")
     tested, truth = features(network, views.test, image_size, "test views")
@@ -70,19 +75,6 @@ def probe(
         "l2": classifiers.L2,
         "accuracy": accuracies(learned, labels, tested, truth, len(folder.index.classes)),
     }
-
-
-def open_network(weights: str, config: str | None, overrides: Sequence[str]) -> Network:
-    """Make or load the network to probe; see `probe`.
-
-    Raises:
-        InputError: it cannot be had, or a recipe was given that does not matter to it.
-    """
-    if weights in (RANDOM, IMAGENET):
-        return start(weights, load_config(config, list(overrides)))
-    if config or overrides:
-        raise InputError(f"--config and key=value are for {RANDOM} and {IMAGENET}; {weights} has its own settings")
-    return trained(weights)
 
 
 def accuracies(
