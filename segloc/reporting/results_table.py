@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
+from segloc.common.datasets import pidray
 from segloc.reporting.run_results import KINDS, MEAN, METRICS, POOLED, RANDOM, Run
 from segloc.settings.finetuning import INCIDENTAL
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 # The test sets that the published figures are of.
-PIDRAY = ("easy", "hard", "hidden")
 # Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
 HOW_TAKEN_OVER = ("train.box_heads", "train.unmatched")
 OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", *HOW_TAKEN_OVER)
@@ -93,7 +93,7 @@ def results_table(runs: Sequence[Run]) -> Table:
             )
         )
     subsets = {subset for _, subset in columns} - {MEAN, POOLED}
-    return Table(columns, [*blocks, *(published(columns) if subsets == set(PIDRAY) else [])])
+    return Table(columns, [*blocks, *(published(columns) if subsets == set(pidray.SUBSETS) else [])])
 
 
 def group(runs: Sequence[Run]) -> list[list[Run]]:
@@ -255,7 +255,7 @@ def _published_value(entry: dict[str, Any], column: Column, metric: str) -> floa
     values = entry[kind].get(metric)
     if values is None or subset == POOLED:
         return None
-    return statistics.fmean(values) if subset == MEAN else values[PIDRAY.index(subset)]
+    return statistics.fmean(values) if subset == MEAN else values[pidray.SUBSETS.index(subset)]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
