@@ -87,9 +87,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=_at_least(0), default=0, metavar="S", help="another seed, other pairs (default: 0)")
     add("--per-shard", type=_at_least(1), default=1000, metavar="N", help="default: 1000")
     add("--blend", choices=tuple(BLENDS), default="alpha", help="default: alpha, the paper's")
+    usual = ", ".join(f"{name} {low:g}:{high:g}" for name, (_, (low, high), _) in BLENDS.items())
     weights = (
-        "range of the composition coefficient: the item's weight in alpha (default: 0.25:0.65, the paper's), a factor "
-        "of its thickness in multiply and ratio (default: 0.6:1.4)"
+        "range of the composition coefficient: the item's weight in alpha, a factor of its thickness in multiply and "
+        f"ratio (default: {usual})"
     )
     add("--coefficients", type=_span, metavar="LOW:HIGH", help=weights)
     add("--width", type=_at_least(32, 8192), default=500, metavar="PX", help="of the images (default: 500)")

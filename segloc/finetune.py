@@ -38,16 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     return cli.run(run, options, argv)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Carry out the command; returns 1 when the training diverges, 0 also when SIGTERM stopped it."""
+def run(args: argparse.Namespace) -> None:
+    """Carry out the command, which ends well also when SIGTERM stopped the training."""
     config = load(FinetuneConfig, args.config, args.overrides).with_data(args.data)
     out = args.out or f"runs/finetune-{Path(args.config).stem}-{run_name(args.weights)}"
-    try:
-        print(finetune(config, args.weights, Path(out)))
-    except FloatingPointError as error:
-        print(f"python -m segloc.finetune: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(finetune(config, args.weights, Path(out)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Runs the same function over many tasks: here, in processes, or on a Ray cluster.
 
 The results come back in the order of the tasks whatever the executor, so nothing a stage writes can depend on how many
-workers it had. Another executor is one more function like `_local` and an entry in `EXECUTORS`.
+workers it had. To add an executor, write a function like `_local`, enter it in `EXECUTORS`, and name it in
+`segloc.common.cli.EXECUTORS`, which keeps ``--help`` fast and free of imports.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Composition modes: how an item's pixels and the bag's become one (paper section 3.1; Beer-Lambert).
 
-Another mode is one more function and an entry in `BLENDS`.
+To add a mode, write a function and enter it in `BLENDS`; ``--blend`` and ``--coefficients`` offer it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +15,9 @@ import numpy.typing as npt
 from pipeline.pairing.geometry import Patch
 from segloc.common.images import Image
 
-# Least transmission an item's pixel may have: what a scanner shows as black is not infinitely thick.
-TRANSMISSION_FLOOR = {"multiply": 0.02, "ratio": 0.05}
+# Least transmission a pixel may have: what a scanner shows as black is not infinitely thick. Of a picture as it is, and
+# of one that is divided by its surroundings (`ratio_blend`, occluders).
+PICTURE_FLOOR, RATIO_FLOOR = 0.02, 0.05
 
 
 def alpha_blend(host: Image, patch: Patch, donor: npt.NDArray[np.float32], weight: float) -> Image:
@@ -30,12 +30,12 @@ def multiply_blend(host: Image, patch: Patch, donor: npt.NDArray[np.float32], th
 
     What lay over and under the item in its donor is taken along; `ratio_blend` takes that out.
     """
-    return _attenuate(host, patch, np.full(3, 255.0), TRANSMISSION_FLOOR["multiply"], thickness)
+    return _attenuate(host, patch, np.full(3, 255.0), PICTURE_FLOOR, thickness)
 
 
 def ratio_blend(host: Image, patch: Patch, donor: npt.NDArray[np.float32], thickness: float) -> Image:
     """Stack the item alone: its transmission is the donor's pixels over the donor's surroundings."""
-    return _attenuate(host, patch, np.maximum(donor, 1).astype(np.float64), TRANSMISSION_FLOOR["ratio"], thickness)
+    return _attenuate(host, patch, np.maximum(donor, 1).astype(np.float64), RATIO_FLOOR, thickness)
 
 
 def _attenuate(host: Image, patch: Patch, clear: npt.NDArray[np.float64], floor: float, thickness: float) -> Image:
@@ -56,8 +56,7 @@ def paste_blend(host: Image, patch: Patch, donor: npt.NDArray[np.float32], weigh
     return patch.rgb
 
 
-@dataclasses.dataclass(frozen=True)
-class Blend:
+class Blend(NamedTuple):
     """A composition mode.
 
     Attributes:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bags.belt import LEAST_CONTRAST
-from pipeline.pairing.blends import BLENDS, TRANSMISSION_FLOOR
+from pipeline.pairing.blends import BLENDS, RATIO_FLOOR
 from pipeline.pairing.geometry import Geometry, Patch, fit, render
 from pipeline.tables.segment_table import Segment
 from segloc.common.contract import Box, View
@@ -105,7 +105,7 @@ def occlude(host: Image, clutter: Image, corner: tuple[int, int], level: int) ->
     height, width = clutter.shape[:2]
     rows, columns = ((np.arange(side) + 0.5) / side * 2 - 1 for side in (height, width))
     weight = np.clip(1.5 * (1 - rows[:, None] ** 2 - columns**2), 0, 1)[..., None]
-    transmission = np.clip(clutter / max(1, level), TRANSMISSION_FLOOR["ratio"], 1)
+    transmission = np.clip(clutter / max(1, level), RATIO_FLOOR, 1)
     window = host[corner[1] : corner[1] + height, corner[0] : corner[0] + width]
     window[:] = np.rint(window * (1 + weight * (transmission - 1)))
 

@@ -27,10 +27,12 @@ class TableWriter:
     def __init__(self, parquet: pq.ParquetWriter, schema: pa.Schema, group_rows: int) -> None:
         self.parameters: dict[str, Any] = {}
         self._parquet, self._schema, self._group_rows = parquet, schema, group_rows
+        self._columns = frozenset(schema.names)
         self._rows: list[Mapping[str, Any]] = []
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row: a value per column, None or absent for null."""
+        assert row.keys() <= self._columns, f"not in the schema: {sorted(row.keys() - self._columns)}"
         self._rows.append(row)
         if len(self._rows) == self._group_rows:
             self.flush()

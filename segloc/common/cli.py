@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from segloc.common.errors import InputError, RunError, describe
+from segloc.common.errors import INTERRUPTED, InputError, RunError, describe
 
 # Names of `pipeline.common.executors.EXECUTORS`.
 EXECUTORS = ("local", "ray")
@@ -21,19 +21,17 @@ def run(
 
     Returns:
         The exit code: 0 done, 1 the command ran and found something wrong, 2 bad arguments or input, 130 stopped by
-        Ctrl-C.
+        Ctrl-C (`segloc.common.errors`).
     """
     args = parser.parse_intermixed_args(argv)  # key=value may stand anywhere
     try:
         return command(args) or 0
-    except InputError as error:
-        return _fail(parser, str(error), 2)
+    except (InputError, RunError) as error:
+        return _fail(parser, str(error), error.exit_code)
     except OSError as error:
-        return _fail(parser, describe(error), 2)
-    except RunError as error:
-        return _fail(parser, str(error), 1)
+        return _fail(parser, describe(error), InputError.exit_code)
     except KeyboardInterrupt:
-        return _fail(parser, "stopped", 130)
+        return _fail(parser, "stopped", INTERRUPTED)
 
 
 def _fail(parser: argparse.ArgumentParser, message: str, code: int) -> int:
@@ -45,8 +43,8 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong with an option in one line, and where to read on."""
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+        """End as with bad input."""
+        self.exit(InputError.exit_code, f"{self.prog}: {message} (see --help)\n")
 
 
 def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:

@@ -53,7 +53,7 @@ class View:
         background: path of the background scan, relative to its root, ``/`` separators.
         segment: id of the pasted segment (`segments.parquet`).
         region: authentic region the box lies in (of several bags, the one drawn), in pixels of the stored image.
-        blend: composition mode, ``alpha``, ``multiply``, ``ratio`` or ``paste``.
+        blend: composition mode, a name in `pipeline.pairing.blends.BLENDS`.
         coefficient: the mode's; for ``alpha`` the item's weight.
         rotation_deg: counter-clockwise rotation of the (already flipped) segment, degrees.
         scale: pixels of the stored image per pixel of the donor scan.

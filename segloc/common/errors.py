@@ -1,4 +1,8 @@
-"""The errors that commands report in one line, and how they are worded."""
+"""The errors that commands report in one line, how they are worded, and the exit code of each.
+
+A command ends with 0 when it is done. An error of a new kind is a class here with its own `exit_code`;
+`segloc.common.cli.run` and `segloc.training.processes.launch` read it.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,28 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST_MESSAGE = 400
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 class InputError(ValueError):
-    """Bad input the user can mend. Commands print its message in one line and exit with code 2."""
+    """Bad input the user can mend. Commands print its message in one line."""
 
-
-def one_line(error: BaseException) -> str:
-    """Say what an exception says, in one line; its kind where it says nothing."""
-    return " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__
+    exit_code = 2
 
 
 class RunError(RuntimeError):
-    """Good input, but the work failed. Commands print the message in one line and exit with code 1."""
+    """Good input, but the work failed. Commands print the message in one line."""
+
+    exit_code = 1
+
+
+class DivergedError(RunError):
+    """The loss or its gradient is no longer finite."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception in one line; its class name where it has none."""
+    return " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__
 
 
 def describe(error: OSError) -> str:

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from segloc.common.errors import InputError, one_line
+from segloc.common.errors import DivergedError, InputError, one_line
 from segloc.common.files import write_atomic
 from segloc.contrast.losses import InfoNCE, class_info_nce, info_nce
 from segloc.contrast.metrics import Compared, gauges
@@ -340,7 +340,7 @@ class Pretrainer(TrainerBase):
         path = self.out / "not_finite.json"
         if self.group.is_main:
             write_atomic(path, json.dumps(found).encode())
-        raise FloatingPointError(
+        raise DivergedError(
             f"step {self.iter}: the loss is {every_loss[bad][0].item()}, the norm of its gradient "
             f"{gradient_norm.item()}; the pairs they came from are in {path}"
         )

@@ -105,7 +105,7 @@ def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALON
 
     Raises:
         InputError: shards or settings that cannot be used.
-        FloatingPointError: the loss is no longer finite.
+        DivergedError: the loss is no longer finite.
     """
     with sigterm() as stop:
         return _pretrain(config, shards, out, group, stop)
@@ -157,11 +157,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
 
 def train(config: PretrainConfig, shards: str, out: Path, group: Group) -> int:
     """Pretrain as one process of a group; returns its exit code."""
-    try:
-        path = pretrain(config, shards, out, group)
-    except FloatingPointError as error:
-        print(f"stopped: {error}")
-        return 1
+    path = pretrain(config, shards, out, group)
     if group.is_main:
         print(f"pretrained backbone: {path}" if path else f"stopped early; the same command goes on from {out}")
     return 0

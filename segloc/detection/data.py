@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 import torch
 
-from segloc.common import images
-from segloc.common.datasets import Split, pidray
+from segloc.common import datasets, images
+from segloc.common.datasets import Split
 from segloc.common.errors import InputError
 from segloc.common.images import Image, ImageError
 from segloc.detection.splits import CocoSplit, Scan, box_of, is_trainable, mask_of
@@ -63,7 +63,7 @@ def train_split(settings: DataSettings) -> Split:
         if len(settings.train) != 2:
             raise InputError("data.train takes two values: an annotation file and a folder of images")
         return Split("train", Path(settings.train[0]), Path(settings.train[1]))
-    return _pidray(settings)["train"]
+    return _data_set(settings)[datasets.TRAIN]
 
 
 def evaluation_splits(settings: DataSettings) -> list[Split]:
@@ -76,7 +76,7 @@ def evaluation_splits(settings: DataSettings) -> list[Split]:
         if any(isinstance(test, str) or len(test) != 3 for test in settings.tests):
             raise InputError("data.tests takes [name, annotation file, folder of images] for each test set")
         return [Split(str(name), Path(file), Path(images)) for name, file, images in settings.tests]
-    return [split for name, split in _pidray(settings).items() if name in pidray.SUBSETS]
+    return [split for name, split in _data_set(settings).items() if name != datasets.TRAIN]
 
 
 def read_scan(scan: Scan) -> Image:
@@ -232,7 +232,7 @@ def _some(scans: list[Scan], fraction: float) -> list[Scan]:
     return [scan for scan in scans if scan.image_id in kept]
 
 
-def _pidray(settings: DataSettings) -> dict[str, Split]:
+def _data_set(settings: DataSettings) -> dict[str, Split]:
     if not settings.root:
         raise InputError("no data: give --data PIDRAY_ROOT, or data.train and data.tests in the recipe")
-    return pidray.splits(Path(settings.root))
+    return datasets.splits(Path(settings.root))

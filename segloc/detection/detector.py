@@ -2,13 +2,19 @@
 
 ``detectron2`` is the Cascade Mask R-CNN that SDANet uses. ``torchvision`` is the stand-in for machines without
 Detectron2: a Mask R-CNN on the same backbone, data and evaluation, whose figures are its own.
+
+An engine is a module ``engine_NAME.py`` beside this one and its NAME in `segloc.settings.finetuning.ENGINES`. The
+module has ``build(backbone, heads, num_classes)``, which returns its `Detector`, losses included. Its import may fail
+where the library it wraps is missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,9 +24,8 @@ from torch import nn
 from segloc.common.errors import InputError
 from segloc.detection.data import Example
 from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone
-from segloc.settings.finetuning import ENGINES, ModelSettings
+from segloc.settings.finetuning import ENGINES, STAND_IN, ModelSettings
 
-MODULES = {engine: f"segloc.detection.engine_{engine}" for engine in ENGINES}
 POOL_LEVELS, POOL_SCALES = LEVELS[:4], [1 / stride for stride in STRIDES[:4]]  # p6 is for anchors alone
 SAMPLING_RATIO = 2
 
@@ -94,7 +99,7 @@ def new_detector(model: ModelSettings) -> Detector:
         InputError: the engine is unknown or not installed.
     """
     backbone = SegLocBackbone(**dataclasses.asdict(model.backbone))
-    module = importlib.import_module(MODULES[engine_name(model.engine)])
+    module = _module(engine_name(model.engine))
     backbone.freeze(model.frozen, model.fixed_statistics)
     built: Detector = module.build(backbone, model.heads, model.num_classes)
     refuse_frozen(built)
@@ -110,29 +115,24 @@ def refuse_frozen(built: Detector) -> None:
 
 
 def engine_name(choice: str) -> str:
-    """Turn a recipe's choice of engine into the engine's name.
+    """Turn a recipe's choice of engine into the engine's name; ``auto`` is the first of `ENGINES` that is installed.
 
     Raises:
         InputError: it is unknown or not installed.
     """
-    installed = choice in ("auto", "detectron2") and _detectron2_works()
-    if choice == "auto":
-        return "detectron2" if installed else "torchvision"
-    if choice not in ENGINES:
+    if choice not in ("auto", *ENGINES):
         raise InputError(f"model.engine is {choice!r}, not one of auto, {', '.join(ENGINES)}")
-    if choice == "detectron2" and not installed:
-        raise InputError("the engine is detectron2, which is not installed (`make detectron2` installs it)")
-    return choice
+    for engine in ENGINES if choice == "auto" else (choice,):
+        with contextlib.suppress(ImportError):
+            _module(engine)
+            return engine
+    raise InputError(f"the engine is {choice}, which is not installed (README.md says how to install it)")
 
 
 def engine_label(engine: str) -> str:
     """Name an engine for people; the stand-in says that it is one."""
-    return f"{engine} (stand-in)" if engine == "torchvision" else engine
+    return f"{engine} (stand-in)" if engine == STAND_IN else engine
 
 
-def _detectron2_works() -> bool:
-    try:
-        importlib.import_module(MODULES["detectron2"])
-    except ImportError:
-        return False
-    return True
+def _module(engine: str) -> ModuleType:
+    return importlib.import_module(f"segloc.detection.engine_{engine}")

@@ -17,7 +17,7 @@ from segloc.detection.splits import read_split
 from segloc.detection.trainer import FinetuneTrainer, Progress
 from segloc.detection.weights import detector_content, recipe_inside, start_detector
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
-from segloc.settings.finetuning import FinetuneConfig, TrainSettings
+from segloc.settings.finetuning import STAND_IN, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
 from segloc.training import checkpoint, run_folder
 from segloc.training.run_folder import origin
@@ -53,7 +53,7 @@ def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detec
     """Build the detector and, unless its weights are in a checkpoint, give it its start weights."""
     torch.manual_seed(config.train.seed)
     detector = new_detector(config.model)
-    if detector.engine == "torchvision" and config.model.heads.stages > 1:
+    if detector.engine == STAND_IN and config.model.heads.stages > 1:
         print(
             f"torchvision has no cascade: instead of {config.model.heads.stages} stages, this is a Mask R-CNN, of one"
         )
@@ -119,7 +119,7 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
 
     Raises:
         InputError: weights, data or settings that cannot be used.
-        FloatingPointError: the loss is no longer finite.
+        DivergedError: the loss is no longer finite.
     """
     run_folder.refuse_other_kind(folder, "finetune")
     split = read_split(train_split(config.data))

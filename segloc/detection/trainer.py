@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from segloc.common.errors import DivergedError
 from segloc.detection.data import Example, TrainingData
 from segloc.detection.detector import Detector
 from segloc.settings.finetuning import OptimSettings
@@ -53,7 +54,7 @@ class FinetuneTrainer(TrainerBase):
         """Load, then forward and backward for each micro-batch, then step.
 
         Raises:
-            FloatingPointError: the loss is not finite; names the images.
+            DivergedError: the loss is not finite; names the images.
         """
         began = time.perf_counter()
         batch = next(self._batches)
@@ -83,7 +84,7 @@ class FinetuneTrainer(TrainerBase):
         losses = {name: value * share for name, value in self._losses(batch).items()}
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
-            raise FloatingPointError(self._diverged(batch))
+            raise DivergedError(self._diverged(batch))
         loss.backward()
         return {name: value.detach() for name, value in losses.items()}
 
@@ -92,7 +93,7 @@ class FinetuneTrainer(TrainerBase):
             with torch.autocast(self.detector.device.type, torch.bfloat16, enabled=self.settings.amp):
                 return {name: value.float() for name, value in self.detector(batch).items()}
         except FloatingPointError as error:  # Detectron2's own check of the proposals
-            raise FloatingPointError(self._diverged(batch)) from error
+            raise DivergedError(self._diverged(batch)) from error
 
     def _diverged(self, batch: Sequence[Example]) -> str:
         images = ", ".join(str(example.image_id) for example in batch)

@@ -24,7 +24,8 @@ INCIDENTAL = (
     "data.tests",
     "data.threads",
 )
-ENGINES = ("detectron2", "torchvision")
+STAND_IN = "torchvision"
+ENGINES = ("detectron2", STAND_IN)  # best first: ``auto`` takes the first that is installed
 MAX_STAGES = 3  # of the cascade
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException
 
-from segloc.common.errors import InputError
+from segloc.common.errors import InputError, RunError, describe
 from segloc.training import loop
 
 
@@ -137,8 +137,11 @@ def _run(function: Callable[..., int], args: tuple[Any, ...]) -> None:
     with join() as group:
         try:
             code = function(*args, group)
-        except (InputError, OSError) as error:
+        except (InputError, RunError) as error:
             print(error, file=sys.stderr)
-            code = 2
+            code = error.exit_code
+        except OSError as error:
+            print(describe(error), file=sys.stderr)
+            code = InputError.exit_code
     if code:
         sys.exit(code)

@@ -24,24 +24,6 @@ def test_missing_arguments_end_with_code_2(name: str) -> None:
     assert "the following arguments are required" in done.stderr
 
 
-def test_a_broken_pool_and_an_os_error_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.common.executors import WorkerLostError
-    from segloc.common import cli
-
-    def fail(error: BaseException) -> int:
-        def command(_: object) -> int:
-            raise error
-
-        return cli.run(command, cli.parser("pipeline.x", "", ""), [])
-
-    assert fail(WorkerLostError()) == 1
-    assert fail(PermissionError(13, "Permission denied", "/data/a b")) == 2
-    assert fail(KeyboardInterrupt()) == 130
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("python -m pipeline.x: a worker process died")
-    assert lines[1:] == ["python -m pipeline.x: /data/a b: Permission denied", "python -m pipeline.x: stopped"]
-
-
 def test_stage_one_never_imports_torch() -> None:
     modules = ", ".join(f"pipeline.{name}" for name in COMMANDS)
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'torchvision', 'webdataset'}} & set(sys.modules)))"

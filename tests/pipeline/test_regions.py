@@ -75,7 +75,7 @@ def test_rows_are_sorted_and_independent_of_workers(mode: str, dirty: Path, tmp_
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
     table = pq.read_table(tmp_path / "1.parquet")
     assert table["image"].to_pylist() == sorted(DIRT)
-    assert table.schema.metadata[b"segloc.regions.format_version"] == b"3"
+    assert table.schema.metadata[b"segloc.regions.format_version"] == str(region_table.FORMAT_VERSION).encode()
     assert f'"mode": "{mode}"'.encode() in table.schema.metadata[b"segloc.parameters"]
 
 

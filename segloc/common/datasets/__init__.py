@@ -1,7 +1,8 @@
-"""Readers of data sets: one file each, all giving the same things.
+"""Finders of data sets: one file each, all giving the same things.
 
 *Backgrounds* are paths of benign scans relative to a root. *Splits* are parts of a data set: a COCO instance file and
-its scans. Another data set is one more file here, and a line in `_BACKGROUNDS` if it has benign scans.
+its scans. To add a data set, write a file here and name it in `_BACKGROUNDS` if it has benign scans, in `_ANNOTATED` if
+it has COCO files. It is then found wherever a folder is asked for: ``--segments``, ``--backgrounds`` and ``--data``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from pathlib import Path
 
 from segloc.common.datasets import coco, folder, leakage, pidray, sixray
 from segloc.common.datasets.records import Annotations, Instance, Split
+from segloc.common.errors import InputError
 from segloc.common.files import existing_file, existing_folder
 
-__all__ = ["Annotations", "Instance", "Split", "backgrounds", "read", "training_source"]
+__all__ = ["TRAIN", "Annotations", "Instance", "Split", "backgrounds", "read", "splits", "training_source"]
 
-_BACKGROUNDS = (pidray.backgrounds, sixray.backgrounds)  # asked in this order; of any other folder all scans count
+TRAIN = "train"
+
+# Asked in this order; each gives None for a folder that holds another data set.
+_BACKGROUNDS = (pidray, sixray)  # of any other folder all scans count
+_ANNOTATED = (pidray,)
 
 
 def backgrounds(root: Path) -> list[str]:
@@ -31,27 +37,41 @@ def backgrounds(root: Path) -> list[str]:
         InputError: the folder is missing or holds no benign scan, as PIDray's first release and the folders of either.
     """
     names = functools.cache(functools.partial(folder.scans, existing_folder(root, "backgrounds")))
-    for of_data_set in _BACKGROUNDS:
-        if (found := of_data_set(root, names)) is not None:
+    for data_set in _BACKGROUNDS:
+        if (found := data_set.backgrounds(root, names)) is not None:
             return found
     return names()
+
+
+def splits(root: Path) -> dict[str, Split]:
+    """Find the parts of an annotated data set, the training part under the name ``train``; no file is opened.
+
+    Raises:
+        InputError: no such folder, or it holds no annotated data set.
+    """
+    root = existing_folder(root, "data set")
+    for data_set in _ANNOTATED:
+        if (found := data_set.splits(root)) is not None:
+            return found
+    raise InputError(f"{root}: {', '.join(data_set.NOT_FOUND for data_set in _ANNOTATED)}")
 
 
 def training_source(path: Path, images: Path | None) -> Split:
     """Find what segments are cut from.
 
     Args:
-        path: a COCO instance file, or the root of a PIDray copy, of which the training part is taken.
-        images: the folder the file's image names refer to; None takes PIDray's own, or the folder of the file.
+        path: a COCO instance file, or the root of a data set (see `splits`), whose training part is taken.
+        images: the folder the file's image names refer to; None takes the data set's own, or the folder of the file.
 
     Raises:
         InputError: something is missing, or the part is for testing: segments come from training data only.
     """
     if path.is_dir():
-        source = pidray.training_part(path)
-        source = Split(source.name, source.annotations, images or source.images)
+        source = splits(path)[TRAIN]
+        source = Split(TRAIN, source.annotations, images or source.images)
     else:
-        source = Split("train", existing_file(path, "annotations"), images or path.parent)
+        source = Split(TRAIN, path, images or path.parent)
+    existing_file(source.annotations, "annotations to cut segments from")
     leakage.refuse_test_parts(source.annotations, source.image_folder())
     return source
 

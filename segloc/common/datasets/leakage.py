@@ -1,4 +1,7 @@
-"""Keeps scans of test parts out of pretraining (paper section 3.1: segments are PIDray's training items)."""
+"""Keeps scans of test parts out of pretraining (paper section 3.1: segments are PIDray's training items).
+
+Names alone decide. Those of COCO's and PIDray's test parts are known; add those of another data set to the patterns.
+"""
 
 from __future__ import annotations
 

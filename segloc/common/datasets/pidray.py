@@ -15,40 +15,24 @@ from pathlib import Path
 from segloc.common.datasets import coco, folder
 from segloc.common.datasets.records import Split
 from segloc.common.errors import InputError
-from segloc.common.files import existing_file, existing_folder
 
 SUBSETS = ("easy", "hard", "hidden")
+NOT_FOUND = "not a PIDray folder (no annotations/xray_train.json and no annotations/train.json)"
 
 _SCAN = re.compile(r"(?:.*/)?xray_(?:easy|hard|hidden)?\d{5}\.png", re.IGNORECASE)
 
 
-def splits(root: Path) -> dict[str, Split]:
+def splits(root: Path) -> dict[str, Split] | None:
     """Find the training part and the three test parts of a PIDray copy of either release.
 
     Only the names above are looked for, so litter such as ``._xray_train.json`` is never read.
 
     Returns:
-        ``train``, ``easy``, ``hard`` and ``hidden``, of which at least one has its annotation file; none is opened.
-
-    Raises:
-        InputError: no such folder, or it holds neither release.
+        ``train``, ``easy``, ``hard`` and ``hidden``, of which at least one has its annotation file; None where `root`
+        holds neither release.
     """
-    found = [layout for layout in _layouts(existing_folder(root, "PIDray")) if any(map(_is_there, layout.values()))]
-    if not found:
-        raise InputError(f"{root}: not a PIDray folder (no annotations/xray_train.json and no annotations/train.json)")
-    return next((layout for layout in found if _is_there(layout["train"])), found[0])
-
-
-def training_part(root: Path) -> Split:
-    """Find the training annotations and scans of a PIDray copy of either release.
-
-    Raises:
-        InputError: see `splits`; or one of the two is missing.
-    """
-    train = splits(root)["train"]
-    existing_file(train.annotations, "PIDray's training part")
-    train.image_folder()
-    return train
+    found = [layout for layout in _layouts(root) if any(map(_is_there, layout.values()))]
+    return next((layout for layout in found if _is_there(layout["train"])), found[0] if found else None)
 
 
 def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
@@ -67,11 +51,12 @@ def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
         InputError: there is none, as in the first release and in a bare folder of PIDray's scans; or it cannot be told
             which they are (`coco.unannotated`).
     """
-    if not any(_is_there(layout["train"]) for layout in _layouts(root)):
+    parts = splits(root)
+    if parts is None or not _is_there(parts["train"]):
         if folder.most_match(_SCAN, names()):
             raise InputError(f"{root}: scans of PIDray, which have prohibited items; give its second release's root")
         return None
-    train = training_part(root)
+    train = parts["train"]
     images, benign = train.image_folder(), coco.unannotated(train.annotations)
     prefix = images.relative_to(root).as_posix() + "/"
     found = [prefix + name for name in folder.scans(images) if {name, name.rpartition("/")[2]} & benign]

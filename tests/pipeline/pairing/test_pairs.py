@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.bags.belt import LEAST_CONTRAST
+from pipeline.pairing.blends import BLENDS
 from pipeline.pairing.composition import paste
 from pipeline.pairing.geometry import fit, frame
 from pipeline.pairing.pairs import Recipe, make_pair, read_background, tables
@@ -105,7 +106,7 @@ def test_a_pair_depends_on_its_number_and_the_seed_only(recipe: Recipe) -> None:
     assert len(set(pictures)) == 4
 
 
-@pytest.mark.parametrize("blend", ["alpha", "multiply", "ratio"])
+@pytest.mark.parametrize("blend", BLENDS)
 def test_the_description_makes_the_picture_again(recipe: Recipe, blend: str) -> None:
     recipe = Recipe(recipe.backgrounds, recipe.regions, recipe.segments, 5, blend, 160)
     hosts, items = tables(recipe.regions, recipe.segments)

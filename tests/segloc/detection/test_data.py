@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from segloc.common.datasets import Split, pidray
+from segloc.common import datasets
+from segloc.common.datasets import Split
 from segloc.common.errors import InputError
 from segloc.common.images import encode_jpeg, encode_png
 from segloc.detection.data import TrainingData, evaluation_splits, fit, make_example, read_scan, train_split
@@ -75,9 +76,9 @@ def test_faulty_files_are_refused_before_work_starts(split, edit, message):
 
 def test_a_folder_that_is_not_pidray_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a PIDray folder"):
-        pidray.splits(tmp_path)
+        datasets.splits(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
-        pidray.splits(tmp_path / "nowhere")
+        datasets.splits(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no data"):
         train_split(DataSettings())
 

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import LEVELS, SegLocBackbone, normalize, pad_batch
 from segloc.models.initial_weights import load_start
 from segloc.settings.finetuning import (
+    ENGINES,
     BackboneSettings,
     DataSettings,
     FinetuneConfig,
@@ -23,13 +26,11 @@ from segloc.training import checkpoint
 from segloc.training.schedules import step_schedule
 from tests.segloc.toy_coco import write_split
 
-ENGINES = ["torchvision", "detectron2"]
 SMALL = HeadSettings(4, 64, 32, 100, 50, fc_dim=64, mask_convs=1, mask_dim=32)
 
 
 def need(engine):
-    if engine == "detectron2":
-        pytest.importorskip("detectron2", reason="the Cascade Mask R-CNN needs Detectron2")
+    pytest.importorskip(engine, reason=f"the engine {engine} needs it")
 
 
 def settings_of(engine, heads=SMALL, frozen=0, fixed_statistics=False, **backbone):
@@ -334,7 +335,7 @@ def test_engine_names():
 
 
 def test_a_recipe_for_detectron2_says_so_when_it_is_missing(monkeypatch):
-    monkeypatch.setattr("segloc.detection.detector._detectron2_works", lambda: False)
+    monkeypatch.setitem(sys.modules, "segloc.detection.engine_detectron2", None)
     assert engine_name("auto") == "torchvision"
     with pytest.raises(InputError, match="not installed"):
         engine_name("detectron2")

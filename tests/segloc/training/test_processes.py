@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from segloc.common.errors import DivergedError
 from segloc.contrast import pretrainer
 from segloc.contrast.pretrainer import Pretrainer
 from segloc.contrast.run import pretrain
@@ -118,7 +119,7 @@ def break_second(shards, out, group):
         pretrainer.info_nce = broken
     try:
         pretrain(load_config(None, EIGHT), shards, Path(out), group)
-    except FloatingPointError as error:
+    except DivergedError as error:
         Path(f"{out}-{group.rank}.txt").write_text(str(error))
     return 0
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from segloc.common import datasets
-from segloc.common.datasets import coco, folder, pidray
+from segloc.common.datasets import Split, coco, folder, pidray
 from segloc.common.errors import InputError
+from segloc.detection.data import evaluation_splits
+from segloc.settings.finetuning import DataSettings
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -80,7 +82,7 @@ def test_litter_alone_is_not_pidray(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a PIDray folder"):
         datasets.training_source(touch(tmp_path, "annotations/._xray_train.json", "train/1.png"), None)
     with pytest.raises(InputError, match="no such folder"):
-        pidray.training_part(touch(tmp_path / "b", "annotations/xray_train.json"))
+        datasets.training_source(touch(tmp_path / "b", "annotations/xray_train.json"), None)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +267,28 @@ def test_a_scan_is_found_by_its_own_path_before_its_base_name(tmp_path: Path) ->
 
 def test_parts_of_a_copy_without_a_training_file_are_found(tmp_path: Path) -> None:
     touch(tmp_path, "pidray/annotations/test_hard.json")
-    assert pidray.splits(tmp_path)["hard"].images == tmp_path / "pidray" / "test"
+    assert datasets.splits(tmp_path)["hard"].images == tmp_path / "pidray" / "test"
     with pytest.raises(InputError, match="no such file"):
-        pidray.training_part(tmp_path)
+        datasets.training_source(tmp_path, None)
+
+
+def test_a_new_data_set_is_found_once_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opixray:
+        NOT_FOUND = "not an OPIXray folder"
+
+        @staticmethod
+        def splits(root: Path) -> dict[str, Split] | None:
+            file = root / "items.json"
+            return {name: Split(name, file, root) for name in ("train", "occluded")} if file.exists() else None
+
+    monkeypatch.setattr(datasets, "_ANNOTATED", (pidray, Opixray))
+    root = touch(tmp_path / "opixray", "1.png")
+    with pytest.raises(InputError, match=r"not a PIDray folder .*, not an OPIXray folder"):
+        datasets.splits(root)
+    touch(root, "items.json")
+    assert list(datasets.splits(root)) == ["train", "occluded"]
+    assert datasets.training_source(root, None).annotations == root / "items.json"
+    assert [split.name for split in evaluation_splits(DataSettings(root=str(root)))] == ["occluded"]
 
 
 def test_real_annotations_are_all_usable(real_scans: Path) -> None:

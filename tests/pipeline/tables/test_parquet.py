@@ -1,0 +1,55 @@
+"""What every table has in common."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.tables.parquet import open_table, table_writer
+from segloc.common.errors import InputError
+
+SCHEMA = pa.schema([("name", pa.string()), ("width", pa.int32())])
+
+
+def test_rows_and_parameters_come_back_and_absent_is_null(tmp_path: Path) -> None:
+    with table_writer(tmp_path / "t.parquet", "things", 4, SCHEMA, group_rows=2) as table:
+        for row in ({"name": "a", "width": 1}, {"name": "b"}, {"width": 3}):
+            table.write(row)
+        table.parameters["mode"] = "paper"
+    file, parameters = open_table(tmp_path / "t.parquet", "things", 4, SCHEMA.names)
+    rows = [{"name": "a", "width": 1}, {"name": "b", "width": None}, {"name": None, "width": 3}]
+    assert file.read().to_pylist() == rows
+    assert parameters == {"mode": "paper"}
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1]
+
+
+def test_a_value_without_a_column_is_never_dropped_in_silence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match=r"not in the schema: \['colour'\]"),
+        table_writer(tmp_path / "t.parquet", "things", 4, SCHEMA, group_rows=2) as table,
+    ):
+        table.write({"name": "a", "colour": "red"})
+    assert not (tmp_path / "t.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "columns", "message"),
+    [
+        ("others", 4, [], "not a table of others"),
+        ("things", 5, [], "format 4 of things, this version reads 5"),
+        ("things", 4, ["height"], "no column height"),
+    ],
+)
+def test_another_table_is_refused(kind: str, version: int, columns: list[str], message: str, tmp_path: Path) -> None:
+    with table_writer(tmp_path / "t.parquet", "things", 4, SCHEMA, group_rows=2) as table:
+        table.write({"name": "a"})
+    with pytest.raises(InputError, match=message):
+        open_table(tmp_path / "t.parquet", kind, version, columns)
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"name": ["a"]}), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-9])
+    with pytest.raises(InputError, match="not a Parquet file, or cut short"):
+        open_table(tmp_path / "t.parquet", "things", 4, [])

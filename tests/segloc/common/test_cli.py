@@ -1,0 +1,51 @@
+"""How every command ends: one line on stderr and the exit code of the error."""
+
+import pytest
+
+from pipeline.common.executors import EXECUTORS, WorkerLostError
+from segloc.common import cli
+from segloc.common.errors import DivergedError, InputError, RunError
+
+
+class OutOfPatienceError(RunError):
+    exit_code = 7
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("no such key"), 2, "no such key"),
+        (RunError("two shards failed"), 1, "two shards failed"),
+        (DivergedError("the loss is nan"), 1, "the loss is nan"),
+        (WorkerLostError(), 1, "a worker process died (killed, or out of memory)"),
+        (OutOfPatienceError("waited long enough"), 7, "waited long enough"),
+        (PermissionError(13, "Permission denied", "/data/a b"), 2, "/data/a b: Permission denied"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_an_error_ends_in_one_line_with_its_exit_code(error, code, said, capsys):
+    def command(_):
+        raise error
+
+    assert cli.run(command, cli.parser("pipeline.x", "", ""), []) == code
+    line = capsys.readouterr().err
+    assert line.startswith(f"python -m pipeline.x: {said}")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_a_command_that_returns_gives_its_own_code(returned, code):
+    assert cli.run(lambda _: returned, cli.parser("pipeline.x", "", ""), []) == code
+
+
+def test_a_programming_error_is_not_hidden():
+    def command(_):
+        raise AttributeError("of the programmer")
+
+    with pytest.raises(AttributeError, match="of the programmer"):
+        cli.run(command, cli.parser("pipeline.x", "", ""), [])
+
+
+def test_the_executors_offered_are_those_there_are():
+    assert tuple(EXECUTORS) == cli.EXECUTORS
