@@ -264,7 +264,10 @@ class Index:
                 Shard(str(s["name"]), int(s["pairs"]), int(s["bytes"]), str(s["sha256"]), tuple(map(int, s["classes"])))
                 for s in raw["shards"]
             )
-            sources = None if version == 1 else _sources(raw["sources"])
+            sources = None
+            if version > 1:
+                table = raw["sources"]
+                sources = Sources(str(table["name"]), str(table["sha256"]), int(table["rows"]))
             classes, seed = tuple(map(str, raw["classes"])), int(raw["seed"])
             index = cls(classes, seed, dict(raw["parameters"]), dict(raw["counts"]), shards, sources, int(version))
         except InputError:
@@ -283,10 +286,6 @@ class Index:
             if shard.name != shard_name(number):
                 raise InputError(f"{source}: shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
         return index
-
-
-def _sources(raw: dict[str, Any]) -> Sources:
-    return Sources(str(raw["name"]), str(raw["sha256"]), int(raw["rows"]))
 
 
 def shard_name(number: int) -> str:

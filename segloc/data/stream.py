@@ -68,10 +68,11 @@ class _Plan:
     first: int
 
 
+@dataclasses.dataclass(eq=False)
 class PairStream:
     """Batches of pairs, decoded ahead by threads (cv2 releases the interpreter lock while it decodes).
 
-    Args:
+    Attributes:
         folder: where the pairs are.
         batch: pairs per batch.
         image_size: images larger than this square are shrunk to fit it, pixels.
@@ -79,29 +80,17 @@ class PairStream:
         mix_shards: see `epoch_order`.
         threads: decoding threads.
         padded_together: batches, counted over all processes, whose images are padded to one size: those of a step.
-
-    Attributes:
         skipped: how often a damaged pair was replaced in the batches handed out; the first is logged, with its reason.
     """
 
-    def __init__(
-        self,
-        folder: ShardFolder,
-        batch: int,
-        image_size: int,
-        seed: int,
-        mix_shards: int,
-        threads: int,
-        padded_together: int = 1,
-    ) -> None:
-        self.folder = folder
-        self.batch = batch
-        self.image_size = image_size
-        self.seed = seed
-        self.mix_shards = mix_shards
-        self.threads = threads
-        self.padded_together = padded_together
-        self.skipped = 0
+    folder: ShardFolder
+    batch: int
+    image_size: int
+    seed: int
+    mix_shards: int
+    threads: int
+    padded_together: int = 1
+    skipped: int = dataclasses.field(default=0, init=False)
 
     def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """Iterate without end over the batches from number `start`, counted from the beginning of `epoch`.
@@ -137,17 +126,14 @@ class PairStream:
                     if next(numbers) % world == rank:
                         ahead.append(decoders.submit(batcher.make, step, part))
                 batch, damaged = ahead.popleft().result()
-                self._count(damaged)
+                if damaged and not self.skipped:
+                    _log.warning("%s: a pair is left out, and perhaps more: %s", self.folder.store, damaged[0])
+                self.skipped += len(damaged)
                 yield batch
                 del batch  # or it would still be held while its successor is awaited
         finally:
             for pool in (readers, decoders):
                 pool.shutdown(cancel_futures=True)
-
-    def _count(self, damaged: list[str]) -> None:
-        if damaged and not self.skipped:
-            _log.warning("%s: a pair is left out, and perhaps more: %s", self.folder.store, damaged[0])
-        self.skipped += len(damaged)
 
     def _parts(self, places: Iterator[tuple[Group, int]]) -> Iterator[tuple[Step, slice]]:
         """Each batch as a part of the batches that are padded together."""

@@ -22,6 +22,7 @@ from segloc.exporting.insert_bn import insert, measure
 from segloc.models.backbone import SegLocBackbone, normalize
 from segloc.models.initial_weights import new_backbone
 from segloc.settings.pretraining import DataConfig
+from segloc.training.processes import ALONE
 
 # Pairs on which the outputs are compared; fewer when the shards hold fewer than twice as many.
 COMPARED = 8
@@ -69,7 +70,7 @@ def insert_batch_norm(
     folder = ShardFolder.open(measuring.shards)
     if folder.index.num_pairs < 2:
         raise InputError(f"{measuring.shards}: holds one pair; one has to be measured and another compared")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ALONE.device()
     before = new_backbone(content, weights).to(device)
     compared = min(COMPARED, folder.index.num_pairs // 2)
     pairs = min(-(-measuring.views // 2), folder.index.num_pairs - compared)

@@ -26,6 +26,7 @@ from segloc.models.roi_head import POOLED, BoxHead, InsLocHead, RoIHead, pool_bo
 from segloc.models.segloc import Encoder
 from segloc.probing.held_out import SIDES, Chosen
 from segloc.settings.pretraining import HeadConfig, PretrainConfig
+from segloc.training.processes import ALONE
 
 # Pairs decoded and embedded at a time.
 PAIRS = 8
@@ -123,7 +124,7 @@ def features(
     Raises:
         InputError: an image cannot be decoded, or the features are not finite.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ALONE.device()
     network.backbone.to(device)
     if network.head is not None:
         network.head.to(device)

@@ -80,21 +80,16 @@ ALONE = Group()
 
 @contextlib.contextmanager
 def join() -> Iterator[Group]:
-    """Join the processes that ``torchrun`` or `segloc.training.loop.launch` started; alone, a group of one.
-
-    On GPUs they talk by NCCL, on CPUs by Gloo.
-    """
+    """Join the processes that ``torchrun`` or `segloc.training.loop.launch` started; alone, a group of one."""
     if distributed.is_initialized():  # by whoever launched
-        local_world = max(1, torch.cuda.device_count()) if torch.cuda.is_available() else distributed.get_world_size()
-        yield Group(distributed.get_rank(), distributed.get_world_size(), distributed.get_rank() % local_world)
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+        yield Group(rank, world, rank % (torch.cuda.device_count() or world))
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     local_rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    loop.init_processes(local_rank)
     try:
         yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
     finally:
@@ -115,8 +110,8 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     Raises:
         InputError: more processes than GPUs.
     """
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise InputError(f"{processes} processes, but this machine has {torch.cuda.device_count()} GPUs")
+    if 0 < (gpus := torch.cuda.device_count()) < processes:
+        raise InputError(f"{processes} processes, but this machine has {gpus} GPUs")
 
     def pass_on(number: int, _: object) -> None:
         for child in multiprocessing.active_children():
