@@ -369,4 +369,4 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(pidray,
     capsys.readouterr()
     assert run(pidray, out) == 2
     assert "its run is of an earlier version, so it cannot go on" in capsys.readouterr().err
-    assert read_backbone(out)["backbone"].keys() == content["backbone"].keys()
+    assert read_backbone(out).tensors.keys() == content["backbone"].keys()

@@ -76,7 +76,7 @@ def test_weights_from_before_fpn_channels_was_a_setting_have_256(tmp_path):
     del settings["fpn_channels"]
     content = {"kind": "backbone", **settings, "iteration": 7, "backbone": backbone.state_dict()}
     checkpoint.save(tmp_path / "run" / checkpoint.BACKBONE, content)
-    assert read_backbone(tmp_path / "run")["fpn_channels"] == 256
+    assert read_backbone(tmp_path / "run").settings["fpn_channels"] == 256
 
 
 def test_what_fits_is_taken_over_when_the_rest_may_start_anew(pretrained):
