@@ -8,7 +8,8 @@ import sys
 from segloc.common import cli
 from segloc.experiments.jobs import plan
 from segloc.experiments.run import chosen_cells, run_experiment, show, tidy
-from segloc.settings import experiments
+from segloc.settings.experiments import Experiment
+from segloc.settings.loader import load
 
 EXAMPLES = """\
   python -m segloc.experiment detectron_configs/experiment/demo.yaml --out runs/experiment
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns 1 when something failed."""
-    experiment = experiments.read(args.recipe, args.overrides)
+    experiment = load(Experiment, args.recipe, args.overrides)
     out = tidy(args.out)
     cells = chosen_cells(plan(experiment, out), args.cell)
     if args.list:

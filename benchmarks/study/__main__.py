@@ -20,7 +20,8 @@ from segloc.experiments.jobs import Job, changed, plan, with_needs
 from segloc.experiments.run import tidy
 from segloc.reporting.results_table import baseline, group
 from segloc.reporting.run_results import KINDS, METRICS, Run, read
-from segloc.settings import experiments
+from segloc.settings.experiments import Experiment
+from segloc.settings.loader import load
 from segloc.training.run_folder import closing, read_metrics, read_run
 
 EXAMPLES = """\
@@ -106,7 +107,7 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
     Raises:
         InputError: it is not finished, was run by another recipe, or holds no detector or no probe.
     """
-    experiment = experiments.read(recipe)
+    experiment = load(Experiment, recipe)
     cells = plan(experiment, tidy(str(folder)))
     if len(experiment.seeds) > len(study_page.T_95) + 1:
         raise InputError(f"{recipe}: more seeds than the page knows quantiles of Student's t for")

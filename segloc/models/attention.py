@@ -13,9 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from segloc.models.norm import SplitBatchNorm2d
-from segloc.settings.pretraining import BOTTLENECK
-
-SDA_NORMS = ("bn", "gn", "ln")
+from segloc.settings.backbone import BOTTLENECK, SDA_NORMS
 
 
 class ChannelAttention(nn.Module):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 from segloc.common.cli import split_override
 from segloc.common.errors import InputError, unknown_key
 from segloc.settings.fields import MAX_SEED, check_limits, setting
-from segloc.settings.loader import load
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Stands where the name of a protocol does in the cells that probe.
@@ -122,19 +120,6 @@ class Experiment:
         for name in names:
             if name not in self.starts:
                 raise unknown_key(name, self.starts, key)
-
-
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read a recipe and change it.
-
-    Args:
-        path: YAML file.
-        overrides: ``key=value`` with a dotted key, such as ``seeds=[0]`` or ``starts.segloc.insert_bn=true``.
-
-    Raises:
-        InputError: it cannot be read, has a key that does not exist, or says what cannot be.
-    """
-    return load(Experiment, path, overrides)
 
 
 def _check_name(section: str, name: object) -> None:

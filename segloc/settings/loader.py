@@ -35,20 +35,19 @@ def load(schema: type[Config], path: str | Path | None, overrides: Sequence[str]
     Raises:
         InputError: no such file, not YAML, an unknown key, or a value that the dataclass refuses.
     """
-    raw = {} if path is None else read_file(path)
-    if path is not None and overrides:
-        build(schema, raw, str(path))  # so that an error in the recipe names the recipe
-    for override in overrides:
-        _apply(schema, raw, override)
-    return build(schema, raw, "override" if overrides else str(path))
+    return _changed(schema, {} if path is None else read_file(path), str(path), overrides)
 
 
 def parse(schema: type[Config], text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe from text, such as the one inside a checkpoint; see `load`."""
-    raw = _mapping(text, where)
+    return _changed(schema, _mapping(text, where), where, overrides)
+
+
+def _changed(schema: type[Config], raw: dict[str, Any], where: str, overrides: Sequence[str]) -> Config:
+    config = build(schema, raw, where)  # also before overrides, so that an error in the recipe names the recipe
     for override in overrides:
         _apply(schema, raw, override)
-    return build(schema, raw, "override" if overrides else where)
+    return build(schema, raw, "override") if overrides else config
 
 
 def to_yaml(config: Any) -> str:
@@ -152,7 +151,7 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
         if get_origin(hint) is dict and part not in raw:  # an entry that the recipe does not have
             raise unknown_key(part, map(str, raw), f"override {override!r}")
         hint = _required(_inner(hint, part))
-        if not _is_section(hint):
+        if not (dataclasses.is_dataclass(hint) or get_origin(hint) is dict):
             raise unknown_key(key, keys(schema), "override")
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):
@@ -173,10 +172,6 @@ def _inner(hint: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return get_type_hints(hint).get(key)
     return get_args(hint)[1] if get_origin(hint) is dict else None
-
-
-def _is_section(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint) or get_origin(hint) is dict
 
 
 def _required(hint: Any) -> Any:
