@@ -31,7 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--weights", required=True, help="pretraining or fine-tuning run or checkpoint")
     options.add_argument("--format", required=True, choices=FORMATS)
     options.add_argument("--out", required=True, help="file to write")
-    add_batch_norm_options(options)
+    group = options.add_argument_group("batch norm")
+    group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
+    group.add_argument("--shards", metavar="DIR_OR_URL", help="where the statistics are measured")
+    group.add_argument("--views", type=int, default=512, help="images to measure (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of the order of the pairs (default: %(default)s)")
+    group.add_argument(
+        "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to fit (default: %(default)s)"
+    )
     return cli.run(run, options, argv)
 
 
@@ -44,18 +51,6 @@ def run(args: argparse.Namespace) -> None:
     report, report_path = export(args.weights, args.format, Path(args.out), measuring)
     print(summary(report))
     print(f"wrote {args.out} and {report_path}")
-
-
-def add_batch_norm_options(options: argparse.ArgumentParser) -> None:
-    """Add the options of ``--insert-bn``."""
-    group = options.add_argument_group("batch norm")
-    group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
-    group.add_argument("--shards", metavar="DIR_OR_URL", help="where the statistics are measured")
-    group.add_argument("--views", type=int, default=512, help="images to measure (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of the order of the pairs (default: %(default)s)")
-    group.add_argument(
-        "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to fit (default: %(default)s)"
-    )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,7 @@ from segloc.training.stopping import Keeper, StopTraining, sigterm
 
 
 class Writer(HookBase):
-    """Writes metrics and shows progress, in the main process.
-
-    Args:
-        start: the first step.
-    """
+    """Writes metrics and shows progress from step `start` on, in the main process."""
 
     trainer: Pretrainer
 

@@ -88,24 +88,21 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds: expected one or more different numbers, got {list(self.seeds)}")
         for name, pretraining in self.pretrainings.items():
-            _check_name("pretrainings", name)
-            _check_entry(f"pretrainings.{name}", pretraining, "shards", "seed")
+            _check_entry("pretrainings", name, pretraining, "shards", "seed")
         for name, start in self.starts.items():
-            _check_name("starts", name)
-            _check_entry(f"starts.{name}", start, None, "train.seed")
+            _check_entry("starts", name, start, None, "train.seed")
             self._check_start(f"starts.{name}", start)
         if not self.starts:
             raise InputError("starts names none, so there is nothing to run")
         if not self.protocols and self.probe is None:
             raise InputError("protocols names none and there is no probe, so there is nothing to run")
         for name, protocol in self.protocols.items():
-            _check_name("protocols", name)
-            _check_entry(f"protocols.{name}", protocol, "config", "train.seed")
+            _check_entry("protocols", name, protocol, "config", "train.seed")
             self._check_names(protocol.starts, f"protocols.{name}.starts")
         if PROBE in self.protocols:
             raise InputError(f"protocols: {PROBE} is what cells that probe are called; choose another name")
         if self.probe is not None:
-            _check_entry(PROBE, self.probe, "shards", "seed")
+            _check_entry("", PROBE, self.probe, "shards", "seed")
             self._check_names(self.probe.starts, "probe.starts")
 
     def _check_start(self, key: str, start: Start) -> None:
@@ -122,13 +119,13 @@ class Experiment:
                 raise unknown_key(name, self.starts, key)
 
 
-def _check_name(section: str, name: object) -> None:
+def _check_entry(
+    section: str, name: object, entry: Pretraining | Start | Protocol | Probe, needed: str | None, seed: str
+) -> None:
+    """Check an entry; `seed` is the setting that the experiment's seeds give, which no override may."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"{section}: {str(name)!r} cannot name a folder; use letters, digits, - and _")
-
-
-def _check_entry(key: str, entry: Pretraining | Start | Protocol | Probe, needed: str | None, seed: str) -> None:
-    """Check an entry; `seed` is the setting that the experiment's seeds give, which no override may."""
+    key = f"{section}.{name}" if section else name
     check_limits(entry, f"{key}.")
     for override in entry.overrides:
         if split_override(override)[0] == seed:

@@ -76,9 +76,7 @@ def setting(
 def check_limits(settings: Any, prefix: str = "") -> None:
     """Check every setting of a dataclass, and of the dataclasses in it, against its declaration.
 
-    Args:
-        settings: the dataclass.
-        prefix: dotted key of it, with a dot at the end.
+    The prefix is the dotted key of the dataclass, with a dot at the end.
 
     Raises:
         InputError: a value is not one that its setting may have.

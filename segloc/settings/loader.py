@@ -25,12 +25,9 @@ Config = TypeVar("Config")
 
 
 def load(schema: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe and apply overrides.
+    """Read a recipe into a frozen dataclass, or take its defaults when there is none, and apply overrides.
 
-    Args:
-        schema: a frozen dataclass.
-        path: YAML file; None for the defaults.
-        overrides: ``section.key=value``. The value of a text setting is taken as it stands, any other is read as YAML.
+    Overrides are ``section.key=value``. The value of a text setting is taken as it stands, any other is read as YAML.
 
     Raises:
         InputError: no such file, not YAML, an unknown key, or a value that the dataclass refuses.
@@ -56,11 +53,7 @@ def to_yaml(config: Any) -> str:
 
 
 def read_file(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe file into nested dicts, its bases merged in.
-
-    Args:
-        path: the file.
-        above: the recipes that name this one as their base.
+    """Read a recipe file into nested dicts, its bases merged in; `above` are the recipes that have it as their base.
 
     Raises:
         InputError: no such file, not YAML, not a mapping, or bases that form a circle.
@@ -83,13 +76,9 @@ def read_file(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
-    """Build a dataclass from nested dicts; keys left out keep their defaults.
+    """Build a frozen dataclass from nested dicts; keys left out keep their defaults.
 
-    Args:
-        schema: a frozen dataclass.
-        raw: settings by key.
-        where: recipe or source, for error messages.
-        prefix: dotted key of the section, with a dot at the end.
+    Error messages name the source `where` and keys with their prefix, the section's dotted key and a dot.
 
     Raises:
         InputError: unknown key, wrong type, or a value that the dataclass refuses.
