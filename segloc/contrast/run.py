@@ -24,18 +24,15 @@ from segloc.training.stopping import Keeper, StopTraining, sigterm
 
 
 class Writer(HookBase):
-    """Writes metrics and shows progress from step `start` on, in the main process."""
+    """Writes metrics and shows progress, in the main process."""
 
     trainer: Pretrainer
 
-    def __init__(self, start: int) -> None:
-        self.start = start
-
     def before_train(self) -> None:
         """Open the logs."""
-        trainer = self.trainer
-        self.log = run_folder.MetricsLog(trainer.out, self.start)
-        self.bar = tqdm(total=trainer.steps, initial=self.start, desc="pretraining", unit="step")
+        trainer, start = self.trainer, self.trainer.start_iter
+        self.log = run_folder.MetricsLog(trainer.out, start)
+        self.bar = tqdm(total=trainer.steps, initial=start, desc="pretraining", unit="step")
 
     def after_step(self) -> None:
         """Write what the step measured."""
@@ -135,7 +132,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
         keeper = Keeper(
             partial(save_checkpoint, trainer), config.checkpoint_every, lambda: group.any(stop(), trainer.device)
         )
-        trainer.register_hooks([Writer(start), keeper] if group.is_main else [keeper])
+        trainer.register_hooks([Writer(), keeper] if group.is_main else [keeper])
         try:
             trainer.train(start, trainer.steps)
         except StopTraining:

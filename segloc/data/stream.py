@@ -59,15 +59,6 @@ def epoch_order(index: Index, seed: int, epoch: int, mix_shards: int) -> list[tu
     return groups
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """A group to read: its shards, the order of its pairs as in `epoch_order`, and the first position wanted."""
-
-    shards: list[int]
-    order: np.ndarray
-    first: int
-
-
 @dataclasses.dataclass(eq=False)
 class PairStream:
     """Batches of pairs, decoded ahead by threads (cv2 releases the interpreter lock while it decodes).
@@ -144,25 +135,23 @@ class PairStream:
 
     def _places(self, readers: ThreadPoolExecutor, epoch: int, offset: int) -> Iterator[tuple[Group, int]]:
         """Places from `offset` of `epoch` on; the next group is read while one is used."""
-        plans = self._plans(epoch, offset)
-        plan = next(plans)
-        loading = self._load(readers, plan)
+        groups = self._loading(readers, epoch, offset)
+        following = next(groups)
         while True:
-            group = Group(plan.order, {shard: future.result() for shard, future in loading.items()})
-            following = next(plans)
-            loading = self._load(readers, following)
-            for position in range(plan.first, len(plan.order)):
+            order, first, shards = following
+            group = Group(order, {shard: future.result() for shard, future in shards.items()})
+            following = next(groups)
+            for position in range(first, len(order)):
                 yield group, position
-            plan = following
 
-    def _plans(self, epoch: int, offset: int) -> Iterator[_Plan]:
+    def _loading(
+        self, readers: ThreadPoolExecutor, epoch: int, offset: int
+    ) -> Iterator[tuple[np.ndarray, int, dict[int, Future[list[Sample]]]]]:
+        """Start to read group after group: the order of its pairs (`epoch_order`), the first wanted, its shards."""
+        load, shards = self.folder.load, self.folder.index.shards
         while True:
-            for shards, order in epoch_order(self.folder.index, self.seed, epoch, self.mix_shards):
+            for numbers, order in epoch_order(self.folder.index, self.seed, epoch, self.mix_shards):
                 if offset < len(order):
-                    yield _Plan(shards, order, offset)
+                    yield order, offset, {number: readers.submit(load, shards[number]) for number in numbers}
                 offset = max(offset - len(order), 0)
             epoch += 1
-
-    def _load(self, readers: ThreadPoolExecutor, plan: _Plan) -> dict[int, Future[list[Sample]]]:
-        shards = self.folder.index.shards
-        return {shard: readers.submit(self.folder.load, shards[shard]) for shard in plan.shards}

@@ -14,7 +14,15 @@ MAX_SEED = 2**63 - 1  # torch takes no larger one
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Which values a setting may have; see `setting`."""
+    """Which values a setting may have.
+
+    Attributes:
+        choices: the texts it may be.
+        least: the smallest number it may be.
+        most: the largest number it may be.
+        above: a number that it must exceed.
+        multiple_of: a number that must divide it; needs `least`.
+    """
 
     choices: Sequence[str] = ()
     least: float | None = None
@@ -46,28 +54,15 @@ class Limits:
         return "" if self.least is None else f"at least {self.least}"
 
 
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    choices: Sequence[str] = (),
-    least: float | None = None,
-    most: float = math.inf,
-    above: float | None = None,
-    multiple_of: int = 0,
-) -> Any:
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
     """Declare a field of a settings dataclass.
 
     Args:
         default: its default.
         meaning: one sentence or two, with the unit; docs/settings.md shows it.
-        choices: the texts it may be.
-        least: the smallest number it may be.
-        most: the largest number it may be.
-        above: a number that it must exceed.
-        multiple_of: a number that must divide it; needs `least`.
+        limits: attributes of `Limits`.
     """
-    metadata = {"meaning": meaning, "limits": Limits(choices, least, most, above, multiple_of)}
+    metadata = {"meaning": meaning, "limits": Limits(**limits)}
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

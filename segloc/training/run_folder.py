@@ -37,7 +37,7 @@ START = "start.json"
 def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) -> None:
     """Write ``config.yaml``, the resolved settings, and ``run.json`` into a run folder, which is made when missing.
 
-    The kind is ``pretrain`` or ``finetune``; details are what else identifies the run (start weights, data digest, ...).
+    The kind is ``pretrain`` or ``finetune``; details are what else identifies the run (start weights, digest, ...).
     """
     about = {
         "kind": kind,
