@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--list", action="store_true", help="show the cells, how far they are and what they run")
     options.add_argument("--cell", metavar="NAME", help="run this cell and what it needs, and write no report")
     cli.add_overrides(options)
-    return cli.run(run, options, argv)
+    return cli.run(_command, options, argv)
 
 
-def run(args: argparse.Namespace) -> int:
+def _command(args: argparse.Namespace) -> int:
     """Carry out the command; returns 1 when something failed."""
     experiment = load(Experiment, args.recipe, args.overrides)
     out = tidy(args.out)

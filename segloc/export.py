@@ -39,11 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to fit (default: %(default)s)"
     )
-    return cli.run(run, options, argv)
+    return cli.run(_command, options, argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Carry out the command."""
+def _command(args: argparse.Namespace) -> None:
     check_output(args.out)
     if args.insert_bn != bool(args.shards):
         raise InputError("--insert-bn measures its statistics on --shards: give both or neither")

@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--data", help="PIDray folder of either release; otherwise the recipe's data section")
     options.add_argument("--out", help="run folder (default: runs/finetune-CONFIG-WEIGHTS)")
     cli.add_overrides(options)
-    return cli.run(run, options, argv)
+    return cli.run(_command, options, argv)
 
 
-def run(args: argparse.Namespace) -> int:
+def _command(args: argparse.Namespace) -> int:
     """Carry out the command; returns 1 when the training diverges, 0 also when SIGTERM stopped it."""
     config = load(FinetuneConfig, args.config, args.overrides).with_data(args.data)
     out = args.out or f"runs/finetune-{Path(args.config).stem}-{run_name(args.weights)}"

@@ -100,11 +100,7 @@ class Pair:
 
     @classmethod
     def from_json(cls, data: bytes | str, format_version: int = FORMAT_VERSION) -> Pair:
-        """Parse ``KEY.json``. Fields that this format does not know are ignored: it may grow.
-
-        Args:
-            data: its content.
-            format_version: of the folder, as its index says.
+        """Parse ``KEY.json`` of a folder of this format. Fields that it does not know are ignored: it may grow.
 
         Raises:
             InputError: a field is missing or the text is not JSON.
@@ -244,11 +240,7 @@ class Index:
 
     @classmethod
     def from_json(cls, data: bytes | str, source: str = INDEX_NAME) -> Index:
-        """Parse and check ``index.json``.
-
-        Args:
-            data: its content.
-            source: name used in error messages.
+        """Parse and check ``index.json``, which error messages call `source`.
 
         Raises:
             InputError: not JSON, another format version, a missing field, or a file name other than the contract's

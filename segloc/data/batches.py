@@ -167,11 +167,7 @@ class Step:
 
 
 class Batcher:
-    """Makes batches; threads may share one.
-
-    Args:
-        image_size: images larger than this square are shrunk to fit it, pixels.
-    """
+    """Makes batches of images shrunk to fit a square of `image_size` pixels; threads may share one."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size

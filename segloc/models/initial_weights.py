@@ -96,10 +96,7 @@ def read_backbone(path: str | Path) -> StoredBackbone:
 
 
 def load_backbone(path: str | Path) -> SegLocBackbone:
-    """Load the backbone of a pretraining or fine-tuning result, in evaluation mode, on the CPU.
-
-    Args:
-        path: run folder or checkpoint.
+    """Load the backbone of a pretraining or fine-tuning result, file or run folder, in evaluation mode, on the CPU.
 
     Raises:
         InputError: no such file, or it holds no backbone, or one that does not fit its own settings.

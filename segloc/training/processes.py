@@ -99,10 +99,7 @@ def join() -> Iterator[Group]:
 def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     """Run ``function(*args, group)`` in several processes of this machine; SIGTERM is passed on to them.
 
-    Args:
-        function: a module's function that returns an exit code.
-        processes: how many; at most one a GPU.
-        args: picklable.
+    The function is a module's and returns an exit code; the arguments are picklable.
 
     Returns:
         The exit code of the first process that did not end with 0, 1 if a signal ended it; or 0.
