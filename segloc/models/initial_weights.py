@@ -158,7 +158,7 @@ def check_start(weights: str, settings: Mapping[str, Any], node: str, unmatched:
 def _read(weights: str) -> StoredBackbone:
     """Read a checkpoint of this project or the state dict of a torchvision ResNet."""
     file = checkpoint.find(weights)
-    content = checkpoint.read(file)
+    content = checkpoint.read_any(file)
     if isinstance(content, dict) and {*content} >= _RESNET_TENSORS:
         check_tensors(content, weights)
         return StoredBackbone(weights, tensors=content)

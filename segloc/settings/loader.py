@@ -30,9 +30,10 @@ def load(schema: type[Config], path: str | Path | None, overrides: Sequence[str]
     Overrides are ``section.key=value``. The value of a text setting is taken as it stands, any other is read as YAML.
 
     Raises:
-        InputError: no such file, not YAML, an unknown key, or a value that the dataclass refuses.
+        InputError: no such file, not YAML, an unknown key, a value of another type or one that the dataclass refuses,
+            or bases that form a circle.
     """
-    return _changed(schema, {} if path is None else read_file(path), str(path), overrides)
+    return _changed(schema, {} if path is None else _read(path), str(path), overrides)
 
 
 def parse(schema: type[Config], text: str, where: str, overrides: Sequence[str] = ()) -> Config:
@@ -41,10 +42,10 @@ def parse(schema: type[Config], text: str, where: str, overrides: Sequence[str] 
 
 
 def _changed(schema: type[Config], raw: dict[str, Any], where: str, overrides: Sequence[str]) -> Config:
-    config = build(schema, raw, where)  # also before overrides, so that an error in the recipe names the recipe
+    config = _build(schema, raw, where)  # also before overrides, so that an error in the recipe names the recipe
     for override in overrides:
         _apply(schema, raw, override)
-    return build(schema, raw, "override") if overrides else config
+    return _build(schema, raw, "override") if overrides else config
 
 
 def to_yaml(config: Any) -> str:
@@ -52,12 +53,8 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
-def read_file(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe file into nested dicts, its bases merged in; `above` are the recipes that have it as their base.
-
-    Raises:
-        InputError: no such file, not YAML, not a mapping, or bases that form a circle.
-    """
+def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe file into nested dicts, its bases merged in; `above` are the recipes that have it as their base."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
@@ -72,16 +69,13 @@ def read_file(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return raw
     if not isinstance(base, str):
         raise InputError(f"{path}: {BASE}: expected the path of a recipe, got {base!r}")
-    return _merged(read_file(path.parent / base, (*above, path.resolve())), raw)
+    return _merged(_read(path.parent / base, (*above, path.resolve())), raw)
 
 
-def build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
+def _build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
     """Build a frozen dataclass from nested dicts; keys left out keep their defaults.
 
     Error messages name the source `where` and keys with their prefix, the section's dotted key and a dot.
-
-    Raises:
-        InputError: unknown key, wrong type, or a value that the dataclass refuses.
     """
     hints = get_type_hints(schema)
     values = {}
@@ -181,7 +175,7 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
             raise InputError(f"{where}: {key}: expected a mapping, got {value!r}")
         if origin is dict:
             return {name: _value(get_args(hint)[1], part, where, f"{key}.{name}") for name, part in value.items()}
-        return build(hint, value, where, f"{key}.")  # type: ignore[arg-type]
+        return _build(hint, value, where, f"{key}.")  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where}: {key}: expected a list, got {value!r}")
