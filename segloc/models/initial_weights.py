@@ -19,7 +19,8 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from segloc.common.errors import InputError, one_line
-from segloc.models.backbone import FPN_CHANNELS, SegLocBackbone
+from segloc.models.backbone import SegLocBackbone
+from segloc.settings.backbone import FPN_CHANNELS
 from segloc.settings.finetuning import REFUSE
 from segloc.training import checkpoint
 

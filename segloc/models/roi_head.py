@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from segloc.models.backbone import FPN_CHANNELS, LEVELS, STRIDES
+from segloc.models.backbone import LEVELS, STRIDES
 from segloc.models.norm import SplitBatchNorm2d, norm_layer
+from segloc.settings.backbone import FPN_CHANNELS
 from segloc.settings.pretraining import HeadConfig, ModelConfig
 
 POOLED = 7
