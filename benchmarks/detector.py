@@ -29,6 +29,7 @@ from segloc.detection.detector import Detector, new_detector
 from segloc.detection.engine_detectron2 import Detectron2Detector
 from segloc.models.backbone import LEVELS
 from segloc.settings.finetuning import HeadSettings, ModelSettings
+from segloc.training.processes import ALONE
 
 CLASSES = 12
 STAGES = ["res2", "res3", "res4", "res5"]
@@ -151,7 +152,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark."""
     args = parse()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ALONE.device()
     torch.manual_seed(0)
     heads = HeadSettings(train_proposals=args.proposals, test_proposals=args.proposals // 2, roi_batch=args.samples)
     models = {}

@@ -29,6 +29,7 @@ from segloc.contrast.pretrainer import Pretrainer
 from segloc.data.stream import Batch, ShardFolder
 from segloc.models.backbone import LEVELS
 from segloc.settings.pretraining import load_config
+from segloc.training.processes import ALONE
 
 WARM_UP = 3
 
@@ -55,7 +56,7 @@ class Waiting:
 
 def trainer_of(settings: list[str], folder: ShardFolder, out: Path, plain: bool) -> Pretrainer:
     """Build a trainer whose queues are full."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ALONE.device()
     amp = device.type == "cuda" and not plain
     config = load_config(None, [*settings, "queue.init=random", "log_every=1000000", f"optim.amp={amp}"])
     trainer = Pretrainer(config, folder, out, device)

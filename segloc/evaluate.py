@@ -38,12 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--subset", action="append", default=[], help="test set to measure (repeatable; default: all)")
     add("--bootstrap", type=int, metavar="N", help="95 %% intervals from N draws of the test images, e.g. 1000")
     add("--out", required=True, help="JSON file; tables and a detector's results go beside it")
-    add("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")
-    return cli.run(run, options, argv)
+    cli.add_overrides(options)
+    return cli.run(_command, options, argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Carry out the command."""
+def _command(args: argparse.Namespace) -> None:
     out = Path(args.out)
     tables = tables_beside(out, args.bootstrap)
     _check_arguments(args, [out, *tables])

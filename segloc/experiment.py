@@ -8,7 +8,8 @@ import sys
 from segloc.common import cli
 from segloc.experiments.jobs import plan
 from segloc.experiments.run import chosen_cells, experiment_folder, run_experiment, show
-from segloc.settings import experiments
+from segloc.settings.experiments import Experiment
+from segloc.settings.loader import load
 
 EXAMPLES = """\
   python -m segloc.experiment detectron_configs/experiment/demo.yaml --out runs/experiment
@@ -46,12 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--list", action="store_true", help="show the cells, how far they are and what they run")
     options.add_argument("--cell", metavar="NAME", help="run this cell and what it needs, and write no report")
     cli.add_overrides(options)
-    return cli.run(run, options, argv)
+    return cli.run(_command, options, argv)
 
 
-def run(args: argparse.Namespace) -> int:
+def _command(args: argparse.Namespace) -> int:
     """Carry out the command; returns 1 when something failed."""
-    experiment = experiments.read(args.recipe, args.overrides)
+    experiment = load(Experiment, args.recipe, args.overrides)
     out = experiment_folder(args.out)
     cells = chosen_cells(plan(experiment, out), args.cell)
     if args.list:

@@ -31,23 +31,6 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--weights", required=True, help="pretraining or fine-tuning run or checkpoint")
     options.add_argument("--format", required=True, choices=FORMATS)
     options.add_argument("--out", required=True, help="file to write")
-    add_batch_norm_options(options)
-    return cli.run(run, options, argv)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Carry out the command."""
-    check_output(args.out)
-    if args.insert_bn != bool(args.shards):
-        raise InputError("--insert-bn measures its statistics on --shards: give both or neither")
-    measuring = Measuring(args.shards, args.views, args.seed, args.image_size) if args.insert_bn else None
-    report, report_path = export(args.weights, args.format, Path(args.out), measuring)
-    print(summary(report))
-    print(f"wrote {args.out} and {report_path}")
-
-
-def add_batch_norm_options(options: argparse.ArgumentParser) -> None:
-    """Add the options of ``--insert-bn``."""
     group = options.add_argument_group("batch norm")
     group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
     group.add_argument("--shards", metavar="DIR_OR_URL", help="where the statistics are measured")
@@ -56,6 +39,17 @@ def add_batch_norm_options(options: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to fit (default: %(default)s)"
     )
+    return cli.run(_command, options, argv)
+
+
+def _command(args: argparse.Namespace) -> None:
+    check_output(args.out)
+    if args.insert_bn != bool(args.shards):
+        raise InputError("--insert-bn measures its statistics on --shards: give both or neither")
+    measuring = Measuring(args.shards, args.views, args.seed, args.image_size) if args.insert_bn else None
+    report, report_path = export(args.weights, args.format, Path(args.out), measuring)
+    print(summary(report))
+    print(f"wrote {args.out} and {report_path}")
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--data", help="PIDray folder of either release; otherwise the recipe's data section")
     options.add_argument("--out", help="run folder (default: runs/finetune-CONFIG-WEIGHTS)")
     cli.add_overrides(options)
-    return cli.run(run, options, argv)
+    return cli.run(_command, options, argv)
 
 
-def run(args: argparse.Namespace) -> None:
+def _command(args: argparse.Namespace) -> None:
     """Carry out the command, which ends well also when SIGTERM stopped the training."""
     config = load(FinetuneConfig, args.config, args.overrides).with_data(args.data)
     out = args.out or f"runs/finetune-{Path(args.config).stem}-{run_name(args.weights)}"

@@ -29,11 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", required=True, metavar="FILE", help="PNG file")
     add("--score", type=float, default=0.5, help="weakest detection to show (default: %(default)s)")
     add("--each", type=int, default=2, metavar="N", help="images of each kind (default: %(default)s)")
-    return cli.run(run, options, argv)
+    return cli.run(_command, options, argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Carry out the command."""
+def _command(args: argparse.Namespace) -> None:
     print(write_picture(args.results, args.annotations, args.images, args.out, args.score, args.each).resolve())
 
 

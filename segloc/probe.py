@@ -42,11 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to it (%(default)s)"
     )
     cli.add_overrides(options)
-    return cli.run(run, options, argv)
+    return cli.run(_command, options, argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Carry out the command."""
+def _command(args: argparse.Namespace) -> None:
     check_output(args.out)
     report = probe(
         args.weights, args.shards, args.config, args.overrides, args.train, args.test, args.seed, args.image_size

@@ -21,7 +21,8 @@ from segloc.experiments.jobs import Job, changed, plan, with_needs
 from segloc.experiments.run import experiment_folder
 from segloc.reporting.results_table import baseline, group_by_seed
 from segloc.reporting.run_results import KINDS, load_run
-from segloc.settings import experiments
+from segloc.settings.experiments import Experiment
+from segloc.settings.loader import load
 from segloc.training.run_folder import closing, read_metrics, read_run
 
 EXAMPLES = """\
@@ -113,7 +114,7 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
     Raises:
         InputError: it is not finished, was run by another recipe, or holds no detector or no probe.
     """
-    experiment = experiments.read(recipe)
+    experiment = load(Experiment, recipe)
     cells = plan(experiment, experiment_folder(str(folder)))
     if len(experiment.seeds) > len(study_page.T_95) + 1:
         raise InputError(f"{recipe}: more seeds than the page knows quantiles of Student's t for")

@@ -100,11 +100,7 @@ class Pair:
 
     @classmethod
     def from_json(cls, data: bytes | str, format_version: int = FORMAT_VERSION) -> Pair:
-        """Parse ``KEY.json``. Fields that this format does not know are ignored: it may grow.
-
-        Args:
-            data: its content.
-            format_version: of the folder, as its index says.
+        """Parse ``KEY.json`` of a folder of this format. Fields that it does not know are ignored: it may grow.
 
         Raises:
             InputError: a field is missing or the text is not JSON.
@@ -244,11 +240,7 @@ class Index:
 
     @classmethod
     def from_json(cls, data: bytes | str, source: str = INDEX_NAME) -> Index:
-        """Parse and check ``index.json``.
-
-        Args:
-            data: its content.
-            source: name used in error messages.
+        """Parse and check ``index.json``, which error messages call `source`.
 
         Raises:
             InputError: not JSON, another format version, a missing field, or a file name other than the contract's
@@ -264,7 +256,10 @@ class Index:
                 Shard(str(s["name"]), int(s["pairs"]), int(s["bytes"]), str(s["sha256"]), tuple(map(int, s["classes"])))
                 for s in raw["shards"]
             )
-            sources = None if version == 1 else _sources(raw["sources"])
+            sources = None
+            if version > 1:
+                table = raw["sources"]
+                sources = Sources(str(table["name"]), str(table["sha256"]), int(table["rows"]))
             classes, seed = tuple(map(str, raw["classes"])), int(raw["seed"])
             index = cls(classes, seed, dict(raw["parameters"]), dict(raw["counts"]), shards, sources, int(version))
         except InputError:
@@ -283,10 +278,6 @@ class Index:
             if shard.name != shard_name(number):
                 raise InputError(f"{source}: shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
         return index
-
-
-def _sources(raw: dict[str, Any]) -> Sources:
-    return Sources(str(raw["name"]), str(raw["sha256"]), int(raw["rows"]))
 
 
 def shard_name(number: int) -> str:

@@ -91,9 +91,7 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1
 def decode_unchecked(data: npt.NDArray[np.uint8], flags: int = cv2.IMREAD_COLOR_RGB) -> Image:
     """Decode a file [bytes] without the checks of `decode`: where a JPEG is cut short, its pixels are grey.
 
-    Args:
-        data: the file's content.
-        flags: OpenCV's of the colour mode and reduction.
+    The flags are OpenCV's of the colour mode and reduction.
 
     Raises:
         ImageError: it cannot be decoded.

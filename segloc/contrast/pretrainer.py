@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from segloc.data.stream import Batch, PairStream, ShardFolder, Views
 from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import RANDOM
 from segloc.models.segloc import SegLoc
-from segloc.settings.loader import to_yaml
+from segloc.settings.loader import flat, to_yaml
 from segloc.settings.pretraining import OptimConfig, PretrainConfig
 from segloc.training import checkpoint
 from segloc.training.loop import TrainerBase
@@ -46,6 +46,15 @@ from segloc.training.schedules import cosine_schedule
 # Settings that may differ when a run is resumed: they do not change what is computed.
 HARMLESS = ("checkpoint_every", "log_every", "data.threads")
 _STATE = ("config", "shards", "query", "key", "optimizer", "queues", "iteration", "pairs_skipped")
+
+
+class MicroBatch(NamedTuple):
+    """What a step keeps of a forward and backward pass: the comparison, its loss, keys [levels, N, dim], pairs [N]."""
+
+    compared: Compared
+    loss: torch.Tensor
+    keys: torch.Tensor
+    pairs: torch.Tensor
 
 
 class Pretrainer(TrainerBase):
@@ -78,23 +87,12 @@ class Pretrainer(TrainerBase):
         super().__init__()
         self.config, self.folder, self.out, self.device, self.group = config, folder, out, device, group
         optim, data = config.optim, config.data
-        self.micro_batch = min(optim.micro_batch, max(1, optim.batch // group.world))
-        if optim.batch % (self.micro_batch * group.world):
-            raise InputError(
-                f"optim.batch {optim.batch} cannot be shared by {group.world} processes in micro-batches of "
-                f"{self.micro_batch}; set another optim.micro_batch"
-            )
-        # The processes' own statistics part a batch as splits do, so fewer splits leave the parts as large.
-        model = dataclasses.replace(config.model, bn_splits=max(1, config.model.bn_splits // group.world))
-        # Smaller micro-batches have to be enough for batch norm, too: this checks it.
-        dataclasses.replace(config, model=model, optim=dataclasses.replace(optim, micro_batch=self.micro_batch))
-        if resuming:  # what it started from is in the checkpoint, with all that was learned since
-            model = dataclasses.replace(model, init=RANDOM)
+        own = process_settings(config, group.world)
+        self.micro_batch = own.optim.micro_batch
         self.steps = optim.steps or optim.epochs * folder.index.num_pairs // optim.batch
         if not self.steps:
             raise InputError(f"{folder.store}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
-        torch.manual_seed(config.seed)
-        self.model = SegLoc(model, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = make_model(own, device, resuming)
         self.queues = QUEUES[config.queue.kind](
             len(folder.index.classes), config.queue.size, config.head.dim, len(LEVELS), device=device
         )
@@ -104,9 +102,6 @@ class Pretrainer(TrainerBase):
         )  # fmt: skip
         self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
         self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
-        if optim.compile:
-            for network in (self.model.query, self.model.key):
-                network.compile(dynamic=True)
         self.query: nn.Module = self.model.query
         if group.world > 1:
             # Averages the gradients over the processes. Running statistics stay each process's own, as in MoCo.
@@ -167,28 +162,25 @@ class Pretrainer(TrainerBase):
         self.metrics = {}
         self.optimizer.param_groups[0]["lr"] = float(self.learning_rates[self.iter])
         self.optimizer.zero_grad(set_to_none=True)
-        results, keys, labels, losses, pairs = [], [], [], [], []
+        done: list[MicroBatch] = []
         for micro in range(self.accumulate):
             before = time.perf_counter()
             batch = next(self._batches)
             waited += time.perf_counter() - before
             with self._without_sync(micro):
-                levels, queries, batch_keys = self._compare(batch, *self._generators(self.iter, micro))
+                levels, queries, keys = self._compare(batch, *self._generators(self.iter, micro))
                 loss = torch.stack([level.loss for level in levels]).sum() / self.accumulate
                 loss.backward()
-            results.append(Compared(levels, queries.detach(), batch.labels))
-            keys.append(batch_keys)
-            labels.append(batch.labels)
-            losses.append(loss.detach())
-            pairs.append(batch.pairs)
+            compared = Compared(levels, queries.detach(), batch.labels)
+            done.append(MicroBatch(compared, loss.detach(), keys, batch.pairs))
         gradients = [p.grad for p in self.model.query.parameters() if p.grad is not None]
         gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        self._check_finite(losses, pairs, gradient_norm)
+        self._check_finite(done, gradient_norm)
         self.optimizer.step()
         self.model.update_keys(self.config.optim.ema)
-        if self._measuring:
+        if self.iter % self.config.log_every == 0 or self.iter == self.steps - 1:
             # Before the step's own keys enter, or a query would find its own positive.
-            self.metrics = self.group.mean(gauges(results, self.queues), self.device)
+            self.metrics = self.group.mean(gauges([part.compared for part in done], self.queues), self.device)
             skipped = self.pairs_skipped()
             step_time = time.perf_counter() - started
             self.metrics |= {
@@ -199,7 +191,7 @@ class Pretrainer(TrainerBase):
                 "step_time_s": step_time,
                 "images_per_s": 2 * self.config.optim.batch / step_time,
             }
-        self._enqueue(keys, labels)
+        self._enqueue([part.keys for part in done], [part.compared.labels for part in done])
 
     def pairs_skipped(self) -> int:
         """Count the damaged pairs that were replaced, in all processes since the run began; all must ask."""
@@ -210,7 +202,7 @@ class Pretrainer(TrainerBase):
         """Return what a resumed run needs, but for its counters, as tensors, numbers and strings."""
         return {
             "kind": "pretrain",
-            "config": config_yaml(self.config),
+            "config": to_yaml(self.config),
             "shards": index_digest(self.folder),
             "query": self.model.query.state_dict(),
             "key": self.model.key.state_dict(),
@@ -231,10 +223,14 @@ class Pretrainer(TrainerBase):
         settings = yaml.safe_load(state["config"])
         if not isinstance(settings, dict):
             raise InputError(f"{self.out}: its checkpoint has no settings")
-        defaults = dataclasses.asdict(PretrainConfig())
-        difference = _first_difference(settings, dataclasses.asdict(self.config), defaults)
-        if difference:
-            raise InputError(f"{self.out}: its run has another {difference}; use another --out, or the same settings")
+        # A setting that the checkpoint lacks came later, and its default is what was done until then.
+        old = flat(dataclasses.asdict(PretrainConfig())) | flat(settings)
+        for name, value in flat(dataclasses.asdict(self.config)).items():
+            if name not in HARMLESS and old[name] != value:
+                raise InputError(
+                    f"{self.out}: its run has another {name} ({old[name]!r}, not {value!r}); use another --out, or the "
+                    "same settings"
+                )
         if state["shards"] != index_digest(self.folder):
             raise InputError(f"{self.out}: its run was on other shards than {self.folder.store}; use another --out")
         try:
@@ -253,10 +249,6 @@ class Pretrainer(TrainerBase):
         if self._batches is not None:
             self._batches.close()
             self._batches = None
-
-    @property
-    def _measuring(self) -> bool:
-        return self.iter % self.config.log_every == 0 or self.iter == self.steps - 1
 
     def _without_sync(self, micro: int) -> contextlib.AbstractContextManager[None]:
         """Let gradients add up in this process until the step's last micro-batch."""
@@ -327,15 +319,16 @@ class Pretrainer(TrainerBase):
             labels = torch.randint(len(self.folder.index.classes), (self.queues.size,), generator=generator)
             self.queues.enqueue(keys.to(self.device), labels)
 
-    def _check_finite(self, losses: list[torch.Tensor], pairs: list[torch.Tensor], gradient_norm: torch.Tensor) -> None:
+    def _check_finite(self, done: list[MicroBatch], gradient_norm: torch.Tensor) -> None:
         """Stop all processes before the step is taken when a loss of any of them, or the gradient, is not finite."""
-        every_loss = self.group.gather(torch.stack(losses))  # [world, micro-batches]
+        every_loss = self.group.gather(torch.stack([part.loss for part in done]))  # [world, micro-batches]
         bad = ~torch.isfinite(every_loss)
         if not bad.any():
             if torch.isfinite(gradient_norm):
                 return
             bad[:] = True  # the gradient is the sum over all
-        every_pair = self.group.gather(torch.stack(pairs).to(self.device))  # [world, micro-batches, N]
+        pairs = torch.stack([part.pairs for part in done]).to(self.device)
+        every_pair = self.group.gather(pairs)  # [world, micro-batches, N]
         found = {"iteration": self.iter, "pairs": every_pair[bad].flatten().tolist()}
         path = self.out / "not_finite.json"
         if self.group.is_main:
@@ -346,36 +339,43 @@ class Pretrainer(TrainerBase):
         )
 
 
+def process_settings(config: PretrainConfig, world: int) -> PretrainConfig:
+    """Settings of one of `world` processes: a micro-batch no larger than its share of the batch, fewer splits.
+
+    Raises:
+        InputError: the batch cannot be shared evenly, or its parts are too small for batch norm.
+    """
+    optim, model = config.optim, config.model
+    micro_batch = min(optim.micro_batch, max(1, optim.batch // world))
+    if optim.batch % (micro_batch * world):
+        raise InputError(
+            f"optim.batch {optim.batch} cannot be shared by {world} processes in micro-batches of {micro_batch}; set "
+            "another optim.micro_batch"
+        )
+    # The processes' own statistics part a batch as splits do, so fewer splits leave the parts as large.
+    model = dataclasses.replace(model, bn_splits=max(1, model.bn_splits // world))
+    return dataclasses.replace(config, model=model, optim=dataclasses.replace(optim, micro_batch=micro_batch))
+
+
+def make_model(config: PretrainConfig, device: torch.device, resuming: bool) -> SegLoc:
+    """Build both networks, seeded; of a resumed run, whose weights a checkpoint holds, without start weights."""
+    torch.manual_seed(config.seed)
+    settings = dataclasses.replace(config.model, init=RANDOM) if resuming else config.model
+    model = SegLoc(settings, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.optim.compile:
+        for network in (model.query, model.key):
+            network.compile(dynamic=True)
+    return model  # type: ignore[no-any-return]
+
+
 def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:
     """Build the optimiser of the query network."""
     if optim.method == "adamw":
         return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=optim.weight_decay)
-    nesterov = optim.momentum > 0
-    return torch.optim.SGD(
-        network.parameters(), rate, optim.momentum, weight_decay=optim.weight_decay, nesterov=nesterov
-    )
-
-
-def config_yaml(config: PretrainConfig) -> str:
-    """Serialise the settings as a recipe."""
-    return to_yaml(config)
+    momentum, decay = optim.momentum, optim.weight_decay
+    return torch.optim.SGD(network.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0)
 
 
 def index_digest(folder: ShardFolder) -> str:
     """Digest of the shards' index, which names the digest of every shard."""
     return hashlib.sha256(folder.index.to_json()).hexdigest()
-
-
-def _first_difference(
-    old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any], prefix: str = ""
-) -> str | None:
-    """Name a setting that differs. One that `old` lacks came later, and its default is what was done until then."""
-    for key, value in new.items():
-        name, before = prefix + key, old.get(key, defaults[key])
-        if isinstance(value, dict):
-            difference = _first_difference(before, value, defaults[key], f"{name}.")
-            if difference:
-                return difference
-        elif name not in HARMLESS and before != value:
-            return f"{name} ({before!r}, not {value!r})"
-    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.contrast.pretrainer import Pretrainer, config_yaml, index_digest
+from segloc.contrast.pretrainer import Pretrainer, index_digest
 from segloc.data.stream import ShardFolder
+from segloc.models.initial_weights import BACKBONE_SETTINGS
+from segloc.settings.loader import to_yaml
 from segloc.settings.pretraining import PretrainConfig
 from segloc.training import checkpoint, run_folder
 from segloc.training.loop import NAME, HookBase
@@ -21,22 +24,15 @@ from segloc.training.stopping import Keeper, StopTraining, sigterm
 
 
 class Writer(HookBase):
-    """Writes metrics and shows progress, in the main process.
-
-    Args:
-        start: the first step.
-    """
+    """Writes metrics and shows progress, in the main process."""
 
     trainer: Pretrainer
 
-    def __init__(self, start: int) -> None:
-        self.start = start
-
     def before_train(self) -> None:
         """Open the logs."""
-        trainer = self.trainer
-        self.log = run_folder.MetricsLog(trainer.out, self.start)
-        self.bar = tqdm(total=trainer.steps, initial=self.start, desc="pretraining", unit="step")
+        trainer, start = self.trainer, self.trainer.start_iter
+        self.log = run_folder.MetricsLog(trainer.out, start)
+        self.bar = tqdm(total=trainer.steps, initial=start, desc="pretraining", unit="step")
 
     def after_step(self) -> None:
         """Write what the step measured."""
@@ -65,29 +61,15 @@ def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
         checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), **counters})
 
 
-def _keeper(trainer: Pretrainer, stop: Callable[[], bool]) -> Keeper:
-    """Save for all processes, which stop after the same step when one of them is asked to."""
-
-    def save(done: int) -> None:
-        save_checkpoint(trainer, done)
-
-    return Keeper(save, trainer.config.checkpoint_every, lambda: trainer.group.any(stop(), trainer.device))
-
-
 def save_backbone(trainer: Pretrainer) -> Path:
     """Save what is transferred: backbone, FPN and attention of the query network, and its head.
 
     With batch norm, the running statistics are those the main process saw.
     """
-    model = trainer.config.model
     path = trainer.out / checkpoint.BACKBONE
     content = {
         "kind": "backbone",
-        "arch": model.arch,
-        "norm": model.norm,
-        "sda_norm": model.sda_norm,
-        "attention": model.attention,
-        "fpn_channels": model.fpn_channels,
+        **{name: getattr(trainer.config.model, name) for name in BACKBONE_SETTINGS},
         "iteration": trainer.steps,
         "backbone": trainer.model.query.backbone.state_dict(),
         "head": trainer.model.query.head.state_dict(),
@@ -137,7 +119,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     say(f"{trainer.steps} steps of {config.optim.batch} pairs; a loss of {trainer.chance_loss:.2f} is chance")
     if group.is_main:
         run_folder.describe(
-            out, "pretrain", config_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
+            out, "pretrain", to_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
             chance_loss=trainer.chance_loss, chance_class_accuracy=1 / int(present.sum()), steps=trainer.steps,
             processes=group.world,
         )  # fmt: skip
@@ -146,8 +128,11 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     with contextlib.closing(trainer):
         if not start and not trainer.fill_queues(stop):
             return None
-        keeper = _keeper(trainer, stop)
-        trainer.register_hooks([Writer(start), keeper] if group.is_main else [keeper])
+        # All processes stop after the same step when one of them is asked to.
+        keeper = Keeper(
+            partial(save_checkpoint, trainer), config.checkpoint_every, lambda: group.any(stop(), trainer.device)
+        )
+        trainer.register_hooks([Writer(), keeper] if group.is_main else [keeper])
         try:
             trainer.train(start, trainer.steps)
         except StopTraining:

@@ -167,11 +167,7 @@ class Step:
 
 
 class Batcher:
-    """Makes batches; threads may share one.
-
-    Args:
-        image_size: images larger than this square are shrunk to fit it, pixels.
-    """
+    """Makes batches of images shrunk to fit a square of `image_size` pixels; threads may share one."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
@@ -206,10 +202,15 @@ class Batcher:
         boxes = np.empty((len(stored), 4), np.float32)
         for row, ((data, view), size) in enumerate(zip(stored, sizes, strict=True)):
             try:
-                _place(images[row], _decode(data, view, size))
+                image = _decode(data, view, size)
             except InputError as error:
                 bad[row] = str(error)
-            boxes[row] = _scaled(view, size)
+            else:
+                h, w = image.shape[:2]
+                images[row, :h, :w] = image
+                images[row, :h, w:] = images[row, h:] = WHITE
+            scale = np.array([size[0] / view.size[0], size[1] / view.size[1]] * 2, np.float32)
+            boxes[row] = np.array(view.box, np.float32) * scale
         return Views(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(boxes))
 
     def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -227,17 +228,3 @@ def _decode(data: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
     if stored != view.size:
         raise InputError(f"an image of {stored[0]}x{stored[1]}, described as {view.size[0]}x{view.size[1]}")
     return image if size == stored else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def _place(canvas: np.ndarray, image: np.ndarray) -> None:
-    """Put an image into the top left corner and white around it."""
-    height, width = image.shape[:2]
-    canvas[:height, :width] = image
-    canvas[:height, width:] = WHITE
-    canvas[height:] = WHITE
-
-
-def _scaled(view: View, size: tuple[int, int]) -> np.ndarray:
-    """Bring a box from pixels of the stored image to those of an image of `size` (width, height)."""
-    scale = np.array([size[0] / view.size[0], size[1] / view.size[1]] * 2, np.float32)
-    return np.array(view.box, np.float32) * scale

@@ -63,7 +63,12 @@ def augment_boxes(boxes: torch.Tensor, size: Sequence[int], generators: Sequence
     chosen = []
     for overlap, generator in zip(overlaps, generators, strict=True):
         scores = torch.rand(len(grid), generator=generator).to(boxes)
-        chosen.append(_choose(grid, overlap, scores, float(torch.rand((), generator=generator))))
+        draw = float(torch.rand((), generator=generator))
+        candidates = (overlap > LEAST_IOU).nonzero()[:, 0]
+        if not len(candidates):
+            candidates = overlap.topk(min(FALLBACK, len(overlap))).indices
+        left = candidates[nms(grid[candidates], scores[candidates], NMS_IOU)]
+        chosen.append(grid[left[int(draw * len(left))]])
     return torch.stack(chosen)
 
 
@@ -79,12 +84,3 @@ def anchors(size: Sequence[int]) -> torch.Tensor:
     centre_y, centre_x = torch.meshgrid(rows, columns, indexing="ij")
     centres = torch.stack([centre_x, centre_y], -1).reshape(-1, 1, 2)
     return torch.cat([centres - half, centres + half], -1).reshape(-1, 4)
-
-
-def _choose(grid: torch.Tensor, overlap: torch.Tensor, score: torch.Tensor, draw: float) -> torch.Tensor:
-    """Pick the anchor [4] for one box; `draw` in [0, 1) decides among those the suppression leaves."""
-    candidates = (overlap > LEAST_IOU).nonzero()[:, 0]
-    if not len(candidates):
-        candidates = overlap.topk(min(FALLBACK, len(overlap))).indices
-    left = candidates[nms(grid[candidates], score[candidates], NMS_IOU)]
-    return grid[left[int(draw * len(left))]]

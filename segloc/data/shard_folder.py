@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from braceexpand import braceexpand
 
-from segloc.common.contract import FORMAT_VERSION, INDEX_NAME, Index, Pair, Shard, View
+from segloc.common.contract import FORMAT_VERSION, Index, Pair, Shard
 from segloc.common.errors import InputError, one_line
 from segloc.common.images import Image, decode
-from segloc.common.stores import LocalStore, Store, open_store
+from segloc.common.stores import Store, open_store
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"
 _BLOCK = 512  # of a tar file, bytes
@@ -52,14 +52,10 @@ class Sample:
         if pair.class_name != classes[pair.class_id]:
             raise InputError(f"class {pair.class_id} is {pair.class_name!r}, in the index {classes[pair.class_id]!r}")
         for side, view in (("query", pair.query), ("key", pair.key)):
-            if not _holds_box(view):
-                raise InputError(f"{side} box {view.box} is not in an image of {view.size[0]}x{view.size[1]}")
+            (x0, y0, x1, y1), (width, height) = view.box, view.size
+            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+                raise InputError(f"{side} box {view.box} is not in an image of {width}x{height}")
         return pair
-
-
-def _holds_box(view: View) -> bool:
-    (x0, y0, x1, y1), (width, height) = view.box, view.size
-    return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +92,7 @@ class ShardFolder:
             folder, _, pattern = source.rpartition("/")
             folder = folder or ("/" if source.startswith("/") else ".")
         store = open_store(folder)
-        if isinstance(store, LocalStore):
-            index = store.index()
-        else:
-            index = Index.from_json(store.read_array(INDEX_NAME).tobytes(), f"{store}/{INDEX_NAME}")
+        index = store.index()
         if pattern:
             index = dataclasses.replace(index, shards=_select(index, pattern, source))
         if not index.num_pairs:

@@ -59,19 +59,11 @@ def epoch_order(index: Index, seed: int, epoch: int, mix_shards: int) -> list[tu
     return groups
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """A group to read: its shards, the order of its pairs as in `epoch_order`, and the first position wanted."""
-
-    shards: list[int]
-    order: np.ndarray
-    first: int
-
-
+@dataclasses.dataclass(eq=False)
 class PairStream:
     """Batches of pairs, decoded ahead by threads (cv2 releases the interpreter lock while it decodes).
 
-    Args:
+    Attributes:
         folder: where the pairs are.
         batch: pairs per batch.
         image_size: images larger than this square are shrunk to fit it, pixels.
@@ -79,29 +71,17 @@ class PairStream:
         mix_shards: see `epoch_order`.
         threads: decoding threads.
         padded_together: batches, counted over all processes, whose images are padded to one size: those of a step.
-
-    Attributes:
         skipped: how often a damaged pair was replaced in the batches handed out; the first is logged, with its reason.
     """
 
-    def __init__(
-        self,
-        folder: ShardFolder,
-        batch: int,
-        image_size: int,
-        seed: int,
-        mix_shards: int,
-        threads: int,
-        padded_together: int = 1,
-    ) -> None:
-        self.folder = folder
-        self.batch = batch
-        self.image_size = image_size
-        self.seed = seed
-        self.mix_shards = mix_shards
-        self.threads = threads
-        self.padded_together = padded_together
-        self.skipped = 0
+    folder: ShardFolder
+    batch: int
+    image_size: int
+    seed: int
+    mix_shards: int
+    threads: int
+    padded_together: int = 1
+    skipped: int = dataclasses.field(default=0, init=False)
 
     def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """Iterate without end over the batches from number `start`, counted from the beginning of `epoch`.
@@ -137,17 +117,14 @@ class PairStream:
                     if next(numbers) % world == rank:
                         ahead.append(decoders.submit(batcher.make, step, part))
                 batch, damaged = ahead.popleft().result()
-                self._count(damaged)
+                if damaged and not self.skipped:
+                    _log.warning("%s: a pair is left out, and perhaps more: %s", self.folder.store, damaged[0])
+                self.skipped += len(damaged)
                 yield batch
                 del batch  # or it would still be held while its successor is awaited
         finally:
             for pool in (readers, decoders):
                 pool.shutdown(cancel_futures=True)
-
-    def _count(self, damaged: list[str]) -> None:
-        if damaged and not self.skipped:
-            _log.warning("%s: a pair is left out, and perhaps more: %s", self.folder.store, damaged[0])
-        self.skipped += len(damaged)
 
     def _parts(self, places: Iterator[tuple[Group, int]]) -> Iterator[tuple[Step, slice]]:
         """Each batch as a part of the batches that are padded together."""
@@ -158,25 +135,23 @@ class PairStream:
 
     def _places(self, readers: ThreadPoolExecutor, epoch: int, offset: int) -> Iterator[tuple[Group, int]]:
         """Places from `offset` of `epoch` on; the next group is read while one is used."""
-        plans = self._plans(epoch, offset)
-        plan = next(plans)
-        loading = self._load(readers, plan)
+        groups = self._loading(readers, epoch, offset)
+        following = next(groups)
         while True:
-            group = Group(plan.order, {shard: future.result() for shard, future in loading.items()})
-            following = next(plans)
-            loading = self._load(readers, following)
-            for position in range(plan.first, len(plan.order)):
+            order, first, shards = following
+            group = Group(order, {shard: future.result() for shard, future in shards.items()})
+            following = next(groups)
+            for position in range(first, len(order)):
                 yield group, position
-            plan = following
 
-    def _plans(self, epoch: int, offset: int) -> Iterator[_Plan]:
+    def _loading(
+        self, readers: ThreadPoolExecutor, epoch: int, offset: int
+    ) -> Iterator[tuple[np.ndarray, int, dict[int, Future[list[Sample]]]]]:
+        """Start to read group after group: the order of its pairs (`epoch_order`), the first wanted, its shards."""
+        load, shards = self.folder.load, self.folder.index.shards
         while True:
-            for shards, order in epoch_order(self.folder.index, self.seed, epoch, self.mix_shards):
+            for numbers, order in epoch_order(self.folder.index, self.seed, epoch, self.mix_shards):
                 if offset < len(order):
-                    yield _Plan(shards, order, offset)
+                    yield order, offset, {number: readers.submit(load, shards[number]) for number in numbers}
                 offset = max(offset - len(order), 0)
             epoch += 1
-
-    def _load(self, readers: ThreadPoolExecutor, plan: _Plan) -> dict[int, Future[list[Sample]]]:
-        shards = self.folder.index.shards
-        return {shard: readers.submit(self.folder.load, shards[shard]) for shard in plan.shards}

@@ -69,7 +69,7 @@ def load_box_heads(detector: Detector, weights: str) -> None:
     Raises:
         InputError: they hold no such layers, or layers of another width.
     """
-    head = {} if weights in (RANDOM, IMAGENET) else read_backbone(weights).get("head", {})
+    head = {} if weights in (RANDOM, IMAGENET) else read_backbone(weights).head
     layers = {name.removeprefix("box."): tensor for name, tensor in head.items() if name.startswith("box.")}
     if not layers:
         raise InputError(f"{weights}: no box head in it; train.box_heads=pretrained needs one pretrained by box2fc")

@@ -20,8 +20,9 @@ from segloc.contrast.pretrainer import index_digest
 from segloc.data.stream import PairStream, ShardFolder
 from segloc.exporting.insert_bn import insert, measure_moments
 from segloc.models.backbone import SegLocBackbone, normalize
-from segloc.models.initial_weights import new_backbone
+from segloc.models.initial_weights import StoredBackbone
 from segloc.settings.pretraining import DataConfig
+from segloc.training.processes import ALONE
 
 # Pairs on which the outputs are compared; fewer when the shards hold fewer than twice as many.
 COMPARED = 8
@@ -48,38 +49,36 @@ class Measuring:
             raise InputError("--views and --image-size must be at least 1, and --seed at least 0")
 
 
-def insert_batch_norm(
-    content: dict[str, Any], weights: str, measuring: Measuring
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[StoredBackbone, dict[str, Any]]:
     """Turn a norm-free backbone into one with batch norm that computes the same.
 
     Args:
-        content: settings and state dict; see `segloc.models.initial_weights.read_backbone`.
-        weights: where it is from, for error messages.
+        stored: the backbone.
         measuring: on which images the statistics are measured.
 
     Returns:
-        The content with its new state dict and norm, and what the report says of it.
+        The backbone with its new state dict and norm, and what the report says of it.
 
     Raises:
         InputError: the weights have a norm already, or shards or weights cannot be used.
     """
-    if content["norm"] != "none":
-        raise InputError(f"{weights}: has norm={content['norm']}; batch norm is inserted where there is none")
+    if (norm := stored.settings["norm"]) != "none":
+        raise InputError(f"{stored.source}: has norm={norm}; batch norm is inserted where there is none")
     folder = ShardFolder.open(measuring.shards)
     if folder.index.num_pairs < 2:
         raise InputError(f"{measuring.shards}: holds one pair; one has to be measured and another compared")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = new_backbone(content, weights).to(device)
+    device = ALONE.device()
+    before = stored.build().to(device)
     compared = min(COMPARED, folder.index.num_pairs // 2)
     pairs = min(-(-measuring.views // 2), folder.index.num_pairs - compared)
     views = _views(folder, pairs + compared, measuring, device)
     moments = measure_moments(before, itertools.islice(views, 2 * pairs))
     for name, found in moments.items():
         if not torch.isfinite(found.variance).all():
-            raise InputError(f"{weights}: what reaches {name} is not finite; its training must have diverged")
-    changed = {**content, "norm": "bn", "backbone": insert(before, moments)}
-    after = new_backbone(changed, "inserted batch norm").to(device)
+            raise InputError(f"{stored.source}: what reaches {name} is not finite; its training must have diverged")
+    settings, tensors = {**stored.settings, "norm": "bn"}, insert(before, moments)
+    changed = dataclasses.replace(stored, source="inserted batch norm", settings=settings, tensors=tensors)
+    after = changed.build().to(device)
     report = {
         "layers": {name: len(found.mean) for name, found in moments.items()},
         "constant_channels": sum(int((found.variance == 0).sum()) for found in moments.values()),
@@ -90,7 +89,7 @@ def insert_batch_norm(
         "compared_views": 2 * compared,
         **_differences(before, after, views),
     }
-    return {**changed, "backbone": after.cpu().state_dict()}, report
+    return dataclasses.replace(changed, tensors=after.cpu().state_dict()), report
 
 
 def _views(folder: ShardFolder, pairs: int, measuring: Measuring, device: torch.device) -> Iterator[torch.Tensor]:

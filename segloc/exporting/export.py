@@ -13,7 +13,7 @@ from segloc.common.files import write_atomic, write_json
 from segloc.exporting import batch_norm
 from segloc.exporting.batch_norm import Measuring
 from segloc.exporting.formats import convert, usage_notes, with_head, wrapped
-from segloc.models.initial_weights import BACKBONE_SETTINGS, check_tensors, read_backbone
+from segloc.models.initial_weights import read_backbone
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -49,22 +49,18 @@ def export(weights: str, format: str, out: Path, measuring: Measuring | None = N
     Raises:
         InputError: the weights cannot be used.
     """
-    content = read_backbone(weights)
-    # Fine-tuning here can start its box heads from the head of pretraining; other libraries have no place for it.
-    head = content.get("head", {})
-    check_tensors(head, str(weights))
-    content = {name: content.get(name) for name in (*BACKBONE_SETTINGS, "iteration", "backbone")}
-    inserted = None
+    stored, inserted = read_backbone(weights), None
     if measuring:
-        content, inserted = batch_norm.insert_batch_norm(content, str(weights), measuring)
-    about = {name: value for name, value in content.items() if name != "backbone"}
-    converted = with_head(convert(content["backbone"], format, content["norm"]), head, format)
+        stored, inserted = batch_norm.insert_batch_norm(stored, measuring)
+    norm, about = stored.settings["norm"], {**stored.settings, "iteration": stored.iteration}
+    # Fine-tuning here can start its box heads from the head of pretraining; other libraries have no place for it.
+    converted = with_head(convert(stored.tensors, format, norm), stored.head, format)
     report = {
         "format": format,
         "weights": str(weights),
         **about,
         "inserted": inserted,
-        "notes": usage_notes(format, content["norm"], content["fpn_channels"]),
+        "notes": usage_notes(format, norm, stored.settings["fpn_channels"]),
         **{name: getattr(converted, name) for name in ("matched", "renamed", "left_out")},
     }
     buffer = io.BytesIO()

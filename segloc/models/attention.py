@@ -13,19 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from segloc.models.norm import SplitBatchNorm2d
-from segloc.settings.pretraining import BOTTLENECK
-
-SDA_NORMS = ("bn", "gn", "ln")
+from segloc.settings.backbone import BOTTLENECK, SDA_NORMS
 
 
 class ChannelAttention(nn.Module):
     """Selective channel attention: per channel, how much of each level.
 
-    Args:
-        channels: C.
-        levels: L.
-        norm: ``bn`` as published; ``gn`` or ``ln`` do not depend on the batch.
-        bn_splits: see `SplitBatchNorm2d`.
+    The published norm is ``bn``; ``gn`` and ``ln`` do not depend on the batch. `bn_splits` is `SplitBatchNorm2d`'s.
     """
 
     def __init__(self, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
@@ -43,11 +37,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Selective spatial attention: per position, how much of each level.
-
-    Args:
-        levels: L.
-    """
+    """Selective spatial attention: per position, how much of each level."""
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -60,11 +50,7 @@ class SpatialAttention(nn.Module):
 
 
 class DependencyRefinement(nn.Module):
-    """Global-context block: adds to every position one vector pooled from the whole map; starts as the identity.
-
-    Args:
-        channels: C, a multiple of 16.
-    """
+    """Global-context block: adds to every position one vector pooled from the whole map; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -87,15 +73,7 @@ class DependencyRefinement(nn.Module):
 
 
 class LevelAttention(nn.Module):
-    """The SDA module of one pyramid level.
-
-    Args:
-        level: position of the level it refines in the list of maps.
-        channels: C.
-        levels: L.
-        norm: norm inside the channel attention.
-        bn_splits: see `SplitBatchNorm2d`.
-    """
+    """The SDA module of the pyramid level at position `level` in the list of maps."""
 
     def __init__(self, level: int, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
         super().__init__()

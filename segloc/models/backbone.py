@@ -18,12 +18,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from segloc.models.attention import PyramidAttention
 from segloc.models.norm import ResidualScale, norm_layer
-from segloc.settings.pretraining import BOTTLENECK, MIN_CHANNELS
+from segloc.settings.backbone import ARCHS, BOTTLENECK, FPN_CHANNELS, MIN_CHANNELS
 
-ARCHS = ("resnet18", "resnet50", "resnet101")
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 STRIDES = (4, 8, 16, 32, 64)
-FPN_CHANNELS = 256  # of SDANet, as of most pyramids
 
 # (x - 127.5) / 127.5 for RGB in 0..255, as SDANet's configuration has it. White, the empty belt, becomes 1.
 PIXEL_MEAN = 127.5

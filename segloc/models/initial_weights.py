@@ -19,7 +19,8 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from segloc.common.errors import InputError, one_line
-from segloc.models.backbone import FPN_CHANNELS, SegLocBackbone
+from segloc.models.backbone import SegLocBackbone
+from segloc.settings.backbone import FPN_CHANNELS
 from segloc.settings.finetuning import REFUSE
 from segloc.training import checkpoint
 
@@ -40,6 +41,35 @@ class Misfit(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredBackbone:
+    """What a file of weights holds, read once.
+
+    Attributes:
+        source: name for error messages.
+        settings: `BACKBONE_SETTINGS` by name; empty for a ResNet of torchvision, which has batch norm.
+        tensors: state dict of the backbone or of that ResNet.
+        head: state dict of the RoI head; empty where the file has none.
+        iteration: steps it was trained for; None where the file does not say.
+    """
+
+    source: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    head: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    iteration: int | None = None
+
+    def build(self) -> SegLocBackbone:
+        """Build the backbone in evaluation mode, on the CPU.
+
+        Raises:
+            InputError: settings and tensors do not fit together.
+        """
+        backbone = SegLocBackbone(**self.settings).eval()
+        load_strict(backbone, self.tensors, self.source)
+        return backbone
+
+
+@dataclasses.dataclass(frozen=True)
 class Started:
     """What a backbone took over from its start weights.
 
@@ -56,54 +86,35 @@ class Started:
     unused: tuple[str, ...] = ()
 
 
-def read_backbone(path: str | Path) -> dict[str, Any]:
+def read_backbone(path: str | Path) -> StoredBackbone:
     """Read the backbone of a pretraining or fine-tuning result, file or run folder.
-
-    Returns:
-        The file's content, with ``backbone`` (state dict) and its settings `BACKBONE_SETTINGS`.
 
     Raises:
         InputError: no such file, or it holds no backbone by itself.
     """
     file = checkpoint.find(path)
-    return _with_backbone(checkpoint.load(file), file)
+    return _stored(checkpoint.load(file), str(path), file)
 
 
 def load_backbone(path: str | Path) -> SegLocBackbone:
-    """Load the backbone of a pretraining or fine-tuning result, in evaluation mode, on the CPU.
-
-    Args:
-        path: run folder or checkpoint.
+    """Load the backbone of a pretraining or fine-tuning result, file or run folder, in evaluation mode, on the CPU.
 
     Raises:
         InputError: no such file, or it holds no backbone, or one that does not fit its own settings.
     """
-    return new_backbone(read_backbone(path), str(path))
+    return read_backbone(path).build()
 
 
-def new_backbone(content: Mapping[str, Any], source: str) -> SegLocBackbone:
-    """Build the backbone of a file's content (`read_backbone`) in evaluation mode.
-
-    Args:
-        content: settings and state dict.
-        source: name for error messages.
-
-    Raises:
-        InputError: they do not fit together.
-    """
-    backbone = SegLocBackbone(**{name: content[name] for name in BACKBONE_SETTINGS}).eval()
-    load_strict(backbone, content["backbone"], source)
-    return backbone
-
-
-def _with_backbone(content: dict[str, Any], file: Path) -> dict[str, Any]:
+def _stored(content: dict[str, Any], source: str, file: Path) -> StoredBackbone:
     content = {"fpn_channels": FPN_CHANNELS, **content}  # before it was a setting, all had as many
     missing = [key for key in ("backbone", *BACKBONE_SETTINGS) if key not in content]
     if missing:
         kind = content.get("kind", "unknown")
         raise InputError(f"{file}: a {kind} checkpoint without {missing[0]!r}; give a finished run's backbone.pth")
-    check_tensors(content["backbone"], str(file))
-    return content
+    settings, head = {name: content[name] for name in BACKBONE_SETTINGS}, content.get("head", {})
+    for state in (content["backbone"], head):
+        check_tensors(state, str(file))
+    return StoredBackbone(source, settings, content["backbone"], head, content.get("iteration"))
 
 
 def check_tensors(state: Any, source: str) -> None:
@@ -119,6 +130,59 @@ def check_tensors(state: Any, source: str) -> None:
             raise InputError(f"{source}: {name!r} of its weights is a {type(tensor).__name__}, not a tensor by name")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{source}: {name} has values that are not finite; its training had diverged")
+
+
+def check_start(weights: str, settings: Mapping[str, Any], node: str, unmatched: str) -> StoredBackbone:
+    """Read start weights, and check that they were made with the recipe's settings where every tensor has to match.
+
+    The arguments are those of `load_start`. Random weights and ImageNet's, which are not downloaded, have no tensors.
+
+    Raises:
+        Misfit: they were made with other settings.
+        InputError: they cannot be had.
+    """
+    if weights == RANDOM:
+        return StoredBackbone(RANDOM)
+    stored = StoredBackbone(f"torchvision's {settings['arch']}") if weights == IMAGENET else _read(weights)
+    if unmatched == REFUSE:
+        if not stored.settings and settings["norm"] != "bn":
+            raise Misfit(f"{stored.source}: has batch norm and needs {node}.norm=bn, the recipe has {settings['norm']}")
+        for name, value in stored.settings.items():
+            if value != settings[name]:
+                raise Misfit(
+                    f"{weights}: was pretrained with {name}={value}, the recipe has {settings[name]}; "
+                    f"set {node}.{name}={value}"
+                )
+    return stored
+
+
+def _read(weights: str) -> StoredBackbone:
+    """Read a checkpoint of this project or the state dict of a torchvision ResNet."""
+    file = checkpoint.find(weights)
+    content = checkpoint.read_any(file)
+    if isinstance(content, dict) and {*content} >= _RESNET_TENSORS:
+        check_tensors(content, weights)
+        return StoredBackbone(weights, tensors=content)
+    if not checkpoint.is_ours(content):
+        raise InputError(
+            f"{weights}: neither a segloc checkpoint of format {checkpoint.READABLE_NAMES} nor the state dict of a "
+            f"torchvision ResNet{_conversion(content, file)}"
+        )
+    return _stored(content, weights, file)
+
+
+def _conversion(content: Any, file: Path) -> str:
+    """Say how to get the ResNet out of a file in which it lies deeper, under longer names; empty if there is none."""
+    parts = content.items() if isinstance(content, dict) else ()
+    for place, part in [("", content), *((f"[{key!r}]", part) for key, part in parts)]:
+        names = part if isinstance(part, dict) else ()
+        for name in names:
+            if isinstance(name, str) and name.endswith(_LAST_STAGE):
+                prefix = name.removesuffix(_LAST_STAGE)
+                weights = f"torch.load({str(file)!r}){place}"
+                renamed = f"k.removeprefix({prefix!r}): v for k, v in {weights}.items() if k.startswith({prefix!r})"
+                return f"; it holds one, which `torch.save({{{renamed}}}, 'resnet.pth')` takes out"
+    return ""
 
 
 def load_start(
@@ -150,84 +214,60 @@ def load_start(
     if weights == RANDOM:
         return Started("everything starts at random", anew=tuple(backbone.state_dict()))
     strict = unmatched == REFUSE
-    content = _content(weights, settings, node, strict)
-    if weights == IMAGENET:
-        return _from_resnet(backbone, _download(settings["arch"]), _imagenet(settings), strict)
-    if _is_resnet(content):
-        return _from_resnet(backbone, content, weights, strict)
-    started = _load_backbone(backbone, content, settings, weights, strict)
-    return started if head is None else _with_head(started, head, content.get("head", {}), weights)
+    stored = check_start(weights, settings, node, unmatched)
+    if not stored.settings:
+        # Files of old releases lack the counters of batches, which are no weights.
+        state = {name: count for name, count in backbone.body.state_dict().items() if name.endswith(COUNTER)}
+        resnet = stored.tensors or _download(settings["arch"])
+        state |= {name: tensor for name, tensor in resnet.items() if not name.startswith("fc.")}
+        return _load(backbone, "body.", state, stored.source, strict)
+    dropped: dict[str, str] = {}
+    if stored.settings["norm"] == "none" != settings["norm"]:
+        trained = (name for name in stored.tensors if name.rpartition(".")[0] not in backbone.evaluating)
+        reason = "is a residual scale, batch norm starts anew in its place"
+        dropped = {name: f"{name} {reason}" for name in filter(_RESIDUAL_SCALE.fullmatch, trained)}
+    state = {name: tensor for name, tensor in stored.tensors.items() if name not in dropped}
+    started = _load(backbone, "", state, weights, strict, tuple(dropped.values()))
+    if head is None:
+        return started
+    fits = not misfits(head, stored.head)
+    if fits:
+        head.load_state_dict(dict(stored.head))
+    return dataclasses.replace(started, summary=f"{started.summary}, head {'too' if fits else 'starts anew'}")
 
 
-def check_start(weights: str, settings: Mapping[str, Any], node: str, unmatched: str) -> None:
-    """Check, without a model, that start weights are there and were made with the recipe's settings.
+def _load(
+    backbone: SegLocBackbone,
+    prefix: str,
+    state: Mapping[str, torch.Tensor],
+    source: str,
+    strict: bool,
+    unused: tuple[str, ...] = (),
+) -> Started:
+    """Load what matches by name and shape; unless that is all, only if not `strict`.
 
-    Args:
-        weights: see `load_start`; ImageNet's are not downloaded.
-        settings: see `load_start`.
-        node: see `load_start`.
-        unmatched: see `load_start`.
-
-    Raises:
-        InputError: they are not.
+    With the prefix ``body.`` the tensors are of the ResNet alone and lack it. `unused` says which tensors of the file
+    are not in `state`, and why.
     """
-    if weights != RANDOM:
-        _content(weights, settings, node, unmatched == REFUSE)
-
-
-def _content(weights: str, settings: Mapping[str, Any], node: str, strict: bool) -> dict[str, Any]:
-    """Read a file of start weights, if they are one, and check that its settings are the recipe's if `strict`."""
-    if weights == IMAGENET:
-        if strict:
-            _check_norm(_imagenet(settings), settings, node)
-        return {}
-    file = checkpoint.find(weights)
-    content = checkpoint.read(file)
-    if _is_resnet(content):
-        check_tensors(content, weights)
-        if strict:
-            _check_norm(weights, settings, node)
-        return content  # type: ignore[no-any-return]
-    if not checkpoint.is_ours(content):
-        raise InputError(
-            f"{weights}: neither a segloc checkpoint of format {checkpoint.READABLE_NAMES} nor the state dict of a "
-            f"torchvision ResNet{_conversion(content, file)}"
-        )
-    content = _with_backbone(content, file)
-    if strict:
-        _check_settings(content, settings, weights, node)
-    return content
-
-
-def _imagenet(settings: Mapping[str, Any]) -> str:
-    return f"torchvision's {settings['arch']}"
-
-
-def _is_resnet(content: Any) -> bool:
-    return isinstance(content, dict) and {*content} >= _RESNET_TENSORS
-
-
-def _conversion(content: Any, file: Path) -> str:
-    """Say how to get the ResNet out of a file in which it lies deeper, under longer names; empty if there is none."""
-    parts = content.items() if isinstance(content, dict) else ()
-    for place, part in [("", content), *((f"[{key!r}]", part) for key, part in parts)]:
-        names = part if isinstance(part, dict) else ()
-        for name in names:
-            if isinstance(name, str) and name.endswith(_LAST_STAGE):
-                prefix = name.removesuffix(_LAST_STAGE)
-                weights = f"torch.load({str(file)!r}){place}"
-                renamed = f"k.removeprefix({prefix!r}): v for k, v in {weights}.items() if k.startswith({prefix!r})"
-                return f"; it holds one, which `torch.save({{{renamed}}}, 'resnet.pth')` takes out"
-    return ""
-
-
-def _with_head(started: Started, head: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> Started:
-    """Load the head, too, if all of it fits."""
-    check_tensors(state, source)
-    faults = misfits(head, state)
-    if not faults:
-        head.load_state_dict(dict(state))
-    return dataclasses.replace(started, summary=f"{started.summary}, head {'starts anew' if faults else 'too'}")
+    module = backbone.body if prefix else backbone
+    wanted, faults = module.state_dict(), misfits(module, state)
+    fitting = {name: x for name, x in state.items() if name in wanted and wanted[name].shape == x.shape}
+    if strict or not faults:
+        load_strict(module, state, source)
+    elif not any(tensor.dim() > 1 for tensor in fitting.values()):  # counters fit anywhere
+        raise InputError(f"{source}: none of its weights fits the model by name and shape")
+    else:
+        module.load_state_dict(fitting, strict=False)
+    loaded = tuple(prefix + name for name in (fitting if faults else wanted))
+    anew = tuple(name for name in backbone.state_dict() if name not in loaded)
+    unused = (*(fault for fault in faults if fault.partition(" ")[0] in state), *unused)
+    if not faults and not unused:
+        done = "ResNet taken over, FPN and attention start at random" if prefix else "backbone taken over"
+    else:
+        done = f"{len(loaded)} of {len(loaded) + len(anew)} tensors taken over"
+        done += f"; {len(anew)} start anew ({_some(anew)})" if anew else ""
+        done += f"; {len(unused)} of the file not used ({_some(unused)})" if unused else ""
+    return Started(f"{source}: {done}", loaded, anew, unused)
 
 
 def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -256,73 +296,6 @@ def misfits(module: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
         if name in state and state[name].shape != tensor.shape
     ]
     return faults
-
-
-def _check_settings(content: Mapping[str, Any], settings: Mapping[str, Any], source: str, node: str) -> None:
-    for name in BACKBONE_SETTINGS:
-        if content[name] != settings[name]:
-            raise Misfit(
-                f"{source}: was pretrained with {name}={content[name]}, the recipe has {settings[name]}; "
-                f"set {node}.{name}={content[name]}"
-            )
-
-
-def _check_norm(source: str, settings: Mapping[str, Any], node: str) -> None:
-    if settings["norm"] != "bn":
-        raise Misfit(f"{source}: has batch norm and needs {node}.norm=bn, the recipe has {settings['norm']}")
-
-
-def _from_resnet(backbone: SegLocBackbone, state: Mapping[str, torch.Tensor], source: str, strict: bool) -> Started:
-    """Load a torchvision state dict into the ResNet; FPN and attention stay as they are."""
-    # Files of old releases lack the counters of batches, which are no weights.
-    counters = {name: count for name, count in backbone.body.state_dict().items() if name.endswith(COUNTER)}
-    body = counters | {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    started = _load(backbone.body, body, source, strict)
-    loaded = tuple(f"body.{name}" for name in started.loaded)
-    anew = tuple(name for name in backbone.state_dict() if name not in loaded)
-    if not started.anew and not started.unused:
-        return Started(f"{source}: ResNet taken over, FPN and attention start at random", loaded, anew)
-    return Started(_count(source, loaded, anew, started.unused), loaded, anew, started.unused)
-
-
-def _load_backbone(
-    backbone: SegLocBackbone, content: Mapping[str, Any], settings: Mapping[str, Any], source: str, strict: bool
-) -> Started:
-    """Load a backbone of ours, but for residual scales where batch norm is to start anew; see `load_start`."""
-    dropped: tuple[str, ...] = ()
-    if content["norm"] == "none" != settings["norm"]:
-        scales = filter(_RESIDUAL_SCALE.fullmatch, content["backbone"])
-        dropped = tuple(name for name in scales if name.rpartition(".")[0] not in backbone.evaluating)
-    state = {name: tensor for name, tensor in content["backbone"].items() if name not in dropped}
-    started = _load(backbone, state, source, strict)
-    if not dropped:
-        return started
-    reason = "is a residual scale, batch norm starts anew in its place"
-    unused = (*started.unused, *(f"{name} {reason}" for name in dropped))
-    return Started(_count(source, started.loaded, started.anew, unused), started.loaded, started.anew, unused)
-
-
-def _load(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, strict: bool) -> Started:
-    """Load what matches by name and shape; unless that is all, only if not `strict`."""
-    wanted = module.state_dict()
-    faults = misfits(module, state)
-    if strict or not faults:
-        load_strict(module, state, source)
-        return Started(f"{source}: backbone taken over", tuple(wanted))
-    fitting = {name: x for name, x in state.items() if name in wanted and wanted[name].shape == x.shape}
-    if not any(tensor.dim() > 1 for tensor in fitting.values()):  # counters fit anywhere
-        raise InputError(f"{source}: none of its weights fits the model by name and shape")
-    module.load_state_dict(fitting, strict=False)
-    anew = tuple(name for name in wanted if name not in fitting)
-    unused = tuple(fault for fault in faults if fault.partition(" ")[0] in state)
-    return Started(_count(source, tuple(fitting), anew, unused), tuple(fitting), anew, unused)
-
-
-def _count(source: str, loaded: tuple[str, ...], anew: tuple[str, ...], unused: tuple[str, ...]) -> str:
-    parts = [f"{len(loaded)} of {len(loaded) + len(anew)} tensors taken over"]
-    parts += [f"{len(anew)} start anew ({_some(anew)})"] if anew else []
-    parts += [f"{len(unused)} of the file not used ({_some(unused)})"] if unused else []
-    return f"{source}: {'; '.join(parts)}"
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -12,9 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segloc.settings.pretraining import GROUPS
-
-NORMS = ("bn", "gn", "none")
+from segloc.settings.backbone import GROUPS, NORMS
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

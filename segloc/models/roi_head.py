@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from segloc.models.backbone import FPN_CHANNELS, LEVELS, STRIDES
+from segloc.models.backbone import LEVELS, STRIDES
 from segloc.models.norm import SplitBatchNorm2d, norm_layer
+from segloc.settings.backbone import FPN_CHANNELS
 from segloc.settings.pretraining import HeadConfig, ModelConfig
 
 POOLED = 7
@@ -116,12 +117,7 @@ class BoxHead(RoIHead):
     ``box`` has the shape and the names of Detectron2's FastRCNNConvFCHead without convolutions, which is SDANet's box
     head. So what is pretrained leaves nothing of the box head to chance: `segloc.finetune` can start it from ``box``.
 
-    Args:
-        fc_dim: width of the two layers; the detector's has to be the same for the transfer.
-        dim: size of the embedding.
-        embedding_bn: see `InsLocHead`.
-        bn_splits: see `SplitBatchNorm2d`.
-        channels: C, the channels of the RoI features.
+    The detector's `fc_dim` has to be the same for the transfer; the arguments are those of `InsLocHead`.
     """
 
     def __init__(

@@ -16,12 +16,7 @@ from segloc.training.processes import ALONE, Group
 
 
 class Encoder(nn.Module):
-    """Backbone and RoI head: an image and the box of its item to one embedding a level.
-
-    Args:
-        model: settings of the backbone.
-        head: settings of the head.
-    """
+    """Backbone and RoI head: an image and the box of its item to one embedding a level."""
 
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
         super().__init__()
@@ -50,10 +45,6 @@ class SegLoc(nn.Module):
 
     The average covers backbone, FPN, attention and head: all parameters. Buffers (running statistics of batch norm)
     are not averaged: in training both networks normalise by their own batch, so the key network keeps its own.
-
-    Args:
-        model: settings of the backbone, and the weights both networks start from.
-        head: settings of the head.
 
     Attributes:
         started_from: what was taken over from the start weights, in words.

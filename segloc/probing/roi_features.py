@@ -14,18 +14,12 @@ from segloc.common.errors import InputError
 from segloc.data.batches import Batch, Batcher, Group, Step, Views
 from segloc.data.shard_folder import Sample
 from segloc.models.backbone import SegLocBackbone, normalize
-from segloc.models.initial_weights import (
-    BACKBONE_SETTINGS,
-    RANDOM,
-    load_start,
-    load_strict,
-    new_backbone,
-    read_backbone,
-)
+from segloc.models.initial_weights import BACKBONE_SETTINGS, RANDOM, load_start, load_strict, read_backbone
 from segloc.models.roi_head import POOLED, BoxHead, InsLocHead, RoIHead, pool_boxes
 from segloc.models.segloc import Encoder
 from segloc.probing.held_out import SIDES, Chosen
 from segloc.settings.pretraining import HeadConfig, PretrainConfig
+from segloc.training.processes import ALONE
 
 # Pairs decoded and embedded at a time.
 PAIRS = 8
@@ -71,13 +65,11 @@ def trained(weights: str) -> Network:
     Raises:
         InputError: it is none, or does not fit together.
     """
-    content = read_backbone(weights)
-    head = None
-    if "head" in content:
-        head = head_like(content["head"], weights).eval()
-        load_strict(head, content["head"], f"{weights}: RoI head")
-    about = {name: content.get(name) for name in (*BACKBONE_SETTINGS, "iteration")}
-    return Network(new_backbone(content, weights), head, about)
+    stored, head = read_backbone(weights), None
+    if stored.head:
+        head = head_like(stored.head, weights).eval()
+        load_strict(head, stored.head, f"{weights}: RoI head")
+    return Network(stored.build(), head, {**stored.settings, "iteration": stored.iteration})
 
 
 def head_like(state: Mapping[str, torch.Tensor], source: str) -> RoIHead:
@@ -123,7 +115,7 @@ def features(
     Raises:
         InputError: an image cannot be decoded, or the features are not finite.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ALONE.device()
     network.backbone.to(device)
     if network.head is not None:
         network.head.to(device)

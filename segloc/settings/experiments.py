@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 from segloc.common.cli import split_override
 from segloc.common.errors import InputError, unknown_key
 from segloc.settings.fields import MAX_SEED, check_limits, setting
-from segloc.settings.loader import load
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Stands where the name of a protocol does in the cells that probe.
@@ -90,24 +88,21 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds: expected one or more different numbers, got {list(self.seeds)}")
         for name, pretraining in self.pretrainings.items():
-            _check_name("pretrainings", name)
-            _check_entry(f"pretrainings.{name}", pretraining, "shards", "seed")
+            _check_entry("pretrainings", name, pretraining, "shards", "seed")
         for name, start in self.starts.items():
-            _check_name("starts", name)
-            _check_entry(f"starts.{name}", start, None, "train.seed")
+            _check_entry("starts", name, start, None, "train.seed")
             self._check_start(f"starts.{name}", start)
         if not self.starts:
             raise InputError("starts names none, so there is nothing to run")
         if not self.protocols and self.probe is None:
             raise InputError("protocols names none and there is no probe, so there is nothing to run")
         for name, protocol in self.protocols.items():
-            _check_name("protocols", name)
-            _check_entry(f"protocols.{name}", protocol, "config", "train.seed")
+            _check_entry("protocols", name, protocol, "config", "train.seed")
             self._check_names(protocol.starts, f"protocols.{name}.starts")
         if PROBE in self.protocols:
             raise InputError(f"protocols: {PROBE} is what cells that probe are called; choose another name")
         if self.probe is not None:
-            _check_entry(PROBE, self.probe, "shards", "seed")
+            _check_entry("", PROBE, self.probe, "shards", "seed")
             self._check_names(self.probe.starts, "probe.starts")
 
     def _check_start(self, key: str, start: Start) -> None:
@@ -124,26 +119,13 @@ class Experiment:
                 raise unknown_key(name, self.starts, key)
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read a recipe and change it.
-
-    Args:
-        path: YAML file.
-        overrides: ``key=value`` with a dotted key, such as ``seeds=[0]`` or ``starts.segloc.insert_bn=true``.
-
-    Raises:
-        InputError: it cannot be read, has a key that does not exist, or says what cannot be.
-    """
-    return load(Experiment, path, overrides)
-
-
-def _check_name(section: str, name: object) -> None:
+def _check_entry(
+    section: str, name: object, entry: Pretraining | Start | Protocol | Probe, needed: str | None, seed: str
+) -> None:
+    """Check an entry; `seed` is the setting that the experiment's seeds give, which no override may."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"{section}: {str(name)!r} cannot name a folder; use letters, digits, - and _")
-
-
-def _check_entry(key: str, entry: Pretraining | Start | Protocol | Probe, needed: str | None, seed: str) -> None:
-    """Check an entry; `seed` is the setting that the experiment's seeds give, which no override may."""
+    key = f"{section}.{name}" if section else name
     check_limits(entry, f"{key}.")
     for override in entry.overrides:
         if split_override(override)[0] == seed:

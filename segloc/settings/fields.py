@@ -12,27 +12,57 @@ from segloc.common.errors import InputError
 MAX_SEED = 2**63 - 1  # torch takes no larger one
 
 
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    choices: Sequence[str] = (),
-    least: float | None = None,
-    most: float = math.inf,
-    above: float | None = None,
-) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Which values a setting may have.
+
+    Attributes:
+        choices: the texts it may be.
+        least: the smallest number it may be.
+        most: the largest number it may be.
+        above: a number that it must exceed.
+        multiple_of: a number that must divide it; needs `least`.
+    """
+
+    choices: Sequence[str] = ()
+    least: float | None = None
+    most: float = math.inf
+    above: float | None = None
+    multiple_of: int = 0
+
+    def allow(self, value: Any) -> bool:
+        """Whether a setting may have this value."""
+        if self.choices:
+            return value in self.choices
+        if self.above is not None:
+            return bool(self.above < value < math.inf)
+        if self.least is None:
+            return True
+        fits = self.least <= value <= self.most and value < math.inf
+        return bool(fits and not (self.multiple_of and value % self.multiple_of))
+
+    def words(self, quote: str = "") -> str:
+        """Say what the value is, with this around each choice; empty where everything goes."""
+        if self.choices:
+            return f"one of {', '.join(f'{quote}{choice}{quote}' for choice in self.choices)}"
+        if self.above is not None:
+            return f"more than {self.above}"
+        if self.multiple_of:
+            return f"a multiple of {self.multiple_of} from {self.least} on"
+        if self.most < math.inf:
+            return f"within {self.least} and {self.most}"
+        return "" if self.least is None else f"at least {self.least}"
+
+
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
     """Declare a field of a settings dataclass.
 
     Args:
         default: its default.
         meaning: one sentence or two, with the unit; docs/settings.md shows it.
-        choices: the texts it may be.
-        least: the smallest number it may be.
-        most: the largest number it may be.
-        above: a number that it must exceed.
+        limits: attributes of `Limits`.
     """
-    limits = {"choices": tuple(choices), "least": least, "most": most, "above": above}
-    metadata = {"meaning": meaning, **limits}
+    metadata = {"meaning": meaning, "limits": Limits(**limits)}
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -41,26 +71,15 @@ def setting(
 def check_limits(settings: Any, prefix: str = "") -> None:
     """Check every setting of a dataclass, and of the dataclasses in it, against its declaration.
 
-    Args:
-        settings: the dataclass.
-        prefix: dotted key of it, with a dot at the end.
+    The prefix is the dotted key of the dataclass, with a dot at the end.
 
     Raises:
         InputError: a value is not one that its setting may have.
     """
     for field in dataclasses.fields(settings):
-        value, name, limits = getattr(settings, field.name), prefix + field.name, field.metadata
+        value, name = getattr(settings, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
             check_limits(value, f"{name}.")
-        elif limits.get("choices"):
-            if value not in limits["choices"]:
-                raise InputError(f"{name} is {value!r}, not one of {', '.join(limits['choices'])}")
-        elif limits.get("above") is not None:
-            if not limits["above"] < value < math.inf:
-                raise InputError(f"{name} is {value}, it must be more than {limits['above']}")
-        elif limits.get("least") is not None and not (limits["least"] <= value <= limits["most"] and value < math.inf):
-            raise InputError(f"{name} is {value}, it must be {_range(limits['least'], limits['most'])}")
-
-
-def _range(least: float, most: float) -> str:
-    return f"within {least} and {most}" if most < math.inf else f"at least {least}"
+        elif not (limits := field.metadata["limits"]).allow(value):
+            verb = "not" if limits.choices or limits.multiple_of else "it must be"
+            raise InputError(f"{name} is {value!r}, {verb} {limits.words()}")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from segloc.common.errors import InputError
+from segloc.settings.backbone import BackboneSettings
 from segloc.settings.fields import MAX_SEED, check_limits, setting
 
 # What happens to tensors of the start weights without a counterpart.
@@ -30,18 +31,6 @@ MAX_STAGES = 3  # of the cascade
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneSettings:
-    """What is pretrained and transferred (`segloc.models.backbone.SegLocBackbone`)."""
-
-    arch: str = setting("resnet101", "resnet18, resnet50 or resnet101.", choices=("resnet18", "resnet50", "resnet101"))
-    norm: str = setting("bn", "bn, gn or none, in the ResNet.", choices=("bn", "gn", "none"))
-    sda_norm: str = setting("bn", "bn, gn or ln, inside the channel attention.", choices=("bn", "gn", "ln"))
-    attention: bool = setting(True, "Whether the SDA modules are there.")
-    bn_splits: int = setting(1, "Parts into which bn splits a training batch.", least=1)
-    fpn_channels: int = setting(256, "Channels of the FPN and its attention, a multiple of 16 from 64 on.", least=64)
-
-
-@dataclasses.dataclass(frozen=True)
 class HeadSettings:
     """What sits on the backbone. The defaults are SDANet's."""
 
@@ -55,8 +44,8 @@ class HeadSettings:
     mask_dim: int = setting(256, "Their channels.", least=1)
     stages: int = setting(
         3,
-        "Box heads one after another, each for better boxes than the one before: 3 make a Cascade "
-        "Mask R-CNN, 1 a Mask R-CNN (Detectron2 only; the stand-in always has one).",
+        "Box heads one after another, each for better boxes than the one before: 3 make a Cascade Mask R-CNN, 1 a Mask "
+        "R-CNN (Detectron2 only; the stand-in always has one).",
         least=1,
         most=MAX_STAGES,
     )
@@ -104,8 +93,8 @@ class DataSettings:
     train_empty: bool = setting(False, "Whether scans without annotations take part in training.")
     fraction: float = setting(
         1.0,
-        "Share of the training scans that take part. Which ones is decided by their file names, "
-        "whatever the seed, and a smaller share is part of a larger one.",
+        "Share of the training scans that take part. Which ones is decided by their file names, whatever the seed, and "
+        "a smaller share is part of a larger one.",
         least=0,
         most=1,
     )
@@ -124,10 +113,9 @@ class OptimSettings:
     batch: int = setting(2, "Scans per step.", least=1)
     micro_batch: int = setting(
         0,
-        "Scans per forward pass; less than `batch` accumulates gradients, 0 takes all at once. A "
-        "step's loss is the mean of its micro-batches' losses, as in every library. The detector's "
-        "losses are means over sampled proposals, so that is the loss of the whole batch where all "
-        "scans have as many samples, and close elsewhere.",
+        "Scans per forward pass; less than `batch` accumulates gradients, 0 takes all at once. A step's loss is the "
+        "mean of its micro-batches' losses, as in every library. The detector's losses are means over sampled "
+        "proposals, so that is the loss of the whole batch where all scans have as many samples, and close elsewhere.",
         least=0,
     )
     lr_per_16: float = setting(0.02, "Learning rate at 16 scans per step; it scales with `batch`.", least=0)
@@ -169,18 +157,16 @@ class TrainSettings:
     log_every: int = setting(20, "Steps between lines of metrics.json.", least=1)
     box_heads: str = setting(
         "random",
-        "``random``, or ``pretrained``: every box head starts from the layers that were pretrained "
-        "along with the backbone, which takes start weights of a pretraining with "
-        "``head.kind=box2fc``.",
+        "``random``, or ``pretrained``: every box head starts from the layers that were pretrained along with the "
+        "backbone, which takes start weights of a pretraining with ``head.kind=box2fc``.",
         choices=("random", "pretrained"),
     )
     unmatched: str = setting(
         REFUSE,
-        "``refuse``: start weights have to fit the backbone tensor by tensor; ``start_anew``: what "
-        "fits by name and shape is taken over, the rest starts at random, and start.json lists both. "
-        "So weights pretrained without batch norm go into a backbone with it, as in the paper, which "
-        "names that as its weak spot. Where its statistics are fixed or it is frozen, the new batch "
-        "norm keeps their residual scales.",
+        "``refuse``: start weights have to fit the backbone tensor by tensor; ``start_anew``: what fits by name and "
+        "shape is taken over, the rest starts at random, and start.json lists both. So weights pretrained without "
+        "batch norm go into a backbone with it, as in the paper, which names that as its weak spot. Where its "
+        "statistics are fixed or it is frozen, the new batch norm keeps their residual scales.",
         choices=UNMATCHED,
     )
 

@@ -25,30 +25,27 @@ Config = TypeVar("Config")
 
 
 def load(schema: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe and apply overrides.
+    """Read a recipe into a frozen dataclass, or take its defaults when there is none, and apply overrides.
 
-    Args:
-        schema: a frozen dataclass.
-        path: YAML file; None for the defaults.
-        overrides: ``section.key=value``. The value of a text setting is taken as it stands, any other is read as YAML.
+    Overrides are ``section.key=value``. The value of a text setting is taken as it stands, any other is read as YAML.
 
     Raises:
-        InputError: no such file, not YAML, an unknown key, or a value that the dataclass refuses.
+        InputError: no such file, not YAML, an unknown key, a value of another type or one that the dataclass refuses,
+            or bases that form a circle.
     """
-    raw = {} if path is None else read_file(path)
-    if path is not None and overrides:
-        build(schema, raw, str(path))  # so that an error in the recipe names the recipe
-    for override in overrides:
-        _apply(schema, raw, override)
-    return build(schema, raw, "override" if overrides else str(path))
+    return _changed(schema, {} if path is None else _read(path), str(path), overrides)
 
 
 def parse(schema: type[Config], text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe from text, such as the one inside a checkpoint; see `load`."""
-    raw = _mapping(text, where)
+    return _changed(schema, _mapping(text, where), where, overrides)
+
+
+def _changed(schema: type[Config], raw: dict[str, Any], where: str, overrides: Sequence[str]) -> Config:
+    config = _build(schema, raw, where)  # also before overrides, so that an error in the recipe names the recipe
     for override in overrides:
         _apply(schema, raw, override)
-    return build(schema, raw, "override" if overrides else where)
+    return _build(schema, raw, "override") if overrides else config
 
 
 def to_yaml(config: Any) -> str:
@@ -56,16 +53,8 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
-def read_file(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe file into nested dicts, its bases merged in.
-
-    Args:
-        path: the file.
-        above: the recipes that name this one as their base.
-
-    Raises:
-        InputError: no such file, not YAML, not a mapping, or bases that form a circle.
-    """
+def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe file into nested dicts, its bases merged in; `above` are the recipes that have it as their base."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
@@ -80,20 +69,13 @@ def read_file(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return raw
     if not isinstance(base, str):
         raise InputError(f"{path}: {BASE}: expected the path of a recipe, got {base!r}")
-    return _merged(read_file(path.parent / base, (*above, path.resolve())), raw)
+    return _merged(_read(path.parent / base, (*above, path.resolve())), raw)
 
 
-def build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
-    """Build a dataclass from nested dicts; keys left out keep their defaults.
+def _build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
+    """Build a frozen dataclass from nested dicts; keys left out keep their defaults.
 
-    Args:
-        schema: a frozen dataclass.
-        raw: settings by key.
-        where: recipe or source, for error messages.
-        prefix: dotted key of the section, with a dot at the end.
-
-    Raises:
-        InputError: unknown key, wrong type, or a value that the dataclass refuses.
+    Error messages name the source `where` and keys with their prefix, the section's dotted key and a dot.
     """
     hints = get_type_hints(schema)
     values = {}
@@ -152,7 +134,7 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
         if get_origin(hint) is dict and part not in raw:  # an entry that the recipe does not have
             raise unknown_key(part, map(str, raw), f"override {override!r}")
         hint = _required(_inner(hint, part))
-        if not _is_section(hint):
+        if not (dataclasses.is_dataclass(hint) or get_origin(hint) is dict):
             raise unknown_key(key, keys(schema), "override")
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):
@@ -175,10 +157,6 @@ def _inner(hint: Any, key: str) -> Any:
     return get_args(hint)[1] if get_origin(hint) is dict else None
 
 
-def _is_section(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint) or get_origin(hint) is dict
-
-
 def _required(hint: Any) -> Any:
     """Take None out of ``X | None``."""
     if get_origin(hint) in (Union, types.UnionType):
@@ -197,7 +175,7 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
             raise InputError(f"{where}: {key}: expected a mapping, got {value!r}")
         if origin is dict:
             return {name: _value(get_args(hint)[1], part, where, f"{key}.{name}") for name, part in value.items()}
-        return build(hint, value, where, f"{key}.")  # type: ignore[arg-type]
+        return _build(hint, value, where, f"{key}.")  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where}: {key}: expected a list, got {value!r}")

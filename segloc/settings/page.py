@@ -43,23 +43,17 @@ def page() -> str:
 def _tables(schema: Any, prefix: str) -> list[str]:
     """A table of the schema's own settings, then those of its sections."""
     hints = typing.get_type_hints(schema)
-    sections = {field.name: _schema_in(hints[field.name]) for field in dataclasses.fields(schema)}
     own = [field for field in dataclasses.fields(schema) if not dataclasses.is_dataclass(hints[field.name])]
     tables = []
     if own:
         about = inspect.cleandoc(schema.__doc__ or "").splitlines()[0].replace("``", "`")
         rows = [f"| `{prefix}{field.name}` | `{_default(field)}` | {_meaning(field)} |\n" for field in own]
         tables.append(f"\n{about}\n\n| key | default | meaning |\n|---|---|---|\n{''.join(rows)}")
-    for name, section in sections.items():
-        if section is not None:
-            named = ".NAME" if typing.get_origin(hints[name]) is dict else ""
+    for name, hint in hints.items():
+        for section in filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))):  # X, X | None, dict[str, X]
+            named = ".NAME" if typing.get_origin(hint) is dict else ""
             tables += _tables(section, f"{prefix}{name}{named}.")
     return tables
-
-
-def _schema_in(hint: Any) -> Any:
-    """The dataclass that a key holds, by name or perhaps; None if it holds none."""
-    return next((part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None)
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -70,16 +64,9 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _meaning(field: dataclasses.Field[Any]) -> str:
-    limits = field.metadata
-    notes = []
-    if limits["choices"]:
-        notes.append(f"One of {', '.join(f'`{choice}`' for choice in limits['choices'])}.")
-    elif limits["above"] is not None:
-        notes.append(f"More than {limits['above']}.")
-    elif limits["least"] is not None:
-        most = limits["most"]
-        notes.append(f"At least {limits['least']}." if most == float("inf") else f"{limits['least']} to {most}.")
-    return " ".join([limits["meaning"].replace("``", "`").replace("|", "\\|"), *notes])
+    meaning = field.metadata["meaning"].replace("``", "`").replace("|", "\\|")
+    limits = field.metadata["limits"].words("`")
+    return f"{meaning} {limits[0].upper()}{limits[1:]}." if limits else meaning
 
 
 def main() -> None:

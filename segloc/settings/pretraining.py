@@ -11,34 +11,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segloc.common.errors import InputError
+from segloc.settings.backbone import GROUPS, BackboneSettings
 from segloc.settings.fields import MAX_SEED, check_limits, setting
 from segloc.settings.loader import load
 
+STRIDE = 32  # an image of this side is a single position in the ResNet's last stage
+
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The backbone (`segloc.models.backbone.SegLocBackbone`)."""
+class ModelConfig(BackboneSettings):
+    """The backbone (`segloc.models.backbone.SegLocBackbone`) and what it starts from."""
 
-    arch: str = setting("resnet101", "resnet18, resnet50 or resnet101.", choices=("resnet18", "resnet50", "resnet101"))
-    norm: str = setting("bn", "bn, gn or none, in the ResNet and the RoI head.", choices=("bn", "gn", "none"))
-    sda_norm: str = setting("bn", "bn, gn or ln, inside the channel attention.", choices=("bn", "gn", "ln"))
-    attention: bool = setting(True, "Whether the SDA modules are there.")
     bn_splits: int = setting(
         8, "Parts into which bn splits a batch; keys are permuted over them (shuffle-BN on one device).", least=1
     )
     init: str = setting(
         "random",
-        "Start weights: ``random`` as in the paper; ``imagenet``, torchvision's for the ResNet (needs "
-        "norm bn); the path of the state dict of a torchvision ResNet (likewise); or the path of a "
-        "run or checkpoint of this project, whose backbone, and head if it fits, are taken over.",
-    )
-    fpn_channels: int = setting(
-        256, "Channels of the FPN and its attention, a multiple of 16 from 64 on; SDANet has 256."
+        "Start weights: ``random`` as in the paper; ``imagenet``, torchvision's for the ResNet (needs norm bn); the "
+        "path of the state dict of a torchvision ResNet (likewise); or the path of a run or checkpoint of this "
+        "project, whose backbone, and head if it fits, are taken over.",
     )
     frozen: int = setting(
         0,
-        "Parts of the ResNet that keep their start weights and statistics: 0 none, as the paper found "
-        "best (section 5.4), 1 the stem and layer1, ... 4 all of it.",
+        "Parts of the ResNet that keep their start weights and statistics: 0 none, as the paper found best (section "
+        "5.4), 1 the stem and layer1, ... 4 all of it.",
         least=0,
         most=4,
     )
@@ -50,8 +46,8 @@ class HeadConfig:
 
     kind: str = setting(
         "insloc",
-        "``insloc``: convolutions and fully connected layers (the paper has InsLoc's); ``box2fc``: "
-        "the detector's own two fully connected layers, which fine-tuning can then start from.",
+        "``insloc``: convolutions and fully connected layers (the paper has InsLoc's); ``box2fc``: the detector's own "
+        "two fully connected layers, which fine-tuning can then start from.",
         choices=("insloc", "box2fc"),
     )
     convs: int = setting(4, "Number of convolutions; box2fc has none.", least=0)
@@ -60,9 +56,8 @@ class HeadConfig:
     dim: int = setting(128, "Size of the embedding.", least=1)
     embedding_bn: bool = setting(
         False,
-        "Standardise the embeddings over the micro-batch (over each of its bn_splits parts), so that "
-        "they cannot all drift away from older keys. Accumulating micro-batches is then not the same "
-        "as one large batch.",
+        "Standardise the embeddings over the micro-batch (over each of its bn_splits parts), so that they cannot all "
+        "drift away from older keys. Accumulating micro-batches is then not the same as one large batch.",
     )
     sampling_ratio: int = setting(2, "RoIAlign's samples per bin and axis; 0 adapts to the box.", least=0)
 
@@ -73,9 +68,8 @@ class QueueConfig:
 
     kind: str = setting(
         "class",
-        "``class``: one a class, of keys of the other classes (the paper's contribution, section "
-        "4.1); ``single``: one for all queries, the last K keys whatever their class (MoCo and "
-        "InsLoc, the paper's baseline).",
+        "``class``: one a class, of keys of the other classes (the paper's contribution, section 4.1); ``single``: one "
+        "for all queries, the last K keys whatever their class (MoCo and InsLoc, the paper's baseline).",
         choices=("class", "single"),
     )
     size: int = setting(
@@ -83,9 +77,8 @@ class QueueConfig:
     )
     init: str = setting(
         "keys",
-        "``keys`` fills them from the untrained key network before training (the paper calls this "
-        "crucial); ``random`` fills them with random unit vectors of random classes, the paper's "
-        "ablation.",
+        "``keys`` fills them from the untrained key network before training (the paper calls this crucial); ``random`` "
+        "fills them with random unit vectors of random classes, the paper's ablation.",
         choices=("keys", "random"),
     )
     positives: str = setting(
@@ -111,8 +104,8 @@ class DataConfig:
     flip: float = setting(0.5, "Probability of a horizontal flip, each view by itself.", least=0, most=1)
     box_augment: str = setting(
         "none",
-        "``none``: the item's own box; ``insloc``: the query is pooled on P5 from a random anchor "
-        "that overlaps the item instead (`segloc.data.box_augment`).",
+        "``none``: the item's own box; ``insloc``: the query is pooled on P5 from a random anchor that overlaps the "
+        "item instead (`segloc.data.box_augment`).",
         choices=("none", "insloc"),
     )
     mix_shards: int = setting(
@@ -160,20 +153,11 @@ class PretrainConfig:
     optim: OptimConfig = OptimConfig()
 
     def __post_init__(self) -> None:
-        self._check_ranges()
-        self._check_start()
-        self._check_norms()
-
-    def _check_ranges(self) -> None:
         check_limits(self)
-        if (channels := self.model.fpn_channels) % BOTTLENECK or channels < MIN_CHANNELS:
-            raise InputError(f"model.fpn_channels is {channels}, not a multiple of {BOTTLENECK} from {MIN_CHANNELS} on")
         if self.queue.positives == "class" and self.queue.kind != "class":
             raise InputError("queue.positives=class needs queue.kind=class; a single queue has them as negatives")
         if self.optim.batch % self.optim.micro_batch:
             raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
-
-    def _check_start(self) -> None:
         if self.model.frozen and self.model.init == "random":
             raise InputError(
                 f"model.frozen={self.model.frozen} would keep random weights for good; set model.init to imagenet or a "
@@ -181,6 +165,7 @@ class PretrainConfig:
             )
         if self.model.init == "imagenet" and self.model.norm != "bn":
             raise InputError(f"model.init=imagenet needs model.norm=bn, not {self.model.norm}")
+        self._check_norms()
 
     def _check_norms(self) -> None:
         model, part = self.model, self.optim.micro_batch
@@ -200,16 +185,6 @@ class PretrainConfig:
                 )
         if (model.norm == "bn" or any(over_vectors.values())) and part % model.bn_splits:
             raise InputError(f"optim.micro_batch {part} is no multiple of model.bn_splits {model.bn_splits}")
-
-
-# An image of this side is a single position in the ResNet's last stage.
-STRIDE = 32
-# The attention has a bottleneck that is narrower by this. Its layer norm would leave nothing of one channel, and little
-# more than a sign of two.
-BOTTLENECK = 16
-MIN_CHANNELS = 4 * BOTTLENECK
-# Groups of group norm in the ResNet and the head (Wu & He 2018).
-GROUPS = 32
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PretrainConfig:

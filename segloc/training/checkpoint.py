@@ -33,18 +33,18 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not one of our checkpoints, or it holds more than data.
     """
-    content = read(path)
+    content = read_any(path)
     if not is_ours(content):
         raise InputError(f"{path}: not a segloc checkpoint of format {READABLE_NAMES}")
     return content
 
 
 def is_ours(content: Any) -> bool:
-    """Whether what `read` returned is a checkpoint of this project, of a format this version reads."""
+    """Whether what `read_any` returned is a checkpoint of this project, of a format this version reads."""
     return isinstance(content, dict) and content.get("format_version") in READABLE
 
 
-def read(path: str | Path) -> Any:
+def read_any(path: str | Path) -> Any:
     """Read what anybody's ``torch.save`` wrote, as long as it is nothing but data, onto the CPU.
 
     Raises:

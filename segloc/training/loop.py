@@ -15,7 +15,21 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
-__all__ = ["NAME", "HookBase", "TrainerBase", "launch"]
+__all__ = ["NAME", "HookBase", "TrainerBase", "init_processes", "launch"]
+
+
+def init_processes(local_rank: int, **where: Any) -> None:
+    """Initialise `torch.distributed`: NCCL with one GPU a process where there are GPUs, Gloo on CPUs.
+
+    Args:
+        local_rank: number of this process among those of its machine.
+        where: of `torch.distributed.init_process_group`; left out, ``torchrun``'s environment tells.
+    """
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
+    distributed.init_process_group("nccl" if has_gpu else "gloo", **where)
+
 
 try:
     with warnings.catch_warnings():
@@ -99,8 +113,5 @@ except ImportError:
         multiprocessing.spawn(_worker, (main_func, num_gpus_per_machine, port, args), num_gpus_per_machine)
 
     def _worker(rank: int, main_func: Callable[..., None], world: int, port: int, args: tuple[Any, ...]) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(rank)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        init_processes(rank, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
         main_func(*args)

@@ -80,21 +80,16 @@ ALONE = Group()
 
 @contextlib.contextmanager
 def join() -> Iterator[Group]:
-    """Join the processes that ``torchrun`` or `segloc.training.loop.launch` started; alone, a group of one.
-
-    On GPUs they talk by NCCL, on CPUs by Gloo.
-    """
+    """Join the processes that ``torchrun`` or `segloc.training.loop.launch` started; alone, a group of one."""
     if distributed.is_initialized():  # by whoever launched
-        local_world = max(1, torch.cuda.device_count()) if torch.cuda.is_available() else distributed.get_world_size()
-        yield Group(distributed.get_rank(), distributed.get_world_size(), distributed.get_rank() % local_world)
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+        yield Group(rank, world, rank % (torch.cuda.device_count() or world))
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     local_rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    loop.init_processes(local_rank)
     try:
         yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
     finally:
@@ -104,10 +99,7 @@ def join() -> Iterator[Group]:
 def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     """Run ``function(*args, group)`` in several processes of this machine; SIGTERM is passed on to them.
 
-    Args:
-        function: a module's function that returns an exit code.
-        processes: how many; at most one a GPU.
-        args: picklable.
+    The function is a module's and returns an exit code; the arguments are picklable.
 
     Returns:
         The exit code of the first process that did not end with 0, 1 if a signal ended it; or 0.
@@ -115,8 +107,8 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     Raises:
         InputError: more processes than GPUs.
     """
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise InputError(f"{processes} processes, but this machine has {torch.cuda.device_count()} GPUs")
+    if 0 < (gpus := torch.cuda.device_count()) < processes:
+        raise InputError(f"{processes} processes, but this machine has {gpus} GPUs")
 
     def pass_on(number: int, _: object) -> None:
         for child in multiprocessing.active_children():

@@ -35,13 +35,9 @@ START = "start.json"
 
 
 def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) -> None:
-    """Write ``config.yaml`` and ``run.json``.
+    """Write ``config.yaml``, the resolved settings, and ``run.json`` into a run folder, which is made when missing.
 
-    Args:
-        folder: the run folder; made when missing.
-        kind: ``pretrain`` or ``finetune``.
-        config_yaml: resolved settings.
-        details: whatever else identifies the run (start weights, data digest, engine, ...).
+    The kind is ``pretrain`` or ``finetune``; details are what else identifies the run (start weights, digest, ...).
     """
     about = {
         "kind": kind,

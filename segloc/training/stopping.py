@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 
@@ -29,6 +30,7 @@ def sigterm() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, previous)
 
 
+@dataclasses.dataclass(eq=False)
 class Keeper(HookBase):
     """Saves checkpoints, and stops the training after a step when it is asked to.
 
@@ -38,10 +40,9 @@ class Keeper(HookBase):
         stop: tells whether to stop; asked once after every step.
     """
 
-    def __init__(self, save: Callable[[int], None], every: int, stop: Callable[[], bool]) -> None:
-        self.save = save
-        self.every = every
-        self.stop = stop
+    save: Callable[[int], None]
+    every: int
+    stop: Callable[[], bool]
 
     def after_step(self) -> None:
         """Save now and then, and before stopping.

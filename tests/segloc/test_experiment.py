@@ -20,7 +20,7 @@ from segloc.common.errors import InputError
 from segloc.detection.coco_eval import METRICS
 from segloc.experiments import jobs, run
 from segloc.experiments.locks import locked
-from segloc.settings import experiments
+from segloc.settings.experiments import Experiment
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load, to_yaml
 from segloc.training import checkpoint
@@ -206,7 +206,7 @@ def test_a_command_that_leaves_no_file_has_failed(grid, tmp_path, fake, capsys, 
 
 def test_a_protocol_can_be_for_some_starts_only(grid, tmp_path, fake):
     grid["protocols"]["other"] = {**grid["protocols"]["fair"], "starts": ["segloc"]}
-    cells = jobs.plan(experiments.read(write(tmp_path, grid)), tmp_path)
+    cells = jobs.plan(load(Experiment, write(tmp_path, grid)), tmp_path)
     assert [cell.name for cell in cells if "other" in cell.name] == ["segloc-other-seed0", "segloc-other-seed1"]
     assert len(cells) == 6 + 2
 
@@ -455,7 +455,7 @@ def test_weights_that_no_seed_changes_are_probed_once(probed, tmp_path):
     }
     probed["probe"] |= {"overrides": ["model.norm=bn"]}
     del probed["protocols"]
-    cells = [cell.name for cell in jobs.plan(experiments.read(write(tmp_path, probed)), tmp_path)]
+    cells = [cell.name for cell in jobs.plan(load(Experiment, write(tmp_path, probed)), tmp_path)]
     both = ["random-probe-seed", "segloc-probe-seed", "bn-probe-seed", "image-probe-seed"]
     assert sorted(cells) == sorted(
         [*(f"{name}{seed}" for name in both for seed in (0, 1)), "given-probe-seed0", "shared-probe-seed0"]
@@ -500,7 +500,7 @@ def test_a_damaged_probe_is_named_and_the_report_is_written_all_the_same(probed,
 
 
 def job_of(grid, tmp_path, name):
-    cells = jobs.plan(experiments.read(write(tmp_path, grid)), tmp_path / "out")
+    cells = jobs.plan(load(Experiment, write(tmp_path, grid)), tmp_path / "out")
     return {job.name: job for cell in cells for job in cell.chain}[name]
 
 
@@ -537,7 +537,7 @@ def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkey
 
     monkeypatch.setattr(run, "execute", slow)
     monkeypatch.setattr(run, "report", lambda cells, out, title: [])
-    arguments = (experiments.read(path), tmp_path / "out")
+    arguments = (load(Experiment, path), tmp_path / "out")
     threads = [threading.Thread(target=run.run_cells, args=[jobs.plan(*arguments)]) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -555,7 +555,7 @@ def test_what_fails_while_several_run_is_tried_once_and_again_by_the_next_comman
         return fake(step, log, descriptors)
 
     monkeypatch.setattr(run, "execute", slow)
-    cells = jobs.plan(experiments.read(path), tmp_path / "out")
+    cells = jobs.plan(load(Experiment, path), tmp_path / "out")
     failures = []
     for _ in range(2):
         fake.ran.clear()
@@ -624,7 +624,7 @@ def test_stopping_stops_the_command_too(tmp_path):
 def test_the_recipes_can_be_planned(name, pidray, shards, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = ROOT / "detectron_configs" / "experiment" / f"{name}.yaml"
-    cells = jobs.plan(experiments.read(path, [f"data={pidray}"]), Path("out"))
+    cells = jobs.plan(load(Experiment, path, [f"data={pidray}"]), Path("out"))
     recipe = yaml.safe_load(path.read_text())
     grids = [protocol.get("starts", recipe["starts"]) for protocol in recipe["protocols"].values()]
     if "probe" in recipe:

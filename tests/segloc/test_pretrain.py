@@ -549,4 +549,4 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(undistu
         torch.save({**torch.load(out / name, weights_only=True), "format_version": 1}, out / name)
     assert pretrain.main(["--shards", str(shards), "--out", str(out), *TINY]) == 2
     assert "its run is of an earlier version, so it cannot go on" in capsys.readouterr().err
-    assert read_backbone(out)["arch"] == "resnet18"
+    assert read_backbone(out).settings["arch"] == "resnet18"

@@ -14,7 +14,8 @@ from benchmarks.study import __main__ as study
 from benchmarks.study import study_page
 from segloc.detection.coco_eval import METRICS
 from segloc.experiments.jobs import plan, with_needs
-from segloc.settings import experiments
+from segloc.settings.experiments import Experiment
+from segloc.settings.loader import load
 
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}
 ABOVE = {"easy": 20, "hard": 10, "hidden": -30}  # of the box AP in the mean of the test sets
@@ -58,7 +59,7 @@ class Study:
         (self.folder / "probe.md").write_text("| start |\n| --- |\n| ours |\n")
 
     def jobs(self):
-        return with_needs(plan(experiments.read(self.recipe), self.folder))
+        return with_needs(plan(load(Experiment, self.recipe), self.folder))
 
     def job(self, name):
         return next(job for job in self.jobs() if job.name == name)
