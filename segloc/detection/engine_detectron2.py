@@ -131,16 +131,21 @@ class Detectron2Detector(Detector):
 
 
 def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> Detectron2Detector:
-    """Build the Cascade Mask R-CNN, or the Mask R-CNN of one stage."""
-    net = WhitePaddedRCNN(
-        backbone=PyramidBackbone(backbone),
-        proposal_generator=_rpn(heads, backbone.out_channels),
-        roi_heads=_roi_heads(heads, backbone.out_channels, num_classes),
+    """Build the detector on a `SegLocBackbone`."""
+    return Detectron2Detector(rcnn(PyramidBackbone(backbone), heads, num_classes))
+
+
+def rcnn(backbone: Backbone, heads: HeadSettings, num_classes: int) -> WhitePaddedRCNN:
+    """Build the Cascade Mask R-CNN, or the Mask R-CNN of one stage, on any backbone with the levels p2 to p6."""
+    channels = backbone.output_shape()[LEVELS[0]].channels
+    return WhitePaddedRCNN(
+        backbone=backbone,
+        proposal_generator=_rpn(heads, channels),
+        roi_heads=_roi_heads(heads, channels, num_classes),
         pixel_mean=[PIXEL_MEAN] * 3,
         pixel_std=[PIXEL_STD] * 3,
         input_format="RGB",
     )
-    return Detectron2Detector(net)
 
 
 def _rpn(heads: HeadSettings, channels: int) -> RPN:
