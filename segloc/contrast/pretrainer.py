@@ -39,7 +39,7 @@ from segloc.models.segloc import SegLoc
 from segloc.settings.loader import to_yaml
 from segloc.settings.pretraining import OptimConfig, PretrainConfig
 from segloc.training import checkpoint
-from segloc.training.loop import TrainerBase
+from segloc.training.loop import Trainer
 from segloc.training.processes import ALONE, Group
 from segloc.training.schedules import cosine_schedule
 
@@ -48,7 +48,7 @@ HARMLESS = ("checkpoint_every", "log_every", "data.threads")
 _STATE = ("config", "shards", "query", "key", "optimizer", "queues", "iteration", "pairs_skipped")
 
 
-class Pretrainer(TrainerBase):
+class Pretrainer(Trainer):
     """The pretraining loop; one `run_step` is one optimiser step.
 
     Args:

@@ -10,6 +10,7 @@ pads with grey; and images are shrunk by averaging over areas (INTER_AREA), wher
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, has_event_storage
 from torch import nn
 
 from segloc.common.masks import encode_mask
@@ -119,7 +120,8 @@ class Detectron2Detector(Detector):
     def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
         """See `Detector.forward`."""
         inputs = [{"image": example.image, "instances": _instances(example)} for example in batch]
-        with EventStorage():  # Detectron2's heads write statistics into whichever storage is open
+        # Detectron2's heads write statistics into whichever storage is open, and need one.
+        with contextlib.nullcontext() if has_event_storage() else EventStorage():
             return self.net(inputs)
 
     @torch.no_grad()

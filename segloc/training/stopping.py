@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from segloc.training.loop import HookBase
+from segloc.training.loop import Hook
 
 
 class StopTraining(Exception):
@@ -29,7 +29,7 @@ def sigterm() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, previous)
 
 
-class Keeper(HookBase):
+class Keeper(Hook):
     """Saves checkpoints, and stops the training after a step when it is asked to.
 
     Args:
