@@ -26,7 +26,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from segloc.common.errors import InputError, RunError, describe
 
-
 LOST_PEER_S = 3.0
 
 
