@@ -18,8 +18,8 @@ EXAMPLES = """\
   python -m segloc.export --weights runs/finetune-segloc --format timm --out segloc_r101_timm.pth
   python -m segloc.export --weights runs/paper --insert-bn --shards data/shards --format segloc --out runs/paper-bn.pth
 The report goes beside the file, as NAME.report.json. segloc is this project's own format, which segloc.finetune and
-this command read; it alone keeps the head of pretraining. detectron2-sda keeps the attention, for Detectron2 models on
-this project's own backbone.
+this command read; it alone keeps the head of pretraining. detectron2 is for segloc.detection.detectron2 (with the
+attention) and for Detectron2's own FPN (which skips it), detectron2-sda for Detectron2 models on PyramidBackbone.
 --insert-bn gives weights that were pretrained with norm=none the batch norm layers of norm=bn without changing what
 the network computes: each starts from statistics measured on the shards and has an affine part that undoes them.
 """

@@ -39,7 +39,7 @@ from segloc.models.segloc import SegLoc
 from segloc.settings.loader import flat, to_yaml
 from segloc.settings.pretraining import OptimConfig, PretrainConfig
 from segloc.training import checkpoint
-from segloc.training.loop import TrainerBase
+from segloc.training.loop import Trainer
 from segloc.training.processes import ALONE, Group
 from segloc.training.schedules import cosine_schedule
 
@@ -57,7 +57,7 @@ class MicroBatch(NamedTuple):
     pairs: torch.Tensor
 
 
-class Pretrainer(TrainerBase):
+class Pretrainer(Trainer):
     """The pretraining loop; one `run_step` is one optimiser step.
 
     Args:
@@ -106,7 +106,6 @@ class Pretrainer(TrainerBase):
         if group.world > 1:
             # Averages the gradients over the processes. Running statistics stay each process's own, as in MoCo.
             self.query = DistributedDataParallel(self.model.query, broadcast_buffers=False)
-        self.metrics: dict[str, float] = {}
         self.skipped_before = 0
         self._batches: Generator[Batch, None, None] | None = None
 

@@ -18,12 +18,12 @@ from segloc.models.initial_weights import BACKBONE_SETTINGS
 from segloc.settings.loader import to_yaml
 from segloc.settings.pretraining import PretrainConfig
 from segloc.training import checkpoint, run_folder
-from segloc.training.loop import NAME, HookBase
+from segloc.training.loop import DETECTRON2, Hook
 from segloc.training.processes import ALONE, Group
 from segloc.training.stopping import Keeper, StopTraining, sigterm
 
 
-class Writer(HookBase):
+class Writer(Hook):
     """Writes metrics and shows progress, in the main process."""
 
     trainer: Pretrainer
@@ -110,7 +110,8 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     if len(set(group.gather(torch.tensor(start, device=trainer.device)).tolist())) > 1:
         raise InputError(f"{out}: the processes find different checkpoints there; it must be one folder that all see")
     say = print if group.is_main else lambda text: None
-    say(f"engine: {NAME}; device: {trainer.device.type}; processes: {group.world}")
+    hooks = f"own and Detectron2 {DETECTRON2}'s" if DETECTRON2 else "own"
+    say(f"device: {trainer.device.type}; processes: {group.world}; hooks: {hooks}")
     if lacks := folder.index.lacks:
         say(f"{folder.store}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
     if start >= trainer.steps:

@@ -10,6 +10,7 @@ pads with grey; and images are shrunk by averaging over areas (INTER_AREA), wher
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, has_event_storage
 from torch import nn
 
 from segloc.common.masks import encode_mask
@@ -118,7 +119,8 @@ class Detectron2Detector(Detector):
         for one in batch:
             what = {"gt_boxes": Boxes(one.boxes), "gt_classes": one.classes, "gt_masks": BitMasks(one.masks)}
             inputs.append({"image": one.image, "instances": Instances(tuple(one.image.shape[1:]), **what)})
-        with EventStorage():  # Detectron2's heads write statistics into whichever storage is open
+        # Detectron2's heads write statistics into whichever storage is open, and need one.
+        with contextlib.nullcontext() if has_event_storage() else EventStorage():
             return self.net(inputs)
 
     @torch.no_grad()
@@ -130,16 +132,21 @@ class Detectron2Detector(Detector):
 
 
 def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> Detectron2Detector:
-    """Build the Cascade Mask R-CNN, or the Mask R-CNN of one stage."""
-    net = WhitePaddedRCNN(
-        backbone=PyramidBackbone(backbone),
-        proposal_generator=_rpn(heads, backbone.out_channels),
-        roi_heads=_roi_heads(heads, backbone.out_channels, num_classes),
+    """Build the detector on a `SegLocBackbone`."""
+    return Detectron2Detector(rcnn(PyramidBackbone(backbone), heads, num_classes))
+
+
+def rcnn(backbone: Backbone, heads: HeadSettings, num_classes: int) -> WhitePaddedRCNN:
+    """Build the Cascade Mask R-CNN, or the Mask R-CNN of one stage, on any backbone with the levels p2 to p6."""
+    channels = backbone.output_shape()[LEVELS[0]].channels
+    return WhitePaddedRCNN(
+        backbone=backbone,
+        proposal_generator=_rpn(heads, channels),
+        roi_heads=_roi_heads(heads, channels, num_classes),
         pixel_mean=[PIXEL_MEAN] * 3,
         pixel_std=[PIXEL_STD] * 3,
         input_format="RGB",
     )
-    return Detectron2Detector(net)
 
 
 def _rpn(heads: HeadSettings, channels: int) -> RPN:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from segloc.common.datasets import Split
@@ -24,6 +23,7 @@ from segloc.detection.splits import CocoSplit, read_split
 from segloc.detection.weights import build_detector, read_detector, recipe_inside
 from segloc.settings.finetuning import INCIDENTAL, FinetuneConfig
 from segloc.settings.loader import flat, load, to_yaml
+from segloc.training.processes import ALONE
 
 Found = list[tuple[CocoSplit, list[dict[str, Any]]]]
 
@@ -195,7 +195,7 @@ def _detect(
     for split in splits:
         if list(split.classes) != content["classes"]:
             raise InputError(f"{split.name}: its categories are not those of {source}: {', '.join(content['classes'])}")
-    detector = build_detector(content, config, source).to("cuda" if torch.cuda.is_available() else "cpu")
+    detector = build_detector(content, config, source).to(ALONE.device())
     done, steps = content["iteration"], content.get("steps", content["iteration"])
     about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}
     about |= {"changed": _changed(trained, config.resolved(content["classes"], trained.model.engine)), "unreadable": {}}

@@ -20,6 +20,7 @@ from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
 from segloc.settings.finetuning import STAND_IN, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
 from segloc.training import checkpoint, run_folder
+from segloc.training.processes import ALONE
 from segloc.training.run_folder import origin
 from segloc.training.schedules import step_schedule
 from segloc.training.stopping import Keeper, StopTraining, sigterm
@@ -60,7 +61,7 @@ def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detec
     started = None if resuming else start_detector(detector, start, config)
     if started:
         print(started.summary)
-    return detector.to("cuda" if torch.cuda.is_available() else "cpu"), started
+    return detector.to(ALONE.device()), started
 
 
 def _left_by(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from segloc.common.errors import DivergedError
 from segloc.detection.data import Example, TrainingData
 from segloc.detection.detector import Detector
 from segloc.settings.finetuning import OptimSettings
-from segloc.training.loop import HookBase, TrainerBase
+from segloc.training.loop import Hook, Trainer
 from segloc.training.run_folder import MetricsLog
 
 
-class FinetuneTrainer(TrainerBase):
+class FinetuneTrainer(Trainer):
     """One optimiser step an iteration; everything random in a step derives from (seed, iteration).
 
     Args:
@@ -41,7 +41,6 @@ class FinetuneTrainer(TrainerBase):
         self.learning_rates = learning_rates
         self.seed = seed
         self.optimizer = _optimizer(detector, settings)
-        self.measured: dict[str, float] = {}
         self._batches: Generator[list[Example], None, None]
 
     def fit(self, start: int) -> None:
@@ -69,7 +68,7 @@ class FinetuneTrainer(TrainerBase):
         losses = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
         norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.settings.clip or float("inf"))
         self.optimizer.step()
-        self.measured = {
+        self.metrics = {
             "loss": torch.stack(list(losses.values())).sum().item(),
             **{name: value.item() for name, value in losses.items()},
             "grad_norm": norm.item(),
@@ -107,7 +106,7 @@ def _optimizer(detector: Detector, settings: OptimSettings) -> torch.optim.Optim
     return torch.optim.SGD(detector.parameters(), momentum=settings.momentum, **common)
 
 
-class Progress(HookBase):
+class Progress(Hook):
     """Shows a bar, writes metrics.json and names the scans that cannot be read.
 
     Args:
@@ -128,7 +127,7 @@ class Progress(HookBase):
 
     def after_step(self) -> None:
         """Advance the bar; write every so often, and at the end."""
-        measured = self.trainer.measured
+        measured = self.trainer.metrics
         self.bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
         self.bar.update()
         unreadable = self.trainer.data.unreadable

@@ -122,7 +122,10 @@ def rename_rules(format_: str, norm: str) -> list[Rule]:
         # What stands under a norm's name is a residual scale; see segloc.models.norm.
         kept = [rule for rule in resnet if "bn" not in rule.pattern and "norm" not in rule.pattern]
         resnet = [*kept, Rule(r"body\.layer\d\.\d+\.bn\d\.(weight|bias)", None, NO_SCALE)]
-    return [*resnet, *_fpn(format_), Rule(r"attention\..+", None, NO_ATTENTION)]
+    attention = (
+        Rule(r"(attention\..+)", r"\1") if format_ == "detectron2" else Rule(r"attention\..+", None, NO_ATTENTION)
+    )
+    return [*resnet, *_fpn(format_), attention]
 
 
 def usage_notes(format_: str, norm: str, fpn_channels: int = FPN_CHANNELS) -> list[str]:
@@ -152,7 +155,11 @@ def usage_notes(format_: str, norm: str, fpn_channels: int = FPN_CHANNELS) -> li
     }[format_][norm]
     found = [f"norm: {setting}", IMAGE_NOTES.get(format_, IMAGE_NOTE), FREEZE_NOTE]
     if format_ == "detectron2":
-        found += ["RESNETS.STRIDE_IN_1X1 False, BACKBONE.FREEZE_AT 0", "resnet18: RESNETS.RES2_OUT_CHANNELS 64"]
+        found += [
+            "segloc.detection.detectron2.add_segloc_config sets all but the norm, and adds the attention; otherwise:",
+            "RESNETS.STRIDE_IN_1X1 False, BACKBONE.FREEZE_AT 0",
+            "resnet18: RESNETS.RES2_OUT_CHANNELS 64",
+        ]
     if format_ in FPN_WIDTH and fpn_channels != FPN_CHANNELS:
         found.append(f"FPN: {FPN_WIDTH[format_].format(fpn_channels)}; with another width it would not be loaded")
     found += MODEL_NOTES.get(format_, [])

@@ -1,117 +1,94 @@
-"""The training loop's frame: Detectron2's `TrainerBase`, `HookBase` and `launch` if installed, the same names if not.
+"""The training loop and its hooks, of pretraining and fine-tuning alike.
 
-Detectron2 is on no package index, so it cannot be required. `NAME` says which engine runs; the trainers are written
-once, against the names below.
+With Detectron2 installed a `Trainer` is also an instance of Detectron2's ``TrainerBase`` and keeps the ``EventStorage``
+that Detectron2's hooks write to, so that these can be registered beside our own. The loop is the one below in any case.
 """
 
 from __future__ import annotations
 
-import logging
-import socket
+import contextlib
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import distributed, multiprocessing
-
-__all__ = ["NAME", "HookBase", "TrainerBase", "init_processes", "launch"]
-
-
-def init_processes(local_rank: int, **where: Any) -> None:
-    """Initialise `torch.distributed`: NCCL with one GPU a process where there are GPUs, Gloo on CPUs.
-
-    Args:
-        local_rank: number of this process among those of its machine.
-        where: of `torch.distributed.init_process_group`; left out, ``torchrun``'s environment tells.
-    """
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.set_device(local_rank)
-    distributed.init_process_group("nccl" if has_gpu else "gloo", **where)
-
+__all__ = ["DETECTRON2", "Hook", "Trainer"]
 
 try:
     with warnings.catch_warnings():
         # Its import compiles functions by torch.jit.script, which torch announces as deprecated each time.
         warnings.simplefilter("ignore")
-        from detectron2.engine import HookBase, TrainerBase, launch
-
-    NAME = "detectron2"
-    # It logs the traceback of every exception that leaves the loop; ours are reported by whoever catches them.
-    logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
+        from detectron2 import __version__ as DETECTRON2
+        from detectron2.engine import HookBase, TrainerBase
+        from detectron2.utils.events import EventStorage
 except ImportError:
-    NAME = "stand-in"
+    DETECTRON2 = None
+    HookBase = TrainerBase = object
 
-    class HookBase:  # type: ignore[no-redef]
-        """Something to do around the steps of a `TrainerBase`, which sets `trainer`."""
 
-        trainer: TrainerBase
+class Hook(HookBase):  # type: ignore[misc]
+    """Something to do around the steps of a `Trainer`, which sets `trainer`."""
 
-        def before_train(self) -> None:
-            """Run once before the first step."""
+    trainer: Any
 
-        def after_train(self) -> None:
-            """Run once after the last step, also when training stops early."""
+    def before_train(self) -> None:
+        """Run once before the first step."""
 
-        def before_step(self) -> None:
-            """Run before every step."""
+    def after_train(self) -> None:
+        """Run once after the last step, also when training stops early."""
 
-        def after_step(self) -> None:
-            """Run after every step."""
+    def before_step(self) -> None:
+        """Run before every step."""
 
-    class TrainerBase:  # type: ignore[no-redef]
-        """Iterates `run_step` and calls the hooks in the order they were registered."""
+    def after_step(self) -> None:
+        """Run after every step."""
 
-        def __init__(self) -> None:
-            self._hooks: list[HookBase] = []
-            self.iter = 0
-            self.start_iter = 0
-            self.max_iter = 0
 
-        def register_hooks(self, hooks: list[HookBase | None]) -> None:
-            """Add hooks; a None is skipped."""
-            for hook in hooks:
-                if hook is not None:
-                    hook.trainer = self
-                    self._hooks.append(hook)
+class Trainer(TrainerBase):  # type: ignore[misc]
+    """Iterates `run_step` and calls the hooks in the order they were registered.
 
-        def train(self, start_iter: int, max_iter: int) -> None:
-            """Run steps ``start_iter`` up to but not including ``max_iter``."""
-            self.iter = self.start_iter = start_iter
-            self.max_iter = max_iter
+    Attributes:
+        iter: the current step; after the last one, the number of steps.
+        start_iter: the step that this process began with.
+        max_iter: the step to stop before.
+        metrics: figures of the last step by name; empty where it took none.
+        storage: Detectron2's ``EventStorage``, which gets the metrics; None where Detectron2 is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.iter = self.start_iter = self.max_iter = 0
+        self.metrics: dict[str, float] = {}
+        self._hooks: list[Any] = []
+
+    def register_hooks(self, hooks: Sequence[Any]) -> None:
+        """Add hooks, ours or Detectron2's."""
+        for hook in hooks:
+            hook.trainer = weakref.proxy(self)  # so that the model's memory is free once the trainer is gone
+            self._hooks.append(hook)
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the steps ``start_iter`` up to but not including ``max_iter``."""
+        self.iter, self.start_iter, self.max_iter = start_iter, start_iter, max_iter
+        with EventStorage(start_iter) if DETECTRON2 else contextlib.nullcontext() as self.storage:
             try:
                 self._call("before_train")
                 for self.iter in range(start_iter, max_iter):
                     self._call("before_step")
                     self.run_step()
+                    if self.storage is not None:
+                        self.storage.put_scalars(**self.metrics)
                     self._call("after_step")
-                self.iter += 1
+                self.iter = max_iter
             finally:
                 self._call("after_train")
 
-        def run_step(self) -> None:
-            """Do one step; the trainer's own."""
-            raise NotImplementedError
+    def run_step(self) -> None:
+        """Do one step; a trainer's own."""
+        raise NotImplementedError
 
-        def _call(self, moment: str) -> None:
-            for hook in self._hooks:
-                getattr(hook, moment)()
-
-    def launch(
-        main_func: Callable[..., None], num_gpus_per_machine: int, *, dist_url: str = "auto", args: tuple[Any, ...] = ()
-    ) -> None:
-        """Run `main_func` in so many processes of this machine, joined into a group; only `dist_url` ``auto`` is known.
-
-        Raises:
-            torch.multiprocessing.ProcessExitedException: one ended with another exit code than 0.
-        """
-        assert dist_url == "auto"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        multiprocessing.spawn(_worker, (main_func, num_gpus_per_machine, port, args), num_gpus_per_machine)
-
-    def _worker(rank: int, main_func: Callable[..., None], world: int, port: int, args: tuple[Any, ...]) -> None:
-        init_processes(rank, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-        main_func(*args)
+    def _call(self, moment: str) -> None:
+        if self.storage is not None:
+            self.storage.iter = self.iter
+        for hook in self._hooks:
+            getattr(hook, moment)()

@@ -1,26 +1,32 @@
 """Several processes that train one model: who they are, and what they tell each other.
 
-The processes come from ``torchrun`` or from `segloc.training.loop.launch`. Everything here also works in a lone
-process, where nothing is sent.
+The processes come from ``torchrun`` or from `launch`. Everything here also works in a lone process, where nothing is
+sent.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import distributed
-from torch.multiprocessing import ProcessExitedException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from segloc.common.errors import InputError, RunError, describe
-from segloc.training import loop
+
+LOST_PEER_S = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,26 +86,31 @@ ALONE = Group()
 
 @contextlib.contextmanager
 def join() -> Iterator[Group]:
-    """Join the processes that ``torchrun`` or `segloc.training.loop.launch` started; alone, a group of one."""
-    if distributed.is_initialized():  # by whoever launched
-        rank, world = distributed.get_rank(), distributed.get_world_size()
-        yield Group(rank, world, rank % (torch.cuda.device_count() or world))
-        return
+    """Join the processes that ``torchrun`` or `launch` started; alone, a group of one.
+
+    On GPUs they talk by NCCL, on CPUs by Gloo.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     local_rank = int(os.environ["LOCAL_RANK"])
-    loop.init_processes(local_rank)
-    try:
-        yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
-    finally:
-        distributed.destroy_process_group()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
+    # Not after an error: the others may be waiting in it.
+    distributed.destroy_process_group()
 
 
 def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
-    """Run ``function(*args, group)`` in several processes of this machine; SIGTERM is passed on to them.
+    """Run ``function(*args, group)`` in several processes of this machine, by torch's elastic launcher.
 
-    The function is a module's and returns an exit code; the arguments are picklable.
+    Each SIGTERM and Ctrl-C that this process gets is passed on to them as one SIGTERM.
+
+    Args:
+        function: a module's function that returns an exit code.
+        processes: how many; at most one a GPU.
+        args: picklable.
 
     Returns:
         The exit code of the first process that did not end with 0, 1 if a signal ended it; or 0.
@@ -109,23 +120,35 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     """
     if 0 < (gpus := torch.cuda.device_count()) < processes:
         raise InputError(f"{processes} processes, but this machine has {gpus} GPUs")
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="segloc", max_restarts=0, start_method="spawn",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+    )  # fmt: skip
+    # The launcher reports what a process prints itself.
+    logging.getLogger("torch.distributed.elastic").propagate = False
+    logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
 
-    def pass_on(number: int, _: object) -> None:
+    def pass_on(*_: object) -> None:
         for child in multiprocessing.active_children():
-            os.kill(child.pid or 0, number)
+            os.kill(child.pid or 0, signal.SIGTERM)
 
-    previous = signal.signal(signal.SIGTERM, pass_on)
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        loop.launch(_run, processes, dist_url="auto", args=(function, args))
-    except ProcessExitedException as error:
-        return error.exit_code if error.exit_code > 0 else 1  # below zero: a signal ended it
+        # In a thread the launcher leaves the signals alone; its own handling would kill a process that saves for long.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(elastic_launch(config, _run), function, args).result()
+    except ChildFailedError as error:
+        code: int = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 1  # below zero: a signal ended it
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0
 
 
 def _run(function: Callable[..., int], args: tuple[Any, ...]) -> None:
-    """Be one of the launched processes."""
+    """Be one of the launched processes, which take their stop from the launcher only, not from the terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with join() as group:
         try:
             code = function(*args, group)
@@ -135,5 +158,10 @@ def _run(function: Callable[..., int], args: tuple[Any, ...]) -> None:
         except OSError as error:
             print(describe(error), file=sys.stderr)
             code = InputError.exit_code
+        except Exception:
+            # If another process failed, it ends first and its exit code counts; the launcher then ends this one.
+            time.sleep(LOST_PEER_S)
+            traceback.print_exc()
+            code = RunError.exit_code
     if code:
         sys.exit(code)

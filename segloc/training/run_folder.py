@@ -26,7 +26,7 @@ from segloc import __version__
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import write_atomic, write_json
 from segloc.settings.loader import flat
-from segloc.training import loop
+from segloc.training.loop import DETECTRON2
 
 METRICS = "metrics.json"
 RUN = "run.json"
@@ -42,7 +42,8 @@ def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) ->
     about = {
         "kind": kind,
         "segloc": __version__,
-        "engine": loop.NAME,
+        "engine": "segloc",
+        "detectron2": DETECTRON2,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -7,7 +7,7 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 
-from segloc.training.loop import HookBase
+from segloc.training.loop import Hook
 
 
 class StopTraining(Exception):
@@ -31,7 +31,7 @@ def sigterm() -> Iterator[Callable[[], bool]]:
 
 
 @dataclasses.dataclass(eq=False)
-class Keeper(HookBase):
+class Keeper(Hook):
     """Saves checkpoints, and stops the training after a step when it is asked to.
 
     Args:

@@ -145,7 +145,7 @@ def gradients_of_a_step(model, examples, **settings):
     trainer = FinetuneTrainer(model, examples, OptimSettings(**settings), np.zeros(1), seed=0)
     trainer.optimizer = Stepped(model.parameters(), lr=0.0)
     trainer.fit(0)
-    return trainer.optimizer.given, trainer.measured
+    return trainer.optimizer.given, trainer.metrics
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -248,7 +248,7 @@ def test_it_learns_a_toy_scan(engine, examples):
 
     def recorded():
         step()
-        losses.append(trainer.measured["loss"])
+        losses.append(trainer.metrics["loss"])
 
     trainer.run_step = recorded
     trainer.fit(0)

@@ -66,4 +66,4 @@ def test_a_clipped_gradient_keeps_its_direction(clip):
     norm = float(GRADIENTS[0].norm())
     expected = START - 0.1 * GRADIENTS[0] * min(1.0, clip / norm)
     assert torch.allclose(detector.weight.detach(), expected, rtol=1e-5)
-    assert trainer.measured["grad_norm"] == pytest.approx(norm)
+    assert trainer.metrics["grad_norm"] == pytest.approx(norm)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from segloc.common.errors import DivergedError
+from segloc.common.errors import DivergedError, InputError
 from segloc.contrast import pretrainer
 from segloc.contrast.pretrainer import Pretrainer
 from segloc.contrast.run import pretrain
@@ -137,36 +138,54 @@ def test_torchrun_equals_one_process(shards, alone, tmp_path):
     assert_alike(run(shards, tmp_path / "run", module=torchrun), alone)
 
 
-def test_without_detectron2_the_stand_in_launches(shards, alone, tmp_path):
-    hidden = "import sys; sys.modules['detectron2'] = None; import runpy; "
-    module = ("-c", hidden + "runpy.run_module('segloc.pretrain', run_name='__main__', alter_sys=True)")
-    # The children import what they need anew, so the stand-in's own function has to be found there too.
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['detectron2'] = None\n")
-    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    arguments = command(shards, tmp_path / "run", "--processes", "2", module=module)
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert "engine: stand-in; device: cpu; processes: 2" in done.stdout
-    assert_alike(tmp_path / "run", alone)
-
-
-def test_stopped_in_two_processes_goes_on_in_one(shards, alone, tmp_path):
-    out = tmp_path / "run"
-    process = subprocess.Popen(
-        command(shards, out, "--processes", "2"), cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE
-    )
+def interrupt(process, out, number, to_group):
+    """Send a signal once two steps are done: to the command alone, or as a terminal does to all its processes."""
     deadline = time.monotonic() + 120
     while len(losses(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    return process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_stopped_in_two_processes_goes_on_in_one(number, to_group, shards, alone, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(shards, out, "--processes", "2"), cwd=ROOT, env=ENVIRONMENT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    printed, errors = interrupt(process, out, number, to_group)
     assert process.returncode == 0
     assert printed.count("stopped early; the same command goes on from") == 1
+    assert "Traceback" not in errors
     assert 0 < checkpoint.load(out / checkpoint.LAST)["iteration"] < 6
     assert read_run(out)["processes"] == 2
     run(shards, out)
     assert_alike(out, alone)
     assert read_run(out)["processes"] == 1
+
+
+def fail(how, group):
+    """End the second process in some way, while the first waits for it."""
+    if group.rank == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "input":
+            raise InputError("no such shard")
+        raise AttributeError("of the programmer")
+    group.gather(torch.zeros(1))
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"), [("killed", 1, ""), ("input", 2, "no such shard"), ("bug", 1, "of the programmer")]
+)
+def test_one_process_that_fails_ends_all_with_its_code(how, code, said, capfd):
+    assert processes.launch(fail, 2, how) == code
+    errors = capfd.readouterr().err
+    assert said in errors
+    assert "Connection" not in errors, "of the process that lost the other"
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
