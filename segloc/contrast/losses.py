@@ -76,10 +76,13 @@ def info_nce(
 class _Contrast(torch.autograd.Function):
     """The loss of every query, with the gradient written out.
 
-    Let Z be the logarithm of the sum over the negatives. The loss of a positive p is softplus(Z - q.p/T). So with w_p =
-    sigmoid(Z - q.p/T) / (number of positives), the gradient to q is (sum of w_p * softmax over the negatives @ bank -
-    sum of w_p p) / T. Plain autograd takes further [n, m] matrices and 1.1 to 1.44 times as long as MoCo's single queue
-    (``python -m benchmarks.queues`` measures this function against it).
+    The gradient to a query is (weight of its key * key + weights of the bank @ bank) / T, where the weights are the
+    derivatives of the loss by the logits. With one positive they are softmax - 1 for the key and softmax for the rest.
+    With many, let Z be the logarithm of the sum over the negatives; the loss of a positive p is softplus(Z - q.p/T), so
+    its weight is -sigmoid(Z - q.p/T), and that of a negative its softmax among the negatives times all that is pulled.
+
+    Plain autograd keeps further [n, m] matrices and takes 1.1 to 1.44 times as long as MoCo's single queue
+    (``python -m benchmarks.queues`` compares this function with such a queue).
     """
 
     @staticmethod
@@ -93,30 +96,33 @@ class _Contrast(torch.autograd.Function):
         same_class: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the losses [n] and whether the own key is closer than every negative [n]."""
-        scaled = query / temperature
-        own, stored = (scaled * key).sum(1, keepdim=True), scaled @ bank.T
-        positives, share = own, torch.ones_like(own)
-        if same_class is not None:
-            positives, share = torch.cat([own, stored], 1), torch.cat([share, same_class], 1)
-            share /= share.sum(1, keepdim=True)
-        negatives = stored.masked_fill_(~valid, MASKED)
+        own = (query * key).sum(1, keepdim=True) / temperature
+        stored = torch.addmm(own, query, bank.T, beta=0, alpha=1 / temperature)
+        negatives = torch.where(valid, stored, MASKED)
         greatest = negatives.amax(1, keepdim=True)
-        top1 = (own > greatest)[:, 0]  # of equals, as after a collapse, none is closer
-        exponentials = negatives.sub_(greatest).exp_()
-        total = exponentials.sum(1, keepdim=True)
-        margins = greatest + total.log() - positives
+        # The logarithm of a sum of exponentials is the greatest logit - log of its softmax, which never underflows.
+        if same_class is None:
+            weights = torch.cat([own, negatives], 1).softmax(1)
+            losses = (torch.maximum(own, greatest) - weights.amax(1, keepdim=True).log() - own)[:, 0]
+            weights[:, 0] -= 1
+        else:
+            share = torch.cat([torch.ones_like(own), same_class], 1)
+            share /= share.sum(1, keepdim=True)
+            softmax = negatives.softmax(1)
+            margins = greatest - softmax.amax(1, keepdim=True).log() - torch.cat([own, stored], 1)
+            losses = (F.softplus(margins) * share).sum(1)
+            weights = -margins.sigmoid() * share
+            weights[:, 1:] -= softmax * weights.sum(1, keepdim=True)
+        ctx.temperature = temperature
         if ctx.needs_input_grad[0]:
-            pull = margins.sigmoid() * share
-            weights = exponentials.mul_(pull.sum(1, keepdim=True) / total)
-            if same_class is not None:
-                weights -= pull[:, 1:]
-            ctx.save_for_backward(torch.addmm(-pull[:, :1] * key, weights, bank) / temperature)
+            ctx.save_for_backward(torch.addmm(weights[:, :1] * key, weights[:, 1:], bank))
+        top1 = (own > greatest)[:, 0]  # of equals, as after a collapse, none is closer
         ctx.mark_non_differentiable(top1)
-        return (F.softplus(margins) * share).sum(1), top1
+        return losses, top1
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient to the queries [n, d]."""
-        (to_query,) = ctx.saved_tensors
-        return to_query * gradient[:, None], None, None, None, None, None
+        (pull,) = ctx.saved_tensors
+        return pull * (gradient / ctx.temperature)[:, None], None, None, None, None, None

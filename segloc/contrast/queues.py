@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-# Growth of the store, as a share of K: with evenly mixed classes the union of all queues is 1.1 K.
+# Slots above K that the store starts with and grows by: with evenly mixed classes the union of all queues is 1.1 K.
 SLACK = 0.125
 
 
@@ -33,8 +33,8 @@ class ClassQueues:
         dim: size of a key.
         levels: pyramid levels.
         device: where the keys are stored.
-        single: whether to keep one queue for all queries, the last K keys whatever their class. It is MoCo's and
-            InsLoc's dictionary, the baseline of the class queues.
+        single: whether all queries see one queue, the last K keys whatever their class. It is MoCo's and InsLoc's
+            dictionary, the baseline of the class queues, and here the queue of one more class, which no key has.
 
     Attributes:
         keys: [levels, slots, dim], the store; `valid` tells which slots are negatives of which query.
@@ -55,12 +55,11 @@ class ClassQueues:
     ) -> None:
         if num_classes < (1 if single else 2) or min(size, dim, levels) < 1:
             raise ValueError(f"no queues for classes={num_classes} size={size} dim={dim} levels={levels}")
-        self.num_classes, self.size, self.arrived = num_classes, size, 0
-        self.keys = torch.zeros(levels, size, dim, device=device)
-        # The class that each queue leaves out, [queues, 1]. No key has that of the single queue.
-        self._left_out = torch.tensor([-1] if single else range(num_classes), device=device)[:, None]
+        self.num_classes, self.size, self.single, self.arrived = num_classes, size, single, 0
+        self.keys = torch.zeros(levels, size + max(1, int(SLACK * size)), dim, device=device)
+        self._left_out = torch.arange(num_classes + single, device=device)[:, None]  # the class that each queue lacks
         self._log = torch.empty(3, 0, dtype=torch.int64, device=device)  # class, slot, arrival number
-        self._valid = torch.zeros(len(self._left_out), size, dtype=torch.bool, device=device)
+        self._keep(*self._in_use(self._log))
 
     @torch.no_grad()
     def enqueue(self, keys: torch.Tensor, labels: torch.Tensor | np.ndarray) -> None:
@@ -101,9 +100,10 @@ class ClassQueues:
         return self._valid.expand(self.num_classes, -1)[labels]
 
     def slot_labels(self) -> torch.Tensor:
-        """Class of the key in each slot, -1 where there is none: [slots] int64."""
+        """Class of the key in each slot, -1 where it is of no queue: [slots] int64."""
         labels, slots, _ = self._log
-        return slots.new_full((self.keys.shape[1],), -1).scatter_(0, slots, labels)
+        by_slot = slots.new_zeros(self.keys.shape[1]).scatter_(0, slots, labels)
+        return by_slot.where(self._valid.any(0), -1)
 
     def fill(self) -> torch.Tensor:
         """Number of keys in each class's queue, or in the single queue: [C] or [1] int64."""
@@ -170,8 +170,8 @@ class ClassQueues:
         return log[:, in_use], held[:, in_use]
 
     def _keep(self, log: torch.Tensor, held: torch.Tensor) -> None:
-        """Make this the log, and `held` the mask of the slots."""
-        self._log = log
+        """Make this the log, and of what the queues of queries hold the mask of the slots."""
+        self._log, held = log, held[-1:] if self.single else held
         self._valid = held.new_zeros(len(held), self.keys.shape[1])
         self._valid[:, log[1]] = held
 
