@@ -96,20 +96,23 @@ class _Contrast(torch.autograd.Function):
         same_class: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the losses [n] and whether the own key is closer than every negative [n]."""
-        own = (query * key).sum(1, keepdim=True) / temperature
-        stored = torch.addmm(own, query, bank.T, beta=0, alpha=1 / temperature)
-        negatives = torch.where(valid, stored, MASKED)
-        greatest = negatives.amax(1, keepdim=True)
+        logits = query.new_empty(len(query), 1 + len(bank))
+        own, stored = logits[:, :1], logits[:, 1:]
+        torch.sum(query * key, 1, keepdim=True, out=own).div_(temperature)
+        stored.addmm_(query, bank.T, beta=0, alpha=1 / temperature)
+        positives = own.clone() if same_class is None else logits.clone()
+        stored.masked_fill_(~valid, MASKED)
+        greatest = stored.amax(1, keepdim=True)
         # The logarithm of a sum of exponentials is the greatest logit - log of its softmax, which never underflows.
         if same_class is None:
-            weights = torch.cat([own, negatives], 1).softmax(1)
+            weights = logits.softmax(1)
             losses = (torch.maximum(own, greatest) - weights.amax(1, keepdim=True).log() - own)[:, 0]
             weights[:, 0] -= 1
         else:
             share = torch.cat([torch.ones_like(own), same_class], 1)
             share /= share.sum(1, keepdim=True)
-            softmax = negatives.softmax(1)
-            margins = greatest - softmax.amax(1, keepdim=True).log() - torch.cat([own, stored], 1)
+            softmax = stored.softmax(1)
+            margins = greatest - softmax.amax(1, keepdim=True).log() - positives
             losses = (F.softplus(margins) * share).sum(1)
             weights = -margins.sigmoid() * share
             weights[:, 1:] -= softmax * weights.sum(1, keepdim=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 # Slots above K that the store starts with and grows by: with evenly mixed classes the union of all queues is 1.1 K.
 SLACK = 0.125
@@ -19,9 +20,9 @@ SLACK = 0.125
 class ClassQueues:
     """The class queues of every pyramid level, over one shared store of keys.
 
-    All levels receive keys of the same pairs at the same time, so they share one log of the keys in the store: class,
-    slot and arrival number, in order of arrival. Queue *c* is the last K entries whose class is not *c*; a cumulative
-    count per class tells which. A key that no queue holds leaves the log, and its slot is free.
+    All levels receive keys of the same pairs at the same time, so they share the bookkeeping: for each slot the class
+    of its key, its arrival number, and per queue *c* how many keys not of class *c* had arrived by then. Those that
+    count among the last K of such keys are in queue *c*. The slot of a key that is in no queue is free.
 
     **The store never holds more than 2 K keys**, whatever the stream of classes. Let c1 be the class whose queue
     reaches furthest back and c2 the next one. The keys in use that are not of class c1 lie in queue c1: at most K.
@@ -55,11 +56,8 @@ class ClassQueues:
     ) -> None:
         if num_classes < (1 if single else 2) or min(size, dim, levels) < 1:
             raise ValueError(f"no queues for classes={num_classes} size={size} dim={dim} levels={levels}")
-        self.num_classes, self.size, self.single, self.arrived = num_classes, size, single, 0
-        self.keys = torch.zeros(levels, size + max(1, int(SLACK * size)), dim, device=device)
-        self._left_out = torch.arange(num_classes + single, device=device)[:, None]  # the class that each queue lacks
-        self._log = torch.empty(3, 0, dtype=torch.int64, device=device)  # class, slot, arrival number
-        self._keep(*self._in_use(self._log))
+        self.num_classes, self.size, self.single = num_classes, size, single
+        self._clear(torch.zeros(levels, size + max(1, int(SLACK * size)), dim, device=device))
 
     @torch.no_grad()
     def enqueue(self, keys: torch.Tensor, labels: torch.Tensor | np.ndarray) -> None:
@@ -85,8 +83,7 @@ class ClassQueues:
 
     def negatives(self, label: int, level: int) -> torch.Tensor:
         """Return queue `label` of `level`: [m, dim] with m <= K, oldest first."""
-        slots = self._log[1]
-        return self.keys[level, slots[self._valid.expand(self.num_classes, -1)[label, slots]]]
+        return self.keys[level, self._by_arrival(self._valid.expand(self.num_classes, -1)[label])]
 
     def valid(self, labels: torch.Tensor) -> torch.Tensor:
         """Tell which slots of `keys` are negatives of each query.
@@ -101,9 +98,7 @@ class ClassQueues:
 
     def slot_labels(self) -> torch.Tensor:
         """Class of the key in each slot, -1 where it is of no queue: [slots] int64."""
-        labels, slots, _ = self._log
-        by_slot = slots.new_zeros(self.keys.shape[1]).scatter_(0, slots, labels)
-        return by_slot.where(self._valid.any(0), -1)
+        return self._entries[0].where(self._valid.any(0), -1)
 
     def fill(self) -> torch.Tensor:
         """Number of keys in each class's queue, or in the single queue: [C] or [1] int64."""
@@ -111,9 +106,7 @@ class ClassQueues:
 
     def age(self) -> torch.Tensor:
         """Keys that have arrived since the oldest key of each queue did, itself included: [C] or [1] int64."""
-        _, slots, arrivals = self._log
-        ages = slots.new_zeros(self.keys.shape[1]).scatter_(0, slots, self.arrived - arrivals)
-        return (ages * self._valid).amax(1)
+        return ((self.arrived - self._entries[1]) * self._valid).amax(1)
 
     @property
     def full(self) -> bool:
@@ -125,12 +118,12 @@ class ClassQueues:
 
         The slots matter for the order in which a loss adds up its negatives, so for resuming bit for bit.
         """
-        labels, slots, arrivals = self._log.cpu()
+        slots = self._by_arrival(self._held().any(0))
         return {
-            "keys": self.keys[:, self._log[1]].cpu(),
-            "labels": labels,
-            "slots": slots,
-            "arrivals": arrivals,
+            "keys": self.keys[:, slots].cpu(),
+            "labels": self._entries[0, slots].cpu(),
+            "slots": slots.cpu(),
+            "arrivals": self._entries[1, slots].cpu(),
             "arrived": torch.tensor(self.arrived),
             "capacity": torch.tensor(self.keys.shape[1]),
         }
@@ -138,42 +131,54 @@ class ClassQueues:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Load a `state_dict`; what was stored before is dropped."""
         levels, _, dim = self.keys.shape
-        self.keys = self.keys.new_zeros(levels, int(state["capacity"]), dim)
-        self.keys[:, state["slots"].to(self.keys.device)] = state["keys"].to(self.keys)
+        self._clear(self.keys.new_zeros(levels, int(state["capacity"]), dim))
+        slots, labels, arrivals = (state[name].to(self.keys.device) for name in ("slots", "labels", "arrivals"))
         self.arrived = int(state["arrived"])
-        log = torch.stack([state[name] for name in ("labels", "slots", "arrivals")])
-        self._keep(*self._in_use(log.to(self.keys.device)))
+        self._write(slots, state["keys"], self._count(labels, arrivals))
+
+    def _clear(self, keys: torch.Tensor) -> None:
+        """Start anew with a store of zeros."""
+        queues = self.num_classes + self.single
+        self.keys, self.arrived = keys, 0
+        # Rows: class, arrival number, then per queue the count; -K is in no queue.
+        self._entries = torch.full((2 + queues, keys.shape[1]), -self.size, device=keys.device)
+        self._total = torch.zeros(queues, 1, dtype=torch.int64, device=keys.device)
+        self._valid = self._held()[-1:] if self.single else self._held()
+
+    def _held(self) -> torch.Tensor:
+        """Tell which queue holds the key of which slot: [queues, slots] bool."""
+        return self._entries[2:] > self._total - self.size
+
+    def _by_arrival(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the slots that a mask [slots] chooses, the oldest key's first."""
+        slots = chosen.nonzero()[:, 0]
+        return slots[self._entries[1, slots].argsort()]
 
     def _append(self, keys: torch.Tensor, labels: torch.Tensor) -> None:
-        """Store at most K keys, in slots of keys that no queue holds any more, and in new slots if those do not do."""
+        """Store at most K keys in free slots, of which a store that has too few gets more."""
         arrivals = torch.arange(self.arrived, self.arrived + len(labels), device=labels.device)
         self.arrived += len(labels)
-        new = torch.stack([labels, torch.full_like(labels, -1), arrivals])
-        log, held = self._in_use(torch.cat([self._log, new], 1))
-        old, missing = log.shape[1] - len(labels), log.shape[1] - self.keys.shape[1]
-        if missing > 0:
-            extra = min(2 * self.size - self.keys.shape[1], max(missing, int(SLACK * self.size)))
-            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, extra))
-        free = torch.ones(self.keys.shape[1], dtype=torch.bool, device=labels.device)
-        free[log[1, :old]] = False
-        slots = free.nonzero()[: len(labels), 0]
-        log[1, old:] = slots
+        entries = self._count(labels, arrivals)
+        free = (~self._held().any(0)).nonzero()[:, 0]
+        if (missing := len(labels) - len(free)) > 0:
+            capacity = self.keys.shape[1]
+            extra = min(2 * self.size - capacity, max(missing, int(SLACK * self.size)))
+            self.keys = pad(self.keys, (0, 0, 0, extra))
+            self._entries = pad(self._entries, (0, extra), value=-self.size)
+            free = torch.cat([free, torch.arange(capacity, capacity + extra, device=free.device)])
+        self._write(free[: len(labels)], keys, entries)
+
+    def _count(self, labels: torch.Tensor, arrivals: torch.Tensor) -> torch.Tensor:
+        """Add arriving keys to the totals and return their entries: [2 + queues, n]."""
+        others = labels != torch.arange(len(self._total), device=labels.device)[:, None]
+        counts = (self._total + others.cumsum(1)).where(others, -self.size)
+        self._total += others.sum(1, keepdim=True)
+        return torch.cat([labels[None], arrivals[None], counts])
+
+    def _write(self, slots: torch.Tensor, keys: torch.Tensor, entries: torch.Tensor) -> None:
         self.keys[:, slots] = keys.to(self.keys)
-        self._keep(log, held)
-
-    def _in_use(self, log: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Drop from a log the keys that no queue holds; return it and which queue holds which: [queues, entries]."""
-        others = log[0] != self._left_out
-        count = others.cumsum(1, dtype=torch.int32)
-        held = others & (count > count[:, -1:] - self.size)
-        in_use = held.any(0)
-        return log[:, in_use], held[:, in_use]
-
-    def _keep(self, log: torch.Tensor, held: torch.Tensor) -> None:
-        """Make this the log, and of what the queues of queries hold the mask of the slots."""
-        self._log, held = log, held[-1:] if self.single else held
-        self._valid = held.new_zeros(len(held), self.keys.shape[1])
-        self._valid[:, log[1]] = held
+        self._entries[:, slots] = entries
+        self._valid = self._held()[-1:] if self.single else self._held()
 
 
 QUEUES: dict[str, Callable[..., ClassQueues]] = {
