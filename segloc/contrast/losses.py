@@ -9,7 +9,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Logit of a slot that is no negative. Its exponential is 0, and unlike -inf it gives no NaN where a query has none.
+# Added to the logit of a slot that is no negative. Its exponential is 0, like that of -inf, but it can be made from a
+# mask by arithmetic, which is faster than filling in a value, and it gives no NaN where a query has no negative.
 MASKED = -1e30
 
 
@@ -99,10 +100,11 @@ class _Contrast(torch.autograd.Function):
         logits = query.new_empty(len(query), 1 + len(bank))
         own, stored = logits[:, :1], logits[:, 1:]
         torch.sum(query * key, 1, keepdim=True, out=own).div_(temperature)
-        stored.addmm_(query, bank.T, beta=0, alpha=1 / temperature)
-        positives = own.clone() if same_class is None else logits.clone()
-        stored.masked_fill_(~valid, MASKED)
-        greatest = stored.amax(1, keepdim=True)
+        seen = valid if same_class is None else valid | same_class
+        stored.copy_(seen.view(torch.uint8)).sub_(1).mul_(-MASKED)
+        stored.addmm_(query, bank.T, alpha=1 / temperature)
+        negatives = stored if same_class is None else torch.where(valid, stored, MASKED)
+        greatest = negatives.amax(1, keepdim=True)
         # The logarithm of a sum of exponentials is the greatest logit - log of its softmax, which never underflows.
         if same_class is None:
             weights = logits.softmax(1)
@@ -111,8 +113,8 @@ class _Contrast(torch.autograd.Function):
         else:
             share = torch.cat([torch.ones_like(own), same_class], 1)
             share /= share.sum(1, keepdim=True)
-            softmax = stored.softmax(1)
-            margins = greatest - softmax.amax(1, keepdim=True).log() - positives
+            softmax = negatives.softmax(1)
+            margins = greatest - softmax.amax(1, keepdim=True).log() - logits
             losses = (F.softplus(margins) * share).sum(1)
             weights = -margins.sigmoid() * share
             weights[:, 1:] -= softmax * weights.sum(1, keepdim=True)
