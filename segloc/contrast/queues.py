@@ -20,9 +20,9 @@ SLACK = 0.125
 class ClassQueues:
     """The class queues of every pyramid level, over one shared store of keys.
 
-    All levels receive keys of the same pairs at the same time, so they share the bookkeeping: for each slot the class
-    of its key, its arrival number, and per queue *c* how many keys not of class *c* had arrived by then. Those that
-    count among the last K of such keys are in queue *c*. The slot of a key that is in no queue is free.
+    All levels receive keys of the same pairs at the same time, so they share the bookkeeping. Each slot has the class
+    and arrival number of its key, and for each queue *c* the number of keys not of class *c* that had arrived by then;
+    queue *c* holds the keys whose number is one of the last K. The slot of a key that no queue holds is free.
 
     **The store never holds more than 2 K keys**, whatever the stream of classes. Let c1 be the class whose queue
     reaches furthest back and c2 the next one. The keys in use that are not of class c1 lie in queue c1: at most K.
@@ -81,10 +81,6 @@ class ClassQueues:
         for some_keys, some_labels in zip(keys.split(self.size, 1), labels.split(self.size), strict=True):
             self._append(some_keys, some_labels)
 
-    def negatives(self, label: int, level: int) -> torch.Tensor:
-        """Return queue `label` of `level`: [m, dim] with m <= K, oldest first."""
-        return self.keys[level, self._by_arrival(self._valid.expand(self.num_classes, -1)[label])]
-
     def valid(self, labels: torch.Tensor) -> torch.Tensor:
         """Tell which slots of `keys` are negatives of each query.
 
@@ -94,19 +90,19 @@ class ClassQueues:
         Returns:
             [n, slots] bool.
         """
-        return self._valid.expand(self.num_classes, -1)[labels]
+        return self._seen().expand(self.num_classes, -1)[labels]
 
     def slot_labels(self) -> torch.Tensor:
         """Class of the key in each slot, -1 where it is of no queue: [slots] int64."""
-        return self._entries[0].where(self._valid.any(0), -1)
+        return self._entries[0].where(self._seen().any(0), -1)
 
     def fill(self) -> torch.Tensor:
         """Number of keys in each class's queue, or in the single queue: [C] or [1] int64."""
-        return self._valid.sum(1)
+        return self._seen().sum(1)
 
     def age(self) -> torch.Tensor:
         """Keys that have arrived since the oldest key of each queue did, itself included: [C] or [1] int64."""
-        return ((self.arrived - self._entries[1]) * self._valid).amax(1)
+        return ((self.arrived - self._entries[1]) * self._seen()).amax(1)
 
     @property
     def full(self) -> bool:
@@ -118,7 +114,8 @@ class ClassQueues:
 
         The slots matter for the order in which a loss adds up its negatives, so for resuming bit for bit.
         """
-        slots = self._by_arrival(self._held().any(0))
+        slots = self._held().any(0).nonzero()[:, 0]
+        slots = slots[self._entries[1, slots].argsort()]
         return {
             "keys": self.keys[:, slots].cpu(),
             "labels": self._entries[0, slots].cpu(),
@@ -134,28 +131,27 @@ class ClassQueues:
         self._clear(self.keys.new_zeros(levels, int(state["capacity"]), dim))
         slots, labels, arrivals = (state[name].to(self.keys.device) for name in ("slots", "labels", "arrivals"))
         self.arrived = int(state["arrived"])
-        self._write(slots, state["keys"], self._count(labels, arrivals))
+        self.keys[:, slots] = state["keys"].to(self.keys)
+        self._entries[:, slots] = self._count(labels, arrivals)
 
     def _clear(self, keys: torch.Tensor) -> None:
-        """Start anew with a store of zeros."""
+        """Use this store, [levels, slots, dim], as an empty one."""
         queues = self.num_classes + self.single
         self.keys, self.arrived = keys, 0
-        # Rows: class, arrival number, then per queue the count; -K is in no queue.
+        # Rows: class, arrival number, then the count of each queue. A count of -K is in no queue.
         self._entries = torch.full((2 + queues, keys.shape[1]), -self.size, device=keys.device)
         self._total = torch.zeros(queues, 1, dtype=torch.int64, device=keys.device)
-        self._valid = self._held()[-1:] if self.single else self._held()
 
     def _held(self) -> torch.Tensor:
         """Tell which queue holds the key of which slot: [queues, slots] bool."""
         return self._entries[2:] > self._total - self.size
 
-    def _by_arrival(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Return the slots that a mask [slots] chooses, the oldest key's first."""
-        slots = chosen.nonzero()[:, 0]
-        return slots[self._entries[1, slots].argsort()]
+    def _seen(self) -> torch.Tensor:
+        """Choose from `_held` the queues that queries see: [C, slots], or [1, slots] of a single queue."""
+        return self._held()[-1:] if self.single else self._held()
 
     def _append(self, keys: torch.Tensor, labels: torch.Tensor) -> None:
-        """Store at most K keys in free slots, of which a store that has too few gets more."""
+        """Store at most K keys in free slots; add slots when there are too few."""
         arrivals = torch.arange(self.arrived, self.arrived + len(labels), device=labels.device)
         self.arrived += len(labels)
         entries = self._count(labels, arrivals)
@@ -166,7 +162,9 @@ class ClassQueues:
             self.keys = pad(self.keys, (0, 0, 0, extra))
             self._entries = pad(self._entries, (0, extra), value=-self.size)
             free = torch.cat([free, torch.arange(capacity, capacity + extra, device=free.device)])
-        self._write(free[: len(labels)], keys, entries)
+        slots = free[: len(labels)]
+        self.keys[:, slots] = keys.to(self.keys)
+        self._entries[:, slots] = entries
 
     def _count(self, labels: torch.Tensor, arrivals: torch.Tensor) -> torch.Tensor:
         """Add arriving keys to the totals and return their entries: [2 + queues, n]."""
@@ -174,11 +172,6 @@ class ClassQueues:
         counts = (self._total + others.cumsum(1)).where(others, -self.size)
         self._total += others.sum(1, keepdim=True)
         return torch.cat([labels[None], arrivals[None], counts])
-
-    def _write(self, slots: torch.Tensor, keys: torch.Tensor, entries: torch.Tensor) -> None:
-        self.keys[:, slots] = keys.to(self.keys)
-        self._entries[:, slots] = entries
-        self._valid = self._held()[-1:] if self.single else self._held()
 
 
 QUEUES: dict[str, Callable[..., ClassQueues]] = {
