@@ -85,7 +85,7 @@ class QueueConfig:
         "key",
         "``key``: a query's own key is its only positive, as in MoCo and the paper; ``class``: so are "
         "the stored keys of its class, all with the same weight "
-        "(`segloc.contrast.losses.class_info_nce`). With C classes these are about K / (C - 1); with "
+        "(`segloc.contrast.losses.info_nce`). With C classes these are about K / (C - 1); with "
         "``random`` keys they mean nothing until those are gone.",
         choices=("key", "class"),
     )
