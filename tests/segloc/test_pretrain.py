@@ -476,7 +476,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(shards, tmp_path, m
     info_nce = pretrainer.info_nce
     monkeypatch.setattr(pretrainer, "info_nce", broken)
     assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]) == 1
-    assert "the loss is nan" in capsys.readouterr().out
+    assert "the loss is nan" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]) == 4
 
 
