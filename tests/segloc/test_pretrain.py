@@ -493,7 +493,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_does_harm(shards, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.utils, "get_total_norm", third_is_infinite)
         assert pretrain.main(arguments) == 1
-    assert "step 2: the loss is" in capsys.readouterr().out
+    assert "step 2: the loss is" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "not_finite.json").read_text())["iteration"] == 2
     assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["iteration"] == 2
     assert pretrain.main(arguments) == 0
