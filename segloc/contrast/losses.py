@@ -10,19 +10,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # Added to the logit of a slot that is no negative. Its exponential is 0, like that of -inf, but it can be made from a
-# mask by arithmetic, which is several times faster than filling in -inf.
+# mask by arithmetic, which is faster than filling in a value, and it gives no NaN where a query has no negative.
 MASKED = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
 class InfoNCE:
-    """What one level's comparison gave.
+    """Result of one level's comparison; a new loss returns it too.
+
+    The trainer needs `loss`. The training metrics (`segloc.contrast.metrics.gauges`) read `loss`, `top1`, `positive`
+    and `negative`.
 
     Attributes:
         loss: mean over the queries, differentiable.
         top1: share of queries closer to their key than to every negative.
         positive: mean cosine of query and key.
-        compared: the queries, the bank and the mask, from which `negative` is computed when somebody asks.
+        compared: the queries, the bank and the mask, from which `negative` is computed on demand.
     """
 
     loss: torch.Tensor
@@ -33,88 +36,92 @@ class InfoNCE:
     @property
     @torch.no_grad()
     def negative(self) -> torch.Tensor:
-        """Mean cosine of query and its negatives; ask before the bank changes."""
+        """Mean cosine of query and its negatives; read it before the bank changes."""
         query, bank, valid = self.compared
         return (query @ bank.T).masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
 
 
 def info_nce(
-    query: torch.Tensor, key: torch.Tensor, bank: torch.Tensor, valid: torch.Tensor, temperature: float
-) -> InfoNCE:
-    """Compute -log( exp(q.k/T) / (exp(q.k/T) + sum over negatives n of exp(q.n/T)) ), in float32.
-
-    Args:
-        query: [n, d] unit vectors.
-        key: [n, d] unit vectors, the positives; no gradient flows into them.
-        bank: [m, d] unit vectors; no gradient flows into them either.
-        valid: [n, m] bool, which rows of `bank` are negatives of which query.
-        temperature: T.
-    """
-    query, key, bank = query.float(), key.detach().float(), bank.detach().float()
-    losses, top1 = _Contrast.apply(query, key, bank, valid, temperature)
-    positive = (query.detach() * key).sum(1).mean()
-    return InfoNCE(losses.mean(), top1.float().mean(), positive, (query.detach(), bank, valid))
-
-
-def class_info_nce(
     query: torch.Tensor,
     key: torch.Tensor,
     bank: torch.Tensor,
     valid: torch.Tensor,
-    same_class: torch.Tensor,
     temperature: float,
+    same_class: torch.Tensor | None = None,
 ) -> InfoNCE:
-    """Compute `info_nce` with every stored key of the query's class as a further positive, and the mean over them.
+    """Compute the mean over a query's positives p of -log( exp(q.p/T) / (exp(q.p/T) + sum over negatives exp(q.n/T)) ).
 
-    The positives do not compete with each other: each has its own ``-log( exp(q.p/T) / (exp(q.p/T) + sum over
-    negatives n of exp(q.n/T)) )``. Khosla et al. (NeurIPS 2020, "Supervised Contrastive Learning") have the other
-    positives in the denominator as well; without them chance is log(1 + K) as with one positive. One key says little
-    about its class as long as the key network knows little; the mean of many says more.
+    With `same_class`, every stored key of the query's class is a positive beside its own key. One key says little about
+    its class as long as the key network knows little; the mean of many says more. The positives do not compete with
+    each other: Khosla et al. (NeurIPS 2020, "Supervised Contrastive Learning") have the other positives in the
+    denominator as well; without them chance is log(1 + K) for any number of positives.
 
     Args:
         query: [n, d] unit vectors.
         key: [n, d] unit vectors, each query's own positive; no gradient flows into them.
         bank: [m, d] unit vectors; no gradient flows into them either.
         valid: [n, m] bool, which rows of `bank` are negatives of which query.
-        same_class: [n, m] bool, which rows are further positives.
         temperature: T.
+        same_class: [n, m] bool, which rows of `bank` are further positives; None for none.
+
+    Returns:
+        The result in float32, or in float64 if `query` is.
     """
-    query, key, bank = query.float(), key.detach().float(), bank.detach().float()
-    own, stored = (query * key).sum(1, keepdim=True) / temperature, query @ bank.T / temperature
-    negatives = stored.masked_fill(~valid, MASKED)
-    positives = torch.cat([torch.ones_like(own, dtype=torch.bool), same_class], 1)
-    losses = F.softplus(negatives.logsumexp(1, keepdim=True) - torch.cat([own, stored], 1))
-    loss = ((losses * positives).sum(1) / positives.sum(1)).mean()
-    top1 = (own > negatives.amax(1, keepdim=True)).float().mean()
-    return InfoNCE(loss, top1, own.detach().mean() * temperature, (query.detach(), bank, valid))
+    query = query.to(torch.promote_types(query.dtype, torch.float32))
+    key, bank = key.detach().to(query), bank.detach().to(query)
+    losses, top1 = _Contrast.apply(query, key, bank, valid, temperature, same_class)
+    positive = (query.detach() * key).sum(1).mean()
+    return InfoNCE(losses.mean(), top1.float().mean(), positive, (query.detach(), bank, valid))
 
 
 class _Contrast(torch.autograd.Function):
-    """The loss of every query, with one matrix [n, 1 + m] in memory and the gradient written out.
+    """The loss of every query, with the gradient written out.
 
-    With p = softmax of the logits (positive first), the gradient to q is ((p_0 - 1) k + sum over j of p_j n_j) / T.
-    Left to autograd, the same takes a further matrix of this size for each of masking, joining, dividing and the
-    gradients of these, and the time that takes (``python -m benchmarks.queues`` compares with such a loss).
+    The gradient to a query is (weight of its key * key + weights of the bank @ bank) / T, where the weights are the
+    derivatives of the loss by the logits. With one positive they are softmax - 1 for the key and softmax for the rest.
+    With many, let Z be the logarithm of the sum over the negatives; the loss of a positive p is softplus(Z - q.p/T), so
+    its weight is -sigmoid(Z - q.p/T), and that of a negative its softmax among the negatives times all that is pulled.
+
+    Plain autograd keeps further [n, m] matrices and takes 1.1 to 1.44 times as long as MoCo's single queue
+    (``python -m benchmarks.queues`` compares this function with such a queue).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, bank: torch.Tensor, valid: torch.Tensor, temperature: float
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        bank: torch.Tensor,
+        valid: torch.Tensor,
+        temperature: float,
+        same_class: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the losses [n] and whether the positive is the greatest logit [n]."""
+        """Return the losses [n] and whether the own key is closer than every negative [n]."""
         logits = query.new_empty(len(query), 1 + len(bank))
-        positive, negatives = logits[:, 0], logits[:, 1:]
-        torch.sum(query * key, 1, out=positive).div_(temperature)
-        negatives.copy_(valid.view(torch.uint8)).sub_(1).mul_(-MASKED)
-        negatives.addmm_(query, bank.T, alpha=1 / temperature)
-        greatest_negative = negatives.amax(1)
-        greatest = torch.maximum(positive, greatest_negative)
-        probabilities = torch.softmax(logits, 1)
-        # log of the sum of exponentials: the greatest logit has the greatest probability, which never underflows.
-        losses = greatest - probabilities.amax(1).log() - positive
-        ctx.save_for_backward(key, bank, probabilities)
+        own, stored = logits[:, :1], logits[:, 1:]
+        torch.sum(query * key, 1, keepdim=True, out=own).div_(temperature)
+        seen = valid if same_class is None else valid | same_class
+        stored.copy_(seen.view(torch.uint8)).sub_(1).mul_(-MASKED)
+        stored.addmm_(query, bank.T, alpha=1 / temperature)
+        negatives = stored if same_class is None else torch.where(valid, stored, MASKED)
+        greatest = negatives.amax(1, keepdim=True)
+        # The logarithm of a sum of exponentials is the greatest logit - log of its softmax, which never underflows.
+        if same_class is None:
+            weights = logits.softmax(1)
+            losses = (torch.maximum(own, greatest) - weights.amax(1, keepdim=True).log() - own)[:, 0]
+            weights[:, 0] -= 1
+        else:
+            share = torch.cat([torch.ones_like(own), same_class], 1)
+            share /= share.sum(1, keepdim=True)
+            softmax = negatives.softmax(1)
+            margins = greatest - softmax.amax(1, keepdim=True).log() - logits
+            losses = (F.softplus(margins) * share).sum(1)
+            weights = -margins.sigmoid() * share
+            weights[:, 1:] -= softmax * weights.sum(1, keepdim=True)
         ctx.temperature = temperature
-        top1 = positive > greatest_negative  # of equals, as after a collapse, none is closer
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.addmm(weights[:, :1] * key, weights[:, 1:], bank))
+        top1 = (own > greatest)[:, 0]  # of equals, as after a collapse, none is closer
         ctx.mark_non_differentiable(top1)
         return losses, top1
 
@@ -122,7 +129,5 @@ class _Contrast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient to the queries [n, d]."""
-        key, bank, probabilities = ctx.saved_tensors
-        pull = (probabilities[:, :1] - 1) * key
-        pull = pull.addmm_(probabilities[:, 1:], bank)
-        return pull * (gradient / ctx.temperature)[:, None], None, None, None, None
+        (pull,) = ctx.saved_tensors
+        return pull * (gradient / ctx.temperature)[:, None], None, None, None, None, None

@@ -52,7 +52,7 @@ def gauges(results: list[Compared], queues: ClassQueues) -> dict[str, float]:
     for field in ("loss", "top1", "class_accuracy"):
         across = [metrics[f"{field}/{name}"] for name in LEVELS]
         metrics[field] = float(np.sum(across) if field == "loss" else np.mean(across))
-    for number, (fill, age) in enumerate(zip(queues.fill(), queues.age(), strict=True)):
+    for number, (fill, age) in enumerate(zip(queues.fill().tolist(), queues.age().tolist(), strict=True)):
         metrics |= {f"queue_fill/{number}": float(fill), f"queue_age/{number}": float(age)}
     return metrics | {"queue_fill": float(queues.fill().min()), "peak_memory_mib": peak_memory_mib(queues.keys.device)}
 

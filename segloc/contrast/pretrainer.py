@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from segloc.common.errors import DivergedError, InputError, one_line
 from segloc.common.files import write_atomic
-from segloc.contrast.losses import InfoNCE, class_info_nce, info_nce
+from segloc.contrast.losses import InfoNCE, info_nce
 from segloc.contrast.metrics import Compared, gauges
-from segloc.contrast.single_queue import QUEUES
+from segloc.contrast.queues import QUEUES
 from segloc.data.augment import horizontal_flip, photometric
 from segloc.data.box_augment import query_boxes
 from segloc.data.stream import Batch, PairStream, ShardFolder, Views
@@ -259,7 +259,7 @@ class Pretrainer(Trainer):
         """Append the keys [levels, N, dim] and labels [N] of micro-batches of all processes, as one would make them."""
         every_key = self.group.gather(torch.stack(keys))  # [world, micro-batches, levels, N, dim]
         every_label = self.group.gather(torch.stack(labels).to(self.device))
-        self.queues.enqueue(every_key.permute(2, 1, 0, 3, 4).flatten(1, 3), every_label.transpose(0, 1).flatten().cpu())
+        self.queues.enqueue(every_key.permute(2, 1, 0, 3, 4).flatten(1, 3), every_label.transpose(0, 1).flatten())
 
     def _compare(
         self, batch: Batch, generators: list[torch.Generator], shuffle: torch.Generator
@@ -276,10 +276,14 @@ class Pretrainer(Trainer):
         keys = self._embed_keys(batch.key, generators, shuffle)
         labels, temperature = batch.labels.to(self.device), self.config.optim.temperature
         valid, stores = self.queues.valid(labels), zip(queries, keys, self.queues.keys, strict=True)
-        if self.config.queue.positives == "key":
-            return [info_nce(*store, valid, temperature) for store in stores], queries, keys
-        same = self.queues.slot_labels() == labels[:, None]
-        return [class_info_nce(*store, valid, same, temperature) for store in stores], queries, keys
+        match self.config.queue.positives:
+            case "key":
+                same_class = None
+            case "class":
+                same_class = self.queues.slot_labels() == labels[:, None]
+            case other:
+                raise NotImplementedError(f"no loss for queue.positives={other}")
+        return [info_nce(*store, valid, temperature, same_class) for store in stores], queries, keys
 
     def _embed_keys(self, views: Views, generators: list[torch.Generator], shuffle: torch.Generator) -> torch.Tensor:
         images, boxes = self._augmented(views, generators)

@@ -6,8 +6,12 @@ share almost all of their keys, so one store of labelled keys serves them all; s
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 # Slots above K that the store starts with and grows by: with evenly mixed classes the union of all queues is 1.1 K.
 SLACK = 0.125
@@ -16,42 +20,44 @@ SLACK = 0.125
 class ClassQueues:
     """The class queues of every pyramid level, over one shared store of keys.
 
-    A key is kept as long as some class needs it. Let ``cut[c]`` be the arrival number of the oldest key in queue *c*.
-    A key of class *y* is needed exactly while it is not older than ``min(cut[c] for c != y)``.
+    All levels receive keys of the same pairs at the same time, so they share the bookkeeping. Each slot has the class
+    and arrival number of its key, and for each queue *c* the number of keys not of class *c* that had arrived by then;
+    queue *c* holds the keys whose number is one of the last K. The slot of a key that no queue holds is free.
 
     **The store never holds more than 2 K keys**, whatever the stream of classes. Let c1 be the class whose queue
-    reaches furthest back and c2 the next one. A needed key not of class c1 lies in the queue of c1, which holds at
-    most K. A needed key of class c1 lies in the queue of another class, and none of those reaches further back than
-    c2's, which holds at most K. So slots are handed out on demand, from about 1.1 K for evenly mixed classes up to
-    2 K, and each queue is exact always.
-
-    All levels receive keys of the same pairs at the same time, so they share the bookkeeping, which lives on the host:
-    a log of arrivals, from which each queue takes everything from its cut on that is not of its class. Cuts only move
-    forward, so an enqueue looks at the few entries they pass and at nothing else.
+    reaches furthest back and c2 the next one. The keys in use that are not of class c1 lie in queue c1: at most K.
+    Those of class c1 lie in other queues, none of which reaches further back than queue c2, so in queue c2: at most K.
 
     Args:
-        num_classes: number of classes C, at least 2.
+        num_classes: number of classes C, at least 2, or 1 for a single queue.
         size: K, the keys in a full queue.
         dim: size of a key.
         levels: pyramid levels.
         device: where the keys are stored.
+        single: whether all queries see one queue, the last K keys whatever their class. It is MoCo's and InsLoc's
+            dictionary, the baseline of the class queues, and here the queue of one more class, which no key has.
 
     Attributes:
-        keys: [levels, slots, dim], the store; which slots are whose negatives is told by `valid`.
+        keys: [levels, slots, dim], the store; `valid` tells which slots are negatives of which query.
         arrived: how many keys have ever arrived.
 
     Raises:
-        ValueError: a size that cannot be.
+        ValueError: sizes too small.
     """
 
-    def __init__(self, num_classes: int, size: int, dim: int, levels: int, device: torch.device | str = "cpu") -> None:
-        if num_classes < 2 or min(size, dim, levels) < 1:
+    def __init__(
+        self,
+        num_classes: int,
+        size: int,
+        dim: int,
+        levels: int,
+        device: torch.device | str = "cpu",
+        single: bool = False,
+    ) -> None:
+        if num_classes < (1 if single else 2) or min(size, dim, levels) < 1:
             raise ValueError(f"no queues for classes={num_classes} size={size} dim={dim} levels={levels}")
-        self.num_classes = num_classes
-        self.size = size
-        # Slots never written stay zero and invalid for every class.
-        self.keys = torch.zeros(levels, size + max(1, int(SLACK * size)), dim, device=device)
-        self._clear()
+        self.num_classes, self.size, self.single = num_classes, size, single
+        self._clear(torch.zeros(levels, size + max(1, int(SLACK * size)), dim, device=device))
 
     @torch.no_grad()
     def enqueue(self, keys: torch.Tensor, labels: torch.Tensor | np.ndarray) -> None:
@@ -64,23 +70,16 @@ class ClassQueues:
         Raises:
             ValueError: shapes that do not fit, or a class id out of range.
         """
-        arriving = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels, np.int64)
+        labels = torch.as_tensor(labels, dtype=torch.int64, device=self.keys.device)
         levels, _, dim = self.keys.shape
-        if keys.shape != (levels, len(arriving), dim):
-            raise ValueError(f"keys {tuple(keys.shape)} do not fit {(levels, len(arriving), dim)}")
-        if len(arriving) and (arriving.min() < 0 or arriving.max() >= self.num_classes):
-            raise ValueError(f"class ids {arriving.min()}..{arriving.max()} are not in 0..{self.num_classes - 1}")
+        if keys.shape != (levels, len(labels), dim):
+            raise ValueError(f"keys {tuple(keys.shape)} do not fit {(levels, len(labels), dim)}")
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(wrong):
+            raise ValueError(f"class ids {wrong.tolist()} are not in 0..{self.num_classes - 1}")
         # Of at most K keys that arrive together none can push out another.
-        for start in range(0, len(arriving), self.size):
-            some = slice(start, start + self.size)
-            slots = torch.from_numpy(self._append(arriving[some])).to(self.keys.device)
-            self.keys[:, slots] = keys[:, some].to(self.keys)
-
-    def negatives(self, label: int, level: int) -> torch.Tensor:
-        """Return queue `label` of `level`: [m, dim] with m <= K, oldest first."""
-        queue = slice(self._cuts[label], self._end)
-        slots = self._log_slots[queue][self._log_labels[queue] != label]
-        return self.keys[level, torch.from_numpy(slots).to(self.keys.device)]
+        for some_keys, some_labels in zip(keys.split(self.size, 1), labels.split(self.size), strict=True):
+            self._append(some_keys, some_labels)
 
     def valid(self, labels: torch.Tensor) -> torch.Tensor:
         """Tell which slots of `keys` are negatives of each query.
@@ -91,24 +90,19 @@ class ClassQueues:
         Returns:
             [n, slots] bool.
         """
-        return self._valid[labels]
+        return self._seen().expand(self.num_classes, -1)[labels]
 
     def slot_labels(self) -> torch.Tensor:
-        """Class of the key in each slot, -1 where there is none: [slots] int64."""
-        return torch.from_numpy(self._slot_labels.copy()).to(self.keys.device)
+        """Class of the key in each slot, -1 where it is of no queue: [slots] int64."""
+        return self._entries[0].where(self._seen().any(0), -1)
 
-    def fill(self) -> np.ndarray:
-        """Number of keys in each class's queue: [C] int64."""
-        return self._fill.copy()
+    def fill(self) -> torch.Tensor:
+        """Number of keys in each class's queue, or in the single queue: [C] or [1] int64."""
+        return self._seen().sum(1)
 
-    def age(self) -> np.ndarray:
-        """Keys that have arrived since the oldest key of each class's queue did, itself included: [C] int64."""
-        ages = np.zeros(self.num_classes, np.int64)
-        for label, cut in enumerate(self._cuts):
-            others = np.flatnonzero(self._log_labels[cut : self._end] != label)
-            if len(others):
-                ages[label] = self.arrived - self._log_arrivals[cut + others[0]]
-        return ages
+    def age(self) -> torch.Tensor:
+        """Keys that have arrived since the oldest key of each queue did, itself included: [C] or [1] int64."""
+        return ((self.arrived - self._entries[1]) * self._seen()).amax(1)
 
     @property
     def full(self) -> bool:
@@ -116,127 +110,71 @@ class ClassQueues:
         return bool((self.fill() == self.size).all())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the live keys and their classes in order of arrival, and the slots they lie in.
+        """Return the keys in use and their classes in order of arrival, and the slots they lie in.
 
         The slots matter for the order in which a loss adds up its negatives, so for resuming bit for bit.
         """
-        live = self._live()
-        slots = torch.from_numpy(self._log_slots[live])
+        slots = self._held().any(0).nonzero()[:, 0]
+        slots = slots[self._entries[1, slots].argsort()]
         return {
-            "keys": self.keys[:, slots.to(self.keys.device)].cpu(),
-            "labels": torch.from_numpy(self._log_labels[live]),
-            "slots": slots,
-            "arrivals": torch.from_numpy(self._log_arrivals[live]),
+            "keys": self.keys[:, slots].cpu(),
+            "labels": self._entries[0, slots].cpu(),
+            "slots": slots.cpu(),
+            "arrivals": self._entries[1, slots].cpu(),
             "arrived": torch.tensor(self.arrived),
             "capacity": torch.tensor(self.keys.shape[1]),
         }
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a `state_dict`; what was stored before is dropped."""
+        """Load a `state_dict`; what was stored before is dropped."""
         levels, _, dim = self.keys.shape
-        self.keys = self.keys.new_zeros(levels, int(state["capacity"]), dim)
-        self.keys[:, state["slots"].to(self.keys.device)] = state["keys"].to(self.keys)
-        self._clear()
-        labels, slots = state["labels"].numpy(), state["slots"].numpy()
-        self._end = len(labels)
-        self._log_labels[: self._end], self._log_slots[: self._end] = labels, slots
-        self._log_arrivals[: self._end], self.arrived = state["arrivals"].numpy(), int(state["arrived"])
-        self._slot_labels[slots] = labels
-        for label in range(self.num_classes):
-            others = np.flatnonzero(labels != label)[-self.size :]
-            self._fill[label] = len(others)
-            self._cuts[label] = others[0] if len(others) == self.size else 0
-            self._valid[label, torch.from_numpy(slots[others]).to(self.keys.device)] = True
+        self._clear(self.keys.new_zeros(levels, int(state["capacity"]), dim))
+        slots, labels, arrivals = (state[name].to(self.keys.device) for name in ("slots", "labels", "arrivals"))
+        self.arrived = int(state["arrived"])
+        self.keys[:, slots] = state["keys"].to(self.keys)
+        self._entries[:, slots] = self._count(labels, arrivals)
 
-    def _clear(self) -> None:
-        """Forget all keys."""
-        capacity, device = self.keys.shape[1], self.keys.device
-        self._valid = torch.zeros(self.num_classes, capacity, dtype=torch.bool, device=device)
-        self._slot_labels = np.full(capacity, -1, np.int64)
-        # The log of arrivals is its first _end entries. Some may be of keys that nobody needs any more.
-        self._log_labels, self._log_slots, self._log_arrivals = np.empty((3, 4 * self.size), np.int64)
-        self._end = self.arrived = 0
-        self._cuts = np.zeros(self.num_classes, np.int64)  # where in the log each queue begins
-        self._fill = np.zeros(self.num_classes, np.int64)
+    def _clear(self, keys: torch.Tensor) -> None:
+        """Use this store, [levels, slots, dim], as an empty one."""
+        queues = self.num_classes + self.single
+        self.keys, self.arrived = keys, 0
+        # Rows: class, arrival number, then the count of each queue. A count of -K is in no queue.
+        self._entries = torch.full((2 + queues, keys.shape[1]), -self.size, device=keys.device)
+        self._total = torch.zeros(queues, 1, dtype=torch.int64, device=keys.device)
 
-    def _append(self, labels: np.ndarray) -> np.ndarray:
-        """Log the arrival of at most K keys and return the slots they get, letting go of keys no longer needed."""
-        self._make_room(len(labels))
-        new = slice(self._end, self._end + len(labels))
-        self._log_labels[new] = labels
-        self._log_arrivals[new] = self.arrived + np.arange(len(labels))
-        self._end, self.arrived = new.stop, self.arrived + len(labels)
-        needed = _oldest_needed(self._cuts)
-        self._fill += len(labels) - np.bincount(labels, minlength=self.num_classes)
-        excess = np.maximum(self._fill - self.size, 0)
-        self._fill -= excess
-        self._forget(excess)
-        self._release(needed, _oldest_needed(self._cuts))
-        slots = self._free_slots(len(labels))
-        self._log_slots[new], self._slot_labels[slots] = slots, labels
-        seen_by = torch.from_numpy(np.arange(self.num_classes)[:, None] != labels).to(self._valid.device)
-        self._valid[:, torch.from_numpy(slots).to(self._valid.device)] = seen_by
-        return slots
+    def _held(self) -> torch.Tensor:
+        """Tell which queue holds the key of which slot: [queues, slots] bool."""
+        return self._entries[2:] > self._total - self.size
 
-    def _forget(self, excess: np.ndarray) -> None:
-        """Move each class's cut past its `excess` [C] oldest keys."""
-        classes = np.arange(self.num_classes)[:, None]
-        width = 2 * int(excess.max()) + 1
-        while True:
-            window = np.minimum(self._cuts[:, None] + np.arange(width), self._end - 1)
-            others = self._log_labels[window] != classes
-            count = others.cumsum(1)
-            if (count[:, -1] >= excess).all():
-                break
-            width *= 4
-        passed = others & (count <= excess[:, None])
-        rows, _ = np.nonzero(passed)
-        slots = self._log_slots[window[passed]]
-        device = self._valid.device
-        self._valid[torch.from_numpy(rows).to(device), torch.from_numpy(slots).to(device)] = False
-        self._cuts += np.where(excess > 0, (count < excess[:, None]).sum(1) + 1, 0)
+    def _seen(self) -> torch.Tensor:
+        """Choose from `_held` the queues that queries see: [C, slots], or [1, slots] of a single queue."""
+        return self._held()[-1:] if self.single else self._held()
 
-    def _release(self, before: np.ndarray, after: np.ndarray) -> None:
-        """Free the slots of each class's keys between where its oldest needed was, `before`, and is, `after`: [C]."""
-        position = np.arange(before.min(), after.max())
-        labels = self._log_labels[position]
-        gone = position[(position >= before[labels]) & (position < after[labels])]
-        self._slot_labels[self._log_slots[gone]] = -1
+    def _append(self, keys: torch.Tensor, labels: torch.Tensor) -> None:
+        """Store at most K keys in free slots; add slots when there are too few."""
+        arrivals = torch.arange(self.arrived, self.arrived + len(labels), device=labels.device)
+        self.arrived += len(labels)
+        entries = self._count(labels, arrivals)
+        free = (~self._held().any(0)).nonzero()[:, 0]
+        if (missing := len(labels) - len(free)) > 0:
+            capacity = self.keys.shape[1]
+            extra = min(2 * self.size - capacity, max(missing, int(SLACK * self.size)))
+            self.keys = pad(self.keys, (0, 0, 0, extra))
+            self._entries = pad(self._entries, (0, extra), value=-self.size)
+            free = torch.cat([free, torch.arange(capacity, capacity + extra, device=free.device)])
+        slots = free[: len(labels)]
+        self.keys[:, slots] = keys.to(self.keys)
+        self._entries[:, slots] = entries
 
-    def _free_slots(self, count: int) -> np.ndarray:
-        """Return the first `count` free slots, making the store larger when it has too few."""
-        free = np.flatnonzero(self._slot_labels < 0)
-        if len(free) < count:
-            self._grow(count - len(free))
-            free = np.flatnonzero(self._slot_labels < 0)
-        return free[:count]
-
-    def _grow(self, missing: int) -> None:
-        levels, capacity, dim = self.keys.shape
-        extra = min(2 * self.size - capacity, max(missing, int(SLACK * self.size)))
-        self.keys = torch.cat([self.keys, self.keys.new_zeros(levels, extra, dim)], 1)
-        self._valid = torch.cat([self._valid, self._valid.new_zeros(self.num_classes, extra)], 1)
-        self._slot_labels = np.concatenate([self._slot_labels, np.full(extra, -1, np.int64)])
-
-    def _live(self) -> np.ndarray:
-        """Positions in the log of the keys that some class needs."""
-        position = np.arange(self._end)
-        return position[position >= _oldest_needed(self._cuts)[self._log_labels[: self._end]]]
-
-    def _make_room(self, count: int) -> None:
-        """Strike keys nobody needs out of the log when it has no room for `count` more; at most 2 K stay."""
-        if self._end + count <= len(self._log_labels):
-            return
-        live = self._live()
-        self._end = len(live)
-        for log in (self._log_labels, self._log_slots, self._log_arrivals):
-            log[: self._end] = log[live]
-        self._cuts = np.searchsorted(live, self._cuts)
+    def _count(self, labels: torch.Tensor, arrivals: torch.Tensor) -> torch.Tensor:
+        """Add arriving keys to the totals and return their entries: [2 + queues, n]."""
+        others = labels != torch.arange(len(self._total), device=labels.device)[:, None]
+        counts = (self._total + others.cumsum(1)).where(others, -self.size)
+        self._total += others.sum(1, keepdim=True)
+        return torch.cat([labels[None], arrivals[None], counts])
 
 
-def _oldest_needed(cuts: np.ndarray) -> np.ndarray:
-    """For each class y the smallest cut among the other classes: [C]."""
-    first, second = np.partition(cuts, 1)[:2]
-    oldest = np.full(len(cuts), first)
-    oldest[np.argmin(cuts)] = second
-    return oldest
+QUEUES: dict[str, Callable[..., ClassQueues]] = {
+    "class": ClassQueues,
+    "single": functools.partial(ClassQueues, single=True),
+}

@@ -10,7 +10,6 @@ where the library it wraps is missing.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 from collections.abc import Sequence
@@ -99,9 +98,10 @@ def new_detector(model: ModelSettings) -> Detector:
         InputError: the engine is unknown or not installed.
     """
     backbone = SegLocBackbone(**dataclasses.asdict(model.backbone))
-    module = _module(engine_name(model.engine))
+    name = engine_name(model.engine)
     backbone.freeze(model.frozen, model.fixed_statistics)
-    built: Detector = module.build(backbone, model.heads, model.num_classes)
+    built: Detector = _module(name).build(backbone, model.heads, model.num_classes)
+    assert built.engine == name
     refuse_frozen(built)
     return built
 
@@ -123,8 +123,12 @@ def engine_name(choice: str) -> str:
     if choice not in ("auto", *ENGINES):
         raise InputError(f"model.engine is {choice!r}, not one of auto, {', '.join(ENGINES)}")
     for engine in ENGINES if choice == "auto" else (choice,):
-        with contextlib.suppress(ImportError):
+        try:
             _module(engine)
+        except ImportError as error:
+            if (error.name or "").startswith("segloc"):  # a fault of ours, not a library that is missing
+                raise
+        else:
             return engine
     raise InputError(f"the engine is {choice}, which is not installed (README.md says how to install it)")
 

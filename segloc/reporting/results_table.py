@@ -184,9 +184,9 @@ def results_markdown(table: Table) -> str:
     """Write the table as people read it: per cent, ± over seeds, difference to the random start in brackets."""
     header = ["run", "metric", *(f"{KINDS[kind].split()[0]} {subset}" for kind, subset in table.columns)]
     rows = [
-        [f"**{block.name}**<br>{about(block)}" if metric == METRICS[0] else "", metric, *map(str, row)]
+        [f"**{block.name}**<br>{about(block)}" if not position else "", metric, *map(str, row)]
         for block in table.blocks
-        for metric, row in block.figures.items()
+        for position, (metric, row) in enumerate(block.figures.items())
     ]
     return "\n".join([markdown_table(header, rows, "llr"), *notes(table), ""])
 
@@ -234,7 +234,7 @@ def _columns(runs: Sequence[Run]) -> list[Column]:
         for run in runs
         for subset in run.parts()
         for kind in KINDS
-        if run.figure(kind, subset, METRICS[0]) is not None
+        if any(run.figure(kind, subset, metric) is not None for metric in METRICS)
     ]
     return sorted(dict.fromkeys(columns), key=lambda c: (list(KINDS).index(c[0]), c[1] == POOLED, c[1] == MEAN))
 

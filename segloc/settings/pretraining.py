@@ -85,7 +85,7 @@ class QueueConfig:
         "key",
         "``key``: a query's own key is its only positive, as in MoCo and the paper; ``class``: so are "
         "the stored keys of its class, all with the same weight "
-        "(`segloc.contrast.losses.class_info_nce`). With C classes these are about K / (C - 1); with "
+        "(`segloc.contrast.losses.info_nce`). With C classes these are about K / (C - 1); with "
         "``random`` keys they mean nothing until those are gone.",
         choices=("key", "class"),
     )
@@ -154,8 +154,10 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if self.queue.positives == "class" and self.queue.kind != "class":
-            raise InputError("queue.positives=class needs queue.kind=class; a single queue has them as negatives")
+        if self.queue.positives != "key" and self.queue.kind != "class":
+            raise InputError(
+                f"queue.positives={self.queue.positives} needs queue.kind=class; a single queue has them as negatives"
+            )
         if self.optim.batch % self.optim.micro_batch:
             raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
         if self.model.frozen and self.model.init == "random":

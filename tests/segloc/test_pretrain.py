@@ -252,7 +252,7 @@ def test_the_settings_reach_what_they_set(shards, tmp_path, monkeypatch):
 
     spy(pretrainer, "photometric", lambda images, name, generators: (name, [g.initial_seed() for g in generators]))
     spy(pretrainer, "horizontal_flip", lambda images, boxes, probability, generators: probability)
-    spy(pretrainer, "info_nce", lambda *arguments: arguments[-1])
+    spy(pretrainer, "info_nce", lambda *arguments: arguments[4])
     spy(torch, "autocast", lambda device, dtype, enabled: (device, dtype, enabled))
     spy(roi_head, "roi_align", lambda *arguments, **named: named.get("sampling_ratio", arguments[-1]))
     compiled = []
@@ -354,8 +354,8 @@ def test_a_single_queue_trains_on_one_class_which_class_queues_refuse(tmp_path, 
 
 def test_the_stored_keys_of_a_querys_class_can_be_positives(shards, tmp_path, monkeypatch):
     seen = []
-    original = pretrainer.class_info_nce
-    monkeypatch.setattr(pretrainer, "class_info_nce", lambda *given: seen.append(given) or original(*given))
+    original = pretrainer.info_nce
+    monkeypatch.setattr(pretrainer, "info_nce", lambda *given: seen.append(given) or original(*given))
     trainer = trainer_of(tiny("queue.positives=class", "optim.temperature=0.7"), shards, tmp_path)
     labels = next(trainer.stream.batches()).labels
     stored, negatives = trainer.queues.slot_labels(), trainer.queues.valid(labels)
@@ -363,13 +363,22 @@ def test_the_stored_keys_of_a_querys_class_can_be_positives(shards, tmp_path, mo
     trainer.run_step()
     trainer.close()
     assert len(seen) == 5  # one a level
-    for query, key, _, valid, same_class, temperature in seen:
+    for query, key, _, valid, temperature, same_class in seen:
         assert query.shape == key.shape
         assert torch.equal(valid, negatives)
         assert torch.equal(same_class, stored == labels[:, None])
         assert same_class.any()
         assert not (valid & same_class).any()
         assert temperature == 0.7
+
+
+def test_a_choice_of_positives_without_a_loss_is_refused(shards, tmp_path):
+    trainer = trainer_of(tiny(), shards, tmp_path)
+    object.__setattr__(trainer.config.queue, "positives", "other")  # the settings would refuse it
+    trainer.iter = 0
+    with pytest.raises(NotImplementedError, match=r"no loss for queue\.positives=other"):
+        trainer.run_step()
+    trainer.close()
 
 
 def test_a_single_queue_holds_keys_of_the_querys_own_class(shards, tmp_path):
@@ -467,7 +476,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(shards, tmp_path, m
     info_nce = pretrainer.info_nce
     monkeypatch.setattr(pretrainer, "info_nce", broken)
     assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]) == 1
-    assert "the loss is nan" in capsys.readouterr().out
+    assert "the loss is nan" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]) == 4
 
 
@@ -484,7 +493,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_does_harm(shards, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.utils, "get_total_norm", third_is_infinite)
         assert pretrain.main(arguments) == 1
-    assert "step 2: the loss is" in capsys.readouterr().out
+    assert "step 2: the loss is" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "not_finite.json").read_text())["iteration"] == 2
     assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["iteration"] == 2
     assert pretrain.main(arguments) == 0

@@ -1,8 +1,9 @@
 """Finders of data sets: one file each, all giving the same things.
 
 *Backgrounds* are paths of benign scans relative to a root. *Splits* are parts of a data set: a COCO instance file and
-its scans. To add a data set, write a file here and name it in `_BACKGROUNDS` if it has benign scans, in `_ANNOTATED` if
-it has COCO files. It is then found wherever a folder is asked for: ``--segments``, ``--backgrounds`` and ``--data``.
+its scans. To add a data set, write a finder here (`records.Backgrounds`, `records.Annotated` or both) and enter it
+below, before any whose layout it resembles. It is then found wherever a folder is asked for: ``--annotations``,
+``--backgrounds`` and ``--data``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 from pathlib import Path
 
 from segloc.common.datasets import coco, folder, leakage, pidray, sixray
-from segloc.common.datasets.records import Annotations, Instance, Split
+from segloc.common.datasets.records import Annotated, Annotations, Backgrounds, Instance, Split
 from segloc.common.errors import InputError
 from segloc.common.files import existing_file, existing_folder
 
@@ -20,15 +21,15 @@ __all__ = ["TRAIN", "Annotations", "Instance", "Split", "backgrounds", "read", "
 TRAIN = "train"
 
 # Asked in this order; each gives None for a folder that holds another data set.
-_BACKGROUNDS = (pidray, sixray)  # of any other folder all scans count
-_ANNOTATED = (pidray,)
+_BACKGROUNDS: tuple[Backgrounds, ...] = (pidray, sixray)
+_ANNOTATED: tuple[Annotated, ...] = (pidray,)
 
 
 def backgrounds(root: Path) -> list[str]:
     """List the benign scans under `root`.
 
     Of a SIXray copy these are the negatives, of PIDray's second release the training scans without annotations, of any
-    other folder all scans.
+    folder that is no data set all scans.
 
     Returns:
         Paths relative to `root`, ``/`` separators, sorted.
@@ -40,6 +41,10 @@ def backgrounds(root: Path) -> list[str]:
     for data_set in _BACKGROUNDS:
         if (found := data_set.backgrounds(root, names)) is not None:
             return found
+    if any(data_set.splits(root) for data_set in _ANNOTATED):
+        raise InputError(
+            f"{root}: an annotated data set, whose scans have prohibited items; give a folder of benign scans"
+        )
     return names()
 
 
@@ -52,6 +57,7 @@ def splits(root: Path) -> dict[str, Split]:
     root = existing_folder(root, "data set")
     for data_set in _ANNOTATED:
         if (found := data_set.splits(root)) is not None:
+            assert TRAIN in found
             return found
     raise InputError(f"{root}: {', '.join(data_set.NOT_FOUND for data_set in _ANNOTATED)}")
 

@@ -1,6 +1,6 @@
 """Keeps scans of test parts out of pretraining (paper section 3.1: segments are PIDray's training items).
 
-Names alone decide. Those of COCO's and PIDray's test parts are known; add those of another data set to the patterns.
+Names alone decide, by the words that data sets call their test parts by.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from pathlib import Path
 
 from segloc.common.errors import InputError
 
-_TEST_WORD = re.compile(r"(?:^|[^a-z])(?:test|easy|hard|hidden)(?:[^a-z]|$)", re.IGNORECASE)
-_TEST_FOLDER = re.compile(r"(?:xray_)?(?:test(?:_?(?:easy|hard|hidden))?|easy|hard|hidden)", re.IGNORECASE)
-_TEST_SCAN = re.compile(r"xray_(?:test|easy|hard|hidden)[_\d]", re.IGNORECASE)
+TEST_WORDS = ("test", "easy", "hard", "hidden")
+
+_ANY = "|".join(TEST_WORDS)
+_TEST_WORD = re.compile(rf"(?:^|[^a-z])(?:{_ANY})(?:[^a-z]|$)", re.IGNORECASE)
+_TEST_FOLDER = re.compile(rf"(?:xray_)?(?:test_?)?(?:{_ANY})", re.IGNORECASE)
+_TEST_SCAN = re.compile(rf"xray_(?:{_ANY})[_\d]", re.IGNORECASE)
 _SAYS_NOTHING = frozenset({"data", "image", "images", "img", "jpegimages", "scans"})
 
 

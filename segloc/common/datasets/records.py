@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from segloc.common.errors import InputError
 from segloc.common.files import existing_folder
+
+
+class Backgrounds(Protocol):
+    """Finder of a data set that has benign scans."""
+
+    def backgrounds(self, root: Path, names: Callable[[], list[str]]) -> list[str] | None:
+        """List the benign scans below `root`; None where that is another data set.
+
+        Args:
+            root: a folder.
+            names: lists all its scans, relative to `root`.
+
+        Raises:
+            InputError: it is this data set, but holds no benign scan.
+        """
+
+
+class Annotated(Protocol):
+    """Finder of a data set with COCO files. What its test parts are called goes to `leakage.TEST_WORDS`.
+
+    Attributes:
+        NOT_FOUND: says, of a folder, that it is not this data set and what was looked for.
+    """
+
+    NOT_FOUND: str
+
+    def splits(self, root: Path) -> dict[str, Split] | None:
+        """Find the parts, ``train`` and any test parts; None where `root` is another data set. No file is opened."""
 
 
 @dataclasses.dataclass(frozen=True)

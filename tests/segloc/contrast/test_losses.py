@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.functional import normalize
 
-from segloc.contrast.losses import class_info_nce, info_nce
+from segloc.contrast.losses import info_nce
 from segloc.training.schedules import cosine_schedule, step_schedule
 
 
@@ -89,7 +89,7 @@ def test_keys_of_the_class_are_positives_that_do_not_compete():
         positives = [key[i], *(bank[j] for j in range(30) if same[i, j])]
         own = [np.exp(float(query[i] @ positive) / 0.2) for positive in positives]
         losses.append(np.mean([-np.log(one / (one + negatives)) for one in own]))
-    assert np.isclose(float(class_info_nce(query, key, bank, valid, same, 0.2).loss), np.mean(losses), rtol=1e-5)
+    assert np.isclose(float(info_nce(query, key, bank, valid, 0.2, same).loss), np.mean(losses), rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2, 1.0])
@@ -97,7 +97,7 @@ def test_with_no_other_key_of_its_class_a_query_has_the_loss_with_one_positive(t
     query, key, bank, valid, same = many(1, 0.0)
     ours, theirs = query.clone().requires_grad_(), query.clone().requires_grad_()
     result, expected = (
-        class_info_nce(ours, key, bank, valid, same, temperature),
+        info_nce(ours, key, bank, valid, temperature, same),
         info_nce(theirs, key, bank, valid, temperature),
     )
     result.loss.backward()
@@ -107,11 +107,42 @@ def test_with_no_other_key_of_its_class_a_query_has_the_loss_with_one_positive(t
         assert torch.isclose(getattr(result, field), getattr(expected, field), rtol=1e-5, atol=1e-6)
 
 
+def plain_many(query, key, bank, valid, temperature, same_class):
+    """The loss with many positives as its definition has it, with torch's own autograd."""
+    own, stored = (query * key).sum(1, keepdim=True) / temperature, query @ bank.T / temperature
+    negatives = stored.masked_fill(~valid, -1e30).logsumexp(1, keepdim=True)
+    positives = torch.cat([torch.ones_like(own, dtype=torch.bool), same_class], 1)
+    losses = F.softplus(negatives - torch.cat([own, stored], 1))
+    return ((losses * positives).sum(1) / positives.sum(1)).mean()
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_many_positives_have_the_loss_and_gradient_of_autograd(temperature, share):
+    query, key, bank, valid, same = many(3, share)
+    key[:2] = query[:2]  # as near as can be
+    ours, theirs = query.clone().requires_grad_(), query.clone().double().requires_grad_()
+    loss = info_nce(ours, key, bank, valid, temperature, same).loss
+    expected = plain_many(theirs, key.double(), bank.double(), valid, temperature, same)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    assert torch.isclose(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    assert (ours.grad - theirs.grad).abs().max() < 1e-5 / temperature
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.3, 1.0])
+def test_the_written_gradient_is_that_of_the_loss(share):
+    query, key, bank, valid, same = many(4, share or 0.0)
+    key, bank, same = key.double(), bank.double(), None if share is None else same
+    query = query.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda q: info_nce(q, key, bank, valid, 0.2, same).loss, query)
+
+
 def test_many_positives_of_equal_embeddings_have_the_loss_of_chance():
     same = normalize(torch.ones(4, 8), dim=1)
     bank = normalize(torch.ones(50, 8), dim=1)
     others = torch.arange(50).expand(4, -1) < 30
-    result = class_info_nce(same, same, bank, others, ~others, 0.2)
+    result = info_nce(same, same, bank, others, 0.2, ~others)
     assert torch.isclose(result.loss, torch.log(torch.tensor(31.0)))
     assert result.top1 == 0
 
@@ -119,7 +150,7 @@ def test_many_positives_of_equal_embeddings_have_the_loss_of_chance():
 def test_many_positives_without_a_negative_pull_nowhere():
     query, key, bank, _, same = many(2, 0.5)
     query.requires_grad_()
-    class_info_nce(query, key, bank, torch.zeros_like(same), same, 0.01).loss.backward()
+    info_nce(query, key, bank, torch.zeros_like(same), 0.01, same).loss.backward()
     assert (query.grad == 0).all()
 
 

@@ -9,22 +9,23 @@ from hypothesis import strategies as st
 
 from segloc.contrast.losses import info_nce
 from segloc.contrast.metrics import Compared, gauges
-from segloc.contrast.queues import ClassQueues
-from segloc.contrast.single_queue import SingleQueue
+from segloc.contrast.queues import QUEUES, ClassQueues
 from segloc.models.backbone import LEVELS
-from tests.segloc.contrast.test_queues import keys_of, numbered
+from tests.segloc.contrast.test_queues import keys_of, negatives, numbered
+
+single_queue = QUEUES["single"]
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), num_classes=st.integers(1, 4), size=st.integers(1, 9))
 def test_every_query_sees_the_last_k_keys_of_any_class(data, num_classes, size):
     label = st.integers(0, num_classes - 1)
-    queues, expected = SingleQueue(num_classes, size, dim=2, levels=2), deque(maxlen=size)
+    queues, expected = single_queue(num_classes, size, dim=2, levels=2), deque(maxlen=size)
     for numbers, labels in numbered(data.draw(st.lists(st.lists(label, max_size=12), max_size=8))):
         queues.enqueue(keys_of(numbers), torch.tensor(labels, dtype=torch.int64))
         expected.extend(zip(numbers, labels, strict=True))
         for query in range(num_classes):
-            got = queues.negatives(query, 1)
+            got = negatives(queues, query, 1)
             assert got[:, 0].tolist() == [number for number, _ in expected]
             assert (got[:, 1] == 1).all()
         mask = queues.valid(torch.arange(num_classes))
@@ -39,34 +40,34 @@ def test_every_query_sees_the_last_k_keys_of_any_class(data, num_classes, size):
 
 def test_negatives_of_the_querys_own_class_are_what_class_queues_leave_out():
     labels = torch.tensor([0, 1, 0, 0, 2])
-    single, classes = SingleQueue(3, 10, 2, 1), ClassQueues(3, 10, 2, 1)
+    single, classes = single_queue(3, 10, 2, 1), ClassQueues(3, 10, 2, 1)
     for queues in (single, classes):
         queues.enqueue(keys_of(range(1, 6), levels=1), labels)
-    assert single.negatives(0, 0)[:, 0].tolist() == [1, 2, 3, 4, 5]
-    assert classes.negatives(0, 0)[:, 0].tolist() == [2, 5]
+    assert negatives(single, 0, 0)[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert negatives(classes, 0, 0)[:, 0].tolist() == [2, 5]
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_it_goes_on_from_its_state(num_classes):
-    whole, first = (SingleQueue(num_classes, 4, 2, 2) for _ in range(2))
+    whole, first = (single_queue(num_classes, 4, 2, 2) for _ in range(2))
     for queues in (whole, first):
         queues.enqueue(keys_of(range(7)), torch.arange(7) % num_classes)
-    second = SingleQueue(num_classes, 4, 2, 2)
+    second = single_queue(num_classes, 4, 2, 2)
     second.load_state_dict(first.state_dict())
     for queues in (whole, second):
         queues.enqueue(keys_of([7, 8]), torch.zeros(2, dtype=torch.int64))
-    assert torch.equal(whole.negatives(0, 1), second.negatives(0, 1))
-    assert whole.negatives(0, 1)[:, 0].tolist() == [5, 6, 7, 8]
+    assert torch.equal(negatives(whole, 0, 1), negatives(second, 0, 1))
+    assert negatives(whole, 0, 1)[:, 0].tolist() == [5, 6, 7, 8]
 
 
 def test_a_key_of_no_class_in_the_data_is_refused():
-    with pytest.raises(ValueError, match=r"class id 2 is not in 0\.\.1"):
-        SingleQueue(2, 4, 2, 1).enqueue(keys_of([1], levels=1), torch.tensor([2]))
+    with pytest.raises(ValueError, match=r"class ids \[2\] are not in 0\.\.1"):
+        single_queue(2, 4, 2, 1).enqueue(keys_of([1], levels=1), torch.tensor([2]))
 
 
 def test_gauges_look_at_the_queue_alone():
     """Keys of class 1 that the store still holds for class 0's own queue are older than the single queue."""
-    queues = SingleQueue(2, 2, 2, len(LEVELS))
+    queues = single_queue(2, 2, 2, len(LEVELS))
     queues.enqueue(
         torch.tensor([[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 2).expand(len(LEVELS), -1, -1), torch.tensor([1, 1, 0, 0])
     )

@@ -24,13 +24,18 @@ from segloc.settings.finetuning import (
 )
 from segloc.training import checkpoint
 from segloc.training.schedules import step_schedule
+from tests.imports import ROOT
 from tests.segloc.toy_coco import write_split
 
+DETECTION = ROOT / "segloc" / "detection"
 SMALL = HeadSettings(4, 64, 32, 100, 50, fc_dim=64, mask_convs=1, mask_dim=32)
 
 
 def need(engine):
-    pytest.importorskip(engine, reason=f"the engine {engine} needs it")
+    try:
+        engine_name(engine)
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 def settings_of(engine, heads=SMALL, frozen=0, fixed_statistics=False, **backbone):
@@ -60,8 +65,9 @@ def test_batches_are_padded_with_white_below_and_right():
     assert np.allclose(batch.numpy(), expected)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("source", ["random", "a pretraining checkpoint"])
-def test_the_backbone_sees_the_same_inside_both_detectors_and_alone(source, tmp_path):
+def test_the_backbone_sees_the_same_inside_every_detector_and_alone(source, engine, tmp_path):
     """Bit for bit: so a checkpoint means the same in all three, and a difference in AP is the heads'."""
     settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "bn", "attention": True, "fpn_channels": 64}
     torch.manual_seed(3)
@@ -73,18 +79,16 @@ def test_the_backbone_sees_the_same_inside_both_detectors_and_alone(source, tmp_
     white[:50, :70] = image
     with torch.no_grad():
         expected = alone.eval()(normalize(torch.from_numpy(white.transpose(2, 0, 1)[None].copy())))
-    for engine in ENGINES:
-        need(engine)
-        model = build(engine, norm="bn", sda_norm="bn", fpn_channels=64).eval()
-        if source == "random":
-            model.backbone.load_state_dict(alone.state_dict())
-        else:
-            load_start(model.backbone, str(tmp_path / "b.pth"), settings)
-        seen = []
-        model.backbone.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
-        model.predict(torch.from_numpy(image.transpose(2, 0, 1).copy()), (50, 70))
-        assert len(seen) == 1
-        assert all(torch.equal(seen[0][level], expected[level]) for level in LEVELS)
+    model = build(engine, norm="bn", sda_norm="bn", fpn_channels=64).eval()
+    if source == "random":
+        model.backbone.load_state_dict(alone.state_dict())
+    else:
+        load_start(model.backbone, str(tmp_path / "b.pth"), settings)
+    seen = []
+    model.backbone.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
+    model.predict(torch.from_numpy(image.transpose(2, 0, 1).copy()), (50, 70))
+    assert len(seen) == 1
+    assert all(torch.equal(seen[0][level], expected[level]) for level in LEVELS)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -334,8 +338,21 @@ def test_engine_names():
         engine_name("mmdet")
 
 
+def test_a_fault_in_an_engine_module_is_not_taken_for_a_missing_library(monkeypatch):
+    monkeypatch.delitem(sys.modules, "segloc.detection.engine_torchvision", raising=False)
+    monkeypatch.setitem(sys.modules, "segloc.common.masks", None)
+    with pytest.raises(ImportError, match=r"segloc\.common\.masks"):
+        engine_name("torchvision")
+
+
+def test_every_engine_has_its_module():
+    assert {f"engine_{name}.py" for name in ENGINES} == {path.name for path in DETECTION.glob("engine_*.py")}
+
+
 def test_a_recipe_for_detectron2_says_so_when_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "segloc.detection.engine_detectron2", None)
+    monkeypatch.delitem(sys.modules, "segloc.detection.engine_detectron2", raising=False)
+    for name in ("detectron2", "detectron2.layers"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert engine_name("auto") == "torchvision"
     with pytest.raises(InputError, match="not installed"):
         engine_name("detectron2")

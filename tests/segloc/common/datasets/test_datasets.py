@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segloc.common import datasets
-from segloc.common.datasets import Split, coco, folder, pidray
+from segloc.common.datasets import Split, coco, folder, leakage, pidray
 from segloc.common.errors import InputError
 from segloc.detection.data import evaluation_splits
 from segloc.settings.finetuning import DataSettings
@@ -283,12 +283,27 @@ def test_a_new_data_set_is_found_once_it_is_named(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(datasets, "_ANNOTATED", (pidray, Opixray))
     root = touch(tmp_path / "opixray", "1.png")
+    assert datasets.backgrounds(root) == ["1.png"]
     with pytest.raises(InputError, match=r"not a PIDray folder .*, not an OPIXray folder"):
         datasets.splits(root)
     touch(root, "items.json")
     assert list(datasets.splits(root)) == ["train", "occluded"]
+    with pytest.raises(InputError, match="an annotated data set, whose scans have prohibited items"):
+        datasets.backgrounds(root)
     assert datasets.training_source(root, None).annotations == root / "items.json"
     assert [split.name for split in evaluation_splits(DataSettings(root=str(root)))] == ["occluded"]
+
+
+def test_every_test_part_of_a_known_data_set_is_recognised_by_its_name(tmp_path: Path) -> None:
+    """A finder whose test parts have other names has to add them to `leakage.TEST_WORDS`."""
+    touch(tmp_path, "annotations/xray_train.json", "annotations/xray_test_easy.json")
+    for data_set in datasets._ANNOTATED:
+        for name, split in (data_set.splits(tmp_path) or {}).items():
+            if name != datasets.TRAIN:
+                with pytest.raises(InputError, match="looks like a test part"):
+                    leakage.refuse_test_parts(split.annotations, tmp_path / "all")
+                with pytest.raises(InputError, match="looks like a test part"):
+                    leakage.refuse_test_parts(tmp_path / "all.json", split.images)
 
 
 def test_real_annotations_are_all_usable(real_scans: Path) -> None:
