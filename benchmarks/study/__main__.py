@@ -7,6 +7,7 @@ pretraining, the commands, what failed, and what it ran on. A test fails when th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,6 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
     """
     experiment = load(Experiment, recipe)
     cells = plan(experiment, experiment_folder(str(folder)))
-    if len(experiment.seeds) > len(study_page.T_95) + 1:
-        raise InputError(f"{recipe}: more seeds than the page knows quantiles of Student's t for")
     failed = failures(cells)
     evaluated = _evaluated(cells)
     if not (folder / "probe.csv").is_file() or not evaluated:
@@ -129,7 +128,7 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
     abouts = [read_run(cell.folder) for cell in evaluated]
     ran_on = {key: sorted({about[key] for about in abouts}) for key in ("engine", "device", "torch", "git_revision")}
     about = {"title": experiment.title, "kept_on": common.machine(), **ran_on}
-    about |= {"minutes": minutes(cells), "failed": failed}
+    about |= {"minutes": minutes(cells), "failed": failed, "compare": dataclasses.asdict(experiment.compare)}
     write_json(out / "about.json", about)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from benchmarks import common
 from segloc.common.datasets.pidray import SUBSETS
@@ -20,42 +22,12 @@ from segloc.reporting.results_table import Figure, signed
 RESULTS = Path(__file__).with_name("results") / "study"
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 TEST_SETS = (*SUBSETS, MEAN)
-FIGURES = (("bbox", "AP"), ("bbox", "AP50"), ("bbox", "AR100"), ("segm", "AP"), ("segm", "AR100"))
-TASKS = {"bbox": "boxes", "segm": "masks"}
 PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "linear"), ("embedding", "knn"))
-# Starts that differ in one thing from another: what they are compared with. Of the CPU's studies, then of the GPU's.
-PARTS = {
-    "ours": "one_positive",
-    "single_queue": "one_positive",
-    "ours_bn_anew": "ours",
-    "ours_100": "ours",
-    "alpha_short": "ours_short",
-    "single_queue_short": "ours_short",
-    "random_dictionary_short": "ours_short",
-    "ours_short": "ours",
-    "ours_backbone": "ours",
-    "ours_alpha": "ours",
-    "ours_class_positives": "ours",
-    "ours_random_dictionary": "ours",
-    "paper": "paper_bn",
-    "paper_single_queue": "paper_bn",
-}
-# Starts that differ in the number of steps pretrained, none at first.
-LENGTHS = (RANDOM, "ours_100", "ours")
-# Studies of one size, data and recipe with other seeds: what both hold is also shown together.
-TOGETHER = ("study_cpu", "study_cpu_parts")
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+LEVEL = 0.95  # of the intervals
 
-HEAD, CHAPTER = (Path(__file__).with_name(f"study_{part}.md") for part in ("head", "chapter"))
-LENGTHS_TEXT = """Per cent, mean ± sample standard deviation over the seeds. Each length is a training by itself, with a
-schedule of that length; features are those of all levels and of the embedding, told by a linear classifier.
-"""
-TOGETHER_TEXT = """What is in both of {names},
-over the random starts of the same seed. They have the same size, data, test scans and recipes, and other seeds. Each is
-below by itself; what was tried out before the former was tried with one of its seeds. Box AP over random weights, then
-what a start has over another that differs from it in one thing.
-"""
+HEAD, CHAPTER, TOGETHER, APPENDIX = (
+    Path(__file__).with_name(f"study_{part}.md") for part in ("head", "chapter", "together", "appendix")
+)
 
 Rows = common.Rows
 
@@ -67,19 +39,24 @@ def kept() -> list[Path]:
 
 def render_study() -> str:
     """Write the page, in Markdown."""
-    all_seeds = together([RESULTS / name for name in TOGETHER])
-    return "\n".join([HEAD.read_text(), *([all_seeds] if all_seeds else []), *map(chapter, kept())])
+    compared = {folder: _about(folder)["compare"] for folder in kept()}
+    pooled = [folder for folder in compared if compared[folder]["pool"]]
+    pools = itertools.groupby(sorted(pooled, key=lambda f: compared[f]["pool"]), lambda f: compared[f]["pool"])
+    current = [folder for folder in compared if not compared[folder]["superseded"]]
+    blocks = [HEAD.read_text(), *(together(list(studies)) for _, studies in pools), *map(chapter, current)]
+    if earlier := [folder for folder in compared if compared[folder]["superseded"]]:
+        blocks += [APPENDIX.read_text(), *map(chapter, earlier)]
+    return "\n".join(filter(None, blocks))
 
 
 def together(studies: Sequence[Path]) -> str:
-    """Write what is said of the runs that all the studies hold; nothing if one is missing.
+    """Write what all of the studies measured, over the seeds of all; nothing for a single study.
 
     Raises:
         ValueError: two of them have a seed in common, whose runs would count twice.
     """
-    if not all((study / "about.json").is_file() for study in studies):
+    if len(studies) < 2:
         return ""
-    titles = [f"*{json.loads((study / 'about.json').read_text())['title']}*" for study in studies]
     kept = [common.read_rows(study / "runs.csv") for study in studies]
     seeds = [seed for rows in kept for seed in {row["seed"] for row in rows}]
     if len(set(seeds)) < len(seeds):
@@ -88,56 +65,46 @@ def together(studies: Sequence[Path]) -> str:
     runs = [row for rows in kept for row in rows if row["run"] in names]
     starts = {name.rpartition("-")[0] for name in names}
     probes = [row for study in studies for row in common.read_rows(study / "probe.csv") if row["start"] in starts]
-    text = TOGETHER_TEXT.format(names=" and ".join(titles))
-    return f"## All seeds together\n\n{text}\n{verdicts(runs)}\n{gains_table(runs)}\n{parts_table(runs, probes)}"
+    return common.fill(
+        TOGETHER,
+        titles=" and ".join(f"*{_about(study)['title']}*" for study in studies),
+        seeds=str(len(seeds)),
+        gains=gains_table(runs),
+        parts=parts_table(runs, probes, _about(studies[0])["compare"]["pairs"]),
+    )
 
 
 def chapter(results: Path) -> str:
-    """Write what is said of one experiment."""
-    runs, pretrainings, commands, probes = (
-        common.read_rows(results / f"{name}.csv") for name in ("runs", "pretrainings", "commands", "probe")
-    )
-    about, known = json.loads((results / "about.json").read_text()), (results / "probe.md").read_text()
+    """Write what one experiment measured."""
+    runs, pretrainings, probes = (common.read_rows(results / f"{n}.csv") for n in ("runs", "pretrainings", "probe"))
+    about, where = _about(results), f"../benchmarks/study/results/study/{results.name}"
+    compare = about["compare"]
+    parts = parts_table(runs, probes, compare["pairs"])
     return common.fill(
         CHAPTER,
         title=about["title"],
         ran=_ran(about),
-        verdicts=verdicts(runs),
         gains=gains_table(runs),
-        parts="\n".join([parts_table(runs, probes), *lengths(runs, pretrainings, probes)]),
-        detection=detection(runs),
-        probe=known,
-        probe_gains=probe_gains_table(probes),
-        pretrainings=pretraining_table(pretrainings),
-        commands="\n".join(row["command"] for row in commands),
+        parts="\n".join([parts, *lengths(runs, pretrainings, probes, [RANDOM, *compare["lengths"]])]),
+        where=where,
     )
 
 
-def verdicts(runs: Rows) -> str:
-    """Say of every run whether it was shown to be better or worse than its random start in box AP."""
-    lines = []
-    for name in _names(runs):
-        if base := _base(runs, name):
-            hidden, mean = (differences(runs, name, "bbox", "AP", test_set) for test_set in ("hidden", MEAN))
-            told = f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden"
-            lines.append(f"- `{name}` against `{base}`: {told}, {_verdict(mean)} in the mean of the three.\n")
-    return "".join(lines)
-
-
 def gains_table(runs: Rows) -> str:
-    """Table of runs by test set: box AP over the random start."""
+    """Table of runs by test set: box AP over random initialisation, and what that shows."""
     lines = []
     for name in _names(runs):
         if base := _base(runs, name):
-            per_set = [interval(differences(runs, name, "bbox", "AP", t)) for t in TEST_SETS]
-            lines.append([f"`{name}`", f"`{base}`", interval(_easy_and_hard(runs, name)), *per_set])
-    return markdown_table(["run", "over", "easy and hard", *TEST_SETS], lines, "llr")
+            gains = [_easy_and_hard(runs, name), *(differences(runs, name, "bbox", "AP", t) for t in TEST_SETS)]
+            lines.append([f"`{name}`", f"`{base}`", str(len(gains[0])), verdict(gains[0]), *map(interval, gains)])
+    header = ["run", "compared with", "seeds", "easy and hard", "easy and hard, points", *TEST_SETS]
+    return markdown_table(header, lines, "llrlr")
 
 
-def parts_table(runs: Rows, probes: Rows) -> str:
-    """Table of starts that differ in one thing: box AP and what the probe says, by protocol where there are several."""
+def parts_table(runs: Rows, probes: Rows, pairs: Mapping[str, str]) -> str:
+    """Table of initialisations that differ in one setting: box AP and probe, by protocol where there are several."""
     lines = []
-    for start, other in PARTS.items():
+    for start, other in pairs.items():
         accuracies = [_probe_differences(probes, start, other, *shown) for shown in PROBES_SHOWN]
         protocols = [n.removeprefix(f"{start}-") for n in _names(runs) if n.rpartition("-")[0] == start]
         protocols = [protocol for protocol in protocols if f"{other}-{protocol}" in _names(runs)]
@@ -146,67 +113,26 @@ def parts_table(runs: Rows, probes: Rows) -> str:
             gains = paired(*(_values(runs, name, "bbox", "AP", MEAN) for name in names))
             if gains or any(accuracies):
                 lines.append([*(f"`{n}`" for n in names), *map(interval, (gains, *accuracies))])
-    return markdown_table(["start", "less", "box AP", *_probe_titles()], lines, "llr")
+    return markdown_table(["run", "compared with", "box AP, mean", *_probe_titles()], lines, "llr")
 
 
-def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
-    """Write the section of starts by number of steps, a line each; none where there are fewer than three."""
+def lengths(runs: Rows, pretrainings: Rows, probes: Rows, starts: Sequence[str]) -> list[str]:
+    """Write the table of `starts` by number of pretraining steps; none where there are fewer than three."""
     steps = {row["pretraining"]: row["steps"] for row in pretrainings} | {RANDOM: "0"}
     linear = [shown for shown in PROBES_SHOWN if shown[1] == "linear"]
     header = ["steps", "run", *(f"box AP, {t}" for t in TEST_SETS), "box AR100, mean", *_probe_titles(linear)]
     lines = []
     for protocol in dict.fromkeys(name.rpartition("-")[2] for name in _names(runs)):
-        starts = [start for start in LENGTHS if f"{start}-{protocol}" in _names(runs)]
-        for start in starts if len(starts) > 2 else ():
+        present = [start for start in starts if f"{start}-{protocol}" in _names(runs)]
+        for start in present if len(present) > 2 else ():
             name = f"{start}-{protocol}"
             figures = [_values(runs, name, "bbox", "AP", t) for t in TEST_SETS]
             figures.append(_values(runs, name, "bbox", "AR100", MEAN))
             figures += [_accuracies(probes, start, *shown) for shown in linear]
             cells = [str(Figure.of(list(values.values()))) for values in figures]
             lines.append([steps[start], f"`{name}`", *cells])
-    return [f"### Against pretraining steps\n\n{LENGTHS_TEXT}\n{markdown_table(header, lines, 'rlr')}"] if lines else []
-
-
-def probe_gains_table(probes: Rows) -> str:
-    """Table of starts by kind of features: accuracy over that of random weights."""
-    lines = []
-    for start in dict.fromkeys(row["start"] for row in probes if row["start"] != RANDOM):
-        gains = (interval(_probe_differences(probes, start, RANDOM, *shown)) for shown in PROBES_SHOWN)
-        lines.append([f"`{start}`", *gains])
-    return markdown_table(["start", *_probe_titles()], lines, "lr")
-
-
-def detection(runs: Rows) -> str:
-    """Table of runs by test set, a line per figure."""
-    lines = []
-    for name in _names(runs):
-        for task, metric in FIGURES:
-            cells = []
-            for test_set in TEST_SETS:
-                values = list(_values(runs, name, task, metric, test_set).values())
-                gains = differences(runs, name, task, metric, test_set)
-                cells.append(str(Figure.of(values)) + (f" ({interval(gains)})" if gains else ""))
-            first = (task, metric) == FIGURES[0]
-            titles = [f"**{name}**", str(len(values))] if first else ["", ""]
-            lines.append([*titles, f"{metric}, {TASKS[task]}", *cells])
-    images = {row["test_set"]: row["images"] for row in runs if row["test_set"] in TEST_SETS and row["images"]}
-    scans = ", ".join(f"{name} {n}" for name, n in images.items())
-    return f"{markdown_table(['run', 'seeds', 'figure', *TEST_SETS], lines, 'lrlr')}\nTest scans: {scans}.\n"
-
-
-def pretraining_table(rows: Rows) -> str:
-    """Table of pretrainings by gauge."""
-    header = ["pretraining", "steps", "seeds", "loss", "chance", "top-1", "accuracy", "chance"]
-    lines = []
-    for name in dict.fromkeys(row["pretraining"] for row in rows):
-        members = [row for row in rows if row["pretraining"] == name]
-        gauges = {"loss": 2, "chance_loss": 2, "top1": 3, "accuracy": 3, "chance_accuracy": 3}
-        mean = {key: statistics.fmean(float(row[key]) for row in members) for key in gauges}
-        cells = {key: f"{mean[key]:.{digits}f}" for key, digits in gauges.items()}
-        if mean["chance_accuracy"] == 1:
-            cells |= {"accuracy": "–", "chance_accuracy": "–"}
-        lines.append([name, members[0]["steps"], str(len(members)), *cells.values()])
-    return markdown_table(header, lines, "lr")
+    title = "Against the number of pretraining steps, per cent, mean ± sample standard deviation over the seeds:"
+    return [f"{title}\n\n{markdown_table(header, lines, 'rlr')}"] if lines else []
 
 
 def differences(runs: Rows, name: str, task: str, metric: str, test_set: str) -> list[float]:
@@ -231,17 +157,17 @@ def interval(gains: Sequence[float]) -> str:
 
 
 def _bounds(gains: Sequence[float]) -> tuple[float, float]:
-    """Compute the 95 % interval of the mean of two or more differences."""
-    mean, half = statistics.fmean(gains), T_95[len(gains) - 1] * statistics.stdev(gains) / math.sqrt(len(gains))
+    """Compute the 95 % confidence interval of the mean of two or more differences (Student's t)."""
+    mean, half = statistics.fmean(gains), float(stats.t.ppf((1 + LEVEL) / 2, len(gains) - 1) * stats.sem(gains))
     return mean - half, mean + half
 
 
-def _verdict(gains: Sequence[float]) -> str:
+def verdict(gains: Sequence[float]) -> str:
+    """Say what an interval shows; one that contains 0 is inconclusive."""
     if len(gains) < 2:
-        return "too few seeds to tell"
+        return "one seed"
     low, high = _bounds(gains)
-    word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    return f"{word} ({interval(gains)})"
+    return "better" if low > 0 else "worse" if high < 0 else "inconclusive"
 
 
 def _easy_and_hard(runs: Rows, name: str) -> list[float]:
@@ -265,16 +191,21 @@ def _accuracies(probes: Rows, start: str, features: str, method: str) -> dict[st
     return {seed: 100 * accuracy for seed, accuracy in found.items()}
 
 
+def _about(results: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((results / "about.json").read_text())
+    return about
+
+
 def _ran(about: Mapping[str, Any]) -> str:
     """Say where it ran and what failed."""
     ran_on = ", ".join("/".join(about[key]) for key in ("device", "engine"))
     versions = f"torch {'/'.join(about['torch'])}, revision {'/'.join(about['git_revision'])}"
     failed = "".join(f"- {row['job']}: {row['failure']}\n" for row in about["failed"])
     text = (
-        f"Run on: {ran_on}; {versions}. Figures kept on: {about['kept_on']}.\nAll jobs together took about "
-        f"{about['minutes']} minutes, not counting that some may have run at the same time.\n"
+        f"Run on: {ran_on}; {versions}. Figures kept on: {about['kept_on']}. All jobs together took "
+        f"{about['minutes']} minutes."
     )
-    return text + (f"\nThese failed, and are missing below:\n\n{failed}" if failed else "\nNo run failed.\n")
+    return f"{text} These jobs failed:\n\n{failed}" if failed else f"{text} No run failed.\n"
 
 
 def _base(runs: Rows, name: str) -> str:

@@ -71,6 +71,16 @@ class Probe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compare:
+    """What the page of a study compares beside random initialisation (``benchmarks.study``)."""
+
+    pairs: dict[str, str] = setting({}, "Initialisation: the one that it differs from in one setting.")
+    lengths: tuple[str, ...] = setting((), "Initialisations of the same recipe, by number of pretraining steps.")
+    pool: str = setting("", "Studies with the same name here differ in seeds only and are also shown together.")
+    superseded: bool = setting(False, "Whether the study goes to the page's appendix.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A grid of fine-tuning runs and probes."""
 
@@ -81,6 +91,7 @@ class Experiment:
     starts: dict[str, Start] = setting({}, "Initialisations by name.")
     protocols: dict[str, Protocol] = setting({}, "Protocols by name.")
     probe: Probe | None = setting(None, "How the initialisations are probed; empty: they are not.")
+    compare: Compare = setting(Compare(), "What the page of a study compares.")
 
     def __post_init__(self) -> None:
         if any(not 0 <= seed <= MAX_SEED for seed in self.seeds):
@@ -104,6 +115,8 @@ class Experiment:
         if self.probe is not None:
             _check_entry("", PROBE, self.probe, "shards", "seed")
             self._check_names(self.probe.starts, "probe.starts")
+        self._check_names([*self.compare.pairs, *self.compare.pairs.values()], "compare.pairs")
+        self._check_names(self.compare.lengths, "compare.lengths")
 
     def _check_start(self, key: str, start: Start) -> None:
         if bool(start.weights) == bool(start.pretraining):

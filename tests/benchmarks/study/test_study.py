@@ -5,13 +5,13 @@ import math
 import os
 import statistics
 
-import numpy as np
 import pytest
 import yaml
 
 from benchmarks import common
 from benchmarks.study import __main__ as study
 from benchmarks.study import study_page
+from segloc.common.errors import InputError
 from segloc.detection.coco_eval import METRICS
 from segloc.experiments.jobs import plan, with_needs
 from segloc.settings.experiments import Experiment
@@ -20,6 +20,9 @@ from segloc.settings.loader import load
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}
 ABOVE = {"easy": 20, "hard": 10, "hidden": -30}  # of the box AP in the mean of the test sets
 BN = ["model.backbone.norm=bn"]
+EASY = ("ours-fair", "0", "easy", "bbox")
+LENGTHS = ("random", "ours_100", "ours")
+COMPARED = {"ours": "one_positive", "ours_backbone": "ours", "ours_100": "ours"}
 PROBED = {"random": (0.2, 0.2, 0.3), "one_positive": (0.3, 0.4, 0.4), "ours": (0.2, 0.3, 0.5)}
 
 
@@ -40,6 +43,10 @@ class Study:
             "pretrainings": {"ours": {"shards": "shards", "config": pretrain}},
             "starts": starts,
             "protocols": {"fair": {"config": "detectron_configs/finetune/demo_r18.yaml"}},
+            "compare": {
+                "pairs": {a: b for a, b in COMPARED.items() if a in aps and b in aps},
+                "lengths": [name for name in ("ours_100", "ours") if "ours_100" in aps],
+            },
         }
         self.recipe, self.folder, self.kept = folder / "toy.yaml", folder / "experiment", folder / "kept"
         self.recipe.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -109,105 +116,113 @@ def test_the_page_is_made_of_what_the_experiment_measured(experiment):
     half = 4.303 * statistics.stdev([3, 2, 4]) / math.sqrt(3)
     gain = f"+3.0 [{3 - half:+.1f}, {3 + half:+.1f}]"
     assert page.startswith("## A study\n")
-    assert f"| `ours-fair` | `random-fair` | {' | '.join([gain] * 5)} |" in page
-    assert f"| **ours-fair** | 3 | AP, boxes | 34.0 ± 1.0 ({gain})" in page
-    assert "| **random-fair** | 3 | AP, boxes | 31.0 ± 1.0 | 21.0 ± 1.0 | -19.0 ± 1.0 | 11.0 ± 1.0 |" in page
-    assert "|  |  | AR100, boxes | 42.0 ± 2.0 | 32.0 ± 2.0 | -8.0 ± 2.0 | 22.0 ± 2.0 |" in page
-    assert "|  |  | AP, masks | 15.5 ± 0.5 | 10.5 ± 0.5 | -9.5 ± 0.5 | 5.5 ± 0.5 |" in page
-    assert "\n| `random" not in page  # a random start gains nothing over itself
-    assert "| ours | 4 | 3 | 26.50 | 24.30 | 0.500 | 0.300 | 0.083 |" in page  # the last two of eight lines
-    assert "| start |\n| --- |\n| ours |" in page
-    assert "Test scans: easy 120, hard 120, hidden 120." in page
+    assert f"| `ours-fair` | `random-fair` | 3 | better | {' | '.join([gain] * 5)} |" in page
+    assert "\n| `random" not in page  # random initialisation gains nothing over itself
     assert "No run failed." in page
+    runs, pretrainings = (common.read_rows(experiment.kept / f"{name}.csv") for name in ("runs", "pretrainings"))
+    (easy,) = [row for row in runs if (row["run"], row["seed"], row["test_set"], row["task"]) == EASY]
+    assert (easy["AP"], easy["AR100"], easy["images"]) == ("33", "46", "120")
+    shown = [[row[key] for key in ("steps", "loss", "top1", "accuracy")] for row in pretrainings]
+    assert shown == [["4", "26.5", "0.5", f"0.{n}"] for n in (2, 3, 4)]  # the last two of eight lines
+    assert (experiment.kept / "probe.md").read_text() == "| start |\n| --- |\n| ours |\n"
 
 
 def test_the_time_of_all_jobs_is_added_up(experiment):
     for job in experiment.jobs():
         os.utime(job.record, (1000, 1000))
         os.utime(job.steps[-1].makes, (1120, 1120))
-    assert f"All jobs together took about {2 * len(experiment.jobs())} minutes" in experiment.keep()
+    assert f"All jobs together took {2 * len(experiment.jobs())} minutes" in experiment.keep()
 
 
 def test_the_commands_are_those_of_the_first_seed_in_the_order_they_run(experiment):
-    page = experiment.keep()
-    lines = page.splitlines()[page.splitlines().index("```") + 1 : -1]
+    experiment.keep()
+    lines = [row["command"] for row in common.read_rows(experiment.kept / "commands.csv")]
     ran = [line.split()[2].removeprefix("segloc.") for line in lines]
     assert ran[:5] == ["finetune", "evaluate", "pretrain", "finetune", "evaluate"]
     assert not any("seed=1" in line or "-seed1" in line for line in lines)
-    assert ran.count("pretrain") == 1  # two starts share it
+    assert ran.count("pretrain") == 1  # two initialisations share it
 
 
-def test_starts_that_differ_in_one_thing_are_compared(tmp_path):
-    page = Study(tmp_path, APS | {"ours_backbone": [12.0, 12.5, 13.0]}).keep()
+def test_initialisations_that_differ_in_one_setting_are_compared(tmp_path):
+    aps = APS | {"ours_backbone": [12.0, 12.5, 13.0], "one_positive": [13.0, 13.0, 13.0]}
+    page = Study(tmp_path, aps).keep()
     less = study_page.interval([-1, -1.5, -2])
     assert f"| `ours_backbone-fair` | `ours-fair` | {less} | – | – | – | – |" in page
-    many = study_page.interval([-10, -10, 10])
-    assert f"| `ours` | `one_positive` | – | {many} | +0.0 [+0.0, +0.0] | – | – |" in page
-    one = study_page.interval([10, 20, 10])
-    assert f"| `one_positive` | {one} | +0.0 [+0.0, +0.0] | – | – |" in page  # over random, which has no embedding
-    assert "`ours_alpha`" not in page
+    gain, probed = study_page.interval([0, 1, 2]), study_page.interval([-10, -10, 10])
+    assert f"| `ours-fair` | `one_positive-fair` | {gain} | {probed} | +0.0 [+0.0, +0.0] | – | – |" in page
+
+
+def test_a_comparison_of_what_the_recipe_does_not_have_is_refused(experiment):
+    content = yaml.safe_load(experiment.recipe.read_text())
+    for compare in ({"pairs": {"ours": "theirs"}}, {"lengths": ["theirs"]}, {"pairs": {"theirs": "ours"}}):
+        experiment.recipe.write_text(yaml.safe_dump(content | {"compare": compare}))
+        with pytest.raises(InputError, match="theirs"):
+            load(Experiment, experiment.recipe)
 
 
 def test_starts_of_three_lengths_or_more_are_shown_by_their_steps(tmp_path, experiment):
-    assert "Against pretraining steps" not in experiment.keep()
+    assert "Against the number of pretraining steps" not in experiment.keep()
     (tmp_path / "more").mkdir()
     shorter = Study(tmp_path / "more", APS | {"ours_100": [10.5, 12.5, 11.5]})
     study.keep(shorter.recipe, shorter.folder, shorter.kept)
     runs, known, probes = (common.read_rows(shorter.kept / f"{n}.csv") for n in ("runs", "pretrainings", "probe"))
     pretrainings = [*known, {"pretraining": "ours_100", "steps": "2"}]
-    (section,) = study_page.lengths(runs, pretrainings, probes)
+    (section,) = study_page.lengths(runs, pretrainings, probes, LENGTHS)
     assert [line for line in section.splitlines() if line.startswith("| ")][2:] == [
         "| 0 | `random-fair` | 31.0 ± 1.0 | 21.0 ± 1.0 | -19.0 ± 1.0 | 11.0 ± 1.0 | 22.0 ± 2.0 | 23.3 ± 5.8 | – |",
         "| 2 | `ours_100-fair` | 31.5 ± 1.0 | 21.5 ± 1.0 | -18.5 ± 1.0 | 11.5 ± 1.0 | 23.0 ± 2.0 | – | – |",
         "| 4 | `ours-fair` | 34.0 ± 1.0 | 24.0 ± 1.0 | -16.0 ± 1.0 | 14.0 ± 1.0 | 28.0 ± 2.0 | 33.3 ± 15.3 | – |",
     ]
     others = [{**row, "run": row["run"].replace("-fair", "-tenth")} for row in runs]
-    (section,) = study_page.lengths([*runs, *others], pretrainings, probes)
+    (section,) = study_page.lengths([*runs, *others], pretrainings, probes, LENGTHS)
     assert "| 2 | `ours_100-tenth` | 31.5 ± 1.0 |" in section
-    assert study_page.lengths([row for row in runs if row["run"] != "random-fair"], pretrainings, probes) == []
+    assert study_page.lengths([r for r in runs if r["run"] != "random-fair"], pretrainings, probes, LENGTHS) == []
     common.write_rows(shorter.kept / "pretrainings.csv", [{**known[0], **row} for row in pretrainings])
     page = study_page.chapter(shorter.kept)
     assert section.splitlines()[0] in page
     assert "| `ours_100-fair` | `ours-fair` |" in page
 
 
-def test_studies_with_other_seeds_are_shown_together(tmp_path, experiment):
-    experiment.keep()
-    rows = [{**row, "seed": str(int(row["seed"]) + 3)} for row in common.read_rows(experiment.kept / "runs.csv")]
-    more = tmp_path / "more"
-    common.write_rows(more / "runs.csv", [row for row in rows if row["run"] in ("random-fair", "ours-fair")])
-    probed = {"features": "all levels", "knn": 0.3, "linear": 0.5, "chance": 0.1, "seed": 3}
-    common.write_rows(more / "probe.csv", [{"start": start, **probed} for start in ("ours", "one_positive")])
-    assert study_page.together([experiment.kept, more]) == ""  # being written
-    (more / "about.json").write_text('{"title": "More seeds"}')
-    page = study_page.together([experiment.kept, more])
-    gain = study_page.interval([3, 2, 4, 3, 2, 4])
-    assert "both of *A study* and *More seeds*,\n" in page
-    assert f"| `ours-fair` | `random-fair` | {' | '.join([gain] * 5)} |" in page
-    assert "- `ours-fair` against `random-fair`: better (+3.0" in page
+def test_studies_with_other_seeds_are_shown_together(tmp_path, monkeypatch):
+    aps = APS | {"one_positive": APS["random"]}
+    (tmp_path / "results").mkdir()
+    one, more = Study(tmp_path, aps), tmp_path / "results" / "more"
+    one.kept = tmp_path / "results" / "one"
+    one.keep()
+    about = json.loads((one.kept / "about.json").read_text())
+    about["compare"]["pool"] = "toy"
+    for folder, title in ((one.kept, "A study"), (more, "More seeds")):
+        for name in ("runs", "probe", "pretrainings"):
+            rows = common.read_rows(one.kept / f"{name}.csv")
+            if folder is more:
+                rows = [{**row, "seed": str(int(row["seed"]) + 3)} for row in rows if "bn-fair" not in row.values()]
+            common.write_rows(folder / f"{name}.csv", rows)
+        (folder / "about.json").write_text(json.dumps(about | {"title": title}))
+    page = study_page.together([one.kept, more])
+    gain, probed = study_page.interval([3, 2, 4, 3, 2, 4]), study_page.interval([-10, -10, 10] * 2)
+    assert "*A study* and *More seeds*" in page
+    assert "6 seeds" in page
+    assert f"| `ours-fair` | `random-fair` | 6 | better | {' | '.join([gain] * 5)} |" in page
+    assert f"| `ours-fair` | `one_positive-fair` | {gain} | {probed} |" in page
     assert "bn-fair" not in page
-    assert "`one_positive`" not in page  # no detector of it in either
-    more_rows = [{**row, "run": "one_positive-fair"} for row in rows if row["run"] == "random-fair"]
-    common.write_rows(more / "runs.csv", [*common.read_rows(more / "runs.csv"), *more_rows])
-    kept = common.read_rows(experiment.kept / "runs.csv")
-    theirs = [{**row, "run": "one_positive-fair"} for row in kept if row["run"] == "random-fair"]
-    common.write_rows(experiment.kept / "runs.csv", [*kept, *theirs])
-    known = study_page.interval([-10, -10, 10, 0])
-    assert f"| `ours-fair` | `one_positive-fair` | {gain} | {known} |" in study_page.together([experiment.kept, more])
-    assert study_page.together([experiment.kept, tmp_path / "nothing"]) == ""
+    assert study_page.together([one.kept]) == ""
     with pytest.raises(ValueError, match="a seed in common"):
-        study_page.together([experiment.kept, experiment.kept])
+        study_page.together([one.kept, one.kept])
+    monkeypatch.setattr(study_page, "RESULTS", tmp_path / "results")
+    assert study_page.together([more, one.kept]) in study_page.render_study()
+    about["compare"] |= {"pool": "", "superseded": True}
+    (more / "about.json").write_text(json.dumps(about | {"title": "Replaced"}))
+    page = study_page.render_study()
+    assert "All seeds together" not in page
+    assert page.index("## A study") < page.index("# Appendix") < page.index("## Replaced")
 
 
-def test_in_short_says_better_worse_or_neither(tmp_path):
-    nothing = [10.02, 12.02, 11.01]
-    page = Study(tmp_path, APS | {"worse": [9.0, 11.1, 9.9], "unsure": [20.0, 1.0, 14.0], "same": nothing}).keep()
-    short = page[page.index("### In short") : page.index("### Gains")]
-    assert "- `ours-fair` against `random-fair`: better (+3.0" in short
-    assert "- `worse-fair` against `random-fair`: worse (-1.0" in short
-    assert "- `unsure-fair` against `random-fair`: no difference shown (+0.7" in short
-    assert "- `same-fair` against `random-fair`: better (+0.0 [+0.0, +0.0])" in short  # by the exact bounds
-    assert "`random-fair` against" not in short
+def test_an_interval_that_contains_0_is_inconclusive():
+    assert study_page.verdict([3, 2, 4]) == "better"
+    assert study_page.verdict([-1.0, -0.9, -1.1]) == "worse"
+    assert study_page.verdict([10.0, -11.0, 3.0]) == "inconclusive"
+    assert study_page.verdict([0.02, 0.02, 0.01]) == "better"  # by the exact bounds
+    assert study_page.verdict([3]) == "one seed"
 
 
 def test_the_gain_is_over_the_random_start_of_the_same_network(experiment):
@@ -229,7 +244,7 @@ def test_what_failed_is_named_and_the_others_are_paired_by_seed(experiment):
     rows = common.read_rows(experiment.kept / "runs.csv")
     assert study_page.differences(rows, "ours-fair", "bbox", "AP", "easy") == [3, 4]
     assert "- ours-fair-seed1: loss is not finite\n" in page
-    assert "| **ours-fair** | 2 |" in page
+    assert "| `ours-fair` | `random-fair` | 2 |" in page
 
 
 def test_what_could_not_run_without_a_failed_pretraining_is_named_too(experiment):
@@ -240,8 +255,8 @@ def test_what_could_not_run_without_a_failed_pretraining_is_named_too(experiment
     page = experiment.keep()
     assert "- pretrain/ours-seed2: killed\n" in page
     assert "- ours-fair-seed2: not run without pretrain/ours-seed2\n" in page
-    assert "| **bn-fair** | 2 |" in page
-    assert "| ours | 4 | 2 |" in page
+    assert "| `bn-fair` | `random_bn-fair` | 2 |" in page
+    assert len(common.read_rows(experiment.kept / "pretrainings.csv")) == 2
 
 
 def test_an_unfinished_study_is_refused(experiment, tmp_path, capsys, monkeypatch):
@@ -280,11 +295,9 @@ def test_the_page_is_that_of_the_result_files():
     assert study_page.PAGE.read_text() == study_page.render_study(), "run python -m benchmarks.study"
 
 
-@pytest.mark.parametrize("freedom", sorted(study_page.T_95))
-def test_quantiles_of_students_t(freedom):
-    """Between them lies 95 % of the density, added up from its definition."""
-    x = np.linspace(-study_page.T_95[freedom], study_page.T_95[freedom], 200_001)
-    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
-    density = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-    area = ((density[1:] + density[:-1]) / 2 * np.diff(x)).sum()
-    assert area == pytest.approx(0.95, abs=1e-4)  # they have three digits
+@pytest.mark.parametrize(("gains", "half"), [([3, 2, 4], 4.3027), ([1, 2, 4, 0], 3.1824), ([5, 9], 12.7062)])
+def test_the_interval_is_students_t(gains, half):
+    """Half-widths from printed tables of Student's t, in standard errors."""
+    low, high = study_page._bounds(gains)
+    assert (low + high) / 2 == pytest.approx(statistics.fmean(gains))
+    assert (high - low) / 2 == pytest.approx(half * statistics.stdev(gains) / math.sqrt(len(gains)), rel=1e-4)
