@@ -50,7 +50,7 @@ class Recipe:
     regions: Path
     segments: Path
     seed: int
-    blend: str = "alpha"
+    blend: str = "ratio"
     width: int = 500
     scales: tuple[float, float] = SCALE
     occluded: float = 0.0

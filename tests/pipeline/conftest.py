@@ -99,13 +99,13 @@ def segment_file(pidray: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 class Synthesis:
-    """Runs ``pipeline.synthesize`` on the tiny data sets: 24 pairs, 4 to a shard, 160 px wide."""
+    """Runs ``pipeline.synthesize`` on the tiny data sets: 24 pairs, 4 to a shard, 160 px wide, blended by `alpha`."""
 
     def __init__(self, sixray: Path, region_file: Path, segment_file: Path) -> None:
         self.inputs = ["--backgrounds", sixray, "--regions", region_file, "--segments", segment_file]
 
     def arguments(self, out: Path | str, **changes: object) -> list[str]:
-        options = {"pairs": 24, "per-shard": 4, "width": 160, "seed": 0, "workers": 1} | changes
+        options = {"pairs": 24, "per-shard": 4, "width": 160, "seed": 0, "workers": 1, "blend": "alpha"} | changes
         flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
         return [str(part) for part in [*self.inputs, "--out", out, *flags]]
 

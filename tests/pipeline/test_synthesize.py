@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from pipeline import audit
+from pipeline import audit, synthesize
 from pipeline.pairing.pairs import make_pair
 from pipeline.storage.shards import TarWriter
 from segloc.common.contract import Pair, Sources, read_index
@@ -283,6 +284,14 @@ def test_coefficients_are_drawn_from_the_range_that_was_asked_for(
     assert "--coefficients: --blend alpha takes numbers from 0.01 to 1" in capsys.readouterr().err
     assert synthesis(tmp_path / "t", blend="paste", coefficients="0.5:1") == 2
     assert not (tmp_path / "t").exists()
+
+
+def test_the_default_blend_is_the_recommended_one(synthesis: Synthesis, tmp_path: Path) -> None:
+    arguments = synthesis.arguments(tmp_path / "s")
+    del arguments[arguments.index("--blend") : arguments.index("--blend") + 2]
+    assert synthesize.main(arguments) == 0
+    recommended = yaml.safe_load((ROOT / "params.yaml").read_text())["synthesize"]["blend"]
+    assert {view.blend for pair in stored_pairs(tmp_path / "s") for view in (pair.query, pair.key)} == {recommended}
 
 
 def test_other_inputs_are_refused(

@@ -43,7 +43,7 @@ def test_pairs_are_positive(recipe: Recipe) -> None:
             assert view.background in hosts.images.to_pylist()
             assert view.region[0] <= view.box[0] < view.box[2] <= view.region[2] <= view.size[0]
             assert view.region[1] <= view.box[1] < view.box[3] <= view.region[3] <= view.size[1]
-            assert 0.25 <= view.coefficient <= 0.65
+            assert 0.6 <= view.coefficient <= 1.4
 
 
 def with_bags(region_file: Path, out: Path, bags: Callable[[dict], list]) -> None:
