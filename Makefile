@@ -25,7 +25,7 @@ help:
 
 demo: $(VENV)/.train.done $(VENV)/.detectron2.done
 	@[ "$$(grep -c '^  [a-z]*grounds: data/simulated/' params.yaml)" = 2 ] || { \
-	  echo "params.yaml names your own data; make demo is for the simulated scans. See README.md, 'With your own data'."; exit 2; }
+	  echo "params.yaml names your own data; make demo is for the simulated scans. See docs/guide_pidray.md."; exit 2; }
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
 	dvc repro
 	dvc repro detectron_configs/dvc.yaml
