@@ -77,10 +77,10 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return segmentation
 
 
-def is_one_piece(mask: Mask) -> bool:
+def is_connected(mask: Mask) -> bool:
     """Whether the true pixels of `mask` [height, width] hang together, corners included. Holes do not matter.
 
-    >>> is_one_piece(np.array([[1, 0, 0], [0, 1, 0]], bool)), is_one_piece(np.array([[1, 0, 1]], bool))
+    >>> is_connected(np.array([[1, 0, 0], [0, 1, 0]], bool)), is_connected(np.array([[1, 0, 1]], bool))
     (True, False)
     """
     count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)

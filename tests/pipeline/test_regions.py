@@ -146,7 +146,7 @@ def test_another_kind_of_table_is_refused(segment_file: Path, region_file: Path,
         region_table.load(segment_file)
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(region_file.read_bytes()[:-100])
-    with pytest.raises(InputError, match="cut short"):
+    with pytest.raises(InputError, match="truncated"):
         region_table.load(cut)
 
 

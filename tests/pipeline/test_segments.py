@@ -124,7 +124,7 @@ def test_nothing_usable_is_an_error_and_no_file(dirty: Path) -> None:
         dirty / "s.parquet",
     )
     assert done.returncode == 2
-    assert "not one usable segment: image file missing (1)" in done.stderr
+    assert "no usable segment (image file missing (1))" in done.stderr
     assert not list(dirty.glob("*s.parquet*"))
 
 

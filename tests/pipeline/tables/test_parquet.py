@@ -37,8 +37,8 @@ def test_a_value_without_a_column_is_never_dropped_in_silence(tmp_path: Path) ->
     ("kind", "version", "columns", "message"),
     [
         ("others", 4, [], "not a table of others"),
-        ("things", 5, [], "format 4 of things, this version reads 5"),
-        ("things", 4, ["height"], "no column height"),
+        ("things", 5, [], "format 4 of things, but this version reads 5"),
+        ("things", 4, ["height"], "column height is missing"),
     ],
 )
 def test_another_table_is_refused(kind: str, version: int, columns: list[str], message: str, tmp_path: Path) -> None:
@@ -51,5 +51,5 @@ def test_another_table_is_refused(kind: str, version: int, columns: list[str], m
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-9])
-    with pytest.raises(InputError, match="not a Parquet file, or cut short"):
+    with pytest.raises(InputError, match="not a Parquet file, or truncated"):
         open_table(tmp_path / "t.parquet", "things", 4, [])

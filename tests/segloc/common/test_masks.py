@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from segloc.common.masks import MaskError, decode_rle, encode_mask, encode_rle, is_one_piece, rasterise, tight_box
+from segloc.common.masks import MaskError, decode_rle, encode_mask, encode_rle, is_connected, rasterise, tight_box
 
 
 def drawn(picture: str) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_one_piece_against_its_definition(mask: np.ndarray) -> None:
         near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
         left -= near
         waiting += near
-    assert is_one_piece(mask) == (mask.any() and not left)
+    assert is_connected(mask) == (mask.any() and not left)
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
