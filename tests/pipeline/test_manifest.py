@@ -77,7 +77,7 @@ def test_bad_roots(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert manifest.main(["--root", str(tmp_path / "none"), "--out", str(tmp_path / "m")]) == 2
     assert "no such folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="no files in"):
         manifest_body.write(tmp_path / "empty", tmp_path / "m")
     with pytest.raises(InputError, match="list itself"):
         manifest_body.write(root, root / "m")

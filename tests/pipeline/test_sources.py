@@ -54,5 +54,5 @@ def test_a_coco_file_is_listed_too_and_no_stale_manifest_stays(folders):
 def test_missing_folder_is_one_line(folders, capsys):
     assert run(folders, "nowhere") == 2
     error = capsys.readouterr().err
-    assert "nowhere: no such file or folder (foregrounds in params.yaml)" in error
+    assert "nowhere: no such file or folder; correct foregrounds in params.yaml" in error
     assert len(error.strip().splitlines()) == 1

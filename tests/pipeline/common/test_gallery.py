@@ -16,7 +16,7 @@ def test_tiles_are_laid_out_row_by_row() -> None:
     assert picture[5, 10, 0] == 10
     assert picture[5, 36, 0] == 20
     assert picture[21, 10, 0] == 30
-    with pytest.raises(ValueError, match="needs a picture"):
+    with pytest.raises(ValueError, match="needs at least one picture"):
         sheet([], 2)
 
 

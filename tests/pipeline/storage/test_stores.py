@@ -122,7 +122,7 @@ def test_the_index_does_not_vouch_for_what_is_gone(
     assert synthesis(url, shards_range="0:5") == 0
     open_store(url).delete("pairs-000003.tar")
     assert synthesis(url, shards_range="5:6") == 2
-    assert "pairs-000003.tar, made by another run, is gone or damaged; run again with --shards-range 3:4" in (
+    assert "pairs-000003.tar, made by another run, is missing or damaged; run again with --shards-range 3:4" in (
         capsys.readouterr().err
     )
     assert synthesis(url, shards_range="3:4") == 0
@@ -212,8 +212,8 @@ def test_audit_reads_s3(
         ("s3://", "'s3://' names no folder"),
         ("file://", "'file://' names no folder"),
         ("s3://bucket/run*", "choose a name without them"),
-        ("simplecache::memory://shards", "only this process sees"),
-        ("memory://shards", "only this process sees what is written there; use --workers 1"),
+        ("simplecache::memory://shards", "other processes cannot see files"),
+        ("memory://shards", "other processes cannot see files written there; use --workers 1"),
         ("nowhere://bucket/shards", "nowhere"),
         ("s3://no-such-bucket-here/shards", "s3://no-such-bucket-here/shards: "),
     ],
