@@ -453,7 +453,7 @@ def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsy
         (lambda folder: (folder / "index.json").unlink(), "has not finished"),
         (lambda folder: (folder / "index.json").write_text("[]"), "not a shard index"),
         (lambda folder: edit_shard(folder, 1, name="pipe:rm -rf"), "expected 'pairs-000001.tar'"),
-        (lambda folder: version(folder, 3), "shard format 3, this version reads 1 and 2"),
+        (lambda folder: version(folder, 3), "shard format 3, but this version reads 1 and 2"),
     ],
 )
 def test_a_folder_without_a_valid_index_is_refused(

@@ -68,7 +68,7 @@ def test_other_formats_are_refused_in_one_sentence(version):
     raw = json.loads(INDEX.to_json()) | {"format_version": version}
     with pytest.raises(InputError) as caught:
         Index.from_json(json.dumps(raw), "s3://bucket/index.json")
-    assert str(caught.value) == f"s3://bucket/index.json: shard format {version}, this version reads 1 and 2"
+    assert str(caught.value) == f"s3://bucket/index.json: shard format {version}, but this version reads 1 and 2"
 
 
 @pytest.mark.parametrize(

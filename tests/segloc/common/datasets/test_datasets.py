@@ -369,7 +369,7 @@ def test_annotations_of_unknown_images_leave_no_background_safe(tmp_path: Path) 
 
 
 def test_pidray_v1_has_no_backgrounds_and_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="in its first every scan has prohibited items"):
+    with pytest.raises(InputError, match="in the first release every scan has prohibited items"):
         datasets.backgrounds(pidray_copy(tmp_path, 1, SCANS, [0, 1, 2, 3, 4]))
 
 
