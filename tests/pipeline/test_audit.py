@@ -32,7 +32,7 @@ def read_members(path: Path) -> Members:
 
 
 def replace_shard(folder: Path, members: Members, **changes: object) -> None:
-    """Write shard 1 with `members` and make the index agree, so that only the content is wrong."""
+    """Write shard 1 with `members` and make the index match, so that only the content is wrong."""
     path = folder / "pairs-000001.tar"
     with path.open("wb") as file:
         tar = TarWriter(file)
@@ -52,7 +52,7 @@ def edit_shard(folder: Path, number: int, **changes: object) -> None:
 
 
 def one_more(folder: Path, number: int) -> None:
-    """Let the index claim a pair that the shard does not hold."""
+    """Make the index list a pair that the shard does not have."""
     entry = read_index(folder).shards[number]
     edit_shard(folder, number, pairs=entry.pairs + 1, classes=(entry.classes[0] + 1, *entry.classes[1:]))
 
@@ -247,7 +247,7 @@ def with_sources(folder: Path, **changes: object) -> Index:
 
 
 def spoil_sources(folder: Path, change: Callable[[Counter], object], forget: bool = True) -> None:
-    """Change the table of sources; to `forget` lets the index vouch for the change."""
+    """Change the table of sources, and with `forget` the index too."""
     path = folder / "sources.parquet"
     uses = sources_table.read(path)
     change(uses)
@@ -274,10 +274,10 @@ ODD = [None, True, 7, -1, 10**30, 1e308, float("nan"), float("-inf"), "", "x", "
 
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_whatever_a_field_holds_the_audit_ends(
+def test_the_audit_ends_for_any_value_of_a_field(
     value: object, shards: Path, segment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each field of pair 5 holds the odd value in turn, in a shard of its own."""
+    """Each field of pair 5 gets the odd value in turn, in a separate folder."""
     fields = [("class_id",), ("class_name",), ("pair",), *((side,) for side in ("query", "key"))]
     raw = json.loads(read_members(shards / "pairs-000001.tar")[5][1])
     fields += [("key", name) for name in raw["key"]]
@@ -315,7 +315,7 @@ def recipes(shards: Path, tmp_path: Path) -> Path:
     return shutil.copytree(shards, tmp_path / "shards")
 
 
-# What only shows when the items are drawn again. Pair 5 is changed to something that the index allows.
+# Faults that are detected only by rendering the items again. The index allows the changes of pair 5.
 FALSE_RECIPES: dict[str, tuple[Callable[[dict], object], str]] = {
     "narrower box": (lambda p: cut_columns(p["query"]), r"query box is \d+x\d+, but the recipe gives"),
     "other mask": (lambda p: turn_mask(p["query"]), r"query mask, of (\d+) pixels, .*, of \1 pixels"),
@@ -348,14 +348,14 @@ def cut_columns(view: dict) -> None:
 
 
 def turn_mask(view: dict) -> None:
-    """Turn the mask by 180 degrees within its box: as many pixels, elsewhere."""
+    """Rotate the mask by 180 degrees within its box: the same number of pixels, elsewhere."""
     mask, (x0, y0, x1, y1) = decode_rle(view["mask"], *view["size"]), view["box"]
     mask[y0:y1, x0:x1] = mask[y0:y1, x0:x1][::-1, ::-1]
     view.update(mask=encode_rle(mask))
 
 
 def whole_region(pair: dict) -> None:
-    """Let the regions be the images, so that no box is outside."""
+    """Set the regions to the images, so that no box is outside."""
     for side in ("query", "key"):
         pair[side]["region"] = [0, 0, *pair[side]["size"]]
 
@@ -481,7 +481,7 @@ def test_an_empty_index_entry_is_not_a_crash(tmp_path: Path) -> None:
     assert audit.main(["--shards", str(tmp_path), "--workers", "1", "--gallery", str(tmp_path / "g.png")]) == 1
 
 
-def test_a_folder_of_format_1_is_checked_and_said_to_lack_masks(
+def test_a_folder_of_format_1_is_checked_and_its_missing_parts_are_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, report = shutil.copytree(FORMAT_1, tmp_path / "shards"), tmp_path / "report.json"

@@ -1,4 +1,4 @@
-"""InsLoc's data from scans without labels: crops of one scan, pasted opaque on two others."""
+"""InsLoc's data from unlabelled scans: crops of one scan, pasted opaquely on two others."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_both_items_of_a_pair_are_crops_of_one_scan_pasted_opaque(recipe: Recipe
             assert tight_box(mask) == view.box
             assert (~mask[y0:y1, x0:x1]).sum() <= 4  # pixels at the corners, less than half covered
             assert view.on_matter == 1.0
-            assert np.abs(cv2.blur(shown - expected, (5, 5))[3:-3, 3:-3]).mean() < 8  # not turned, not mixed
+            assert np.abs(cv2.blur(shown - expected, (5, 5))[3:-3, 3:-3]).mean() < 8  # not rotated, not blended
             data = (sixray / view.background).read_bytes()
             background = fit(decode(data, reduction=reduction(dimensions(data)[0], recipe.width)), view.size)
             outside = np.ones(background.shape[:2], bool)

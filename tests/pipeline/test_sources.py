@@ -1,4 +1,4 @@
-"""The first stage of `dvc repro`: what it lists, and when it says that nothing changed."""
+"""The first stage of `dvc repro`: its lists, and its report of changes."""
 
 import json
 
@@ -21,7 +21,7 @@ def run(root, foregrounds="pidray", *more):
     return sources.main([*arguments, "--out", str(root / "manifest"), "--images", "", *more])
 
 
-def test_second_call_says_that_nothing_changed_and_touches_nothing(folders, capsys):
+def test_the_second_call_reports_no_change_and_touches_nothing(folders, capsys):
     assert run(folders) == 0
     assert "the scans have changed" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in (folders / "manifest").iterdir()}

@@ -58,7 +58,7 @@ def test_ratio_leaves_an_item_on_its_donors_surroundings_unchanged() -> None:
     ("mode", "clear"), [("multiply", WHITE), ("ratio", np.ones_like(WHITE) * DONOR.astype(np.uint8))]
 )
 @pytest.mark.parametrize("thickness", [0.6, 1.0, 1.4])
-def test_an_item_that_lets_all_through_changes_nothing(mode: str, clear: np.ndarray, thickness: float) -> None:
+def test_a_fully_transparent_item_changes_nothing(mode: str, clear: np.ndarray, thickness: float) -> None:
     background = noise()
     assert (mix(mode, background, clear, thickness) == background).all()
 
@@ -69,7 +69,7 @@ def test_nothing_changes_outside_the_mask(mode: str) -> None:
     assert (mix(mode, background, noise(), 0.6)[~MASK] == background[~MASK]).all()
 
 
-def test_multiply_does_not_care_about_order() -> None:
+def test_multiply_does_not_depend_on_the_order() -> None:
     background, first, second = noise(), noise(), noise()
     one, other = (
         mix("multiply", mix("multiply", background, a), b).astype(int) for a, b in ((first, second), (second, first))

@@ -10,7 +10,7 @@ from segloc.common.masks import tight_box
 from tests.pipeline.pairing.items import blob, segment
 
 
-def test_the_recipe_makes_the_picture_again_and_only_inside_the_box() -> None:
+def test_the_recipe_reproduces_the_picture_and_changes_only_the_box() -> None:
     item = segment(blob(80, 50))
     scan = np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8)
     size, region = frame((400, 300), (50, 50, 350, 250), 200)
@@ -28,10 +28,10 @@ def test_the_recipe_makes_the_picture_again_and_only_inside_the_box() -> None:
 
 def test_share_on_matter_counts_the_masks_pixels_that_are_darker_than_the_belt() -> None:
     background = np.full((40, 60, 3), 200, np.uint8)
-    background[:, 30:] = 200 - LEAST_CONTRAST  # as dark as belt may be
+    background[:, 30:] = 200 - LEAST_CONTRAST  # the darkest level that still counts as belt
     background[:, 45:] = 200 - LEAST_CONTRAST - 1
     mask = np.ones((20, 40), bool)
-    mask[:, 39] = False  # all of it on matter
+    mask[:, 39] = False  # a column on matter
     share = share_on_matter(background, Patch(background[10:30, 16:56], mask), (16, 10, 56, 30), 200)
     assert share == round(10 / 39, 4)
     everywhere = Patch(background[:, 45:50], np.ones((40, 5), bool))

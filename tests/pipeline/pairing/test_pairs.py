@@ -47,14 +47,14 @@ def test_pairs_are_positive(recipe: Recipe) -> None:
 
 
 def with_bags(region_file: Path, out: Path, bags: Callable[[dict], list]) -> None:
-    """A copy of a table of regions with other bags."""
+    """Copy a table of regions with different bags."""
     table = pq.read_table(region_file)
     column = pa.array([bags(row) if row["bags"] is not None else None for row in table.to_pylist()], table["bags"].type)
     pq.write_table(table.set_column(table.schema.get_field_index("bags"), "bags", column), out)
 
 
 @pytest.mark.parametrize("occluded", [0.0, 1.0])
-def test_views_say_their_mask_and_how_much_of_it_lies_on_matter(
+def test_views_record_their_mask_and_its_share_on_matter(
     recipe: Recipe, region_file: Path, tmp_path: Path, occluded: float
 ) -> None:
     whole = tmp_path / "whole scans.parquet"
@@ -107,7 +107,7 @@ def test_a_pair_depends_on_its_number_and_the_seed_only(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-def test_the_description_makes_the_picture_again(recipe: Recipe, blend: str) -> None:
+def test_the_description_reproduces_the_picture(recipe: Recipe, blend: str) -> None:
     recipe = Recipe(recipe.backgrounds, recipe.regions, recipe.segments, 5, blend, 160)
     regions, items = tables(recipe.regions, recipe.segments)
     by_id = {items.segment(row).segment_id: items.segment(row) for row in range(len(items))}
@@ -161,14 +161,14 @@ def _overlap(box: Box, occluder: Occluder) -> int:
     return max(0, width) * max(0, height)
 
 
-def test_segments_are_read_whole_from_any_row_group(segment_file: Path) -> None:
+def test_segments_are_read_from_any_row_group(segment_file: Path) -> None:
     table = SegmentTable(segment_file)
     ids = [table.segment(row).segment_id for row in range(len(table))]
     assert len(set(ids)) == len(table) == 10
     assert [table.segment(row).segment_id for row in reversed(range(10))] == ids[::-1]
 
 
-def test_a_background_that_changed_since_is_named(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_changed_background_is_named(recipe: Recipe, tmp_path: Path) -> None:
     def attempt() -> None:
         for number in range(20):
             make_pair(Recipe(tmp_path, recipe.regions, recipe.segments, 0, width=160), number)
@@ -183,7 +183,7 @@ def test_a_background_that_changed_since_is_named(recipe: Recipe, tmp_path: Path
 
 
 def rewritten(segment_file: Path, out: Path, change) -> Path:
-    """A copy of a table of segments whose rows `change` has changed in place."""
+    """Copy a table of segments after applying `change` to its rows in place."""
     table = pq.read_table(segment_file)
     rows = table.to_pylist()
     for row in rows:
@@ -213,7 +213,7 @@ def test_items_lie_in_a_bag_not_between_bags(recipe: Recipe, region_file: Path, 
     assert counts[1] / sum(counts) == pytest.approx(0.75, abs=0.12)
 
 
-def test_an_item_that_fits_nowhere_is_left_for_another(recipe: Recipe, segment_file: Path, tmp_path: Path) -> None:
+def test_an_item_that_fits_nowhere_is_replaced_by_another(recipe: Recipe, segment_file: Path, tmp_path: Path) -> None:
     line = encode_rgba(np.full((300, 1, 4), 255, np.uint8))
 
     def stretch(every: bool):
@@ -264,12 +264,12 @@ def test_both_items_never_come_from_one_bag(recipe: Recipe, tmp_path: Path) -> N
     assert seen == {0, 1, 9}
 
 
-def test_a_class_from_one_bag_alone_makes_no_pairs(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_class_from_a_single_bag_makes_no_pairs(recipe: Recipe, tmp_path: Path) -> None:
     file = rewritten(recipe.segments, tmp_path / "s.parquet", lambda row: row.update(scan_group=0))
     assert SegmentTable(file).usable == []
 
 
-def test_cut_items_are_drawn_only_where_a_class_cannot_do_without(recipe: Recipe, tmp_path: Path) -> None:
+def test_cut_items_are_drawn_only_for_classes_that_need_them(recipe: Recipe, tmp_path: Path) -> None:
     def change(row: dict) -> None:
         row["cut_by_frame"] = row["class_name"] == "Knife" or row["image"] == "xray_00000.png"
 
