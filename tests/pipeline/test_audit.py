@@ -64,39 +64,39 @@ def write_index(folder: Path, index: Index) -> None:
 def edit_pair(change: Callable[[dict], object]) -> Callable[[Path], None]:
     """Change the description of pair 5, the second of shard 1."""
 
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         members = read_members(folder / "pairs-000001.tar")
         raw = json.loads(members[5][1])
         change(raw)
         members[5] = (members[5][0], json.dumps(raw).encode())
         replace_shard(folder, members)
 
-    return spoil
+    return damage
 
 
 def edit_members(change: Callable[[Members], object]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         members = read_members(folder / "pairs-000001.tar")
         change(members)
         replace_shard(folder, members)
 
-    return spoil
+    return damage
 
 
 def edit_index(**parameters: object) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         index = read_index(folder)
         write_index(folder, dataclasses.replace(index, parameters=index.parameters | parameters))
 
-    return spoil
+    return damage
 
 
 def append(data: bytes) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         with (folder / "pairs-000001.tar").open("ab") as file:
             file.write(data)
 
-    return spoil
+    return damage
 
 
 def flip(path: Path) -> None:
@@ -116,7 +116,7 @@ def repeat_pair(folder: Path) -> None:
 
 OTHER = encode_jpeg(np.zeros((50, 70, 3), np.uint8), 90)
 
-SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped byte": (lambda f: flip(f / "pairs-000001.tar"), "pairs-000001.tar: sha256 differs"),
     "appended": (append(b"\0" * 512), "bytes, but the index lists"),
     "cut": (lambda f: replace_shard_by_cut(f), "pairs-000001.tar: (broken tar|3 good pairs)"),
@@ -186,21 +186,21 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "too much on matter": (edit_pair(lambda p: p["key"].update(on_matter=1.01)), "key on_matter 1.01 is not in 0..1"),
     "no share on matter": (edit_pair(lambda p: p["key"].update(on_matter=float("nan"))), "key on_matter nan is not"),
     "changed sources": (
-        lambda f: spoil_sources(f, lambda uses: uses.update([next(iter(uses))]), forget=False),
+        lambda f: damage_sources(f, lambda uses: uses.update([next(iter(uses))]), update_index=False),
         "sources.parquet: sha256 differs",
     ),
     "missing sources": (lambda f: (f / "sources.parquet").unlink(), "sources.parquet: missing"),
     "sources of no kind": (lambda f: (f / "sources.parquet").write_bytes(b"PAR1"), "sources.parquet: .*not a Parquet"),
     "other count": (
-        lambda f: spoil_sources(f, lambda uses: uses.update([("background", "JPEGImage/N0000003.jpg")])),
+        lambda f: damage_sources(f, lambda uses: uses.update([("background", "JPEGImage/N0000003.jpg")])),
         r"1 counts differ from the pairs: background 'JPEGImage/N0000003.jpg' has \d+, but the pairs use it \d+ times",
     ),
     "unused source": (
-        lambda f: spoil_sources(f, lambda uses: uses.update([("segment", "x#1")])),
+        lambda f: damage_sources(f, lambda uses: uses.update([("segment", "x#1")])),
         "1 counts differ from the pairs: segment 'x#1' has 1, but the pairs use it 0 times",
     ),
     "unnamed source": (
-        lambda f: spoil_sources(f, lambda uses: uses.pop(min(uses))),
+        lambda f: damage_sources(f, lambda uses: uses.pop(min(uses))),
         "1 counts differ from the pairs: background '.*' has 0, but the pairs use it",
     ),
     "rows of sources": (
@@ -246,13 +246,13 @@ def with_sources(folder: Path, **changes: object) -> Index:
     return dataclasses.replace(index, sources=dataclasses.replace(index.sources, **changes))
 
 
-def spoil_sources(folder: Path, change: Callable[[Counter], object], forget: bool = True) -> None:
-    """Change the table of sources, and with `forget` the index too."""
+def damage_sources(folder: Path, change: Callable[[Counter], object], update_index: bool = True) -> None:
+    """Change the table of sources, and with `update_index` the index too."""
     path = folder / "sources.parquet"
     uses = sources_table.read(path)
     change(uses)
     sources_table.write(path, uses)
-    if forget:
+    if update_index:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         write_index(folder, with_sources(folder, sha256=digest, rows=len(uses)))
 
@@ -299,12 +299,12 @@ def test_the_audit_ends_for_any_value_of_a_field(
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_every_violation_is_found(name: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil, message = SPOILT[name]
+    damage, message = DAMAGED[name]
     folder = tmp_path / "shards"
     shutil.copytree(shards, folder)
-    spoil(folder)
+    damage(folder)
     assert audit.main(["--shards", str(folder), "--workers", "1"]) == 1
     assert re.search(message, capsys.readouterr().out)
 
@@ -369,7 +369,7 @@ def test_boxes_are_checked_against_the_recipe(
     edit_pair(whole_region)(recipes)
     assert audit.main([*arguments, "--segments", str(segment_file)]) == 0
     edit_pair(change)(recipes)
-    spoil_sources(recipes, lambda uses: recount(recipes, uses))
+    damage_sources(recipes, lambda uses: recount(recipes, uses))
     assert audit.main(arguments) == 0, "another check finds it"
     capsys.readouterr()
     assert audit.main([*arguments, "--segments", str(segment_file)]) == 1
@@ -447,7 +447,7 @@ def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "no such folder of shards"),
         (lambda folder: (folder / "index.json").unlink(), "has not finished"),
@@ -457,11 +457,11 @@ def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsy
     ],
 )
 def test_a_folder_without_a_valid_index_is_refused(
-    spoil, message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage, message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(shards, folder)
-    spoil(folder)
+    damage(folder)
     assert audit.main(["--shards", str(folder), "--workers", "1"]) == 2
     errors = capsys.readouterr().err
     assert message in errors

@@ -158,7 +158,7 @@ def flip_a_byte(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda out: flip_a_byte(out / "pairs-000002.tar"),
         lambda out: (out / "pairs-000002.tar").write_bytes((out / "pairs-000002.tar").read_bytes()[:-512]),
@@ -173,8 +173,8 @@ def flip_a_byte(path: Path) -> None:
     ],
     ids=["flipped bit", "truncated", "missing", "stray temporaries", "flipped source", "no sources", "both missing"],
 )
-def test_a_damaged_file_is_made_again(spoil, copy: Path, shards: Path, synthesis: Synthesis) -> None:
-    spoil(copy)
+def test_a_damaged_file_is_made_again(damage, copy: Path, shards: Path, synthesis: Synthesis) -> None:
+    damage(copy)
     made = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.tar")}
     assert synthesis(copy) == 0
     assert digests(copy) == digests(shards)

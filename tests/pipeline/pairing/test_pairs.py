@@ -235,12 +235,12 @@ def test_an_item_that_fits_nowhere_is_replaced_by_another(recipe: Recipe, segmen
 
 
 def test_a_damaged_table_is_named(recipe: Recipe, segment_file: Path, tmp_path: Path) -> None:
-    def spoil(row: dict) -> None:
+    def damage(row: dict) -> None:
         row["png"] = row["png"][:40]
 
-    spoilt = rewritten(segment_file, tmp_path / "pictures.parquet", spoil)
+    damaged = rewritten(segment_file, tmp_path / "pictures.parquet", damage)
     with pytest.raises(InputError, match=r"pictures.parquet: segment '.*': not an RGBA picture; make the table again"):
-        make_pair(dataclasses.replace(recipe, segments=spoilt), 0)
+        make_pair(dataclasses.replace(recipe, segments=damaged), 0)
     data = bytearray(segment_file.read_bytes())
     data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
     (tmp_path / "pages.parquet").write_bytes(data)

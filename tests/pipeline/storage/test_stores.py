@@ -96,7 +96,7 @@ def url(bucket: str, tmp_path: Path) -> str:
 
 
 def content(url: str) -> dict[str, bytes]:
-    """All files of a folder, without records of an unfinished synthesis."""
+    """All files of a folder. Records of an unfinished synthesis must be gone."""
     folder = open_store(url)
     assert folder.names(".progress") == []
     return {name: folder.read(name) for name in folder.names()}

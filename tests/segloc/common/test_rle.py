@@ -38,11 +38,11 @@ def texts():
         mask = np.asfortranarray((rng.random(SIZE) < share).astype(np.uint8))
         mask[: rng.integers(38), : rng.integers(54)] = rng.integers(2)
         whole.append(mask_api.encode(mask)["counts"].decode())
-    spoilt = ["", "0", "\x00", "é", "\ud800", "~", "P13", "e5QncV", "o" * 9 + "0", "0" * 50]
+    damaged = ["", "0", "\x00", "é", "\ud800", "~", "P13", "e5QncV", "o" * 9 + "0", "0" * 50]
     for text in whole * 20:
         at = rng.integers(len(text))
-        spoilt.append(text[:at] + rng.choice(["", chr(rng.integers(40, 120)), "0"]) + text[at + rng.integers(2) :])
-    return [text for pair in zip(whole * 22, spoilt, strict=False) for text in pair]
+        damaged.append(text[:at] + rng.choice(["", chr(rng.integers(40, 120)), "0"]) + text[at + rng.integers(2) :])
+    return [text for pair in zip(whole * 22, damaged, strict=False) for text in pair]
 
 
 def test_validity_equals_that_of_a_plain_decoder(texts):
