@@ -91,7 +91,8 @@ def find(small: Image, outline: Outline, level: int, light_map: Image) -> Tray |
         return None
     at_frame = [y0 <= RIM_PX, y1 >= len(small) - RIM_PX, x0 <= RIM_PX, x1 >= small.shape[1] - RIM_PX]
     x, y = x0 // 4, y0 // 4
-    if not _is_light_within(light_map[y : y1 // 4, x : x1 // 4], outline - (4 * x, 4 * y), at_frame):  # most bags
+    # This test rejects most bags.
+    if not _is_light_within(light_map[y : y1 // 4, x : x1 // 4], outline - (4 * x, 4 * y), at_frame):
         return None
     patch = np.asarray(cv2.blur(small[y0:y1, x0:x1], (3, 3)), np.uint8)
     blob = _filled(outline - (x0, y0), patch.shape, 0, at_frame)

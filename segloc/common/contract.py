@@ -269,7 +269,7 @@ class Index:
         if any(min(shard.pairs, shard.bytes, *shard.classes, 0) < 0 for shard in index.shards):
             raise InputError(f"{source}: a shard has a negative count")
         if any(len(shard.classes) != len(index.classes) for shard in index.shards):
-            raise InputError(f"{source}: a shard's class histogram does not fit the index's classes")
+            raise InputError(f"{source}: a shard has a class histogram that does not fit the index's classes")
         if index.sources and index.sources.name != SOURCES_NAME:
             raise InputError(f"{source}: sources are named {index.sources.name!r}, expected {SOURCES_NAME!r}")
         for number, shard in enumerate(index.shards):

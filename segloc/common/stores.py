@@ -291,7 +291,7 @@ class RemoteStore:
             data = self.read(INDEX_NAME)
         except FileNotFoundError:
             raise InputError(
-                f"{self.url}: no {INDEX_NAME}: there are no shards, or their synthesis has not finished"
+                f"{self.url}: no {INDEX_NAME}: no shards there, or their synthesis has not finished"
             ) from None
         return Index.from_json(data, f"{self.url}/{INDEX_NAME}")
 
