@@ -1,6 +1,6 @@
 """SegLoc stage 1: from labelled and unlabelled X-ray scans to shards of positive pairs. Never imports torch.
 
-``__init__.pyi`` lists the public API (docs/api.md). A name's module is imported on first use.
+``__init__.pyi`` lists the public API (docs/api.md). Each name's module is imported on first use.
 """
 
 import lazy_loader

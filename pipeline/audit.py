@@ -1,4 +1,4 @@
-"""Stage ``audit``: verifies shards, and writes statistics and a gallery."""
+"""Stage ``audit``: verifies shards and writes statistics and a gallery."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     options = cli.parser(
         "pipeline.audit",
-        "Verify shards against their index and contract. Exit code 1 when something is wrong.",
+        "Verify shards against their index and the shard contract. Exit code 1 if there are violations.",
         "  python -m pipeline.audit --shards data/shards\n"
         "  python -m pipeline.audit --shards data/shards --segments data/segments.parquet --report audit.json\n"
         "  python -m pipeline.audit --shards s3://bucket/shards --gallery pairs.png",
     )
     add = options.add_argument
-    add("--shards", required=True, metavar="DIR_OR_URL", help="folder of pipeline.synthesize")
-    add("--segments", type=cli.path, metavar="FILE", help="table they were made of: redraw all items, compare boxes")
+    add("--shards", required=True, metavar="DIR_OR_URL", help="output folder of pipeline.synthesize")
+    add("--segments", type=cli.path, metavar="FILE", help="segment table of the shards, to redraw and compare items")
     add("--report", type=cli.path, metavar="FILE", help="write violations and statistics as JSON")
     add("--tables", type=cli.path, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
     add("--gallery", type=cli.path, metavar="PNG", help="draw some pairs with their boxes")

@@ -1,8 +1,8 @@
 """InsLoc's data: rectangular crops of unlabelled scans instead of labelled items, as a baseline (paper section 1).
 
-The table is one of segments, which ``pipeline.synthesize`` pastes upright; the two items of a pair are two crops of one
-scan (instance discrimination), as the table itself says. With ``--blend paste`` that is InsLoc's composition, but that
-crops lie in the authentic region and keep to two or more fixed crops a scan.
+The output is a segment table. ``pipeline.synthesize`` pastes its crops upright and takes both items of a pair from one
+scan (instance discrimination). With ``--blend paste`` this is InsLoc's composition, with two differences: crops are
+pasted into the authentic region, and each scan has a fixed set of two or more crops.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     options = cli.parser(
         "pipeline.crops",
-        "Cut random rectangles out of unlabelled scans, for InsLoc's pairs. The table goes to pipeline.synthesize.",
+        "Cut random rectangles out of unlabelled scans, for InsLoc's pairs. pipeline.synthesize reads the table.",
         "  python -m pipeline.crops --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
         "      --out data/crops.parquet\n"
         "  python -m pipeline.synthesize --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
         "      --segments data/crops.parquet --blend paste --scale 0.5:1 --out data/insloc_shards",
     )
     add = options.add_argument
-    add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
-    add("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")
+    add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="folder of scans, as for pipeline.regions")
+    add("--regions", type=cli.path, required=True, metavar="FILE", help="table that pipeline.regions wrote")
     add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
-    add("--scans", type=int, default=10_000, metavar="N", help="at most so many, drawn (default: 10000; 1 MB each)")
-    add("--per-scan", type=int, default=2, metavar="N", help="crops of each (default: 2)")
-    add("--seed", type=int, default=0, metavar="S", help="another seed, other crops (default: 0)")
+    add("--scans", type=int, default=10_000, metavar="N", help="most scans to draw (default: 10000; 1 MB each)")
+    add("--per-scan", type=int, default=2, metavar="N", help="crops per scan (default: 2)")
+    add("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -1,8 +1,8 @@
-"""Stage ``manifest``: one small file that stands in for a folder of a million scans.
+"""Stage ``manifest``: lists a folder of up to a million scans in one small file, which DVC watches instead.
 
-Hashing the content of a million files takes DVC many minutes at every run. The manifest lists path, size and
-modification time instead, takes seconds, and changes only when the folder does, so stages depend on it alone. Content
-digests are added on request, where neither size nor time can be trusted.
+Hashing a million files takes DVC many minutes in every run. The manifest lists path, size and modification time, takes
+seconds, and changes only when the folder changes, so stages depend on the manifest alone. Content digests are optional,
+for folders where neither size nor time can be trusted.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     options = cli.parser(
         "pipeline.manifest",
-        "List a folder's files with sizes and times, as a cheap stand-in for their content.",
+        "List a folder's files with sizes and times, for DVC to watch instead of their content.",
         "  python -m pipeline.manifest --root data/raw/sixray --out data/sixray.manifest\n"
-        "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime    # copies compare equal\n"
-        "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime --digest    # only equal copies do",
+        "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime    # ignores copying\n"
+        "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime --digest    # compares content",
     )
-    options.add_argument("--root", type=cli.path, required=True, metavar="DIR", help="the folder")
+    options.add_argument("--root", type=cli.path, required=True, metavar="DIR", help="folder to list")
     options.add_argument("--out", type=cli.path, required=True, metavar="FILE", help="the manifest to write")
-    options.add_argument("--no-mtime", action="store_true", help="leave modification times out")
-    options.add_argument("--digest", action="store_true", help="add SHA-256 digests, for which every file is read")
+    options.add_argument("--no-mtime", action="store_true", help="omit modification times")
+    options.add_argument("--digest", action="store_true", help="add SHA-256 digests (reads every file)")
     return cli.run(_command, options, argv)
 
 

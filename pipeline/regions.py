@@ -28,24 +28,24 @@ def _command(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(names)} backgrounds ({summary})")
     if args.gallery:
         draw_gallery(args.backgrounds, names, args.gallery, args.mode)
-        print(f"{args.gallery}: red is the paper's region, blue the one of mode {args.mode}, green its bags")
+        print(f"{args.gallery}: red: the paper's region, blue: region of mode {args.mode}, green: its bags")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     options = cli.parser(
         "pipeline.regions",
-        "Find the part of each benign scan that is bag rather than empty belt.",
+        "Find the part of each benign scan that shows bags rather than empty belt.",
         "  python -m pipeline.regions --backgrounds data/raw/sixray --out data/regions.parquet\n"
         "  python -m pipeline.regions --backgrounds scans --out regions.parquet --mode paper --gallery regions.png\n"
         "  python -m pipeline.regions --steps scans/N0000001.jpg --out steps.png",
     )
     source = options.add_mutually_exclusive_group(required=True)
-    source.add_argument("--backgrounds", type=cli.path, metavar="DIR", help="SIXray, or any folder of scans")
-    source.add_argument("--steps", type=cli.path, metavar="IMAGE", help="only draw how the region of a scan is found")
+    source.add_argument("--backgrounds", type=cli.path, metavar="DIR", help="root of SIXray, or any folder of scans")
+    source.add_argument("--steps", type=cli.path, metavar="IMAGE", help="only draw the steps for one scan")
     add = options.add_argument
     add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG")
-    add("--mode", choices=MODES, default="adaptive", help="how the region is found (default: adaptive)")
+    add("--mode", choices=MODES, default="adaptive", help="method that finds the region (default: adaptive)")
     add("--gallery", type=cli.path, metavar="PNG", help="also draw the regions of up to 60 scans")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

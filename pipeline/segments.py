@@ -1,6 +1,6 @@
 """Stage ``segments``: cuts the labelled items out of their scans (paper section 3.1).
 
-The table also tells which scans show the same bag (`near_duplicates`) and which items are not whole.
+The table also records which scans show the same bag (`near_duplicates`) and which items are incomplete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def _command(args: argparse.Namespace) -> None:
     counts, bags, skipped = made.segments, made.scans_of_bag, made.skipped
     print(f"{args.out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
     most = max(bags.values())
-    print(f"{bags.total()} scans of {len(bags)} bags as far as their pictures tell; at most {most} of one")
+    print(f"{bags.total()} scans of {len(bags)} bags, grouped by image similarity; at most {most} scans of one bag")
     if skipped:
         print(f"skipped {skipped.total()}: {', '.join(f'{n} {reason}' for reason, n in skipped.most_common())}")
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = options.add_argument
     add("--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root")
-    add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found by itself)")
+    add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found from --annotations)")
     add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

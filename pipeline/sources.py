@@ -1,7 +1,7 @@
-"""``python -m pipeline.sources``: the first stage of ``dvc repro``. Makes sure the raw scans are there and lists them.
+"""``python -m pipeline.sources``: the first stage of ``dvc repro``. Checks that the raw scans exist and lists them.
 
-DVC would have to read a million files to notice that one has changed. The manifests written here stand in for them:
-made anew at every ``dvc repro``, in seconds, and left untouched when nothing has changed, so that nothing after runs.
+DVC would have to read a million files to notice a changed one. Every ``dvc repro`` writes the manifests again, in
+seconds, and leaves an unchanged manifest untouched, so that later stages do not run.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    options = cli.parser("pipeline.sources", "Make sure the raw scans are there, and list them for DVC.", EXAMPLES)
+    """Run the command line and return the exit code."""
+    options = cli.parser("pipeline.sources", "Check that the raw scans exist, and list them for DVC.", EXAMPLES)
     add = options.add_argument
     add("--foregrounds", type=cli.path, required=True, metavar="PATH", help="PIDray's root, or a COCO file")
-    add("--images", type=cli.optional_path, metavar="DIR", help="scans of that COCO file, if not beside it")
+    add("--images", type=cli.optional_path, metavar="DIR", help="scans of the COCO file (default: its folder)")
     scans = "SIXray, PIDray v2 (its unannotated training scans), or a folder of scans"
     add("--backgrounds", type=cli.path, required=True, metavar="DIR", help=scans)
-    add("--out", type=cli.path, required=True, metavar="DIR", help="folder of the manifests")
-    add("--simulated", type=cli.path, metavar="DIR", help="simulate the roots that lie in here")
+    add("--out", type=cli.path, required=True, metavar="DIR", help="output folder of the manifests")
+    add("--simulated", type=cli.path, metavar="DIR", help="simulate those roots that lie in this folder")
     add_options(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

@@ -17,7 +17,7 @@ from segloc.common.stores import open_store
 
 
 def _command(args: argparse.Namespace) -> None:
-    # Absolute, as workers of a cluster start in a folder of their own.
+    # Absolute, because workers of a cluster start in a different folder.
     inputs = args.backgrounds.absolute(), args.regions.absolute(), args.segments.absolute()
     recipe = Recipe(
         *inputs, seed=args.seed, blend=args.blend, width=args.width, scales=args.scale, occluded=args.occluded,
@@ -25,10 +25,10 @@ def _command(args: argparse.Namespace) -> None:
     )  # fmt: skip
     job = Job(recipe, open_store(args.out), args.pairs, args.per_shard, args.quality)
     if excluded := excluded_classes(job):
-        print(f"left out, with segments from fewer than two bags: {', '.join(excluded)}")
+        print(f"classes left out (segments from fewer than two bags): {', '.join(excluded)}")
     shards, made = synthesize(job, args.shards_range, args.if_changed, args.workers, args.executor)
     if shards < job.num_shards:
-        print(f"{job.out}: {shards} of {job.num_shards} shards; the index follows with the last")
+        print(f"{job.out}: {shards} of {job.num_shards} shards; the index is written with the last shard")
     else:
         state = f"{made} made now" if made else "all were there and verified"
         print(f"{job.out}: {job.pairs} pairs in {shards} shards ({state})")
@@ -38,7 +38,7 @@ def _at_least(least: int, most: int | None = None) -> Any:
     def number(text: str) -> int:
         value = int(text)
         if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{value} is not {least} or more{f', {most} at most' if most else ''}")
+            raise argparse.ArgumentTypeError(f"{value} is not {least} or more{f' and at most {most}' if most else ''}")
         return value
 
     return number
@@ -47,7 +47,7 @@ def _at_least(least: int, most: int | None = None) -> Any:
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
@@ -57,7 +57,7 @@ def _span(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH") from None
     if not 0.01 <= low <= high <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range within 0.01 and 100")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range between 0.01 and 100")
     return low, high
 
 
@@ -75,32 +75,33 @@ def main(argv: list[str] | None = None) -> int:
         "Paste pairs of segments on pairs of backgrounds and write them into shards. Run again to resume.",
         "  python -m pipeline.synthesize --backgrounds data/raw/sixray --regions data/regions.parquet \\\n"
         "      --segments data/segments.parquet --out data/shards --pairs 200000 --seed 0\n"
-        "  ... --shards-range 0:50    # one job of an array; whichever ends last writes the index\n"
+        "  ... --shards-range 0:50    # one job of an array; the last job to end writes the index\n"
         "  ... --out s3://bucket/shards    # needs s3fs: pip install s3fs",
     )
     add = options.add_argument
-    add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="those of pipeline.regions")
-    add("--regions", type=cli.path, required=True, metavar="FILE", help="table of pipeline.regions")
-    add("--segments", type=cli.path, required=True, metavar="FILE", help="table of pipeline.segments")
-    add("--out", required=True, metavar="DIR_OR_URL", help="folder of the shards; also s3:// or what else fsspec opens")
+    add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="folder of scans, as for pipeline.regions")
+    add("--regions", type=cli.path, required=True, metavar="FILE", help="table that pipeline.regions wrote")
+    add("--segments", type=cli.path, required=True, metavar="FILE", help="table that pipeline.segments wrote")
+    add("--out", required=True, metavar="DIR_OR_URL", help="folder of the shards, s3:// or another URL of fsspec")
     add("--pairs", type=_at_least(1), default=200_000, metavar="N", help="default: 200000")
-    add("--seed", type=_at_least(0), default=0, metavar="S", help="another seed, other pairs (default: 0)")
-    add("--per-shard", type=_at_least(1), default=1000, metavar="N", help="default: 1000")
-    add("--blend", choices=tuple(BLENDS), default="ratio", help="default: ratio; the paper's is alpha")
+    add("--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)")
+    add("--per-shard", type=_at_least(1), default=1000, metavar="N", help="pairs per shard (default: 1000)")
+    add("--blend", choices=tuple(BLENDS), default="ratio", help="composition mode (default: ratio; the paper's is alpha)")
     usual = ", ".join(f"{name} {low:g}:{high:g}" for name, (_, (low, high), _) in BLENDS.items())
     weights = (
-        "range of the composition coefficient: the item's weight in alpha, a factor of its thickness in multiply and "
+        "range of the composition coefficient: the item's weight in alpha, a factor on its thickness in multiply and "
         f"ratio (default: {usual})"
     )
     add("--coefficients", type=_span, metavar="LOW:HIGH", help=weights)
-    add("--width", type=_at_least(32, 8192), default=500, metavar="PX", help="of the images (default: 500)")
+    add("--width", type=_at_least(32, 8192), default=500, metavar="PX", help="width of the images (default: 500)")
     add("--quality", type=_at_least(1, 100), default=95, metavar="Q", help="JPEG quality (default: 95)")
-    sizes = "how large items are drawn; 1 is as large in the frame as in their own scan's (default: 0.75:1.33)"
+    sizes = "range of item scales; 1 keeps an item's width relative to its scan (default: 0.75:1.33)"
     add("--scale", type=_span, default=geometry.SCALE, metavar="LOW:HIGH", help=sizes)
-    share = "lay a piece of another background over this share of the items, 0 to 1 (default: 0, as in the paper)"
+    share = "lay a crop of another background over this share of the items, 0 to 1 (default: 0, as in the paper)"
     add("--occluded", type=_share, default=0.0, metavar="SHARE", help=share)
     add("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
-    add("--if-changed", choices=("refuse", "rebuild"), default="refuse", help="when the folder was made differently")
+    on_change = "action when the folder holds shards made with other parameters (default: refuse)"
+    add("--if-changed", choices=("refuse", "rebuild"), default="refuse", help=on_change)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -1,1 +1,1 @@
-"""The authentic region: which part of a scan is bag rather than empty belt (paper section 3.2)."""
+"""The authentic region: the part of a scan that shows bags rather than empty belt (paper section 3.2)."""

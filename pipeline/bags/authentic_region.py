@@ -1,7 +1,7 @@
-"""The authentic region: the box of a scan that is bag rather than empty belt (paper section 3.2).
+"""The authentic region: the box of a scan that shows bags rather than empty belt (paper section 3.2).
 
-Both functions are pure and take the grey scan at its native resolution: from a resized scan the same 9x9 kernel gives
-another box.
+`paper` and `adaptive` are pure and take the grey scan at its native resolution: on a resized scan the same 9x9 kernel
+gives a different box.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KERNEL, _KERNEL_ROW = (np.ones((rows, PAPER_KERNEL_PX), np.uint8) for rows in (
 
 
 def paper_steps(grey: Image) -> dict[str, Image]:
-    """Return the pictures that the paper's rule passes through (its figure 5), each uint8 [height, width]."""
+    """Return the intermediate pictures of the paper's rule (its figure 5), each uint8 [height, width]."""
     inverted = 255 - grey
     eroded = np.asarray(cv2.erode(inverted, _KERNEL), np.uint8)
     kept = np.where(eroded > PAPER_THRESHOLD, 255, 0).astype(np.uint8)
@@ -29,42 +29,42 @@ def paper_steps(grey: Image) -> dict[str, Image]:
 
 
 def paper(grey: Image) -> Box | None:
-    """The paper's rule: invert, erode 9x9, keep > 50, take the bounding box of what is left.
+    """Apply the paper's rule: invert, erode 9x9, keep > 50, take the bounding box of the remaining pixels.
 
-    A pixel survives when every pixel of the 9x9 window around it (clipped to the image) is darker than 205. Written
-    without the inversion that is a dilation and a comparison, which is exact and needs one pass less.
+    A pixel remains when every pixel of the 9x9 window around it (clipped to the image) is darker than 205. Without the
+    inversion this is a dilation and a comparison, which is exact and saves one pass.
 
     Args:
         grey: uint8 [height, width].
 
     Returns:
-        The box, not grown; None when nothing is left.
+        The box, not grown; None if no pixel remains.
     """
     return _paper_by_strips(grey) if grey.size >= _LARGE_PX and min(grey.shape) > _STRIP_PX else _dark_box(grey)
 
 
-def _dark_box(grey: Image, lent: tuple[int, int, int, int] = (0, 0, 0, 0)) -> Box | None:
-    """Bound the survivors, in the whole picture; those of its outermost rows and columns do not count.
+def _dark_box(grey: Image, margins: tuple[int, int, int, int] = (0, 0, 0, 0)) -> Box | None:
+    """Bound the remaining pixels, except those in the margins.
 
     Args:
         grey: uint8 [height, width].
-        lent: rows and columns at the top, bottom, left and right that are only there for the windows of the others.
+        margins: rows and columns at the top, bottom, left and right that only fill the windows of the other pixels.
     """
-    top, bottom, left, right = lent
+    top, bottom, left, right = margins
     _, kept = cv2.threshold(cv2.dilate(grey, _KERNEL), 254 - PAPER_THRESHOLD, 255, cv2.THRESH_BINARY_INV)
     x, y, width, height = cv2.boundingRect(kept[top : grey.shape[0] - bottom, left : grey.shape[1] - right])
     return (left + x, top + y, left + x + width, top + y + height) if width else None
 
 
-# Above this size it is faster to look from the four sides than at all pixels.
+# Above this size it is faster to search from the four sides than to test all pixels.
 _LARGE_PX, _STRIP_PX = 200_000, 16
 
 
 def _paper_by_strips(grey: Image) -> Box | None:
-    """Find the same box from its four sides inwards.
+    """Find the same box by searching from its four sides inwards.
 
-    Every window holds a whole row of nine pixels of the fifth, fourteenth, ... or last row of the scan (one that the
-    frame clips, those of it in the scan): where no such row is dark, nothing survives.
+    Every window spans one of the sampled rows (the fifth, fourteenth, ... and the last row of the scan) with nine
+    pixels, or fewer at the frame. Where these are not all dark, no pixel remains.
     """
     height, width = grey.shape
     reach = PAPER_KERNEL_PX // 2
@@ -78,7 +78,7 @@ def _paper_by_strips(grey: Image) -> Box | None:
     if top is None:
         return None
     bottom = height - (_first_dark(grey[::-1], max(0, height - 1 - last)) or 0)
-    # Beyond those rows nothing survives, but the next few are in the windows of what does.
+    # No pixel remains beyond those rows, but the next few rows are in the windows of remaining pixels.
     above, below = min(reach, top), min(reach, height - bottom)
     band = grey[top - above : bottom + below].T
     left = _first_dark(band, x, (above, below)) or 0
@@ -86,39 +86,39 @@ def _paper_by_strips(grey: Image) -> Box | None:
     return left, top, width - right, bottom
 
 
-def _first_dark(lines: Image, start: int, lent: tuple[int, int] = (0, 0)) -> int | None:
-    """Return the first line from `start` on that holds a survivor; None if none does.
+def _first_dark(lines: Image, start: int, margins: tuple[int, int] = (0, 0)) -> int | None:
+    """Return the first line from `start` on that has a remaining pixel; None if there is none.
 
     Args:
         lines: uint8 [lines, length].
-        start: where to begin.
-        lent: how many pixels at the ends of the lines are only there for the windows of the others.
+        start: first line to search.
+        margins: number of pixels at the two ends of the lines that only fill the windows of the other pixels.
     """
     reach = PAPER_KERNEL_PX // 2
     for line in range(start, len(lines), _STRIP_PX):
         before = min(reach, line)
         strip = np.ascontiguousarray(lines[line - before : line + _STRIP_PX + reach])
-        box = _dark_box(strip, (before, max(0, len(strip) - before - _STRIP_PX), *lent))
+        box = _dark_box(strip, (before, max(0, len(strip) - before - _STRIP_PX), *margins))
         if box is not None:
             return line - before + box[1]
     return None
 
 
 def adaptive(grey: Image) -> tuple[Box | None, int]:
-    """Find the outline of all bags: the union of `bags`.
+    """Find the box around all bags: the union of `bags`.
 
     Args:
         grey: uint8 [height, width].
 
     Returns:
-        The box, or None when the scan is empty belt, and the belt's level.
+        The box, or None if the scan shows only belt, and the belt's level.
     """
     found, level = bags(grey)
     return union(found), level
 
 
 def union(boxes: list[Box]) -> Box | None:
-    """Return the smallest box around all of `boxes`, None around none."""
+    """Return the smallest box around all `boxes`; None for an empty list."""
     if not boxes:
         return None
     x0, y0, x1, y1 = zip(*boxes, strict=True)
@@ -126,11 +126,11 @@ def union(boxes: list[Box]) -> Box | None:
 
 
 def bags(grey: Image) -> tuple[list[Box], int]:
-    """Find the outline of each bag, faint fabric and thin straps included.
+    """Find the box of each bag, including faint fabric and thin straps.
 
-    What is darker than the belt by more than its noise is kept, without speckle and belt lines; joined over small gaps;
-    pieces too small for a bag are dropped. Of a tray, what lies in it counts, not its rim. Bags that touch or overlap
-    are one. All this on a reduced image; each side is then moved to its place at the scan's own resolution.
+    Steps, on a reduced image: keep pixels darker than the belt by more than its noise, without speckle and belt lines;
+    join them over small gaps; drop blobs too small for a bag; replace a tray by its contents. Each side is then moved
+    to the edge of the matter at the scan's own resolution. Bags that touch or overlap count as one.
 
     Args:
         grey: uint8 [height, width].
@@ -141,25 +141,25 @@ def bags(grey: Image) -> tuple[list[Box], int]:
     level = belt_level(grey)
     small, factor = reduced(grey)
     cut = level - max(LEAST_CONTRAST, NOISE_FACTOR * belt_noise(small, level) / 3)  # a 3x3 mean: 1/3 of the noise
-    boxes, glance = [], tray_floor.light(small, level)
+    boxes, light_map = [], tray_floor.light(small, level)
     for outline in outlines(without_lines(matter(small, cut), factor)):
-        tray = trays.contents(small, outline, level, glance)
+        tray = trays.contents(small, outline, level, light_map)
         if tray is None:
             boxes.append(place(bounds(outline), grey, factor, cut))
         elif len(tray[0]):
             boxes.append(_place_in_tray(bounds(tray[0]), grey, factor, tray[1]))
-    # What is no deeper than an artefact of the frame is one.
+    # Boxes no deeper than the artefacts at the frame are artefacts.
     return _merge([box for box in boxes if min(box[2] - box[0], box[3] - box[1]) > 2 * RIM_PX]), level
 
 
 def _place_in_tray(box: Box, grey: Image, factor: int, cut: float) -> Box:
-    """Place the sides of what lies on a tray's floor; only inwards, as outwards may be the tray's wall."""
+    """Place the sides of a tray's contents. Sides move only inwards, because the tray's wall may be outside."""
     (x0, y0, x1, y1), found = place(box, grey, factor, cut), scaled(box, grey, factor)
     return max(x0, found[0]), max(y0, found[1]), min(x1, found[2]), min(y1, found[3])
 
 
 def _merge(boxes: list[Box]) -> list[Box]:
-    """Unite boxes that overlap, until none do; from left to right."""
+    """Unite boxes until none overlap. Return them from left to right."""
     merged: list[Box] = []
     for box in boxes:
         while touching := [b for b in merged if b[0] < box[2] and box[0] < b[2] and b[1] < box[3] and box[1] < b[3]]:

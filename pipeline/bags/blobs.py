@@ -1,4 +1,4 @@
-"""The pieces of matter on a belt: where they are on a reduced scan, and their sides at its own resolution."""
+"""Blobs of matter on a belt: their outlines on a reduced scan, and their sides at the scan's own resolution."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy.typing as npt
 from segloc.common.contract import Box
 from segloc.common.images import Image
 
-# Points of an outline as OpenCV gives them: int32 [n, 1, 2], (x, y).
+# Points of an outline in OpenCV's form: int32 [n, 1, 2], (x, y).
 Outline = npt.NDArray[np.int32]
 
-# The constants of `adaptive` were set by eye on 53 white and 10 grey SIXray scans and 34 with items
-# (tests/pipeline/bags/region_boxes.csv). Lengths and areas are pixels of the working image, whose longer side is 224 to
-# 447 px where the scan has that many.
+# The constants of `adaptive` were chosen by eye on 53 white and 10 grey SIXray scans and 34 scans with items
+# (tests/pipeline/bags/region_boxes.csv). Lengths and areas are in pixels of the working image, whose longer side is 224
+# to 447 px if the scan is large enough.
 _WORK_SIDE_PX = 224
-RIM_PX = 2  # rows and columns at the scan's rim, at its own resolution, that scanners fill with artefacts
-_LINE_FILL = 0.9  # a row is part of a belt line when this much of it is covered
-_LINE_PX, _LINE_SHARE = 6, 0.02  # (a part of the height or width); thicker than both is no line,
-_STRIP_SHARE = 0.1  # unless it lies along the scan's rim, where the belt's own edge may show
-_JOIN_SHARE = 0.02  # gaps up to this part of the longer side do not split a bag
+RIM_PX = 2  # rows and columns at the rim of the scan, at its own resolution, that scanners fill with artefacts
+_LINE_FILL = 0.9  # minimum covered share of a row that belongs to a belt line
+_LINE_PX, _LINE_SHARE = 6, 0.02  # (share of the height or width); a line is not thicker than the larger of both,
+_STRIP_SHARE = 0.1  # except along the rim, where the belt's own edge may be visible
+_JOIN_SHARE = 0.02  # gaps up to this share of the longer side do not split a bag
 _BAG_SIDE_SHARE, _BAG_AREA_SHARE = 0.03, 0.002
-_CUT_SIDE_SHARE, _CUT_AREA_SHARE = 0.05, 0.0003  # less shows of a bag that the frame cuts
+_CUT_SIDE_SHARE, _CUT_AREA_SHARE = 0.05, 0.0003  # for bags cut by the frame, of which less is visible
 
 
 def reduced(grey: Image) -> tuple[Image, int]:
-    """Halve the scan until its longer side is below twice the working size; halving by means is fast and exact."""
+    """Halve the scan until its longer side is below twice the working size. Halving by means is fast and exact."""
     small, factor = grey, 1
     while max(small.shape) >= 2 * _WORK_SIDE_PX and min(small.shape) >= 2:
         small, factor = halved(small), 2 * factor
@@ -36,21 +36,21 @@ def reduced(grey: Image) -> tuple[Image, int]:
 
 
 def halved(picture: Image) -> Image:
-    """Halve height and width by means. The row or column left over is dropped: it is the scan's rim."""
+    """Halve height and width by means. An odd last row or column is dropped: it is the scan's rim."""
     height, width = picture.shape[0] // 2, picture.shape[1] // 2
     even = picture[: 2 * height, : 2 * width]
     return np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def matter(small: Image, cut: float) -> Image:
-    """Mark with 255 what is darker than `cut`, without speckle."""
+    """Mark pixels darker than `cut` with 255, without speckle."""
     _, dark = cv2.threshold(cv2.blur(small, (3, 3)), math.ceil(cut) - 1, 255, cv2.THRESH_BINARY_INV)
-    # Speckle is 3x3 by now, a thin strap three wide: the median of 5x5 (here of two values) takes the one only.
+    # Speckle is now 3x3 and a thin strap three wide: a 5x5 median (here of two values) removes only the speckle.
     return np.asarray(cv2.threshold(cv2.blur(dark, (5, 5)), 127, 255, cv2.THRESH_BINARY)[1], np.uint8)
 
 
 def without_lines(present: Image, factor: int) -> Image:
-    """Clear all rows and columns that belong to a thin line across the whole scan, and the rim."""
+    """Clear the rim, and all rows and columns that belong to a thin line across the whole scan."""
     rim = -(-RIM_PX // factor) if factor < RIM_PX else 0
     if rim:
         present[:rim] = present[-rim:] = present[:, :rim] = present[:, -rim:] = 0
@@ -63,7 +63,7 @@ def without_lines(present: Image, factor: int) -> Image:
 
 
 def _thin_runs(full: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Keep the runs of true values that are as thin as a line or, at either end, as a strip."""
+    """Keep the runs of true values that are as thin as a line or, at either end, as thin as a strip."""
     padded = np.zeros(len(full) + 2, np.bool_)
     padded[1:-1] = full
     edges = np.flatnonzero(padded[1:] != padded[:-1])
@@ -75,7 +75,7 @@ def _thin_runs(full: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def outlines(present: Image) -> list[Outline]:
-    """Join over small gaps and return the outer outlines of the pieces that are large enough for a bag."""
+    """Join blobs over small gaps and return the outer outlines of those that are large enough for a bag."""
     height, width = present.shape
     side = max(height, width)
     reach = max(3, round(_JOIN_SHARE * side)) | 1
@@ -93,7 +93,7 @@ def outlines(present: Image) -> list[Outline]:
         least_side, least_area = (_CUT_SIDE_SHARE, _CUT_AREA_SHARE) if cut else (_BAG_SIDE_SHARE, _BAG_AREA_SHARE)
         if max(x1 - x0, y1 - y0) < least_side * side:
             continue
-        # An outline runs through the middle of its pixels.
+        # An outline runs through the centres of its pixels.
         if cv2.contourArea(outline) + cv2.arcLength(outline, True) / 2 >= least_area * present.size:
             kept.append(np.asarray(outline, np.int32))
     return kept
@@ -106,9 +106,9 @@ def bounds(outline: Outline) -> Box:
 
 
 def place(box: Box, grey: Image, factor: int, cut: float) -> Box:
-    """Move each side of a box of the working image to where matter begins at the scan's own resolution.
+    """Move each side of a box of the working image to the edge of the matter at the scan's own resolution.
 
-    A side within the scan's rim is the frame's.
+    A side within the scan's rim moves to the frame.
     """
     x0, y0, x1, y1 = scaled(box, grey, factor)
     reach = 2 * factor + 1
@@ -122,19 +122,19 @@ def scaled(box: Box, grey: Image, factor: int) -> Box:
     """Scale a box of the working image to the scan, clipped to it."""
     height, width = grey.shape
     x0, y0, x1, y1 = (side * factor for side in box)
-    # Halving may have left out the last rows and columns.
+    # Halving may have dropped the last rows and columns.
     x1, y1 = (width if width - x1 < 2 * factor else x1), (height if height - y1 < 2 * factor else y1)
     return max(0, x0), max(0, y0), x1, y1
 
 
 def _side(part: Image, axis: int, expected: int, reach: int, cut: float, *, far: bool) -> int:
-    """Return the line where matter begins (or ends, on the far side) within `reach` of the expected one.
+    """Return the line where matter begins (or ends, on the far side) within `reach` of the expected line.
 
-    Lines are rows (axis 0) or columns (1). Where none of them holds matter it is the expected one.
+    Lines are rows (axis 0) or columns (1). Without any matter, the result is the expected line.
     """
     start, stop = (expected - 2 * reach, expected + reach) if far else (expected - reach, expected + 2 * reach)
     start = max(0, start)
-    # Turned so that lines are rows, as filters are slow on narrow pictures.
+    # Transposed so that lines are rows, because filters are slow on narrow pictures.
     strip = cv2.transpose(part[:, start:stop]) if axis else part[start:stop]
     _, dark = cv2.threshold(cv2.blur(strip, (3, 3)), math.ceil(cut) - 1, 255, cv2.THRESH_BINARY_INV)
     sums = cv2.reduce(dark, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()

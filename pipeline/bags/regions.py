@@ -1,4 +1,4 @@
-"""Measures the authentic region of every background scan, and draws what was found (paper section 3.2)."""
+"""Measures the authentic region of every background scan and draws the results (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from segloc.common.images import Image, ImageError, decode, read_file, read_imag
 MODES = ("adaptive", "paper")
 # A region narrower than this at native resolution holds no recognisable item.
 LEAST_SIDE_PX = 32
-# Scans sent to a worker at a time: they take a millisecond each, and sending costs.
+# Scans per chunk sent to a worker. A scan takes a millisecond, so single scans would cost more to send.
 CHUNK = 64
 _GALLERY_TILES, _GALLERY_COLUMNS = 60, 6
 _STEP_PX = 360
 
 
 def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
-    """Make the table's row of one background. Never raises for a bad file: that is a row with a status and a message.
+    """Make the table's row of one background. A bad file does not raise; its row has a status and a message.
 
     Args:
         name: path of the scan relative to `root`.
@@ -63,7 +63,7 @@ def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
 
 
 def find(grey: Image, mode: str) -> tuple[list[Box], int]:
-    """Find the bags of a grey scan [h, w] in the given mode, whose union is the region, and the belt's level."""
+    """Find the bags of a grey scan [h, w] in the given mode, and the belt's level. The region is the bags' union."""
     if mode == "paper":
         box = authentic_region.paper(grey)
         return [box] if box else [], authentic_region.belt_level(grey)
@@ -71,11 +71,11 @@ def find(grey: Image, mode: str) -> tuple[list[Box], int]:
 
 
 def draw_steps(path: Path, mode: str) -> Image:
-    """Draw how the region of a scan is found, as in the paper's figure 5.
+    """Draw the steps that find the region of a scan, as in the paper's figure 5.
 
     Args:
         path: the scan.
-        mode: whose boxes are drawn in the last picture, in blue; the paper's is red.
+        mode: mode of the boxes in the last picture, in blue; the paper's are red.
 
     Returns:
         uint8 RGB: grey, inverted, eroded, threshold and the scan with its boxes, side by side.
@@ -91,7 +91,7 @@ def draw_steps(path: Path, mode: str) -> Image:
 
 
 def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
-    """Return the paper's region and, over it, that of `mode` and its bags."""
+    """Return the paper's region, the bags of `mode` and, on top, their union."""
     bags, _ = find(grey, mode)
     paper, region = authentic_region.paper(grey), authentic_region.union(bags)
     found = [(paper, gallery.RED), *((bag, gallery.GREEN) for bag in bags), (region, gallery.BLUE)]
@@ -104,10 +104,10 @@ def write_table(root: Path, names: Sequence[str], out: Path, mode: str, workers:
     Args:
         root: folder of the backgrounds.
         names: their paths relative to `root`.
-        out: the table.
+        out: output file.
         mode: ``adaptive`` or ``paper``.
         workers: see `pipeline.common.executors.run_tasks`.
-        executor: see there.
+        executor: see `pipeline.common.executors.run_tasks`.
 
     Returns:
         Number of backgrounds by status.

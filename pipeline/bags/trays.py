@@ -1,4 +1,4 @@
-"""What lies in a tray: that counts, not the tray's rim."""
+"""Finds the contents of a tray, which count as bags, without the tray's rim."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from pipeline.bags.blobs import Outline, outlines
 from pipeline.bags.tray_floor import TONE, WALL_DARKNESS, Tray
 from segloc.common.images import Image
 
-# Set on the scans that tray_floor.py names.
-_WALL_MARGIN = 8  # grey levels that what lies over a wall is darker than the darkest walls
-_LEAST_DEPTH = 0.1  # and how deep inside it reaches, as a part of the tray's shorter side
-_EDGE_FILL = 0.3  # an edge of the floor's hull is the floor's own when it runs along the floor for this part
-_EDGE_INSET_PX = 2  # so much nearer the floor's middle than the hull, to keep the soft edge of a wall out
+# Chosen on the scans named in tray_floor.py.
+_WALL_MARGIN = 8  # grey levels by which contents over a wall are darker than the darkest walls
+_LEAST_DEPTH = 0.1  # minimum depth of such contents inside the tray, as a share of its shorter side
+_EDGE_FILL = 0.3  # minimum share of floor along an edge of the floor's hull that counts as the floor's own edge
+_EDGE_INSET_PX = 2  # distance by which such an edge is moved inwards, to exclude the soft edge of a wall
 
 
-def contents(small: Image, outline: Outline, level: int, glance: Image) -> tuple[Outline, float] | None:
-    """If the outline is a tray's, find what lies in it.
+def contents(small: Image, outline: Outline, level: int, light_map: Image) -> tuple[Outline, float] | None:
+    """Find the contents of a tray.
 
     Args:
         small: uint8 [height, width], the working image.
-        outline: int32 [n, 1, 2], points of a piece of matter.
-        level: of the belt.
-        glance: what `tray_floor.light` gives for this image and level.
+        outline: int32 [n, 1, 2], points of a blob of matter.
+        level: level of the belt.
+        light_map: result of `tray_floor.light` for this image and level.
 
     Returns:
-        The points around what lies in the tray, int32 [m, 1, 2] (none when it is empty), and the level that all of it
-        on the floor is darker than. None when the piece is no tray.
+        The points around the contents, int32 [m, 1, 2] (none if the tray is empty), and the level below which pixels on
+        the floor are contents. None if the blob is not a tray.
     """
-    tray = tray_floor.find(small, outline, level, glance)
+    tray = tray_floor.find(small, outline, level, light_map)
     if tray is None:
         return None
     x0, y0, x1, y1 = tray.box
     held = np.zeros_like(small)
-    held[y0:y1, x0:x1] = _held(tray)
+    held[y0:y1, x0:x1] = _contents_mask(tray)
     return np.concatenate([np.empty((0, 1, 2), np.int32), *outlines(held)]), tray.tone - TONE
 
 
-def _held(tray: Tray) -> Image:
-    """Mark with 255 what lies in a tray.
+def _contents_mask(tray: Tray) -> Image:
+    """Mark the contents of a tray with 255.
 
-    Between its walls that is all that is darker than the floor, and not as thin as a rib; over the walls, what is
-    darker than these.
+    Between the walls, contents are darker than the floor and thicker than a rib. Over the walls, contents are darker
+    than the walls.
     """
     patch, distance = tray.patch, tray.distance
     between, thickness = _between_walls(tray)
@@ -57,16 +57,16 @@ def _held(tray: Tray) -> Image:
     darkness = (np.percentile(walls, 95) if walls.size else WALL_DARKNESS) + _WALL_MARGIN
     dense = cv2.morphologyEx(((patch < tray.tone - darkness) & (distance > 0)).astype(np.uint8), cv2.MORPH_OPEN, kernel)
     _, labels = cv2.connectedComponents(dense)
-    # Where a tray is seen aslant, its edge is as dark as a bag.
+    # Where a tray is seen obliquely, its edge is as dark as a bag.
     deep = np.unique(labels[(distance > max(_LEAST_DEPTH * min(patch.shape), thickness + 1)) & (dense > 0)])
     return np.where((on_floor > 0) | np.isin(labels, deep[deep > 0]), 255, 0).astype(np.uint8)
 
 
 def _between_walls(tray: Tray) -> tuple[npt.NDArray[np.bool_], float]:
-    """Mark what the walls enclose, and tell how thick the thinnest is.
+    """Mark the area between the walls, and return the thickness of the thinnest wall.
 
-    A bag hides a part of the floor. So the floor's hull is not it; but the edges of the hull that run along the floor
-    lie along walls, and what is beyond such an edge is wall.
+    A bag hides a part of the floor, so the floor's hull is too small. But hull edges that run along the floor also run
+    along walls, and the area beyond such an edge is wall.
     """
     floor, (height, width) = tray.floor, tray.floor.shape
     hull = tray_floor.hull_of(floor.astype(np.uint8))

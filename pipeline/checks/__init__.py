@@ -1,1 +1,1 @@
-"""What the audit verifies and counts."""
+"""Checks and statistics of the audit."""

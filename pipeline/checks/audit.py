@@ -1,4 +1,4 @@
-"""The audit of a folder: reads every shard back and checks it against the index and the contract."""
+"""The audit of a shard folder: reads every shard and checks it against the index and the contract."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
 
 @dataclasses.dataclass
 class Findings:
-    """What the audit of one shard found.
+    """Results of the audit of one shard.
 
     Attributes:
-        violations: a sentence each.
-        pairs: descriptions of the pairs that could be read.
+        violations: one sentence each.
+        pairs: descriptions of the readable pairs.
     """
 
     violations: list[str] = dataclasses.field(default_factory=list)
@@ -48,10 +48,10 @@ def check_shard(task: tuple[int, Shard], *, folder: Store, index: Index, segment
     """Audit one shard.
 
     Args:
-        task: number of the first pair, and the index's entry.
-        folder: where the shards are.
-        index: the whole index.
-        segments: the table they were made of, to check boxes against their recipes; None to go without.
+        task: number of the first pair, and the shard's entry in the index.
+        folder: the shard folder.
+        index: index of the folder.
+        segments: segment table of the shards, to check boxes against their recipes; None skips this check.
     """
     first, shard = task
     findings = Findings()
@@ -62,7 +62,7 @@ def check_shard(task: tuple[int, Shard], *, folder: Store, index: Index, segment
         findings.violations.append(f"{shard.name}: missing")
         return findings
     if len(findings.pairs) != shard.pairs:
-        findings.violations.append(f"{shard.name}: {len(findings.pairs)} good pairs, the index says {shard.pairs}")
+        findings.violations.append(f"{shard.name}: {len(findings.pairs)} good pairs, but the index lists {shard.pairs}")
     seen = Counter(pair.class_id for pair in findings.pairs)
     if tuple(seen[number] for number in range(len(index.classes))) != shard.classes:
         findings.violations.append(f"{shard.name}: class histogram differs from the index")
@@ -71,7 +71,7 @@ def check_shard(task: tuple[int, Shard], *, folder: Store, index: Index, segment
 
 def _check_file(path: Path, first: int, shard: Shard, index: Index, segments: Path | None, findings: Findings) -> None:
     if path.stat().st_size != shard.bytes:
-        findings.violations.append(f"{shard.name}: {path.stat().st_size} bytes, the index says {shard.bytes}")
+        findings.violations.append(f"{shard.name}: {path.stat().st_size} bytes, but the index lists {shard.bytes}")
     elif sha256_of(path) != shard.sha256:
         findings.violations.append(f"{shard.name}: sha256 differs from the index")
     number = first
@@ -83,7 +83,7 @@ def _check_file(path: Path, first: int, shard: Shard, index: Index, segments: Pa
 
 
 def read_groups(path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
-    """Read a shard three members at a time: their names, and their contents."""
+    """Read a shard three members at a time: their names and contents."""
     with tarfile.open(path, "r:") as tar:
         members = iter(tar)
         while group := list(itertools.islice(members, len(SUFFIXES))):
@@ -114,7 +114,7 @@ def _check_pair(
 
 
 def draw_gallery(path: Path, folder: Store, index: Index) -> None:
-    """Draw pairs spread over the shards that can be read, as a PNG: region blue, box red."""
+    """Draw pairs from shards across the folder as a PNG, skipping unreadable ones: region blue, box red."""
     tiles: list[Image] = []
     shards = [index.shards[position] for position in gallery.spread(_GALLERY_PAIRS, len(index.shards))]
     each = -(-_GALLERY_PAIRS // max(len(shards), 1))
@@ -141,14 +141,14 @@ def audit(
     """Check every shard of a folder.
 
     Returns:
-        The violations, and statistics of the pairs that could be read.
+        The violations, and statistics of the readable pairs.
     """
     statistics = Statistics()
     listed = {shard.name for shard in index.shards}
     strays = [name for name in folder.names() if name.startswith("pairs-") and name.endswith(".tar")]
     violations = [f"{name}: not in the index" for name in strays if name not in listed]
     if index.num_pairs != index.counts.get("pairs"):
-        violations.append(f"index: shards hold {index.num_pairs} pairs, counts say {index.counts.get('pairs')}")
+        violations.append(f"index: shards hold {index.num_pairs} pairs, but counts lists {index.counts.get('pairs')}")
     firsts = np.cumsum([0, *(shard.pairs for shard in index.shards)]).tolist()
     tasks = list(zip(firsts, index.shards, strict=False))
     check = functools.partial(check_shard, folder=folder, index=index, segments=segments)
@@ -170,12 +170,12 @@ def audit(
 
 
 def source_problems(folder: Store, sources: Sources, uses: Counter[Source]) -> Iterator[str]:
-    """Say what is wrong with the table of sources.
+    """Yield what is wrong with the table of sources.
 
     Args:
-        folder: where it is.
-        sources: the index's entry.
-        uses: how often the pairs that could be read use each source.
+        folder: the shard folder.
+        sources: the table's entry in the index.
+        uses: how often the readable pairs use each source.
     """
     try:
         with folder.fetch(sources.name) as path:
@@ -189,28 +189,28 @@ def source_problems(folder: Store, sources: Sources, uses: Counter[Source]) -> I
         yield f"{sources.name}: {error}"
         return
     if len(listed) != sources.rows:
-        yield f"{sources.name}: {len(listed)} rows, the index says {sources.rows}"
+        yield f"{sources.name}: {len(listed)} rows, but the index lists {sources.rows}"
     different = sorted(one for one in {*listed, *uses} if listed[one] != uses[one])
     if different:
         kind, name = first = different[0]
         yield (
-            f"{sources.name}: {len(different)} counts differ from the pairs', as of {kind} {name!r}: "
-            f"{listed[first]}, not {uses[first]}"
+            f"{sources.name}: {len(different)} counts differ from the pairs: {kind} {name!r} has {listed[first]}, "
+            f"but the pairs use it {uses[first]} times"
         )
 
 
 def report(index: Index, violations: list[str], statistics: Statistics) -> dict[str, Any]:
-    """What the audit found, as JSON values."""
+    """Results of the audit, as JSON values."""
     content = {"format_version": index.format_version, "lacks": index.lacks, "violation_count": len(violations)}
     return content | {"shards": len(index.shards), **statistics.summary(), "violations": violations}
 
 
 def check_segments(path: Path, index: Index) -> Path:
-    """Check that a table is the one that the shards were made of; its absolute path.
+    """Check that a table is the one that the shards were made from, and return its absolute path.
 
     Raises:
-        InputError: it is another.
+        InputError: it is another table.
     """
     if sha256_of(existing_file(path, "segments")) != index.parameters.get("segments_sha256"):
-        raise InputError(f"{path}: not the segments these shards were made of (another sha256)")
+        raise InputError(f"{path}: not the segment table of these shards (sha256 differs); choose the original")
     return path.absolute()

@@ -1,4 +1,4 @@
-"""What a stored pair must fulfil: the contract, the index, and the recipe it names."""
+"""Checks of a stored pair against the contract, the index and its own recipe."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from segloc.common.contract import Box, Index, Occluder, Pair, View
 from segloc.common.images import ImageError, decode
 from segloc.common.masks import Mask, MaskError, decode_rle, tight_box
 
-# Standard deviations; of 12 classes and some thousand pairs one lies farther out once in ten million data sets.
+# Standard deviations. With 12 classes and some thousand pairs, a class exceeds this in one of ten million data sets.
 _BALANCE_SIGMAS = 6
 
 
 def pair_problems(pair: Pair, number: int, index: Index) -> Iterator[str]:
-    """Say what of a pair's description contradicts the index or the idea of a positive pair."""
+    """Yield contradictions between a pair's description and the index or the definition of a positive pair."""
     if pair.pair != number:
-        yield f"calls itself {pair.pair}"
+        yield f"its number is {pair.pair}"
     if not 0 <= pair.class_id < len(index.classes):
         yield f"class id {pair.class_id} is not in the index"
     elif pair.class_name != index.classes[pair.class_id]:
@@ -41,22 +41,22 @@ def pair_problems(pair: Pair, number: int, index: Index) -> Iterator[str]:
 
 
 def scan_of(segment_id: str) -> str:
-    """Name the scan a segment was cut from; ids are the scan's path, ``#``, the annotation's id."""
+    """Name the scan of a segment; ids are the scan's path, ``#``, the annotation's id."""
     return segment_id.rpartition("#")[0]
 
 
 def view_problems(view: View, index: Index) -> Iterator[str]:
-    """Say what of a view's description is impossible."""
+    """Yield impossible values in a view's description."""
     if not (_inside(view.region, (0, 0, *view.size)) and _inside(view.box, view.region)):
         yield f"box {view.box} is not inside region {view.region} inside image {view.size}"
     if view.blend != index.parameters.get("blend"):
-        yield f"blend {view.blend!r} is not the index's {index.parameters.get('blend')!r}"
+        yield f"blend {view.blend!r} differs from the index's {index.parameters.get('blend')!r}"
     elif view.blend not in BLENDS:
         yield f"blend {view.blend!r} is unknown"
     else:
         yield from _coefficient_problems(view.coefficient, index.parameters.get("coefficient_range"))
     if not view.scale > 0:
-        yield f"scale {view.scale}"
+        yield f"scale {view.scale} is not positive"
     if view.occluder is not None:
         yield from _occluder_problems(view, view.occluder, index)
 
@@ -70,36 +70,36 @@ def _coefficient_problems(coefficient: float, span: object) -> Iterator[str]:
 
 def _occluder_problems(view: View, occluder: Occluder, index: Index) -> Iterator[str]:
     if not index.parameters.get("occluded"):
-        yield "has an occluder, the index says that none has"
+        yield "has an occluder, but the index's parameters allow none"
     if occluder.background == view.background:
-        yield f"occluder is of the view's own background {view.background!r}"
+        yield f"occluder comes from the view's own background {view.background!r}"
     x0, y0, x1, y1 = occluder.box
     if not (0 <= x0 < x1 <= view.size[0] and 0 <= y0 < y1):
-        yield f"occluder's piece {occluder.box} is impossible"
+        yield f"occluder's box {occluder.box} is empty or outside its scan"
         return
     x, y = occluder.corner
     laid = (x, y, x + x1 - x0, y + y1 - y0)
     if not _inside(laid, view.region):
         yield f"occluder at {laid} is not inside region {view.region}"
     if min(laid[2], view.box[2]) <= max(x, view.box[0]) or min(laid[3], view.box[3]) <= max(y, view.box[1]):
-        yield f"occluder at {laid} does not reach box {view.box}"
+        yield f"occluder at {laid} does not overlap box {view.box}"
 
 
 def image_problems(view: View, data: bytes) -> Iterator[str]:
-    """Say what of a stored image contradicts its view."""
+    """Yield contradictions between a stored image and its view."""
     try:
         image = decode(data)
     except ImageError as error:
         yield f"image: {error}"
         return
     if (image.shape[1], image.shape[0]) != view.size:
-        yield f"image is {image.shape[1]}x{image.shape[0]}, the description says {view.size[0]}x{view.size[1]}"
+        yield f"image is {image.shape[1]}x{image.shape[0]}, but its description gives {view.size[0]}x{view.size[1]}"
 
 
 def mask_problems(view: View) -> Iterator[str]:
-    """Say what of a view's mask is impossible; the view's image has the size that it says, so the mask fits in memory.
+    """Yield impossible values in a view's mask. Format 1 has no masks.
 
-    Format 1 has no masks.
+    Call it only after `image_problems` found nothing, so that a mask of the view's size fits in memory.
     """
     if view.mask is None or view.on_matter is None:
         return
@@ -109,13 +109,13 @@ def mask_problems(view: View) -> Iterator[str]:
         yield f"mask: {error}"
     else:
         if box != view.box:
-            yield f"mask's tight box is {box}, not box {view.box}"
+            yield f"mask has tight box {box}, not box {view.box}"
     if not 0 <= view.on_matter <= 1:
         yield f"on_matter {view.on_matter} is not in 0..1"
 
 
 def _inside(inner: Box, outer: Box) -> bool:
-    """Whether half-open box `inner` is not empty and within `outer`."""
+    """Whether half-open box `inner` is non-empty and lies within `outer`."""
     x0, y0, x1, y1 = inner
     return outer[0] <= x0 < x1 <= outer[2] and outer[1] <= y0 < y1 <= outer[3]
 
@@ -127,13 +127,13 @@ def segment_table(path: Path) -> SegmentTable:
 
 
 def recipe_problems(pair: Pair, table: SegmentTable) -> Iterator[str]:
-    """Make the items of a pair again and say where the boxes and masks are not theirs.
+    """Render the items of a pair again and yield differences to the stored boxes and masks.
 
-    Of a pair without other problems: what its recipe says may be anything else.
+    Call it only for pairs without other problems, because the values of other recipes are unchecked.
 
     Args:
-        pair: its description.
-        table: the segments that the shards were made of.
+        pair: description of the pair.
+        table: the segments that the shards were made from.
     """
     bags = []
     for side, view in (("query", pair.query), ("key", pair.key)):
@@ -148,33 +148,33 @@ def recipe_problems(pair: Pair, table: SegmentTable) -> Iterator[str]:
         x0, y0, x1, y1 = view.box
         if drawn is None or drawn.shape != (y1 - y0, x1 - x0):
             size = "nothing that fits the image" if drawn is None else f"{drawn.shape[1]}x{drawn.shape[0]}"
-            yield f"{side} box is {x1 - x0}x{y1 - y0}, the recipe gives {size}"
+            yield f"{side} box is {x1 - x0}x{y1 - y0}, but the recipe gives {size}"
         elif view.mask is not None:
             mask = decode_rle(view.mask, *view.size)[y0:y1, x0:x1]
             if (mask != drawn).any():
-                yield f"{side} mask, of {mask.sum()} pixels, is not what the recipe draws, of {drawn.sum()} pixels"
+                yield f"{side} mask, of {mask.sum()} pixels, differs from the recipe's mask, of {drawn.sum()} pixels"
     if len(bags) == 2 and bags[0] == bags[1] and not table.instances:
         yield "both items come from scans of one bag"
 
 
 def _drawn(segment: Segment, view: View) -> Mask | None:
-    """The mask of the item as the recipe draws it; None when it has no pixel or does not fit the image."""
+    """Render the item's mask from the recipe; None if it has no pixel or does not fit the image."""
     if not (math.isfinite(view.rotation_deg) and math.isfinite(view.scale)):
         return None
     geometry = Geometry(view.rotation_deg, view.scale, view.flip_h, view.flip_v)
     wide, high = extent(segment, geometry)
-    if not (wide <= view.size[0] + 2 and high <= view.size[1] + 2):  # NaN is not
+    if not (wide <= view.size[0] + 2 and high <= view.size[1] + 2):  # also true for NaN
         return None
     patch = render(segment, geometry)
     return None if patch is None else patch.mask
 
 
 def balance_problems(pairs: Counter[str], index: Index) -> Iterator[str]:
-    """Say which classes have more or fewer pairs than a uniform draw gives.
+    """Yield classes with more or fewer pairs than a uniform draw gives.
 
     Args:
-        pairs: number by class name.
-        index: names the classes, and those left out.
+        pairs: number of pairs by class name.
+        index: index with the classes and the excluded classes.
     """
     left_out = index.parameters.get("excluded_classes", [])
     if not (isinstance(left_out, list) and all(isinstance(name, str) for name in left_out)):
@@ -184,9 +184,9 @@ def balance_problems(pairs: Counter[str], index: Index) -> Iterator[str]:
     total = sum(pairs.values())
     for name in left_out:
         if pairs[name]:
-            yield f"class {name!r} is left out by the index, but has {pairs[name]} pairs"
+            yield f"class {name!r} is excluded by the index, but has {pairs[name]} pairs"
     for name in drawn:
         expected = total / len(drawn)
         allowed = _BALANCE_SIGMAS * math.sqrt(expected * (1 - 1 / len(drawn))) + 1
         if abs(pairs[name] - expected) > allowed:
-            yield f"class {name!r} has {pairs[name]} of {total} pairs, a uniform draw gives {expected:.0f}"
+            yield f"class {name!r} has {pairs[name]} of {total} pairs, but a uniform draw gives {expected:.0f}"

@@ -19,13 +19,13 @@ class Statistics:
     """Counts over all pairs.
 
     Attributes:
-        pairs: how many were counted.
+        pairs: number of pairs counted.
         classes: pairs by class name.
-        uses: how often each source was used.
+        uses: number of uses by source.
     """
 
     def __init__(self) -> None:
-        """Start with nothing counted."""
+        """Start with empty counts."""
         self.pairs = 0
         self.classes, self.uses = Counter[str](), Counter[Source]()
         self._coefficients: list[float] = []
@@ -44,10 +44,10 @@ class Statistics:
             self._fills.append((x1 - x0) * (y1 - y0) / max(1, view.size[0] * view.size[1]))
 
     def summary(self) -> dict[str, Any]:
-        """Everything counted, as JSON values."""
+        """All counts, as JSON values."""
         if not self.pairs:
             return {"pairs": 0}
-        # The audit describes broken pairs too, so a value may be anything.
+        # The audit also counts broken pairs, so values may be arbitrary.
         counts, edges = np.histogram(self._finite_coefficients(), bins=10)
         widths, heights = np.array(self._sides).T
         backgrounds, segments = (
@@ -67,7 +67,7 @@ class Statistics:
         }
 
     def tables(self) -> dict[str, str]:
-        """Distributions as CSV, by name: pairs per class, and views per coefficient and per size of box."""
+        """Distributions as CSV, by name: pairs per class, and views per coefficient and per box size."""
         sides = np.sqrt(np.prod(np.array(self._sides, float).reshape(-1, 2), axis=1))
         return {
             "classes": csv_text(("class_name", "pairs"), sorted(self.classes.items())),
@@ -81,7 +81,7 @@ class Statistics:
 
 
 def _histogram(values: npt.NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Count values in bins named by their middle."""
+    """Count values in bins. Return the centre and count of each bin."""
     counts, edges = np.histogram(values, bins=_BINS)
     middles = ((edges[1:] + edges[:-1]) / 2).tolist()
     return [(round(middle, 4), count) for middle, count in zip(middles, counts.tolist(), strict=True)]

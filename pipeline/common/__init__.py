@@ -1,1 +1,1 @@
-"""What the commands of stage 1 share: executors, seeds, contact sheets."""
+"""Code that the commands of stage 1 share: executors, seeds, contact sheets, manifests."""

@@ -1,8 +1,8 @@
-"""Runs the same function over many tasks: here, in processes, or on a Ray cluster.
+"""Runs a function over many tasks: in this process, in several processes, or on a Ray cluster.
 
-The results come back in the order of the tasks whatever the executor, so nothing a stage writes can depend on how many
-workers it had. To add an executor, write a function like `_local`, enter it in `EXECUTORS`, and name it in
-`segloc.common.cli.EXECUTORS`, which keeps ``--help`` fast and free of imports.
+Results arrive in the order of the tasks with every executor, so a stage's output never depends on the number of
+workers. To add an executor, write a function like `_local`, add it to `EXECUTORS`, and add its name to
+`segloc.common.cli.EXECUTORS`, a separate list that keeps ``--help`` fast and free of imports.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from segloc.common.errors import InputError, RunError
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Chunks handed out per worker before the oldest result is waited for: enough to keep all busy, little enough that a
-# hundred million tasks never sit in memory.
+# Chunks submitted per worker before waiting for the oldest result: enough to keep all workers busy, and few enough that
+# a hundred million tasks never fill the memory.
 IN_FLIGHT_PER_WORKER = 4
 
-# Of mallopt(3).
+# Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
 
 
 class WorkerLostError(RunError):
-    """A worker ended without an answer, for example because the system ran out of memory."""
+    """A worker process ended without a result, for example because the system ran out of memory."""
 
     def __init__(self, detail: str = "killed, or out of memory") -> None:
         super().__init__(f"a worker process died ({detail}); run the same command again, perhaps with fewer --workers")
@@ -50,22 +50,22 @@ def run_tasks(
 
     Args:
         function: a picklable callable (a module's function, or a `functools.partial` of one).
-        tasks: picklable arguments; consumed lazily, a bounded number ahead of the results.
-        workers: parallel processes; 0 takes every core (for Ray: every CPU of the cluster), 1 stays in this process.
+        tasks: picklable arguments; read lazily, a bounded number ahead of the results.
+        workers: parallel processes; 0 uses every core (for Ray: every CPU of the cluster), 1 stays in this process.
         executor: a name in `EXECUTORS`.
-        chunk: tasks sent to a worker at a time; raise it where a task takes only milliseconds.
+        chunk: tasks sent to a worker at a time; raise it if a task takes only milliseconds.
 
     Returns:
-        The results in the order of the tasks, each as soon as it and all before it are ready. Closing the iterator, or
-        an exception, stops the workers.
+        The results in the order of the tasks, each as soon as it and all earlier ones are ready. Closing the iterator,
+        or an exception, stops the workers.
 
     Raises:
         InputError: unknown executor, negative `workers`, or Ray is not installed.
         WorkerLostError: a worker was killed.
-        Exception: whatever `function` raised, unchanged.
+        Exception: any exception of `function`, unchanged.
     """
     if executor not in EXECUTORS:
-        raise InputError(f"unknown executor {executor!r}, choose one of {', '.join(EXECUTORS)}")
+        raise InputError(f"unknown executor {executor!r}; choose one of {', '.join(EXECUTORS)}")
     if workers < 0:
         raise InputError(f"--workers must be 0 (all cores) or more, not {workers}")
     source = iter(tasks)
@@ -80,7 +80,7 @@ def _run_chunk(function: Callable[[T], R], chunk: list[T]) -> list[R]:
 def _in_order(
     submit: Callable[..., Any], wait: Callable[..., list[R]], chunks: Iterator[Any], ahead: int, waiting: deque[Any]
 ) -> Iterator[R]:
-    """Submit chunks, at most `ahead` at a time, which are in `waiting`, and wait for the oldest."""
+    """Submit chunks, keep at most `ahead` of them in `waiting`, and yield the results of the oldest."""
     for chunk in chunks:
         waiting.append(submit(chunk))
         if len(waiting) >= ahead:
@@ -98,7 +98,7 @@ def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) 
         for chunk in chunks:
             yield from _run_chunk(function, chunk)
         return
-    # Forking a process whose OpenCV has threads can hang the child, hence spawn.
+    # Forking a process whose OpenCV has threads can hang the child, so processes are spawned.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
 
     def submit(chunk: list[T]) -> Future[list[R]]:
@@ -109,7 +109,7 @@ def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) 
     except BrokenProcessPool as error:
         raise WorkerLostError from error
     except BaseException:
-        # Ends the workers now instead of after the tasks they are in.
+        # Stop the workers now instead of after their current tasks.
         for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()
         raise
@@ -118,10 +118,10 @@ def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) 
 
 
 def tune_process() -> None:
-    """Make this process a good worker.
+    """Configure this process as a worker.
 
-    OpenCV starts no threads of its own, as the tasks are the parallelism. And memory that is freed stays with the
-    process: images of one size would otherwise go back to the system and be mapped in anew, page by page, each time.
+    OpenCV starts no threads, because tasks already run in parallel. Freed memory stays with the process: otherwise
+    images of equal size would be returned to the system and mapped again, page by page, each time.
     """
     import cv2
 
@@ -133,7 +133,7 @@ def tune_process() -> None:
 
 
 def _prepare_worker() -> None:
-    """Make a worker single-threaded, deaf to Ctrl-C (the parent ends it) and unable to outlive its parent."""
+    """Make a worker single-threaded, let it ignore Ctrl-C (the parent stops it), and end it with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tune_process()
     parent = multiprocessing.parent_process()

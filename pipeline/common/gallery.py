@@ -1,4 +1,4 @@
-"""Contact sheets: many small pictures on one, with boxes and captions, for eyes."""
+"""Contact sheets: many small pictures on one sheet, with boxes and captions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tile(image: Image, boxes: Sequence[tuple[Box, tuple[int, int, int]]], captio
     Args:
         image: uint8 RGB [h, w, 3].
         boxes: (box in pixels of `image`, RGB colour) each.
-        caption: one line; characters the built-in font lacks become ``?``.
+        caption: one line; characters missing from the built-in font become ``?``.
         side_px: side of the square.
 
     Returns:
@@ -44,13 +44,13 @@ def tile(image: Image, boxes: Sequence[tuple[Box, tuple[int, int, int]]], captio
 
 
 def sheet(tiles: Sequence[Image], columns: int) -> Image:
-    """Lay tiles of one size out in rows on white.
+    """Arrange tiles of one size in rows on white.
 
     Raises:
-        ValueError: there is no tile.
+        ValueError: there are no tiles.
     """
     if not tiles:
-        raise ValueError("a contact sheet needs a picture")
+        raise ValueError("a contact sheet needs at least one picture")
     height, width = tiles[0].shape[:2]
     rows = -(-len(tiles) // columns)
     canvas = np.full((rows * (height + _GAP_PX), columns * (width + _GAP_PX), 3), 255, np.uint8)
@@ -66,5 +66,5 @@ def save(path: Path, tiles: Sequence[Image], columns: int) -> None:
 
 
 def spread(count: int, total: int) -> list[int]:
-    """Positions of at most `count` of `total` items, evenly spread, the first included."""
+    """Positions of at most `count` of `total` items, evenly spaced, including the first."""
     return [position * total // min(count, total) for position in range(min(count, total))]

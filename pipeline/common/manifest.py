@@ -1,4 +1,4 @@
-"""A manifest: one small file that stands in for a folder of a million scans."""
+"""Manifests: small files that list a folder of up to a million scans."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from segloc.common.files import atomic_file, sha256_of
 
 
 def entries(root: Path | bytes, with_mtime: bool, with_digest: bool = False, prefix: bytes = b"") -> Iterator[bytes]:
-    """List the files under `root`, hidden ones left out, in a fixed order.
+    """List the files under `root` in a fixed order, without hidden files.
 
     Yields:
-        Lines ``SIZE [MTIME_NS] [SHA256] PATH``: bytes, nanoseconds, hexadecimal digest of the content (``-`` for a file
-        that cannot be read), and `prefix` with the path relative to `root`, with ``/`` separators, line breaks and
-        backslashes in it escaped.
+        Lines ``SIZE [MTIME_NS] [SHA256] PATH``: bytes; nanoseconds; hexadecimal digest of the content (``-`` if the
+        file cannot be read); `prefix` and the path relative to `root`, with ``/`` separators and with line breaks and
+        backslashes escaped.
     """
     with os.scandir(os.fsencode(root)) as found:
         ordered = sorted((entry for entry in found if not entry.name.startswith(b".")), key=lambda entry: entry.name)
@@ -28,7 +28,7 @@ def entries(root: Path | bytes, with_mtime: bool, with_digest: bool = False, pre
             if not _is_parent(entry):
                 yield from entries(entry.path, with_mtime, with_digest, path + b"/")
             continue
-        # A link that leads nowhere still has a line: it changes when the link is mended.
+        # A dangling link still has a line, which changes when the link is repaired.
         status = entry.stat(follow_symlinks=entry.is_file())
         name = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
         time = b"%d " % status.st_mtime_ns if with_mtime else b""
@@ -44,7 +44,7 @@ def _digest(path: bytes) -> bytes:
 
 
 def _is_parent(entry: os.DirEntry[bytes]) -> bool:
-    """Whether a link leads to a folder above itself, where following it would never end."""
+    """Whether a link leads to a folder above itself, so that following it would never end."""
     if not entry.is_symlink():
         return False
     here = os.path.realpath(os.path.dirname(entry.path))
@@ -53,16 +53,16 @@ def _is_parent(entry: os.DirEntry[bytes]) -> bool:
 
 
 def write(root: Path, out: Path, with_mtime: bool = True, with_digest: bool = False) -> tuple[int, bool]:
-    """Write the manifest of `root`; a file that would stay the same is not touched.
+    """Write the manifest of `root`. An unchanged manifest file is not touched.
 
     Returns:
         Number of files, and whether the manifest changed.
 
     Raises:
-        InputError: the folder holds no file, or `out` lies in it.
+        InputError: the folder has no files, or `out` lies in it.
     """
     if out.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{out}: lies in {root}, so the manifest would list itself")
+        raise InputError(f"{out}: lies in {root}, so the manifest would list itself; choose another folder")
     count = 0
     fresh = out.with_name(f"{out.name}.new")
     try:
@@ -72,7 +72,7 @@ def write(root: Path, out: Path, with_mtime: bool = True, with_digest: bool = Fa
                 file.write(line)
                 count += 1
         if not count:
-            raise InputError(f"{root}: no file in this folder")
+            raise InputError(f"{root}: no files in this folder")
         changed = not out.is_file() or sha256_of(out) != sha256_of(fresh)
         if changed:
             os.replace(fresh, out)

@@ -1,4 +1,4 @@
-"""Names the folders whose manifests DVC watches."""
+"""Lists the raw folders and writes the manifests that DVC watches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def roots(foregrounds: Path, images: Path | None, backgrounds: Path) -> dict[str
 
     Args:
         foregrounds: PIDray's root, or a COCO file.
-        images: the scans of that COCO file, None if they lie beside it.
+        images: the scans of that COCO file; None if they are in its folder.
         backgrounds: SIXray's root, PIDray's, or any folder of scans.
     """
     if foregrounds.is_file():
@@ -24,15 +24,15 @@ def roots(foregrounds: Path, images: Path | None, backgrounds: Path) -> dict[str
 
 
 def write_manifests(listed: dict[str, Path], out: Path, simulated: Path | None) -> tuple[dict[str, int], bool]:
-    """Write a manifest for each folder, and remove those of folders that are no longer listed.
+    """Write a manifest for each folder, and remove the manifests of folders that are no longer listed.
 
     Args:
         listed: folders by name, from `roots`.
         out: folder of the manifests.
-        simulated: folder of simulated scans, which are known by their parameters; their times are left out.
+        simulated: folder of simulated scans. Their parameters identify them, so their manifests omit times.
 
     Returns:
-        The number of files by name, and whether anything has changed.
+        Number of files by name, and whether any manifest changed.
 
     Raises:
         InputError: a folder is missing.
@@ -41,7 +41,7 @@ def write_manifests(listed: dict[str, Path], out: Path, simulated: Path | None) 
     files, changed = {}, False
     for name, root in listed.items():
         if not root.is_dir():
-            raise InputError(f"{root}: no such file or folder ({name} in params.yaml)")
+            raise InputError(f"{root}: no such file or folder; correct {name} in params.yaml")
         files[name], different = manifest.write(root, out / f"{name}.manifest", not is_inside(root, simulated))
         changed |= different
     for stale in set(out.glob("*.manifest")) - {out / f"{name}.manifest" for name in listed}:
@@ -51,5 +51,5 @@ def write_manifests(listed: dict[str, Path], out: Path, simulated: Path | None) 
 
 
 def is_inside(path: Path, folder: Path | None) -> bool:
-    """Tell whether `path` lies in `folder`."""
+    """Whether `path` lies in `folder`."""
     return folder is not None and path.absolute().is_relative_to(folder.absolute())

@@ -1,1 +1,1 @@
-"""Positive pairs: geometry, blending, the pair as a pure function (paper section 3.1)."""
+"""Positive pairs: geometry, blending, and the pair as a pure function (paper section 3.1)."""

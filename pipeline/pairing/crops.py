@@ -24,9 +24,9 @@ from segloc.common.files import check_output, existing_folder, safe_relative
 from segloc.common.images import ImageError, encode_rgba, read_image
 
 CLASS = "crop"
-# InsLoc's random-resized crop: share of the scan's area, width over height, and tries before the middle is taken.
+# InsLoc's random-resized crop: share of the scan's area, width over height, and draws before the centre crop is used.
 AREA, ASPECT, DRAWS = (0.2, 1.0), (0.5, 2.0), 10
-FRAME_PX = 500  # scans are stored no wider than the paper's frame
+FRAME_PX = 500  # maximum width of the stored scans: the paper's frame
 
 
 def draw_crop(rng: np.random.Generator, width: int, height: int) -> Box:
@@ -50,10 +50,10 @@ def cut(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[
         scan: its number, which seeds the draws and is its group, and its path relative to `root`.
         root: folder of the scans.
         per_scan: number of crops.
-        seed: of the command.
+        seed: seed of the command.
 
     Returns:
-        Rows of the table of segments, or why there are none.
+        Rows of the table of segments, or the reason why there are none.
     """
     number, name = scan
     try:
@@ -81,29 +81,29 @@ def cut(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[
 def write_table(
     backgrounds: Path, regions: Path, out: Path, scans: int, per_scan: int, seed: int, workers: int, executor: str
 ) -> tuple[int, int, int]:
-    """Cut crops out of drawn scans and write them as a table of segments.
+    """Cut crops out of randomly drawn scans and write them as a table of segments.
 
     Args:
         backgrounds: folder of the scans.
-        regions: their table of regions.
-        out: the table to write.
-        scans: most scans to cut from.
-        per_scan: crops of each.
-        seed: of the draws.
+        regions: table of their regions.
+        out: output file.
+        scans: maximum number of scans.
+        per_scan: crops per scan.
+        seed: seed of the draws.
         workers: see `pipeline.common.executors.run_tasks`.
-        executor: see there.
+        executor: see `pipeline.common.executors.run_tasks`.
 
     Returns:
-        Number of scans drawn, of crops, and of scans that cannot be read.
+        Numbers of scans drawn, of crops, and of unreadable scans.
 
     Raises:
-        InputError: a number out of range, or not one scan can be read.
+        InputError: a number is out of range, or no scan can be read.
     """
     check_output(out)
     if per_scan < 2:
-        raise InputError(f"--per-scan is {per_scan}, a pair needs two crops of one scan")
+        raise InputError(f"--per-scan is {per_scan}, but a pair needs two crops of one scan; use 2 or more")
     if scans < 1:
-        raise InputError(f"--scans is {scans}, it must be at least 1")
+        raise InputError(f"--scans is {scans}; use 1 or more")
     root = existing_folder(backgrounds, "backgrounds").absolute()
     names = region_table.load(regions).images
     chosen = np.sort(generator(seed, "crops").permutation(len(names))[:scans]).tolist()
@@ -118,7 +118,7 @@ def write_table(
                 crops += 1
                 table.write(row)
         if not crops:
-            raise InputError(f"{backgrounds}: not one scan can be read; run pipeline.regions again")
+            raise InputError(f"{backgrounds}: no scan can be read; run pipeline.regions again")
         table.parameters |= {
             "classes": [CLASS], "counts": {CLASS: crops}, "skipped": dict(sorted(skipped.items())), "seed": seed,
             "positives": "instance", "per_scan": per_scan,

@@ -1,6 +1,6 @@
-"""Geometry: brings a background to its stored size, transforms a segment and places it (paper section 3.1).
+"""Geometry: resizes backgrounds, transforms segments and places them (paper section 3.1).
 
-Everything here is a pure function; randomness comes from a generator that is passed in.
+All functions are pure. Random draws come from a generator argument.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from segloc.common.contract import Box
 from segloc.common.images import Image
 from segloc.common.masks import Mask
 
-# The paper names only rotation and a 500 px frame (sections 3.1 and 4); the other ranges are this project's choice.
+# The paper gives only rotation and a 500 px frame (sections 3.1 and 4). The other ranges are this project's choice.
 SCALE = (0.75, 1.33)
-FILL = 0.9  # an item takes at most this part of the region's width and height
+FILL = 0.9  # maximum share of the region's width and height that an item takes
 LEAST_SIDE_PX, LEAST_SIDE_AT_WIDTH_PX = 16, 500
 GEOMETRY_DRAWS = 10
 _HALF_PIXEL = np.full(2, 0.5)
@@ -46,7 +46,7 @@ class Geometry:
     flip_v: bool
 
     def matrix(self) -> npt.NDArray[np.float64]:
-        """The linear map [2, 2] of donor pixels to pixels of the stored image, x right and y down."""
+        """The linear map [2, 2] from donor pixels to pixels of the stored image, x right and y down."""
         angle = math.radians(self.rotation_deg)
         cosine, sine = self.scale * math.cos(angle), self.scale * math.sin(angle)
         x, y = -1.0 if self.flip_h else 1.0, -1.0 if self.flip_v else 1.0
@@ -54,15 +54,15 @@ class Geometry:
 
 
 def frame(size: tuple[int, int], region: Box, width: int) -> tuple[tuple[int, int], Box]:
-    """Bring a background to the stored width, keeping its aspect.
+    """Scale a background's size and region to the stored width, keeping the aspect.
 
     Args:
         size: (width, height) of the scan in pixels.
-        region: its authentic region.
-        width: of the stored image in pixels.
+        region: box in pixels of the scan.
+        width: width of the stored image in pixels.
 
     Returns:
-        The stored (width, height), and the region in its pixels, rounded inwards (so it may be empty).
+        The stored (width, height), and the region in stored pixels, rounded inwards (so it may be empty).
     """
     height = max(1, round(size[1] * width / size[0]))
     factor_x, factor_y = width / size[0], height / size[1]
@@ -72,15 +72,15 @@ def frame(size: tuple[int, int], region: Box, width: int) -> tuple[tuple[int, in
 
 
 def reduction(native: int, width: int) -> int:
-    """How much of a scan `native` pixels wide to leave out in decoding: as much as leaves `width` pixels (1, 2, 4, 8).
+    """Largest factor (1, 2, 4, 8) by which decoding can reduce a scan `native` pixels wide to `width` pixels or more.
 
-    Of scans up to 16 times as wide, more than half is then left to `fit`.
+    For scans up to 16 times as wide, the decoded image is less than twice `width`, so `fit` skips no pixels.
     """
     return next(part for part in (8, 4, 2, 1) if native >= part * width or part == 1)
 
 
 def fit(background: Image, size: tuple[int, int]) -> Image:
-    """Resize a decoded scan [h, w, 3] to `size` (width, height): bilinearly, which down to a half skips no pixels."""
+    """Resize a decoded scan [h, w, 3] to `size` (width, height). Bilinear down to a half, which skips no pixels."""
     height, width = background.shape[:2]
     if (width, height) == size:
         return background
@@ -90,12 +90,12 @@ def fit(background: Image, size: tuple[int, int]) -> Image:
 
 
 def least_side(width: int) -> int:
-    """Least width and height of a pasted item's box in a stored image of `width`, all in pixels."""
+    """Minimum width and height of a pasted item's box in a stored image of `width`, all in pixels."""
     return max(2, math.ceil(LEAST_SIDE_PX * width / LEAST_SIDE_AT_WIDTH_PX))
 
 
 def draw_geometry(rng: Generator, segment: Segment, width: int, scales: tuple[float, float] = SCALE) -> Geometry:
-    """Draw rotation, scale and flips. Scale 1 shows an item as large in the frame as it was in its donor's."""
+    """Draw rotation, scale and flips. Scale 1 keeps the item's width relative to its scan."""
     rotation = 0.0 if segment.upright else float(rng.uniform(0, 360))
     scale = float(rng.uniform(*scales)) * width / segment.scan_width
     flips = (False, False) if segment.upright else (bool(rng.random() < 0.5), bool(rng.random() < 0.5))
@@ -109,7 +109,7 @@ def extent(segment: Segment, geometry: Geometry) -> tuple[float, float]:
 
 
 def _bounds(segment: Segment, matrix: npt.NDArray[np.float64]) -> tuple[list[float], list[float]]:
-    """Least and greatest (x, y) that a mask's pixels reach under `matrix`, from where it puts the crop's centre."""
+    """Minimum and maximum (x, y) of a mask's pixels under `matrix`, relative to the mapped centre of the crop."""
     points = segment.hull @ matrix.T
     around: npt.NDArray[np.float64] = np.abs(matrix) @ _HALF_PIXEL
     return (points.min(axis=0) - around).tolist(), (points.max(axis=0) + around).tolist()
@@ -118,20 +118,20 @@ def _bounds(segment: Segment, matrix: npt.NDArray[np.float64]) -> tuple[list[flo
 def place(
     rng: Generator, segment: Segment, region: Box, width: int, scales: tuple[float, float] = SCALE
 ) -> tuple[Geometry, Patch, tuple[int, int]] | None:
-    """Draw how and where a segment goes: its whole box lies in the region, uniformly.
+    """Draw the geometry and the position of a segment. Its whole box lies in the region, uniformly.
 
-    The item is shrunk to fit `FILL` of the region. When a side then falls short of `least_side`, the geometry is drawn
-    again, at last enlarged.
+    The item is shrunk to fit `FILL` of the region. If a side is then shorter than `least_side`, the geometry is drawn
+    again; the last draw is enlarged instead.
 
     Args:
-        rng: source of all that is drawn.
-        segment: what to paste.
-        region: where, in pixels of the stored image.
-        width: of the stored image.
+        rng: generator of all draws.
+        segment: the segment to paste.
+        region: box that contains the item, in pixels of the stored image.
+        width: width of the stored image.
         scales: range of the scale.
 
     Returns:
-        Geometry, rendered patch and its top-left (x, y); None when the region is too small for this segment.
+        Geometry, rendered patch and its top-left (x, y); None if the region is too small for this segment.
     """
     room = region[2] - region[0], region[3] - region[1]
     least = least_side(width)
@@ -159,7 +159,7 @@ def _shrunk(segment: Segment, geometry: Geometry, room: tuple[int, int]) -> Geom
 
 
 def _enlarged(segment: Segment, geometry: Geometry, room: tuple[int, int], least: int) -> Geometry:
-    """Enlarge until the shorter side is `least` or the room is full; items of a few pixels need more than one step."""
+    """Enlarge until the shorter side is `least` or the room is full. Items of a few pixels need several steps."""
     while all(side <= space for side, space in zip(extent(segment, geometry), room, strict=True)):
         patch = render(segment, geometry)
         side = min(patch.mask.shape) if patch is not None else 1
@@ -170,18 +170,18 @@ def _enlarged(segment: Segment, geometry: Geometry, room: tuple[int, int], least
 
 
 def render(segment: Segment, geometry: Geometry) -> Patch | None:
-    """Transform a segment by one interpolation of colours and mask together.
+    """Transform a segment, with one interpolation for colours and mask.
 
-    The mask is what is at least half covered. Segments that are shrunk far are smoothed first, over as many donor
-    pixels as one pixel then shows.
+    The mask holds pixels that are at least half covered. Strongly shrunk segments are smoothed first, over the donor
+    pixels that one output pixel covers.
 
     Returns:
-        The patch, tight around the mask; None when no pixel is left.
+        The patch, tight around the mask; None if no pixel is left.
     """
     matrix = geometry.matrix()
     smooth = 2 * int(0.5 / geometry.scale) + 1 if geometry.scale < SMOOTH_BELOW else 1
-    # The rim's colours with alpha 0 all around: smoothing and warp fade the mask out, not the colours. What the warp
-    # finds farther out, black, reaches no pixel of the mask.
+    # A border with the rim's colours and alpha 0: smoothing and warping fade the mask out but not the colours. Black
+    # from beyond the border reaches no pixel of the mask.
     rim = 2 + smooth // 2
     rgba = np.asarray(cv2.copyMakeBorder(segment.rgba, rim, rim, rim, rim, cv2.BORDER_REPLICATE), np.uint8)
     rgba[:rim, :, 3] = rgba[-rim:, :, 3] = rgba[:, :rim, 3] = rgba[:, -rim:, 3] = 0
@@ -191,7 +191,7 @@ def render(segment: Segment, geometry: Geometry) -> Patch | None:
     canvas = max(1, math.ceil(right - left - 1e-6)), max(1, math.ceil(bottom - top - 1e-6))
     affine = np.empty((2, 3))
     affine[:, :2] = matrix
-    # The middle of the bounds goes to the middle of the canvas; bounds are measured from the middle of the crop.
+    # Move the centre of the bounds, which are relative to the crop's centre, to the centre of the canvas.
     affine[:, 2] = matrix @ ((1 - rgba.shape[1]) / 2, (1 - rgba.shape[0]) / 2)
     affine[:, 2] += (canvas[0] - 1 - left - right) / 2, (canvas[1] - 1 - top - bottom) / 2
     warped = cv2.warpAffine(rgba, affine, canvas, flags=cv2.INTER_LINEAR)

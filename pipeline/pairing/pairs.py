@@ -23,27 +23,27 @@ from segloc.common.files import safe_relative
 from segloc.common.images import Image, ImageError, decode, read_file
 from segloc.common.masks import Mask, encode_rle
 
-# Raise it with every change that makes other pairs of the same inputs: shards of another version are then refused.
+# Raise after every change that gives different pairs from the same inputs; shards of another version are then refused.
 RECIPE_VERSION = 3
 _BACKGROUND_DRAWS = 100
-# Times that other items are drawn when no background can hold one; a line of a few pixels may fit nowhere.
+# Number of times that other items are drawn if no background fits one. A line of a few pixels may fit nowhere.
 _ITEM_DRAWS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that a pair depends on besides its number.
+    """Everything that a pair depends on, except its number.
 
     Attributes:
         backgrounds: root of the background scans.
         regions: table of authentic regions.
         segments: table of segments.
-        seed: of the synthesis.
+        seed: seed of the synthesis.
         blend: composition mode.
-        width: of the stored images, in pixels.
-        scales: range of an item's scale; 1 shows it as large in the frame as it was in its own scan's.
-        occluded: share of the items over which a piece of another background is laid.
-        coefficients: range that the composition mode's coefficient is drawn from; None is the mode's own.
+        width: width of the stored images, in pixels.
+        scales: range of an item's scale; 1 keeps its width relative to its scan.
+        occluded: share of the items that get an occluder, a crop of another background.
+        coefficients: range of the composition coefficient; None uses the mode's default.
     """
 
     backgrounds: Path
@@ -64,59 +64,59 @@ def tables(region_file: Path, segment_file: Path) -> tuple[Regions, SegmentTable
 
 
 def make_pair(recipe: Recipe, number: int) -> tuple[Pair, Image, Image]:
-    """Make pair `number`: a pure function of its arguments and the files the recipe names.
+    """Make pair `number`, a pure function of its arguments and the recipe's files.
 
     Returns:
         The description, the query image and the key image (uint8 RGB).
 
     Raises:
-        InputError: a table or background cannot be read any more, or no background can hold items of the pair's class.
+        InputError: a table or background is no longer readable, or no background fits items of the pair's class.
     """
-    hosts, items = tables(recipe.regions, recipe.segments)
+    regions, items = tables(recipe.regions, recipe.segments)
     rng = generator(recipe.seed, "pair", number)
     class_id = items.usable[int(rng.integers(len(items.usable)))]
     for _ in range(_ITEM_DRAWS):
         segments = [items.segment(rows[int(rng.integers(len(rows)))]) for rows in items.draw(rng, class_id)]
-        query = _make_view(rng, recipe, hosts, segments[0], -1)
-        key = query and _make_view(rng, recipe, hosts, segments[1], query[2])
+        query = _make_view(rng, recipe, regions, segments[0], -1)
+        key = query and _make_view(rng, recipe, regions, segments[1], query[2])
         if query and key:
             return Pair(number, class_id, items.classes[class_id], query[0], key[0]), query[1], key[1]
     raise InputError(
-        f"no background of {_BACKGROUND_DRAWS} tried can hold an item like {segments[0].segment_id!r} or "
+        f"none of {_BACKGROUND_DRAWS} drawn backgrounds can hold an item like {segments[0].segment_id!r} or "
         f"{segments[1].segment_id!r}; choose a larger --width or another --scale"
     )
 
 
 def _make_view(
-    rng: Generator, recipe: Recipe, hosts: Regions, segment: Segment, taken: int
+    rng: Generator, recipe: Recipe, regions: Regions, segment: Segment, taken: int
 ) -> tuple[View, Image, int] | None:
-    """Paste a segment on a background other than number `taken`; the number of the one used comes third.
+    """Paste a segment on a background other than number `taken`.
 
-    None when no background can hold it.
+    Returns the view, its image and the background's number; None if no background can hold the segment.
     """
     coefficients = recipe.coefficients or BLENDS[recipe.blend].coefficients
     for _ in range(_BACKGROUND_DRAWS):
-        chosen = int(rng.integers(len(hosts.images)))
+        chosen = int(rng.integers(len(regions.images)))
         if chosen == taken:
             continue
-        size, region = _bag(rng, hosts, chosen, recipe.width)
+        size, region = _bag(rng, regions, chosen, recipe.width)
         placed = place(rng, segment, region, recipe.width, recipe.scales)
         if placed is None:
             continue
         geometry, patch, (x, y) = placed
         box: Box = (x, y, x + patch.mask.shape[1], y + patch.mask.shape[0])
         coefficient = float(rng.uniform(*coefficients))
-        host = fit(read_background(recipe, hosts, chosen), size)
-        # A crop is not an item: it shows a bag of its own.
-        on_matter = 1.0 if segment.upright else share_on_matter(host, patch, box, int(hosts.levels[chosen]))
-        blend(host, patch, box, segment.background, recipe.blend, coefficient)
+        image = fit(read_background(recipe, regions, chosen), size)
+        # A crop is not an item: it shows a whole bag.
+        on_matter = 1.0 if segment.upright else share_on_matter(image, patch, box, int(regions.levels[chosen]))
+        blend(image, patch, box, segment.background, recipe.blend, coefficient)
         occluder = None
         if recipe.occluded and rng.random() < recipe.occluded:
-            occluder = _occlude(rng, recipe, hosts, host, box, region, {chosen, taken})
+            occluder = _occlude(rng, recipe, regions, image, box, region, {chosen, taken})
         view = View(
             box=box,
             size=size,
-            background=hosts.images[chosen].as_py(),
+            background=regions.images[chosen].as_py(),
             segment=segment.segment_id,
             region=region,
             blend=recipe.blend,
@@ -126,56 +126,56 @@ def _make_view(
             mask=encode_rle(_in_frame(patch.mask, box, size)),
             on_matter=on_matter,
         )
-        return view, host, chosen
+        return view, image, chosen
     return None
 
 
 def _in_frame(mask: Mask, box: Box, size: tuple[int, int]) -> Mask:
-    """Put a mask into `box` of an empty frame of `size` (width, height), laid out as run-length encoding reads it."""
+    """Put a mask into `box` of an empty frame of `size` (width, height), in the column-major order of run lengths."""
     frame = np.zeros((size[1], size[0]), bool, order="F")
     frame[box[1] : box[3], box[0] : box[2]] = mask
     return frame
 
 
-def _bag(rng: Generator, hosts: Regions, number: int, width: int) -> tuple[tuple[int, int], Box]:
-    """Draw a bag of a background: the stored (width, height), and the bag's box in its pixels."""
-    native = int(hosts.sizes[number, 0]), int(hosts.sizes[number, 1])
-    return frame(native, hosts.draw_bag(rng, number), width)
+def _bag(rng: Generator, regions: Regions, number: int, width: int) -> tuple[tuple[int, int], Box]:
+    """Draw a bag of a background. Return the stored (width, height), and the bag's box in stored pixels."""
+    native = int(regions.sizes[number, 0]), int(regions.sizes[number, 1])
+    return frame(native, regions.draw_bag(rng, number), width)
 
 
 def _occlude(
-    rng: Generator, recipe: Recipe, hosts: Regions, host: Image, box: Box, bag: Box, others: set[int]
+    rng: Generator, recipe: Recipe, regions: Regions, image: Image, box: Box, bag: Box, others: set[int]
 ) -> Occluder | None:
-    """Lay a piece of a background that is none of the `others` over the item in `box`, within its bag.
+    """Lay a crop of a background that is not one of `others` over the item in `box`, within its bag.
 
-    None when there is no third background.
+    Returns None if there is no third background, or if its bag is empty at the stored width.
     """
-    if len(hosts.images) <= len(others):
+    if len(regions.images) <= len(others):
         return None
-    while (chosen := int(rng.integers(len(hosts.images)))) in others:
+    while (chosen := int(rng.integers(len(regions.images)))) in others:
         pass
-    size, room = _bag(rng, hosts, chosen, recipe.width)
-    if min(room[2] - room[0], room[3] - room[1]) < 1:  # a bag that shrinks to nothing
+    size, room = _bag(rng, regions, chosen, recipe.width)
+    if min(room[2] - room[0], room[3] - room[1]) < 1:
         return None
-    piece, corner = place_occluder(rng, box, bag, room)
-    x0, y0, x1, y1 = piece
-    clutter = fit(read_background(recipe, hosts, chosen), size)[y0:y1, x0:x1]
-    occlude(host, clutter, corner, int(hosts.levels[chosen]))
-    return Occluder(hosts.images[chosen].as_py(), piece, corner)
+    crop, corner = place_occluder(rng, box, bag, room)
+    x0, y0, x1, y1 = crop
+    scan = fit(read_background(recipe, regions, chosen), size)
+    occlude(image, scan[y0:y1, x0:x1], corner, int(regions.levels[chosen]))
+    return Occluder(regions.images[chosen].as_py(), crop, corner)
 
 
-def read_background(recipe: Recipe, hosts: Regions, number: int) -> Image:
-    """Read background `number` of `hosts`, reduced where that leaves enough of it (`geometry.reduction`).
+def read_background(recipe: Recipe, regions: Regions, number: int) -> Image:
+    """Read background `number` of `regions`, reduced by the factor of `geometry.reduction`.
 
     Raises:
-        InputError: it cannot be read, or is not the file its region was measured on.
+        InputError: it cannot be read, or differs from the file that its region was measured on.
     """
-    name = hosts.images[number].as_py()
+    name = regions.images[number].as_py()
     try:
         data = read_file(recipe.backgrounds / safe_relative(name))
-        scan = decode(data, reduction=reduction(int(hosts.sizes[number, 0]), recipe.width))
-        if zlib.crc32(data) != hosts.crcs[number]:
-            raise ImageError("not the file it was")
+        scan = decode(data, reduction=reduction(int(regions.sizes[number, 0]), recipe.width))
+        if zlib.crc32(data) != regions.crcs[number]:
+            raise ImageError("changed since its region was measured")
         return scan
     except ValueError as error:  # ImageError is one
         path = str(recipe.backgrounds / name)

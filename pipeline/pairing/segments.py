@@ -25,9 +25,9 @@ from segloc.common.errors import InputError
 from segloc.common.files import check_output
 from segloc.common.images import Image, ImageError, encode_rgba, read_image
 
-# The donor's surroundings are measured outside the item's blurred rim but close by.
+# The donor's surroundings are measured close to the item, but outside its blurred rim.
 RING_PX = (3, 12)
-# An outline drawn to the index of the last pixel ends one pixel short of the frame.
+# An outline drawn to the index of the last pixel ends one pixel before the frame.
 FRAME_MARGIN_PX = 1
 _WHITE = np.full(3, 255.0, np.float32)
 
@@ -38,12 +38,12 @@ def cut(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) ->
     """Cut the items of one class out of one scan.
 
     Args:
-        instances: all of the same image.
+        instances: annotations of one class in one image.
         images: folder of the scans.
         classes: names by class id.
 
     Returns:
-        Rows of the table, all but their scan group, and a reason for each instance that gave none.
+        Rows of the table without the scan group, and a reason for each instance without a row.
     """
     path = folder.locate(images, instances[0].image)
     if path is None:
@@ -85,13 +85,13 @@ def _row(instance: Instance, scan: Image, classes: tuple[str, ...]) -> Row:
         "background_g": green,
         "background_b": blue,
         "cut_by_frame": cut_off,
-        "whole": not cut_off and masks.is_one_piece(mask),
+        "whole": not cut_off and masks.is_connected(mask),
         "png": encode_rgba(crop(scan, mask, box)),
     }
 
 
 def is_cut_by_frame(box: Box, width: int, height: int) -> bool:
-    """Whether an item reaches the edge of its scan, up to `FRAME_MARGIN_PX`, and so may go on beyond it."""
+    """Whether an item reaches the edge of its scan, up to `FRAME_MARGIN_PX`, and so may continue beyond it."""
     x0, y0, x1, y1 = box
     return min(x0, y0, width - x1, height - y1) <= FRAME_MARGIN_PX
 
@@ -99,7 +99,7 @@ def is_cut_by_frame(box: Box, width: int, height: int) -> bool:
 def crop(scan: Image, mask: masks.Mask, box: Box) -> Image:
     """Cut `box` out of a scan [h, w, 3], with the mask [h, w] as alpha (0 or 255).
 
-    Colours under alpha 0 stay the donor's, so that interpolating at the mask's rim never mixes in black.
+    Pixels with alpha 0 keep the donor's colours, so that interpolation at the mask's rim never mixes in black.
     """
     x0, y0, x1, y1 = box
     alpha = mask[y0:y1, x0:x1].astype(np.uint8) * 255
@@ -107,7 +107,7 @@ def crop(scan: Image, mask: masks.Mask, box: Box) -> Image:
 
 
 def surroundings(scan: Image, mask: masks.Mask, box: Box) -> np.ndarray:
-    """Estimate what the donor scan shows around an item: what its pixels would be without it.
+    """Estimate the colour of the donor scan around an item: the colour of its pixels without the item.
 
     Args:
         scan: uint8 RGB [h, w, 3].
@@ -115,8 +115,8 @@ def surroundings(scan: Image, mask: masks.Mask, box: Box) -> np.ndarray:
         box: tight box of the mask.
 
     Returns:
-        float32 [3]: per channel the mean of the middle half of the pixels 3 to 12 px outside the mask, so that a
-        neighbouring item or the bag's rim does not pull it. White when the item leaves no such pixel.
+        float32 [3]: per channel the mean of the middle half of the pixels 3 to 12 px outside the mask, which is robust
+        against a neighbouring item or the bag's rim. White if there is no such pixel.
     """
     inner, outer = RING_PX
     height, width = mask.shape
@@ -132,14 +132,14 @@ def surroundings(scan: Image, mask: masks.Mask, box: Box) -> np.ndarray:
 
 
 def _tasks(instances: tuple[Instance, ...]) -> list[list[Instance]]:
-    """Group by class and image, in the table's order: then rows can be written as they come."""
+    """Group by class and image, in the table's order, so that rows can be written as they arrive."""
     groups = itertools.groupby(instances, key=lambda instance: (instance.class_id, instance.image))
     return [list(group) for _, group in groups]
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What a table of segments was made of.
+    """Counts of a new table of segments.
 
     Attributes:
         segments: number of segments by class name.
@@ -157,13 +157,13 @@ def write_table(annotations: Path, images: Path | None, out: Path, workers: int,
 
     Args:
         annotations: a COCO instance file, or PIDray's root.
-        images: folder of the scans; None for where the data set has them.
-        out: the table.
+        images: folder of the scans; None uses the data set's own.
+        out: output file.
         workers: see `pipeline.common.executors.run_tasks`.
-        executor: see there.
+        executor: see `pipeline.common.executors.run_tasks`.
 
     Raises:
-        InputError: the data set cannot be used, or gives not one segment.
+        InputError: the data set cannot be used, or gives no segment.
     """
     check_output(out)
     source = datasets.training_source(annotations, images)
@@ -173,7 +173,7 @@ def write_table(annotations: Path, images: Path | None, out: Path, workers: int,
     fingerprints: dict[str, bytes] = {}
     task = functools.partial(cut, images=source.image_folder().absolute(), classes=found.classes)
     results: Iterator[tuple[list[Row], list[str]]] = run_tasks(task, tasks, workers=workers, executor=executor, chunk=4)
-    # The groups are known when all scans are; until then the rows wait on disk, in a file that ends with the process.
+    # Groups are known only after all scans. Until then the rows wait in a temporary file.
     with segment_table.writer(out) as table, tempfile.TemporaryFile(dir=out.parent) as waiting:
         for rows, reasons in tqdm(results, total=len(tasks), unit="scan", desc="segments", disable=None):
             skipped.update(reasons)
@@ -183,7 +183,7 @@ def write_table(annotations: Path, images: Path | None, out: Path, workers: int,
                 pickle.dump(row, waiting)
         if not counts:
             why = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3)) or "no annotations"
-            raise InputError(f"{source.annotations}: not one usable segment: {why}")
+            raise InputError(f"{source.annotations}: no usable segment ({why}); check the annotations")
         groups = near_duplicates.group(fingerprints)
         waiting.seek(0)
         for _ in range(counts.total()):

@@ -1,1 +1,1 @@
-"""A simulated dual-energy baggage scanner that writes scans the way PIDray and SIXray lay them out on disk."""
+"""A simulated dual-energy baggage scanner that writes scans in the on-disk layouts of PIDray and SIXray."""

@@ -1,4 +1,4 @@
-"""``python -m pipeline.simulate``: simulated scans for trying the whole chain without any data set."""
+"""``python -m pipeline.simulate``: simulated scans, to run the whole pipeline without a data set."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from segloc.common import cli
 DESCRIPTION = """Simulate a dual-energy X-ray baggage scanner and write its scans in the on-disk layouts of PIDray
 (OUT/pidray: train, easy, hard, hidden, annotations) and SIXray (OUT/sixray: scans without prohibited items).
 Of N scans 40 % are SIXray negatives, 36 % PIDray train and 8 % each PIDray easy (one item), hard (two or more) and
-hidden (one, concealed). All 12 classes occur in every PIDray subset. No product ("brand") occurs both in the training
-and in the test scans, whatever their seeds. Same arguments, same bytes. See docs/simulator.md."""
+hidden (one, concealed). All 12 classes occur in every PIDray subset. Training and test scans share no product
+("brand"), for any seed. The same arguments give the same bytes. See docs/simulator.md."""
 
 EXAMPLES = """  python -m pipeline.simulate --out data/raw
   python -m pipeline.simulate --out data/raw --scans 300 --width 320 --seed 1 --workers 2
   python -m pipeline.simulate --out dual-energy --scans 200 --raw"""
 
 RAW_HELP = """also write the two energies and the effective atomic number as 16-bit images: OUT/energies/.../\
-NAME_low.png and NAME_high.png (transmissions, 50000 an empty belt), NAME_z.png (the number times 1000)"""
-SWAP_HELP = """give the training scans the brands that test scans have otherwise, and the reverse: items for trials of a
-network that was trained on a simulation without it"""
+NAME_low.png and NAME_high.png (transmissions; an empty belt is 50000), NAME_z.png (the number times 1000)"""
+SWAP_HELP = """swap the brands of training and test scans, to test a network that was trained on a simulation without
+this option"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that decide what is simulated."""
+    """Add the options that set what is simulated."""
     parser.add_argument("--scans", type=int, default=1200, metavar="N", help="scans in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="0 or more (default: %(default)s)")
     parser.add_argument("--width", type=int, default=500, metavar="PX", help="width of a scan (default: %(default)s)")
@@ -41,9 +41,9 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = cli.parser("pipeline.simulate", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="output folder")
     add_options(parser)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--swap-brands", action="store_true", help=SWAP_HELP)

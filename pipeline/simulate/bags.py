@@ -1,6 +1,6 @@
-"""Bags and trays, empty: shells with thin bright rims, frames, rails, wheels, zips and straps.
+"""Empty bags and trays: shells with thin bright rims, frames, rails, wheels, zips and straps.
 
-A bag draws its shape from a generator and lies upright around the origin, in cm.
+Each function draws the shape of a bag from a generator. The bag stands upright around the origin, in cm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.simulate.parts import Part, Placement, rim, rounded, tube, wire
 
 Generator = np.random.Generator
 
-# Chance that the shell of a bag is of PVC or coated with it.
+# Probability that the shell of a bag is PVC or coated with PVC.
 COATED = 0.55
 
 
@@ -24,9 +24,9 @@ class Bag:
     """An empty bag or tray.
 
     Attributes:
-        parts: what it is made of.
+        parts: parts of the bag or tray.
         size_cm: (width, height) of the space for contents, centred on the origin.
-        lined: whether cloth fills it; in a tray things lie open.
+        lined: whether cloth fills it; a tray holds things without cloth.
     """
 
     parts: list[Part]
@@ -35,13 +35,13 @@ class Bag:
 
 
 def _soft(rng: Generator, outline: Outline, jitter: float) -> Outline:
-    """The outline as soft fabric keeps it: uneven, but still closed and smooth."""
+    """Make the outline uneven like soft fabric, but still closed and smooth."""
     outline = resample(outline, 4.0)
     return smooth(outline + rng.normal(0, jitter, outline.shape), 2)
 
 
 def _walls(rng: Generator, outline: Outline, material: str, wall: float, depth: float) -> list[Part]:
-    """A shell seen edge-on at its outline, and the faint second rims of its panels inside it."""
+    """A shell seen edge-on at its outline, with the faint inner rims of its panels."""
     if material == "plastic" and rng.random() < COATED:
         material, wall = "pvc", 0.4 * wall
     parts = [Part(material, outline, wall, tube(depth, wall))]
@@ -157,7 +157,7 @@ def handbag(rng: Generator) -> Bag:
 
 
 def holdall(rng: Generator) -> Bag:
-    """A soft sports bag: rounded ends, long straps lying about, double piping along its edges."""
+    """A soft sports bag: rounded ends, loose long straps, double piping along its edges."""
     width, height = rng.uniform(42, 52), rng.uniform(26, 33)
     outline = _soft(rng, rounded_rectangle(width, height, rng.uniform(6, 11)), 0.3)
     parts = _walls(rng, outline, "plastic", rng.uniform(0.08, 0.18), rng.uniform(3, 6))
@@ -169,7 +169,7 @@ def holdall(rng: Generator) -> Bag:
 
 
 def tray(rng: Generator) -> Bag:
-    """A plastic tray seen from a source to one side: rim and floor apart, sloping walls with ribs between them."""
+    """A plastic tray seen from a source to one side: offset rim and floor, sloping walls with ribs between them."""
     width, height = rng.uniform(48, 58), rng.uniform(34, 40)
     rim_corners = rounded_rectangle(width, height, rng.uniform(1, 3))
     inset, shift = rng.uniform(0.76, 0.86, 2), rng.uniform(-0.05, 0.05, 2) * (width, height)
@@ -190,12 +190,12 @@ def tray(rng: Generator) -> Bag:
     return Bag(parts, (width * inset[0] - sides[0], height * inset[1] - sides[1]), lined=False)
 
 
-# Relative frequency of what is no suitcase.
+# Relative frequency of bags other than suitcases.
 OTHERS: dict[Callable[[Generator], Bag], float] = {backpack: 0.29, handbag: 0.29, holdall: 0.29, tray: 0.13}
 
 
 def make_bag(rng: Generator, suitcases: float) -> Bag:
-    """Draw a bag: with probability `suitcases` a suitcase, else by the frequencies of `OTHERS`."""
+    """Draw a suitcase with probability `suitcases`, otherwise a bag by the frequencies in `OTHERS`."""
     if rng.random() < suitcases:
         return suitcase(rng)
     kinds, weights = list(OTHERS), list(OTHERS.values())

@@ -1,4 +1,4 @@
-"""Harmless things people carry. Each draws its shape from a generator and returns parts in cm around the origin."""
+"""Harmless things. Each function draws a shape from a generator and returns parts in cm around the origin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Generator = np.random.Generator
 
 
 def folds(rng: Generator, rows: int, columns: int, depth: float) -> np.ndarray:
-    """Relative thickness of folded stuff, mean about 1, as a coarse grid for `Part.texture`."""
+    """Relative thickness of folded material, mean about 1, as a coarse grid for `Part.texture`."""
     return (1 + depth * rng.standard_normal((rows, columns))).astype(np.float32).clip(0.05)
 
 
@@ -99,7 +99,7 @@ def laptop(rng: Generator) -> list[Part]:
 
 
 def circuit(rng: Generator, width: float, height: float, thickness: float) -> list[Part]:
-    """A circuit board with chips and connectors strewn over it."""
+    """A circuit board with chips and connectors at random places."""
     parts = [Part("board", rectangle(-width / 2, -height / 2, width / 2, height / 2), thickness)]
     for _ in range(int(np.clip(width * height / 9, 5, 26))):
         x, y = rng.uniform(-0.46, 0.46, 2) * (width, height)

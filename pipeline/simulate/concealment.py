@@ -1,6 +1,6 @@
-"""Ways to hide an item: what is laid over it or wound around it, and whether it is put upright.
+"""Ways to hide an item: covers laid over it or wound around it, some with the item tilted upright.
 
-Each cover is given as parts in cm around the item's centre, for an item `span` cm long.
+Each function returns a cover as parts in cm around the item's centre, for an item `span` cm long.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Generator = np.random.Generator
 
 
 def under_laptop(rng: Generator, span: float) -> list[Part]:
-    """Under a computer whose board lies over it."""
+    """Under a computer; its circuit board covers the item."""
     covers = Placement(angle_deg=rng.uniform(0, 360)).parts(circuit(rng, span * 1.3, span * 1.2, 0.5))
     return Placement.near(rng, 1.5, 30).parts(laptop(rng)) + covers
 
@@ -57,8 +57,8 @@ def strewn_over(rng: Generator, span: float) -> list[Part]:
     return [part for thing in heap for part in Placement.near(rng, span * 0.2).parts(thing)]
 
 
-Cover = Callable[[Generator, float], list[Part]]  # of the item's length in cm
+Cover = Callable[[Generator, float], list[Part]]  # generator and the item's length in cm
 
 COVERS: tuple[Cover, ...] = (under_laptop, behind_plate, wound_in_wire, wrapped_in_foil, among_metal, strewn_over)
-# Covers of items that also point at the beam, so that their outlines are foreshortened.
+# Covers whose items also point at the beam, so that their outlines are foreshortened.
 STEEP = frozenset({strewn_over})

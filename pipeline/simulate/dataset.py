@@ -1,4 +1,4 @@
-"""The simulated data set: which scans there are, and how they lie on disk."""
+"""The simulated data set: its subsets, and their layout on disk."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pipeline.simulate.scanner import scan
 from pipeline.simulate.scenes import Recipe, Scene, compose
 from segloc.common.errors import InputError
 
-# Bump when the same parameters give other pictures.
+# Raise when the same parameters give different pictures.
 FORMAT_VERSION = 3
 
-# Photon noise holds nothing for a deflater to find but runs of belt: thrice as quick as the default, 7 % larger.
+# Photon noise leaves only runs of belt to compress. Against OpenCV's default: three times as fast, 7 % larger.
 PNG_OPTIONS = [
     cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
     cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB,
 ]  # fmt: skip
 JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
-# Raw images lie below this folder as the pictures lie below the root. Their version is raised with what they hold.
+# Raw images have the pictures' relative paths, below this folder. Raise the version when their content changes.
 RAW_FOLDER = "energies"
 RAW_FORMAT_VERSION = 2
 
@@ -91,15 +91,15 @@ SUBSETS: dict[str, Subset] = {
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """All the data set depends on.
+    """Every parameter that the data set depends on.
 
     Attributes:
         scans: total number of scans.
-        seed: seed of everything random.
+        seed: seed of all randomness.
         width: width of every scan in pixels.
         grey_belts: share of the negatives on a grey belt.
         raw: whether the two energies and the effective atomic number are written beside the pictures.
-        swap_brands: whether training scans get the brands of test scans, and test scans theirs.
+        swap_brands: whether training scans get the brands of test scans, and the reverse.
     """
 
     scans: int
@@ -110,12 +110,12 @@ class Parameters:
     swap_brands: bool = False
 
     def counts(self) -> dict[str, int]:
-        """Scans per subset; the negatives take what rounding leaves over."""
+        """Scans per subset; the negatives take the remainder of rounding."""
         counts = {name: round(subset.share * self.scans) for name, subset in SUBSETS.items()}
         return counts | {"negatives": self.scans - sum(counts.values()) + counts["negatives"]}
 
     def check(self) -> None:
-        """Raise `InputError` unless every class fits into every annotated subset, twice into train."""
+        """Raise `InputError` unless each annotated subset can hold every class, and train can hold each twice."""
         if self.seed < 0:
             raise InputError(f"--seed must be 0 or more, not {self.seed}")
         if not 96 <= self.width <= 4000:
@@ -124,7 +124,7 @@ class Parameters:
             raise InputError(f"--grey-belts must be a share between 0 and 1, not {self.grey_belts}")
         fewest = next(scans for scans in range(10**6) if dataclasses.replace(self, scans=scans)._holds_every_class())
         if self.scans < fewest:
-            raise InputError(f"--scans must be {fewest} or more: every subset has every class; {self.scans} given")
+            raise InputError(f"--scans must be {fewest} or more, so that each subset has every class, not {self.scans}")
 
     def _holds_every_class(self) -> bool:
         counts = self.counts()
@@ -145,7 +145,7 @@ def tasks(counts: dict[str, int]) -> Iterator[Task]:
 
 
 def build_scene(task: Task, parameters: Parameters) -> tuple[Scene, np.random.Generator]:
-    """The scene of a scan, a pure function of its arguments, and the generator to take its picture with."""
+    """The scene of a scan, a pure function of its arguments, and the generator for its picture."""
     subset = SUBSETS[task.subset]
     rng = np.random.default_rng([parameters.seed, list(SUBSETS).index(task.subset), task.index])
     wanted = [] if subset.annotations is None else _wanted(rng, task, parameters.swap_brands)
@@ -153,7 +153,7 @@ def build_scene(task: Task, parameters: Parameters) -> tuple[Scene, np.random.Ge
 
 
 def _wanted(rng: np.random.Generator, task: Task, swap_brands: bool) -> list[tuple[str, int]]:
-    """Class and brand of a scan's items: the first class in turn, so that each comes up equally often."""
+    """Class and brand of a scan's items. The first class follows the scan's index, so that all are equally frequent."""
     recipe = SUBSETS[task.subset].recipe
     names = [CLASSES[task.index % len(CLASSES)]]
     if rng.random() < recipe.second_item:
@@ -166,8 +166,8 @@ def write_scan(task: Task, *, root: Path, parameters: Parameters) -> dict[str, A
     """Make one scan and write it below `root`.
 
     Returns:
-        ``{"file_name", "width", "height", "items": [annotation without ids, ...]}``. Besides what COCO has, an
-        annotation says the item's `brand` (see `items.BRANDS`).
+        ``{"file_name", "width", "height", "items": [annotation without ids, ...]}``. Annotations have COCO's fields and
+        the item's `brand` (see `items.BRANDS`).
 
     Raises:
         OSError: the file could not be written.
@@ -196,7 +196,7 @@ def _write(path: Path, image: np.ndarray) -> None:
 
 
 def coco_file(records: list[dict[str, Any]]) -> bytes:
-    """An annotation file in PIDray's form; image and annotation ids start at 0 in every file, as they do there."""
+    """Annotation file in PIDray's form; image and annotation ids start at 0 in every file, as in PIDray."""
     shown = ("file_name", "width", "height")
     items = [{"image_id": number, **item} for number, record in enumerate(records) for item in record["items"]]
     content = {
@@ -210,7 +210,7 @@ def coco_file(records: list[dict[str, Any]]) -> bytes:
 
 
 def scan_writer(root: Path, parameters: Parameters) -> functools.partial[dict[str, Any]]:
-    """`write_scan` into `root`, ready to be sent to workers; makes the folders."""
+    """Make the folders, and return `write_scan` for `root` in a form that can be sent to workers."""
     for subset in SUBSETS.values():
         for folder in (root, root / RAW_FOLDER) if parameters.raw else (root,):
             (folder / subset.images).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Makes the simulated data set in a folder: nothing where it is there already, and never half of it."""
+"""Makes the simulated data set in a folder, unless the folder already holds it. The folder never holds half of it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ MARKER = "simulation.json"
 
 
 def make(out: Path, parameters: Parameters, workers: int = 0, executor: str = "local") -> bool:
-    """Make the data set in `out`, unless it is there already.
+    """Make the data set in `out`, unless it is already there.
 
     Args:
         out: folder to make; may hold an earlier simulation, whose files are replaced.
-        parameters: of the data set.
-        workers: as `run_tasks` takes them.
-        executor: as `run_tasks` takes it.
+        parameters: parameters of the data set.
+        workers: see `run_tasks`.
+        executor: see `run_tasks`.
 
     Returns:
-        Whether it was made now.
+        Whether this call made it.
 
     Raises:
-        InputError: impossible parameters, or `out` is a file or holds something else.
+        InputError: parameters out of range, or `out` is a file or holds other files.
     """
     parameters.check()
     description = {
@@ -47,7 +47,7 @@ def make(out: Path, parameters: Parameters, workers: int = 0, executor: str = "l
         return False
     out = out.resolve()  # a symlink stays, and the files move within one file system
     partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # a killed run of ours left it behind
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     try:
         _write(partial, parameters, workers, executor)
         _move(partial, out, earlier, description)
@@ -57,13 +57,13 @@ def make(out: Path, parameters: Parameters, workers: int = 0, executor: str = "l
 
 
 def _earlier(out: Path) -> dict[str, Any] | None:
-    """Description of the simulation that `out` holds, None if it is new or empty.
+    """Description of the simulation in `out`; None if `out` is new or empty.
 
     Raises:
-        InputError: `out` is a file, or a folder with something else in it.
+        InputError: `out` is a file, or a folder with other files.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; --out must be a folder")
+        raise InputError(f"{out}: is a file; choose a folder for --out")
     if not out.exists() or not any(out.iterdir()):
         return None
     try:
@@ -89,7 +89,7 @@ def _write(root: Path, parameters: Parameters, workers: int, executor: str) -> N
 
 
 def _files(counts: dict[str, int], raw: bool) -> set[str]:
-    """Paths of every file that a simulation of these counts writes, but the marker."""
+    """Paths of every file that a simulation of these counts writes, except the marker."""
     files = {subset.annotations for subset in SUBSETS.values() if subset.annotations}
     for name, subset in SUBSETS.items():
         for index in range(counts[name]):
@@ -98,11 +98,11 @@ def _files(counts: dict[str, int], raw: bool) -> set[str]:
 
 
 def _move(partial: Path, out: Path, earlier: dict[str, Any] | None, description: dict[str, Any]) -> None:
-    """Put the finished files in their place, the marker last; what is not ours in `out` stays."""
+    """Move the finished files to their places, the marker last. Other files in `out` stay."""
     counts: dict[str, int] = description["counts"]
     earlier_counts = earlier["counts"] if earlier else dict.fromkeys(counts, 0)
-    # Until all is in place the marker claims both sets of files and fits no parameters, so that a run that ends here
-    # is made good by the next.
+    # Until all files are in place, the marker lists both sets of files and matches no parameters. If this run is
+    # killed, the next run repairs the folder.
     most = {name: max(count, earlier_counts[name]) for name, count in counts.items()}
     write_atomic(out / MARKER, _encode({**description, "parameters": None, "counts": most}))
     new, old = _files(counts, bool(description["parameters"]["raw"])), _files(most, raw=True)

@@ -1,4 +1,4 @@
-"""The twelve prohibited classes of PIDray, in its order and spelling, the models of each, and the brands of a model."""
+"""The twelve prohibited classes of PIDray, in its order and spelling, with the models and brands of each class."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ ITEMS: dict[str, tuple[Model, ...]] = {
 }
 CLASSES = tuple(ITEMS)
 
-# A brand is one product: its shape is a function of its class and number alone, whatever the seed of the data set.
-# Numbers that may occur in the training scans and, apart from them, in the test scans, per class. As in PIDray, whose
-# authors packed what they had into bag after bag, items recur; but enough brands that two items of a class are seldom
-# one product. Brands are drawn from continuous ranges, so those of the tests lie between and beside those of training.
+# A brand is one product. Its shape depends only on its class and number, not on the seed of the data set. Brand numbers
+# of training and test scans, per class. As in PIDray, whose authors packed the same items into many bags, items recur,
+# but there are enough brands that two items of a class are seldom the same product. Brands are drawn from continuous
+# ranges, so test brands lie between and beside training brands.
 BRANDS = {"train": range(60), "test": range(60, 120)}
 
 
 def make_item(name: str, brand: int, rng: np.random.Generator, frame_cm: float) -> list[Part]:
-    """Make one item of class `name`, mirrored or not, its box centred on the origin.
+    """Make one item of class `name`, possibly mirrored, with its box centred on the origin.
 
     Args:
         name: one of `CLASSES`.
-        brand: number of the product, 0 or more; the models of the class take turns.
-        rng: source of what differs between items of one brand: how far opened, how full.
-        frame_cm: width of the scan. A small bag fills its scan, so an item is scaled until it spans 8 to 35 % of the
+        brand: number of the product, 0 or more; number modulo the number of models selects the model.
+        rng: generator of the differences between items of one brand: opening angle, fill level.
+        frame_cm: width of the scan. A small bag fills its scan, so an item is scaled until it spans 8.5 to 34 % of the
             width; within these bounds the classes keep their true sizes.
     """
     models = ITEMS[name]

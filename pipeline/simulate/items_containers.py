@@ -1,7 +1,7 @@
 """Prohibited items that hold energy or fluid: power banks, sprayers and lighters, two or more models of each.
 
-A model draws its make from one generator and its momentary state (how far opened, how full) from another. It returns
-parts in cm around the origin, its long side along x.
+A model draws its design from one generator and its state (opening angle, fill level) from another. It returns parts in
+cm around the origin, its long side along x.
 """
 
 from __future__ import annotations

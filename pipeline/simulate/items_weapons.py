@@ -1,7 +1,7 @@
 """Prohibited items that are weapons: batons, guns, bullets, handcuffs and knives, two or more models of each.
 
-A model draws its make from one generator and its momentary state (how far opened, how full) from another. It returns
-parts in cm around the origin, its long side along x.
+A model draws its design from one generator and its state (opening angle, fill level) from another. It returns parts in
+cm around the origin, its long side along x.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def revolver(rng: Generator, state: Generator) -> list[Part]:
 
 
 def _cartridge(case: float, width: float, tip: float, tip_width: float, shoulder: float) -> list[Part]:
-    """A brass case of that length with a jacketed lead bullet of length `tip` in it."""
+    """A brass case of length `case` with a jacketed lead bullet of length `tip` in it."""
     half, neck = width / 2, tip_width / 2
     profile = [(0, -half), (case - shoulder, -half), (case - shoulder * 0.5, -neck), (case, -neck)]
     case_outline = np.array(profile + [(x, -y) for x, y in reversed(profile)])
@@ -122,7 +122,7 @@ def rifle_round(rng: Generator, state: Generator) -> list[Part]:
 
 
 def pistol_round(rng: Generator, state: Generator) -> list[Part]:
-    """A straight-walled pistol cartridge with a blunt bullet, seen larger than life to stay visible."""
+    """A straight-walled pistol cartridge with a blunt bullet, larger than real ones so that it stays visible."""
     width = rng.uniform(1.5, 2.0)
     return _cartridge(rng.uniform(2.8, 3.5), width, rng.uniform(1.4, 2.0), width * 0.92, 0.1)
 
@@ -192,7 +192,7 @@ def kitchen_knife(rng: Generator, state: Generator) -> list[Part]:
 
 
 def folding_knife(rng: Generator, state: Generator) -> list[Part]:
-    """A pocket knife, blade opened to some angle out of a handle with steel liners and a spring."""
+    """A pocket knife, its blade opened to some angle, with steel liners and a spring in the handle."""
     blade, handle, width = rng.uniform(6.5, 8.5), rng.uniform(8.5, 10.5), rng.uniform(1.8, 2.4)
     outline = np.array([(0, -0.5), (0.7, -0.5), (1, 0), (0.6, 0.5), (0, 0.5)]) * (blade, width)
     belly, end = [(-handle * 0.5, 1.5), (-handle, 1.2)], [(-handle, -0.6), (-handle * 0.5, -0.9)]

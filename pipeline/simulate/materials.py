@@ -1,7 +1,7 @@
-"""What things are made of: attenuation at the scanner's two effective energies.
+"""Materials: attenuation at the scanner's two effective energies.
 
-Mass attenuation coefficients are those of NIST Standard Reference Database 126 (Hubbell and Seltzer, *Tables of X-Ray
-Mass Attenuation Coefficients*) at 50 and 80 keV; compounds follow from their elements by the mixture rule (mass
+Mass attenuation coefficients are from NIST Standard Reference Database 126 (Hubbell and Seltzer, *Tables of X-Ray Mass
+Attenuation Coefficients*) at 50 and 80 keV. Those of compounds follow from their elements by the mixture rule (mass
 fractions). Both energies lie below lead's K edge at 88 keV: the broad spectrum of a 160 kV tube smears that edge out,
 whereas a single energy above it would make lead look organic.
 """
@@ -22,7 +22,7 @@ class Material:
     Attributes:
         mass_attenuation_low: mass attenuation coefficient at `LOW_KEV`, cm²/g.
         mass_attenuation_high: the same at `HIGH_KEV`.
-        density: g/cm³ as it lies in a bag (folded cloth is mostly air).
+        density: g/cm³ as packed in a bag (folded cloth is mostly air).
     """
 
     mass_attenuation_low: float

@@ -58,12 +58,12 @@ def smooth(points: Outline | list[tuple[float, float]], rounds: int = 2, closed:
 
 
 def looped(outline: Outline) -> Outline:
-    """The outline as a line that ends where it starts."""
+    """The outline as a line that ends at its first point."""
     return np.concatenate([outline, outline[:1]])
 
 
 def resample(outline: Outline, spacing: float) -> Outline:
-    """Closed outline with a point about every `spacing` along it, so that bending one spot leaves the rest alone."""
+    """Closed outline with a point about every `spacing` along it, so that bending one spot moves only nearby points."""
     line = looped(outline)
     along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     stops = np.linspace(0, along[-1], max(4, round(along[-1] / spacing)), endpoint=False)
@@ -71,5 +71,5 @@ def resample(outline: Outline, spacing: float) -> Outline:
 
 
 def wander(rng: np.random.Generator, length: float, turns: int = 6) -> Outline:
-    """A smooth random path about `length` across, as a cable or a fold lies."""
+    """A smooth random path about `length` across, like a loose cable or a fold."""
     return smooth(rng.uniform(-length / 2, length / 2, (turns, 2)), rounds=3, closed=False)

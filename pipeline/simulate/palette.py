@@ -1,8 +1,8 @@
-"""Pseudo-colours of the trade: the ratio of the two attenuations gives the hue, their mean the brightness.
+"""Pseudo-colours: the ratio of the two attenuations gives the hue, their mean the brightness.
 
-Organic matter is orange, mixed and inorganic matter green, metal blue. What lets hardly any photons through cannot be
-told apart, and is dark blue.
-The colours were read off real scans: medians over pixels of each hue, by brightness.
+Organic matter is orange, mixed and inorganic matter green, metal blue. Where hardly any photons pass, materials cannot
+be distinguished; such pixels are dark blue. The colours were measured on real scans: medians over the pixels of each
+hue, by brightness.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-# Mean attenuation at which the colours of a ramp apply; in between they are interpolated.
+# Mean attenuation at which the colours of a ramp apply; colours between stops are interpolated.
 ATTENUATION_STOPS = (0.0, 0.06, 0.2, 0.5, 1.05, 1.9, 3.0, 4.6, 7.0)
 # Low/high attenuation ratio of the three hues: organic up to 1.30 (water has 1.24), mixed between 1.55 and 2.0
 # (aluminium has 1.82), metal from 2.4 (steel has 3.29). As effective atomic numbers (energies.py) these are 8.0, 10.7,
-# 14.3 and 17.4: the ratio grows with them, whatever the thickness, so a table by the ratio is one by them.
+# 14.3 and 17.4. The ratio grows with the atomic number at any thickness, so a table indexed by the ratio is enough.
 RATIO_STOPS = (1.30, 1.55, 2.00, 2.40)
 RATIO_HUES = (0, 1, 1, 2)
 
@@ -44,7 +44,7 @@ PALETTES = {
         mixed=(WHITE, (242, 253, 229), (217, 233, 197), (177, 208, 144), (130, 181, 80), (84, 144, 45), (44, 100, 48), (22, 76, 88), (17, 64, 80)),  # noqa: E501
         metal=(WHITE, (226, 244, 252), (188, 223, 238), (122, 184, 214), (54, 146, 188), (36, 118, 156), (21, 98, 132), (17, 76, 100), (16, 62, 82)),  # noqa: E501
     ),
-    # The machine of the scans with items: thin things are nearly white, mixed ones a light, cold green.
+    # The machine of scans with items: thin things are nearly white, mixed materials a light, cold green.
     "pale": Palette(
         organic=(WHITE, (251, 247, 239), (240, 231, 206), (219, 199, 138), (204, 160, 62), (152, 132, 36), (82, 98, 36), (28, 78, 82), (19, 64, 74)),  # noqa: E501
         mixed=(WHITE, (246, 251, 239), (230, 239, 213), (189, 210, 150), (132, 189, 106), (86, 147, 92), (46, 106, 62), (24, 78, 82), (18, 64, 74)),  # noqa: E501
@@ -62,7 +62,7 @@ PALETTES = {
 def table(name: str) -> np.ndarray:
     """Colour table of a palette: RGB uint8 [`RATIO_BINS`, `ATTENUATION_BINS`, 3].
 
-    Attenuation runs over its bins by its square root, because the eye sees thin things best.
+    Bins are spaced by the square root of the attenuation, because the eye sees thin things best.
     """
     attenuation = MAX_ATTENUATION * np.linspace(0, 1, ATTENUATION_BINS) ** 2
     channels = np.array(PALETTES[name], float).transpose(0, 2, 1)  # [hues, 3, stops]

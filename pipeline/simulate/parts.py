@@ -16,8 +16,8 @@ class Profile:
     """Thickness relative to `Part.thickness_cm` as a function of the distance to the part's edge.
 
     Attributes:
-        relative: that function, of distances in cm.
-        depth_cm: how deep the part reaches along the beam, if that is not its thickness, as of a hollow body.
+        relative: function of distances in cm.
+        depth_cm: depth of the part along the beam, where that differs from its thickness, as in a hollow body.
         squeeze: the profile is compressed to this share of its width.
     """
 
@@ -31,16 +31,16 @@ class Profile:
 
 
 class Part(NamedTuple):
-    """A piece of one material as the beam sees it.
+    """A body of one material as the beam sees it.
 
     Attributes:
         material: name in `materials.MATERIALS`.
         outline: closed curve [n, 2] in cm, or the open path of a line.
         thickness_cm: thickness along the beam.
-        profile: how thickness depends on the distance to the edge; None is flat.
+        profile: thickness as a function of the distance to the edge; None is flat.
         line_cm: width of the line along `outline`; 0 fills the outline instead.
         holes: closed curves inside `outline` that stay empty.
-        texture: relative thickness [rows, columns] stretched over the part's bounding box; None is even.
+        texture: relative thickness [rows, columns] stretched over the part's bounding box; None is uniform.
     """
 
     material: str
@@ -53,12 +53,12 @@ class Part(NamedTuple):
 
 
 def wire(material: str, outline: Outline, thickness_cm: float, line_cm: float) -> Part:
-    """A line of one material all around a closed outline."""
+    """A line of one material along a closed outline."""
     return Part(material, looped(outline), thickness_cm, line_cm=line_cm)
 
 
 def rounded(radius_cm: float) -> Profile:
-    """A solid whose edge is rounded to `radius_cm`: a cylinder, when that is half its width."""
+    """A solid whose edge is rounded to `radius_cm`; a cylinder when that is half its width."""
 
     def profile(edge_cm: np.ndarray) -> np.ndarray:
         to_axis = 1 - np.minimum(edge_cm / radius_cm, 1)
@@ -68,7 +68,7 @@ def rounded(radius_cm: float) -> Profile:
 
 
 def tube(radius_cm: float, wall_cm: float) -> Profile:
-    """A hollow body of that radius and wall: bright rim, faint middle. `Part.thickness_cm` is the wall."""
+    """A hollow body of this radius and wall: bright rim, faint middle. `Part.thickness_cm` is the wall."""
 
     def profile(edge_cm: np.ndarray) -> np.ndarray:
         from_axis = np.maximum(radius_cm - edge_cm, 0) ** 2
@@ -101,14 +101,14 @@ class Placement:
         return cls(float(x), float(y), float(rng.uniform(-most_deg, most_deg)))
 
     def parts(self, parts: Iterable[Part]) -> list[Part]:
-        """Place every part. Thickness does not scale, nor do profiles: a longer gun is no thicker gun."""
+        """Place every part. Thickness and profiles do not scale: a longer gun is not thicker."""
         parts = list(parts)
         if not parts:
             return []
         turn = _rotation(self.angle_deg) * self.scale
         if self.mirror:
             turn[0] = -turn[0]
-        # All curves in one go: most have a dozen points, and a call of NumPy costs more than moving them.
+        # All curves in one product: most have a dozen points, and a NumPy call costs more than moving them.
         moved = np.concatenate([curve for part in parts for curve in (part.outline, *part.holes)])
         moved = moved @ turn + (self.x, self.y)
         placed, start = [], 0

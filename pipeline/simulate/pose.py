@@ -1,9 +1,9 @@
-"""Pose in space: things that do not lie flat on the belt, but lean on what is below them.
+"""Pose in space: things that lean on others instead of lying flat on the belt.
 
-Every part is taken for a body with an elliptic cross-section along the direction of the tilt, as wide as its outline
-and as deep as its thickness. Of such a body the shadow is exact: an ellipse of axes w and t, turned by an angle a, is
-sqrt(w² cos² a + t² sin² a) wide, and as much thicker on average as it is narrower, so no mass is gained or lost. A thin
-sheet shrinks to cos a of its width, a ball not at all.
+Every part is modelled as a body with an elliptic cross-section along the direction of the tilt, as wide as its outline
+and as deep as its thickness. The shadow of such a body is exact: an ellipse of axes w and t, turned by an angle a, is
+sqrt(w² cos² a + t² sin² a) wide, and its mean thickness grows by the inverse factor, so its mass is constant. A thin
+sheet shrinks to cos a of its width, a ball does not shrink.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from pipeline.simulate.outlines import Outline
 from pipeline.simulate.parts import Part, Profile
 
-# Things lie about flat: standard deviation of their tilt, and the most of it.
+# Most things lie nearly flat: standard deviation of their tilt, and the maximum.
 FLAT_DEG, FLATTEST_DEG = 10.0, 35.0
-# Tilts of a thing that is put upright on purpose.
+# Range of tilts of a thing that is placed upright on purpose.
 STEEP_DEG = (50.0, 70.0)
-# A part narrower than this along the tilt is taken for as wide.
+# Minimum width of a part along the tilt.
 NARROWEST_CM = 1e-3
 
 
@@ -78,10 +78,10 @@ def _lengths(outline: Outline) -> np.ndarray:
 
 
 def _squeezed(profile: Profile, factor: float, before: np.ndarray, after: np.ndarray) -> Profile:
-    """The profile of a part whose area shrank by `factor` and whose edges had and have these lengths.
+    """Compress the profile of a part whose area shrank by `factor`, with edge lengths `before` and `after`.
 
-    What lies next to an edge of unchanged length is as much narrower as the area is smaller, next to an edge that
-    shrank with the area it is as wide as before. A profile knows no direction, so the mean over the edges is taken.
+    Next to an edge of unchanged length, the part narrows by `factor`. Next to an edge that shrank with the area, its
+    width stays. A profile has no direction, so the mean over the edges is used.
     """
     share = factor * float((before * before / after).sum() / before.sum())
     return Profile(profile.relative, profile.depth_cm, profile.squeeze * share)

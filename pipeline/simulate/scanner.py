@@ -10,11 +10,11 @@ import numpy as np
 from pipeline.simulate.materials import LINEAR_ATTENUATION
 from pipeline.simulate.palette import MAX_ATTENUATION, colourise, table
 
-# Mean attenuation, averaged over so many pixels squared, below which the machine shows an empty belt.
+# Mean attenuation, averaged over a window of `AIR_PX` x `AIR_PX` pixels, below which the machine shows an empty belt.
 AIR, AIR_PX = 0.025, 7
 # Distance over which the machine sharpens edges for the eye.
 SHARPENING_PX = 1.2
-# Pixels squared over which hues are averaged.
+# Side of the window over which hues are averaged.
 HUE_PX = 3
 
 
@@ -23,12 +23,12 @@ class Scanner:
     """One setting of the machine.
 
     Attributes:
-        photons: photons per pixel and energy that an empty belt lets through; fewer mean more noise.
+        photons: photons per pixel and energy through an empty belt; fewer photons mean more noise.
         blur_px: standard deviation of the detector's blur.
-        line_error: standard deviation of the gains of the detector's elements, relative. The belt runs along x, so
-            each row of a scan is one element's.
+        line_error: standard deviation of the gains of the detector's elements, relative. The belt runs along x, so one
+            element records each row of a scan.
         palette: name in `palette.PALETTES`.
-        sharpening: how strongly the machine sharpens edges for the eye: how much of what a blur takes away is added.
+        sharpening: strength of the unsharp mask: multiple of the difference to the blurred image that is added.
     """
 
     photons: float = 8000.0
@@ -40,7 +40,7 @@ class Scanner:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What the machine gives.
+    """Output of the machine.
 
     Attributes:
         picture: pseudo-colours, RGB uint8 [height, width, 3].
@@ -72,9 +72,10 @@ def transmission(maps: np.ndarray) -> np.ndarray:
 def detect(passed: np.ndarray, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
     """Attenuation as the detector measures it from transmission `passed`: blurred, with photon and line noise.
 
-    Photon counts are large where anything can be seen, so Poisson noise is taken as Gaussian of the same variance.
+    Photon counts are large wherever anything is visible, so Poisson noise is approximated by Gaussian noise of the same
+    variance.
     """
-    reach = 3 if scanner.blur_px < 0.65 else 5  # pixels, of which the outermost count for less than 2 %
+    reach = 3 if scanner.blur_px < 0.65 else 5  # pixels; the outermost weigh less than 2 %
     measured = np.stack([cv2.GaussianBlur(energy, (reach, reach), scanner.blur_px) for energy in passed])
     noise = rng.standard_normal(measured.shape, np.float32)
     noise *= np.sqrt(measured)
@@ -86,7 +87,7 @@ def detect(passed: np.ndarray, scanner: Scanner, rng: np.random.Generator) -> np
 
 
 def _gains(scanner: Scanner, rng: np.random.Generator, rows: int) -> np.ndarray:
-    """Gains of the detector's elements, float32 [2, rows, 1]; now and then a few neighbours have drifted far down."""
+    """Gains of the detector's elements, float32 [2, rows, 1]. In some scans a few neighbours have drifted far down."""
     errors = rng.normal(0, scanner.line_error, (2, rows))
     if rng.random() < 0.4:
         drifted = rng.normal(rng.uniform(0, rows), rows / 15, rng.integers(2, 14)).round().astype(int)
@@ -105,14 +106,14 @@ def colours(measured: np.ndarray, palette: str = "white", sharpening: float = 0.
 
 
 def is_air(mean: np.ndarray) -> np.ndarray:
-    """Where the machine takes the belt for empty, by the mean of both attenuations: bool [height, width]."""
+    """Where the machine shows an empty belt, from the mean of both attenuations: bool [height, width]."""
     return cv2.blur(mean, (AIR_PX, AIR_PX)) < AIR
 
 
 def attenuation_ratio(measured: np.ndarray) -> np.ndarray:
-    """Low over high attenuation, float32 [height, width], of measured attenuation [2, height, width].
+    """Ratio of low to high attenuation, float32 [height, width], from measured attenuation [2, height, width].
 
-    The ratio of two noisy numbers is noisier than their mean, so both are averaged over neighbours; the eye forgives
+    The ratio of two noisy numbers is noisier than their mean, so both are averaged over neighbours. The eye tolerates
     blurred hues.
     """
     low, high = (cv2.blur(energy, (HUE_PX, HUE_PX)) for energy in measured)
@@ -120,7 +121,7 @@ def attenuation_ratio(measured: np.ndarray) -> np.ndarray:
 
 
 def belt_lines(passed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Now and then a seam or an edge of the belt: a faint line along the scan, drawn into transmissions in place."""
+    """Draw a seam or an edge of the belt into some scans: a faint line along the scan, in transmissions, in place."""
     _, height, _ = passed.shape
     if rng.random() < 0.12:
         row = int(rng.integers(0, height)) if rng.random() < 0.3 else int(rng.choice([0, height - 1]))
@@ -130,7 +131,7 @@ def belt_lines(passed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def picture_marks(picture: np.ndarray, belt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Flaws as real scans have them, drawn in place: specks, and a last row that breaks off in dashes or in a comb."""
+    """Draw flaws of real scans in place: specks, and a last row that breaks off in dashes or in a comb."""
     height, width, _ = picture.shape
     if rng.random() < 0.25:
         rows, columns = rng.integers(0, height, 12), rng.integers(0, width, 12)

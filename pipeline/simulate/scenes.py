@@ -1,4 +1,4 @@
-"""Scenes: packed bags on a belt, by the recipe of each subset."""
+"""Scenes: packed bags on a belt, by each subset's recipe."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from pipeline.simulate.scanner import Scanner
 Generator = np.random.Generator
 Wanted = Sequence[tuple[str, int]]  # class and brand of each item
 
-# Between these the errors of detectors' elements lie, so that rows stand out in some scans.
+# Range of the errors of detector elements; large ones make rows visible in some scans.
 LINE_ERRORS = (0.001, 0.015)
-# Height over width of scans that are not cut to their bags.
+# Height over width of scans that are not cropped to their bags.
 UNCUT_ASPECT = 0.6
-# Thickness of the coating where cloth is coated, relative to that of all cloth.
+# Thickness of the coating on coated cloth, relative to the thickness of all cloth.
 COATING = 0.08
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A make of scanner, and how bags come out of it. The numbers are set so that its pictures look like real ones.
+    """A type of scanner, and how bags leave it. The values were chosen so that its pictures look like real ones.
 
     Attributes:
-        photons: least and most of `Scanner.photons`.
-        blur_px: least and most of `Scanner.blur_px`.
-        sharpening: least and most of `Scanner.sharpening`.
+        photons: minimum and maximum of `Scanner.photons`.
+        blur_px: minimum and maximum of `Scanner.blur_px`.
+        sharpening: minimum and maximum of `Scanner.sharpening`.
         suitcases: share of the bags that are suitcases.
-        upright: chance that a bag's longer side lies across the belt.
-        cut: whether its pictures are cut to the bags.
+        upright: probability that a bag's longer side lies across the belt.
+        cut: whether its pictures are cropped to the bags.
     """
 
     photons: tuple[float, float]
@@ -50,7 +50,7 @@ class Machine:
     cut: bool = True
 
 
-# By the palettes' names.
+# By palette name.
 MACHINES = {
     "white": Machine((1800, 6000), (0.35, 0.6), (2.0, 3.3), 0.7, 0.85),
     "pale": Machine((800, 2500), (0.35, 0.6), (1.3, 2.5), 0.25, 0.06),
@@ -64,10 +64,10 @@ class Recipe:
 
     Attributes:
         things: fewest and most harmless things per bag.
-        filling_cm: least and most thickness of the cloth that fills the whole bag.
-        second_item: chance of a second item (and, if there is one, half of it of a third).
-        concealed: whether something is laid over the item on purpose.
-        second_bag: chance of a second bag in the picture.
+        filling_cm: minimum and maximum thickness of the cloth that fills the whole bag.
+        second_item: probability of a second item; a third follows with half this probability.
+        concealed: whether a cover hides the item on purpose.
+        second_bag: probability of a second bag in the picture.
         machine: name in `MACHINES`.
         grey_belts: whether scans of the grey-belt machine occur.
     """
@@ -88,7 +88,7 @@ class Item:
     Attributes:
         name: its class.
         brand: number of the product, see `items.BRANDS`.
-        parts: what it is made of, in cm.
+        parts: its parts, in cm.
     """
 
     name: str
@@ -128,11 +128,11 @@ def compose(rng: Generator, recipe: Recipe, wanted: Wanted, width_px: int, grey_
     """Pack a scene.
 
     Args:
-        rng: source of everything in it.
+        rng: generator of all random choices.
         recipe: how to pack.
         wanted: class and brand of the prohibited items; they go into the first bag.
         width_px: width of the scan.
-        grey_share: chance of a grey belt where the recipe has them.
+        grey_share: probability of a grey belt, if the recipe allows grey belts.
     """
     name = "grey" if recipe.grey_belts and rng.random() < grey_share else recipe.machine
     machine = MACHINES[name]
@@ -158,9 +158,9 @@ def compose(rng: Generator, recipe: Recipe, wanted: Wanted, width_px: int, grey_
 
 
 def _lay_out(rng: Generator, bags: list[Bag], machine: Machine) -> tuple[list[Placement], tuple[float, float]]:
-    """Turn the bags, put them side by side and frame them: placements, and (width, height) of the frame in cm.
+    """Turn the bags, place them side by side and frame them: placements, and (width, height) of the frame in cm.
 
-    The first bag is whole, but for its rim; the frame may cut the last of several.
+    The first bag is whole, except for its rim. The frame may cut the last of several bags.
     """
     spots, starts, ends, tallest = [], [], [], 0.0
     edge = float(rng.uniform(-0.6, 0.1) if machine.cut else rng.uniform(6, 30))
@@ -187,7 +187,7 @@ def _lay_out(rng: Generator, bags: list[Bag], machine: Machine) -> tuple[list[Pl
 
 
 def _pack(rng: Generator, bag: Bag, recipe: Recipe, wanted: Wanted, frame_cm: float) -> tuple[list[Part], list[Item]]:
-    """Fill a bag: its own parts and harmless things, and apart from them the prohibited items."""
+    """Fill a bag. Return its own parts with the harmless things, and separately the prohibited items."""
     packed = [*bag.parts, *(_filling(rng, bag, recipe) if bag.lined else [])]
     for thing in draw_things(rng, int(rng.integers(recipe.things[0], recipe.things[1] + 1))):
         packed += _kept_inside(bag, _somewhere(rng, bag, thing).parts(thing))
@@ -207,9 +207,9 @@ def _pack(rng: Generator, bag: Bag, recipe: Recipe, wanted: Wanted, frame_cm: fl
 
 
 def _filling(rng: Generator, bag: Bag, recipe: Recipe) -> list[Part]:
-    """Cloth all over the bag, in folds from coarse to fine that thin out at its sides, and coated cloth here and there.
+    """Cloth all over the bag, in coarse to fine folds that thin out at its sides, and coated cloth in some places.
 
-    The coating, PVC, stands for all that is neither pure cellulose nor metal: coats, leather, sponge bags, salty food.
+    The PVC coating stands for materials that are neither pure cellulose nor metal: coats, leather, salty food.
     """
     slope = np.minimum(np.minimum(np.arange(48), np.arange(48)[::-1]) / rng.uniform(2, 6), 1)
     side = np.sqrt(np.outer(slope, slope)).astype(np.float32)
@@ -225,23 +225,23 @@ def _filling(rng: Generator, bag: Bag, recipe: Recipe) -> list[Part]:
 
 
 def _stretched(grid: np.ndarray) -> np.ndarray:
-    """A texture of 48 x 48 cells from one of fewer."""
+    """Enlarge a coarse texture to 48 x 48 cells."""
     return np.asarray(cv2.resize(grid, (48, 48), interpolation=cv2.INTER_CUBIC))
 
 
 def _somewhere(rng: Generator, bag: Bag, parts: list[Part]) -> Placement:
-    """A random turn and place at which `parts` stay inside the bag as far as they fit."""
+    """Draw a rotation and a position that keep `parts` inside the bag, if they fit."""
     angle = rng.uniform(0, 360)
     low, high = extent(parts, angle)
     half = np.array(bag.size_cm) / 2
-    # The square root of a uniform number favours the sides: things that fit only near the middle are many already.
+    # The square root of a uniform number favours the sides: many things already fit only near the middle.
     reach = np.maximum((half * 2 - (high - low)) / 2, 0) * np.sqrt(rng.random(2)) * rng.choice([-1, 1], 2)
     x, y = reach - (low + high) / 2
     return Placement(float(x), float(y), angle)
 
 
 def _kept_inside(bag: Bag, parts: list[Part]) -> list[Part]:
-    """Parts moved back into the bag, and made smaller if they are too large for it."""
+    """Move parts back into the bag, and shrink them if they are too large for it."""
     low, high = extent(parts)
     scale = min(1.0, float((np.array(bag.size_cm) / (high - low)).min()))
     half = np.array(bag.size_cm) / 2
@@ -251,7 +251,7 @@ def _kept_inside(bag: Bag, parts: list[Part]) -> list[Part]:
 
 
 def _apart(rng: Generator, bag: Bag, parts: list[Part], taken: list[np.ndarray]) -> Placement:
-    """Of a few random places the one farthest from those taken: items may touch, but are not stacked on purpose."""
+    """Draw a few positions and return the one farthest from `taken`: items may touch but are not stacked on purpose."""
     spots = [_somewhere(rng, bag, parts) for _ in range(6 if taken else 1)]
     gaps = [min((float(np.hypot(spot.x - x, spot.y - y)) for x, y in taken), default=0.0) for spot in spots]
     return spots[int(np.argmax(gaps))]

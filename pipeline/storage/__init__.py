@@ -1,1 +1,1 @@
-"""Shards as they are written: byte-stable, resumable, on a disk or a store."""
+"""Writing shards: byte-stable, resumable, to a local folder or an object store."""

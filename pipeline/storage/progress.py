@@ -1,4 +1,4 @@
-"""Notes of an unfinished folder: its plan and, per finished shard, its entry for the index and what it was made of."""
+"""Records of an unfinished folder: its plan and, per finished shard, its index entry and its sources."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PLAN = f"{PROGRESS_NAME}/plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The note of a finished shard in an unfinished folder.
+    """The record of a finished shard in an unfinished folder.
 
     Attributes:
         shard: its entry for the index.
-        tag: the store's, when the shard was written; see `segloc.common.stores.Stat`.
+        tag: tag of the written file in the store; see `segloc.common.stores.Stat`.
     """
 
     shard: Shard
@@ -33,12 +33,12 @@ class Record:
 
 
 def write_record(out: Store, number: int, record: Record) -> None:
-    """Note that a shard is finished."""
+    """Record that a shard is finished."""
     _write(out, f"{PROGRESS_NAME}/{shard_name(number)}.json", dataclasses.asdict(record))
 
 
 def read_record(out: Store, number: int) -> Record | None:
-    """Read the note of a finished shard; None when there is none that makes sense."""
+    """Read the record of a finished shard; None if it is missing or invalid."""
     raw = _read(out, f"{PROGRESS_NAME}/{shard_name(number)}.json")
     try:
         return Record(Shard(**{**raw["shard"], "classes": tuple(raw["shard"]["classes"])}), raw["tag"])
@@ -47,23 +47,23 @@ def read_record(out: Store, number: int) -> Record | None:
 
 
 def write_plan(out: Store, plan: dict[str, Any]) -> None:
-    """Note the plan: every parameter the pairs depend on."""
+    """Record the plan: every parameter that the pairs depend on."""
     _write(out, _PLAN, plan)
 
 
 def read_plan(out: Store) -> dict[str, Any] | None:
-    """Read the plan; None when there is none that can be read."""
+    """Read the plan; None if it is missing or unreadable."""
     found = _read(out, _PLAN)
     return found if isinstance(found, dict) else None
 
 
 def write_uses(out: Store, shard: str, uses: Counter[Source]) -> None:
-    """Note how often a shard uses each source."""
+    """Record how often a shard uses each source."""
     _write(out, f"{PROGRESS_NAME}/{shard}.sources.json", [[*source, count] for source, count in uses.items()])
 
 
 def read_uses(out: Store, shard: str) -> Counter[Source]:
-    """Read how often a shard uses each source: from its note or, where there is none, from its pairs."""
+    """Read how often a shard uses each source, from its record or, if that is missing, from its pairs."""
     raw = _read(out, f"{PROGRESS_NAME}/{shard}.sources.json")
     try:
         return Counter({(kind, name): int(count) for kind, name, count in raw})
@@ -78,7 +78,7 @@ def read_uses(out: Store, shard: str) -> Counter[Source]:
 
 
 def is_intact(out: Store, record: Record) -> bool:
-    """Whether the shard is the one recorded: by the store's tag, else by its digest."""
+    """Whether the shard is the recorded one, by the store's tag or, if that differs or is missing, by its digest."""
     shard = record.shard
     found = out.stat(shard.name)
     if found is None or found.bytes != shard.bytes:
@@ -87,7 +87,7 @@ def is_intact(out: Store, record: Record) -> bool:
 
 
 def has_digest(out: Store, name: str, sha256: str) -> bool:
-    """Whether a file is there and has this digest."""
+    """Whether a file exists and has this digest."""
     try:
         with out.fetch(name) as path:
             return sha256_of(path) == sha256
@@ -101,7 +101,7 @@ def _write(out: Store, name: str, content: Any) -> None:
 
 
 def _read(out: Store, name: str) -> Any:
-    """Read a note; None when there is none that can be read."""
+    """Read a record; None if it is missing or unreadable."""
     try:
         return json.loads(out.read(name))
     except InputError:

@@ -1,4 +1,4 @@
-"""Shards: byte-stable tars of pairs, each made, synced and recorded on its own, so that a killed run loses nothing."""
+"""Shards: byte-stable tars of pairs. Each is made, synced and recorded separately, so a killed run can resume."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _TEMPORARY = re.compile(r"\.pairs-(\d{6,})\.tar\..*\.tmp")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a worker needs to make any shard of a folder.
+    """Everything that a worker needs to make any shard of a folder.
 
     Attributes:
-        recipe: how pairs are made.
-        out: where they go.
+        recipe: recipe of the pairs.
+        out: output folder.
         pairs: number of pairs over all shards.
-        per_shard: pairs in a shard; the last may have fewer.
-        quality: of the JPEGs, 1..100.
+        per_shard: pairs per shard; the last shard may have fewer.
+        quality: JPEG quality, 1..100.
     """
 
     recipe: Recipe
@@ -51,15 +51,15 @@ class Job:
 
 
 def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
-    """Make shard `number`, unless it is there, recorded, and its bytes are what the record says.
+    """Make shard `number`, unless a recorded, intact one exists.
 
     Returns:
-        Its entry for the index, and whether it was made now.
+        Its entry for the index, and whether this call made it.
     """
     recorded = read_record(job.out, number)
     if recorded is not None and is_intact(job.out, recorded):
         return recorded.shard, False
-    # A folder with an index claims to be complete, which from here on it is not.
+    # An index marks the folder as complete, which stops being true here.
     job.out.delete(INDEX_NAME)
     _, items = tables(job.recipe.regions, job.recipe.segments)
     name, numbers, classes = shard_name(number), job.numbers(number), [0] * len(items.classes)
@@ -79,7 +79,7 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
 
 
 def remove_strays(out: Store, numbers: range) -> None:
-    """Remove the temporaries that killed writers of the shards `numbers` left behind."""
+    """Remove the temporary files that killed writers of the shards `numbers` left."""
     for name in out.names():
         match = _TEMPORARY.fullmatch(name)
         if match and int(match[1]) in numbers:
@@ -87,15 +87,15 @@ def remove_strays(out: Store, numbers: range) -> None:
 
 
 class TarWriter:
-    """Writes pairs into a tar whose headers are all fixed but for name and size.
+    """Writes pairs into a tar whose headers are constant except for name and size.
 
-    The bytes are those of `tarfile` in USTAR format, which takes longer to make them.
+    The bytes equal those of `tarfile` in USTAR format, but are written faster.
 
     Args:
         file: open for writing.
 
     Attributes:
-        bytes: how many were written.
+        bytes: number of bytes written.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -110,7 +110,7 @@ class TarWriter:
         """Make pair `number` and append its three members.
 
         Raises:
-            InputError: as `make_pair`, or an image too large for JPEG.
+            InputError: see `make_pair`; or an image is too large for JPEG.
         """
         pair, query, key = make_pair(job.recipe, number)
         name = pair_key(number)
@@ -123,11 +123,11 @@ class TarWriter:
         return pair
 
     def add(self, name: str, data: bytes) -> None:
-        """Append a member of at most 8 GB under an ASCII name of at most 100 characters."""
+        """Append a member of at most 8 GB with an ASCII name of at most 100 characters."""
         header = self._header.copy()
         header[_NAME] = name.encode("ascii").ljust(_NAME.stop, b"\0")
         header[_SIZE] = b"%011o\0" % len(data)
-        header[_CHECKSUM] = b" " * 8  # it is taken with itself blank
+        header[_CHECKSUM] = b" " * 8  # the checksum is computed with a blank field
         header[_CHECKSUM] = b"%06o\0 " % sum(header)
         for part in (header, data, bytes(-len(data) % tarfile.BLOCKSIZE)):
             self._write(part)
@@ -138,7 +138,7 @@ class TarWriter:
 
     @property
     def sha256(self) -> str:
-        """Digest of what was written, hexadecimal."""
+        """Digest of the written bytes, hexadecimal."""
         return self._digest.hexdigest()
 
     def _write(self, data: bytes | bytearray) -> None:

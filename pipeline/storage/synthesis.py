@@ -1,7 +1,7 @@
-"""The synthesis of a folder: prepares it, makes the shards, and writes the sources and the index once all shards exist.
+"""Synthesis of a folder: prepares it, makes the shards, and writes the sources and the index once all shards exist.
 
-The folder holds ``.progress`` while it is unfinished (`pipeline.storage.progress`). A run into a folder with the same
-plan continues where the last one stopped; with another plan it refuses or starts again, as told.
+An unfinished folder contains ``.progress`` (`pipeline.storage.progress`). A run with the same plan continues an
+unfinished folder. With another plan, `if_changed` decides whether the run refuses or rebuilds the folder.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from segloc.common.stores import Store
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A store answers in some tens of milliseconds, so notes of shards are read and written several at a time.
+# A store answers in some tens of milliseconds, so records of shards are read and written several at a time.
 _AT_A_TIME = 16
 _SHARD, _TEMPORARY = re.compile(r"pairs-\d{6,}\.tar"), re.compile(r"\.(?:index\.json|sources\.parquet)\..*\.tmp")
 _OURS = re.compile(rf"{_SHARD.pattern}|\.{_SHARD.pattern}\..*\.tmp|{SOURCES_NAME}|{_TEMPORARY.pattern}")
 
 
 class Outcome(NamedTuple):
-    """What a run has done.
+    """Result of a run.
 
     Attributes:
-        shards: how many shards the folder has now; the index is there once it has all.
-        made: how many of them this run made.
+        shards: number of shards in the folder; the index exists once it has all of them.
+        made: number of shards that this run made.
     """
 
     shards: int
@@ -61,17 +61,17 @@ def synthesize(
     workers: int = 0,
     executor: str = "local",
 ) -> Outcome:
-    """Make or verify the shards in range and, once all exist, write the sources and the index.
+    """Make or verify the shards in range. Once all shards exist, write the sources and the index.
 
     Args:
-        job: the pairs, and where they go.
-        shards_range: first shard, and the one after the last; None is all.
-        if_changed: ``refuse`` or ``rebuild`` a folder that was made by another plan.
-        workers: as `run_tasks` takes them.
-        executor: as `run_tasks` takes it.
+        job: the pairs and the output folder.
+        shards_range: first shard, and the one after the last; None for all.
+        if_changed: ``refuse`` or ``rebuild`` a folder that was made with another plan.
+        workers: see `run_tasks`.
+        executor: see `run_tasks`.
 
     Raises:
-        InputError: an input or argument is not usable, or the folder holds other shards and `if_changed` is ``refuse``.
+        InputError: an input or argument is unusable, or the folder holds other shards and `if_changed` is ``refuse``.
     """
     _check_arguments(job, shards_range, workers, executor)
     values = parameters(job)
@@ -91,22 +91,22 @@ def synthesize(
 
 
 def excluded_classes(job: Job) -> list[str]:
-    """Names of the classes left out, as their segments come from fewer than two bags.
+    """Names of the classes that are left out because their segments come from fewer than two bags.
 
     Raises:
-        InputError: an input is missing or cannot give a single pair.
+        InputError: an input is missing or cannot give any pair.
     """
     _, items = tables(job.recipe.regions, job.recipe.segments)
     if not items.usable:
-        raise InputError(f"{job.recipe.segments}: no class has segments from two bags, so there is no pair to make")
+        raise InputError(f"{job.recipe.segments}: no class has segments from two bags, so no pair can be made")
     return [name for number, name in enumerate(items.classes) if number not in items.usable]
 
 
 def parameters(job: Job) -> dict[str, Any]:
-    """Every parameter the shards depend on, the seed apart; inputs by digest, never by path.
+    """Every parameter that the shards depend on, except the seed. Inputs appear as digests, never as paths.
 
     Raises:
-        InputError: an input is missing or cannot give a single pair.
+        InputError: an input is missing or cannot give any pair.
     """
     excluded = excluded_classes(job)
     _, items = tables(job.recipe.regions, job.recipe.segments)
@@ -137,16 +137,16 @@ def _check_arguments(job: Job, shards_range: tuple[int, int] | None, workers: in
     if recipe.coefficients and not least <= recipe.coefficients[0] <= recipe.coefficients[1] <= most:
         raise InputError(f"--coefficients: --blend {recipe.blend} takes numbers from {least:g} to {most:g}")
     if not job.out.is_shared and (workers != 1 or executor != "local"):
-        raise InputError(f"{job.out}: only this process sees what is written there; use --workers 1")
+        raise InputError(f"{job.out}: other processes cannot see files written there; use --workers 1")
     if shards_range and shards_range[1] > job.num_shards:
         raise InputError(f"--shards-range ends at {shards_range[1]}, but there are {job.num_shards} shards")
 
 
 def _prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
-    """Make the folder ready for `plan`: new, continued, or emptied of another plan's shards.
+    """Prepare the folder for `plan`: start it, continue it, or remove another plan's shards.
 
     Raises:
-        InputError: it holds shards of another plan, or of none, and `if_changed` is ``refuse``.
+        InputError: it holds shards of another or an unknown plan, and `if_changed` is ``refuse``.
     """
     found, shards = _found(job.out)
     if found != plan and (found is not None or any(_SHARD.fullmatch(name) for name in job.out.names())):
@@ -163,19 +163,19 @@ def _prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
 
 
 def _note(out: Store, number: int, shard: Shard) -> None:
-    """Note a shard the index lists, so that the folder can lose its index; a note of its own says more."""
+    """Record a shard from the index, because the run may delete the index. An existing record has more fields."""
     if progress.read_record(out, number) is None:
         progress.write_record(out, number, Record(shard))
 
 
 def _each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Apply a function that waits for the store to many items."""
+    """Apply a function that waits for the store to many items, in threads."""
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
         return list(threads.map(function, items))
 
 
 def _found(out: Store) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
-    """The plan a folder was made by, if it has one, and the shards its index lists, if it is complete."""
+    """The plan of a folder, if any, and the shards in its index, if it is complete."""
     if out.stat(INDEX_NAME):
         try:
             index = out.index()
@@ -183,7 +183,7 @@ def _found(out: Store) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
             return {}, ()
         return {"format_version": index.format_version, "seed": index.seed, **index.parameters}, index.shards
     plan = progress.read_plan(out)
-    return plan and {"format_version": 1, **plan}, ()  # plans of format 1 do not name it
+    return plan and {"format_version": 1, **plan}, ()  # plans of format 1 lack the version
 
 
 def _difference(found: dict[str, Any] | None, plan: dict[str, Any]) -> str:
@@ -200,14 +200,14 @@ def _short(value: Any) -> str:
 
 
 def _clear(out: Store) -> None:
-    """Remove what a synthesis wrote and nothing else; the index first, as it vouches for the rest."""
+    """Remove only files that a synthesis wrote, the index first, because it marks the folder as complete."""
     out.delete(INDEX_NAME)
     out.delete_folder(PROGRESS_NAME)
     _each(out.delete, [name for name in out.names() if _OURS.fullmatch(name)])
 
 
 def _run(job: Job, numbers: range, workers: int, executor: str) -> dict[int, tuple[Shard, bool]]:
-    """Make or verify the shards `numbers`; whether each was made now comes with it."""
+    """Make or verify the shards `numbers`. Returns per number its entry, and whether this run made it."""
     done = {}
     remove_strays(job.out, numbers)
     task = functools.partial(ensure_shard, job)
@@ -225,14 +225,14 @@ def _run(job: Job, numbers: range, workers: int, executor: str) -> dict[int, tup
 
 
 def _others(job: Job, done: Iterable[int]) -> dict[int, Record]:
-    """Notes of the shards that other runs have finished."""
+    """Records of the shards that other runs finished."""
     numbers = sorted({*range(job.num_shards)} - {*done})
     records = zip(numbers, _each(functools.partial(progress.read_record, job.out), numbers), strict=True)
     return {number: record for number, record in records if record is not None}
 
 
 def _check_others(job: Job, others: dict[int, Record]) -> None:
-    """Check that what other runs made is still there, as the index will vouch for it.
+    """Check the shards of other runs, because the index will list them.
 
     Raises:
         InputError: a shard is missing or damaged.
@@ -240,12 +240,12 @@ def _check_others(job: Job, others: dict[int, Record]) -> None:
     intact = _each(functools.partial(progress.is_intact, job.out), others.values())
     for number, is_there in zip(others, intact, strict=True):
         if not is_there:
-            what = f"{others[number].shard.name}, made by another run, is gone or damaged"
+            what = f"{others[number].shard.name}, made by another run, is missing or damaged"
             raise InputError(f"{job.out}: {what}; run again with --shards-range {number}:{number + 1}")
 
 
 def _is_complete(out: Store) -> bool:
-    """Whether the folder has an index, and the sources that it names."""
+    """Whether the folder has an index, and the sources listed in it."""
     if out.stat(INDEX_NAME) is None:
         return False
     sources = out.index().sources
@@ -254,9 +254,9 @@ def _is_complete(out: Store) -> bool:
 
 def _finish(job: Job, values: dict[str, Any], shards: tuple[Shard, ...]) -> None:
     """Write the sources and, last, the index."""
-    hosts, items = tables(job.recipe.regions, job.recipe.segments)
-    counts = {"pairs": job.pairs, "shards": len(shards), "backgrounds": len(hosts.images), "segments": len(items)}
-    job.out.delete(INDEX_NAME)  # it vouches for the sources
+    regions, items = tables(job.recipe.regions, job.recipe.segments)
+    counts = {"pairs": job.pairs, "shards": len(shards), "backgrounds": len(regions.images), "segments": len(items)}
+    job.out.delete(INDEX_NAME)  # an old index would list an old table of sources
     sources = _write_sources(job.out, shards)
     with job.out.create(INDEX_NAME) as file:
         file.write(Index(items.classes, job.recipe.seed, values, counts, shards, sources).to_json())

@@ -1,4 +1,4 @@
-"""Parquet tables that say what they are: format version and parameters travel in the schema's metadata."""
+"""Parquet tables with their format version and parameters in the schema's metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TableWriter:
     """Collects the rows of a table; see `table_writer`.
 
     Attributes:
-        parameters: JSON values that the schema's metadata will have.
+        parameters: JSON values to store in the schema's metadata.
     """
 
     def __init__(self, parquet: pq.ParquetWriter, schema: pa.Schema, group_rows: int) -> None:
@@ -54,22 +54,22 @@ def table_writer(
     group_rows: int,
     compression: str | dict[str, str] = "snappy",
 ) -> Iterator[TableWriter]:
-    """Stream rows into a table that appears under its name, complete, when the ``with`` block ends well.
+    """Stream rows into a table. The file appears under its name, complete, when the ``with`` block ends without error.
 
-    Row groups have a fixed number of rows, so equal rows give equal bytes however they arrive.
+    Row groups have a fixed number of rows, so equal rows give equal bytes.
 
     Args:
-        path: where the table goes.
-        kind: what it holds, checked by readers.
+        path: output file.
+        kind: kind of table, checked by readers.
         version: format version, checked by readers.
         schema: names and types of its columns.
         group_rows: rows per row group, the unit of reading.
-        compression: codec, or a codec per column. Columns of codec ``none`` are stored as they are.
+        compression: codec, or a codec per column. Columns of codec ``none`` are stored uncompressed.
     """
     codecs = compression if isinstance(compression, dict) else {}
     repetitive = [name for name in schema.names if codecs.get(name) != "none"]
-    # Without the stored Arrow schema, readers take the schema's metadata from what is added at the end.
-    options = {"store_schema": False, "write_statistics": False}  # nobody filters by these
+    # Without the stored Arrow schema, readers use the metadata that is added at the end.
+    options = {"store_schema": False, "write_statistics": False}  # nobody filters by statistics
     with atomic_file(path) as file:
         parquet = pq.ParquetWriter(file, schema, compression=compression, use_dictionary=repetitive, **options)
         try:
@@ -79,7 +79,7 @@ def table_writer(
             text = json.dumps(table.parameters, sort_keys=True, ensure_ascii=False)
             parquet.add_key_value_metadata({_VERSION_KEY.format(kind=kind): str(version), _PARAMETERS_KEY: text})
         except BaseException:
-            # A writer left open complains of a closed file; on a full disk closing fails once more.
+            # An open writer later complains about the closed file. On a full disk, closing fails again.
             with contextlib.suppress(OSError):
                 parquet.close()
             raise
@@ -88,11 +88,11 @@ def table_writer(
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what goes wrong while a table is read into an `InputError` that names it."""
+    """Turn errors while reading a table into an `InputError` that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: damaged, make it again ({one_line(error)})") from error
+        raise InputError(f"{path}: damaged ({one_line(error)}); make it again") from error
 
 
 def open_table(
@@ -104,19 +104,19 @@ def open_table(
         The file and its parameters.
 
     Raises:
-        InputError: missing, not a table of this kind and version, or without one of the `columns`.
+        InputError: the file is missing, of another kind or version, or lacks one of the `columns`.
     """
     path = existing_file(path, f"table of {kind}")
     try:
         table = pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file, or cut short") from error
+        raise InputError(f"{path}: not a Parquet file, or truncated; choose another file or make it again") from error
     metadata = table.schema_arrow.metadata or {}
     found = metadata.get(_VERSION_KEY.format(kind=kind).encode())
     if found is None:
-        raise InputError(f"{path}: not a table of {kind}")
+        raise InputError(f"{path}: not a table of {kind}; choose another file")
     if found != str(version).encode():
-        raise InputError(f"{path}: format {found.decode()} of {kind}, this version reads {version}; make it again")
+        raise InputError(f"{path}: format {found.decode()} of {kind}, but this version reads {version}; make it again")
     if missing := sorted(set(columns) - set(table.schema_arrow.names)):
-        raise InputError(f"{path}: no column {', '.join(missing)}")
+        raise InputError(f"{path}: column {', '.join(missing)} is missing; make the table again")
     return table, json.loads(metadata[_PARAMETERS_KEY.encode()])

@@ -19,10 +19,10 @@ SCHEMA = pa.schema(
     [
         ("image", pa.string()),
         *((name, pa.int32()) for name in ("width", "height", "x0", "y0", "x1", "y1")),
-        # The bags that the region unites, from left to right: x0, y0, x1, y1 each. Mode `paper` knows only the region.
+        # Bags that make up the region, from left to right: x0, y0, x1, y1 each. Mode `paper` finds only the region.
         ("bags", pa.list_(pa.list_(pa.int32()))),
         ("background_level", pa.uint8()),
-        # Of the file, so that an edited scan makes another table even where its region stays.
+        # Of the file: an edited scan gives a different table even when its region is the same.
         ("crc32", pa.uint32()),
         ("status", pa.string()),
         ("message", pa.string()),
@@ -43,7 +43,7 @@ class Regions:
     Attributes:
         images: paths relative to the root, sorted.
         sizes: int32 [n, 2], (width, height) in pixels.
-        bags: of each scan its bags, from left to right, a list of x0, y0, x1, y1 in pixels of the scan each.
+        bags: per scan a list of its bags from left to right, each x0, y0, x1, y1 in pixels of the scan.
         levels: uint8 [n], grey level of the empty belt.
         crcs: uint32 [n], CRC-32 of the file.
     """
@@ -55,7 +55,7 @@ class Regions:
     crcs: np.ndarray
 
     def draw_bag(self, rng: np.random.Generator, number: int) -> Box:
-        """Draw one of the bags of scan `number`, a larger one as much likelier as it is larger."""
+        """Draw one of the bags of scan `number`, with probability proportional to its area."""
         bags = self.bags[number].as_py()
         areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in bags]
         place = rng.random() * sum(areas) if len(bags) > 1 else 0.0
@@ -67,14 +67,14 @@ def load(path: Path) -> Regions:
     """Read the rows with status ``ok``.
 
     Raises:
-        InputError: not a table of regions, or fewer than the two backgrounds a pair needs.
+        InputError: not a table of regions, or fewer than two usable backgrounds.
     """
     file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
     with reading(path):
         table = file.read(columns=["image", "width", "height", "bags", "background_level", "crc32", "status"])
     table = table.filter(pc.equal(table["status"], "ok"))
     if len(table) < 2:
-        raise InputError(f"{path}: {len(table)} usable backgrounds, a pair needs two")
+        raise InputError(f"{path}: {len(table)} usable backgrounds, but a pair needs two; add benign scans")
     sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
     levels, crcs = table["background_level"].to_numpy(), table["crc32"].to_numpy()
     return Regions(table["image"], sizes, table["bags"], levels, crcs)

@@ -1,4 +1,4 @@
-"""The table of segments: a row per labelled item, its picture included, and the reader that draws from it."""
+"""The table of segments: a row per labelled item with its picture, and a reader that draws items."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ SCHEMA = pa.schema(
         ("png", pa.binary()),
     ]
 )
-# Synthesis reads single segments, each with its group, while every group costs a kilobyte of the file's end, which each
-# process reads. PNGs are there to be read fast, not compressed.
+# Synthesis reads single segments and must read the whole row group of each. Each group also adds a kilobyte to the
+# file's footer, which every process reads. PNGs are uncompressed for fast reading.
 GROUP_ROWS = 4
 _COMPRESSION = {name: "none" if name == "png" else "snappy" for name in SCHEMA.names}
-# Decoded segments a process keeps, of some tens of kB each: a twentieth of PIDray's, all of a small data set's.
+# Decoded segments that a process keeps, some tens of kB each: a twentieth of PIDray's, or all of a small data set's.
 _CACHED_SEGMENTS = 2048
 
 
 def writer(path: Path) -> AbstractContextManager[TableWriter]:
-    """Prepare a table of segments; its `parameters` need ``classes``, the names by class id."""
+    """Open a table of segments for writing. Its `parameters` must include ``classes``, the names by class id."""
     return table_writer(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=GROUP_ROWS, compression=_COMPRESSION)
 
 
@@ -53,11 +53,11 @@ class Segment:
     """An item cut out of its scan.
 
     Attributes:
-        segment_id: as in the table.
-        rgba: uint8 [h, w, 4], alpha 0 or 255, tight around the mask; colours under alpha 0 are the donor's.
-        scan_width: of the donor, in pixels.
-        background: float32 [3], what the donor shows around the item (RGB, 0..255).
-        upright: whether it is pasted as it lies, neither turned nor mirrored.
+        segment_id: id in the table.
+        rgba: uint8 [h, w, 4], alpha 0 or 255, tight around the mask; pixels with alpha 0 keep the donor's colours.
+        scan_width: width of the donor scan, in pixels.
+        background: float32 [3], colour of the donor around the item (RGB, 0..255).
+        upright: whether it is pasted without rotation and flips.
     """
 
     segment_id: str
@@ -68,7 +68,7 @@ class Segment:
 
     @functools.cached_property
     def hull(self) -> npt.NDArray[np.float64]:
-        """Convex hull of the mask's pixel centres, float64 [n, 2] as x, y from the crop's centre."""
+        """Convex hull of the mask's pixel centres, float64 [n, 2] as x, y relative to the crop's centre."""
         contours, _ = cv2.findContours(cv2.extractChannel(self.rgba, 3), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         points = cv2.convexHull(np.concatenate(contours)).reshape(-1, 2).astype(np.float64)
         height, width = self.rgba.shape[:2]
@@ -76,12 +76,12 @@ class Segment:
 
 
 class Found(NamedTuple):
-    """Where a segment stands in its table.
+    """Position of a segment in its table.
 
     Attributes:
-        row: its number.
-        class_id: its class.
-        bag: number of the bag it was cut from; scans of one bag share it.
+        row: row number.
+        class_id: class of the segment.
+        bag: number of its bag; all scans of one bag have the same number.
     """
 
     row: int
@@ -90,18 +90,18 @@ class Found(NamedTuple):
 
 
 class SegmentTable:
-    """The segments of a table, read one by one so that no worker holds them all.
+    """The segments of a table, read one at a time so that workers need little memory.
 
-    Items cut by the frame of their scan are left out, as a straight edge in the middle of a bag gives them away, unless
-    their class then lacks the two bags a pair needs.
+    Items cut by the frame of their scan are left out, because a straight edge in the middle of a bag gives them away.
+    They are kept for classes that otherwise have fewer than the two bags a pair needs.
 
     Attributes:
         classes: names by class id.
-        rows: per class a list of bags, each a list of the rows to draw from. Scans of the same bag are one, so items of
-            different bags are never the same item.
-        instances: whether the two items of a pair are of one scan (`pipeline.crops`), not of two bags.
-        usable: class ids a pair can be made of: those with items from at least two bags.
-        segment: ``segment(row)`` reads and decodes a segment; the last used are kept.
+        rows: per class a list of bags, each a list of its rows. All scans of a bag are grouped, so two bags never
+            contain the same item.
+        instances: whether both items of a pair come from one scan (`pipeline.crops`), not from two bags.
+        usable: ids of the classes that can make pairs: those with items from at least two bags.
+        segment: ``segment(row)`` reads and decodes a segment; the most recent ones are cached.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,7 +141,7 @@ class SegmentTable:
         return [list(bags.values()) for bags in chosen]
 
     def draw(self, rng: np.random.Generator, class_id: int) -> tuple[list[int], list[int]]:
-        """Draw, for each side of a pair, the rows its item is drawn from: two bags, or two crops of one scan."""
+        """Draw the candidate rows of both items of a pair: from two bags, or two crops of one scan."""
         bags = self.rows[class_id]
         first = int(rng.integers(len(bags)))
         if self.instances:
@@ -150,7 +150,7 @@ class SegmentTable:
         return bags[first], bags[(first + int(rng.integers(1, len(bags)))) % len(bags)]
 
     def find(self, segment_id: str) -> Found | None:
-        """Look a segment up; None when the table has none of that id."""
+        """Look up a segment; None if the table has no such id."""
         row = self._row_of.get(segment_id)
         return None if row is None else Found(row, int(self._class_ids[row]), int(self._groups[row]))
 

@@ -19,7 +19,7 @@ Source = tuple[str, str]  # kind (background, segment or occluder) and name
 
 
 def of_pair(pair: Pair) -> Iterator[Source]:
-    """Name each source of a pair as often as the pair uses it."""
+    """Yield each source of a pair once per use."""
     for view in (pair.query, pair.key):
         yield "background", view.background
         yield "segment", view.segment
@@ -38,7 +38,7 @@ def read(path: Path) -> Counter[Source]:
     """Read how often each source was used.
 
     Raises:
-        InputError: missing, damaged or another table.
+        InputError: the file is missing, damaged or another table.
     """
     file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
     with reading(path):

@@ -1,4 +1,4 @@
-"""The command line that all commands share: how they parse, how they end, and options that several have."""
+"""The command line of all commands: parsing, exit codes, and shared options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(
         The exit code: 0 done, 1 the command ran and found something wrong, 2 bad arguments or input, 130 stopped by
         Ctrl-C (`segloc.common.errors`).
     """
-    args = parser.parse_intermixed_args(argv)  # key=value may stand anywhere
+    args = parser.parse_intermixed_args(argv)  # key=value arguments may be anywhere
     try:
         return command(args) or 0
     except (InputError, RunError) as error:
@@ -40,15 +40,15 @@ def _fail(parser: argparse.ArgumentParser, message: str, code: int) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with an option in one line, and where to read on."""
+    """Reports a wrong option in one line that refers to ``--help``."""
 
     def error(self, message: str) -> NoReturn:
-        """End as with bad input."""
+        """Exit with the code of bad input."""
         self.exit(InputError.exit_code, f"{self.prog}: {message} (see --help)\n")
 
 
 def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Build the parser of ``python -m module`` with worked examples at the end of its help."""
+    """Build the parser of ``python -m module``, with examples at the end of its help."""
     return Parser(
         prog=f"python -m {module}",
         description=description,
@@ -58,10 +58,10 @@ def parser(module: str, description: str, examples: str) -> argparse.ArgumentPar
 
 
 def add_executor_options(options: argparse.ArgumentParser) -> None:
-    """Add ``--workers`` and ``--executor``; the output never depends on either."""
+    """Add ``--workers`` and ``--executor``. The output never depends on them."""
     options.add_argument("--workers", type=int, default=0, metavar="N", help="parallel processes (default: all cores)")
     options.add_argument(
-        "--executor", choices=EXECUTORS, default="local", help="where they run: here, or on a Ray cluster"
+        "--executor", choices=EXECUTORS, default="local", help="run on this machine (default) or a Ray cluster"
     )
 
 
@@ -83,12 +83,12 @@ def split_override(override: str) -> tuple[str, str]:
 
 
 def path(value: str) -> Path:
-    """Read a path option; an empty one, such as a variable that is not set, would be the current folder."""
+    """Read a path option. An empty path (for example from an unset variable) would mean the current folder."""
     if not value:
-        raise argparse.ArgumentTypeError("an empty path")
+        raise argparse.ArgumentTypeError("the path is empty")
     return Path(value)
 
 
 def optional_path(value: str) -> Path | None:
-    """Read a path option that may be empty, as a value in params.yaml can be."""
+    """Read a path option that may be empty, like a value in params.yaml."""
     return Path(value) if value else None

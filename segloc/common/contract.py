@@ -1,11 +1,11 @@
-"""The shard contract: what stage 1 (`pipeline`) writes and stage 2 (`segloc`) reads.
+"""The shard contract: the format that stage 1 (`pipeline`) writes and stage 2 (`segloc`) reads.
 
-A shard folder holds ``pairs-000000.tar``, ``pairs-000001.tar``, ..., ``sources.parquet`` and ``index.json``. Per pair a
-tar holds ``KEY.query.jpg``, ``KEY.key.jpg`` and ``KEY.json``, where KEY is the zero-padded number of the pair over all
-shards. ``index.json`` is written last: a folder without one is unfinished, and readers refuse it.
+A shard folder contains ``pairs-000000.tar``, ``pairs-000001.tar``, ..., ``sources.parquet`` and ``index.json``. A tar
+contains ``KEY.query.jpg``, ``KEY.key.jpg`` and ``KEY.json`` for each pair, where KEY is the zero-padded number of the
+pair over all shards. ``index.json`` is written last: readers refuse a folder without it as unfinished.
 
-This is format 2 (docs/shards.md). Readers also take format 1, which has no masks, no `on_matter` and no
-``sources.parquet``, and calls the coefficient ``alpha``.
+This is format 2 (docs/shards.md). Readers also accept format 1, which has no masks, no `on_matter` and no
+``sources.parquet``, and names the coefficient ``alpha``.
 
 Boxes are ``(x0, y0, x1, y1)`` in pixels, half-open, origin top left. Class ids are 0-based and follow the class list in
 the index.
@@ -30,12 +30,12 @@ Box = tuple[int, int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Occluder:
-    """A piece of another benign scan laid over the item, to hide it as bags do.
+    """A crop of another benign scan, laid over the item to hide it as a bag's contents do.
 
     Attributes:
         background: path of the scan, relative to the root of the backgrounds.
-        box: the piece, in pixels of that scan brought to the stored width.
-        corner: where its top left corner (x, y) goes, in pixels of the stored image.
+        box: the crop, in pixels of that scan at the stored width.
+        corner: position (x, y) of its top left corner, in pixels of the stored image.
     """
 
     background: str
@@ -45,24 +45,24 @@ class Occluder:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One image of a pair and the recipe it was made by.
+    """One image of a pair, and the recipe that made it.
 
     Attributes:
         box: tight box of the pasted item's mask, in pixels of the stored image.
         size: (width, height) of the stored image in pixels.
         background: path of the background scan, relative to its root, ``/`` separators.
         segment: id of the pasted segment (`segments.parquet`).
-        region: authentic region the box lies in (of several bags, the one drawn), in pixels of the stored image.
+        region: authentic region (one bag, drawn if there are several) around the box, in pixels of the stored image.
         blend: composition mode, a name in `pipeline.pairing.blends.BLENDS`.
-        coefficient: the mode's; for ``alpha`` the item's weight.
+        coefficient: composition coefficient; for ``alpha`` the item's weight.
         rotation_deg: counter-clockwise rotation of the (already flipped) segment, degrees.
         scale: pixels of the stored image per pixel of the donor scan.
         flip_h: whether the segment was mirrored left-right, before rotation.
         flip_v: whether the segment was mirrored top-bottom, before rotation.
-        occluder: what lies over the item; None as a rule.
+        occluder: crop that lies over the item; usually None.
         mask: the item's mask, COCO's compressed run-length text in pixels of the stored image (`masks.decode_rle`);
             its tight box is `box`. None in format 1.
-        on_matter: share, 0..1, of the mask's pixels under which the background is darker than the belt: that lie on
+        on_matter: share, 0..1, of the mask's pixels where the background is darker than the belt, so that they lie on
             the bag or its contents. None in format 1.
     """
 
@@ -94,16 +94,16 @@ class Pair:
 
     def to_json(self) -> bytes:
         """Serialise to the bytes stored as ``KEY.json`` (sorted keys, so equal pairs give equal bytes)."""
-        # `dataclasses.asdict` copies every value, which takes several times as long.
+        # `dataclasses.asdict` copies every value and takes several times as long.
         views = {"query": _plain(self.query), "key": _plain(self.key)}
         return json.dumps(vars(self) | views, sort_keys=True, ensure_ascii=False).encode()
 
     @classmethod
     def from_json(cls, data: bytes | str, format_version: int = FORMAT_VERSION) -> Pair:
-        """Parse ``KEY.json`` of a folder of this format. Fields that it does not know are ignored: it may grow.
+        """Parse ``KEY.json`` of a folder of this format. Unknown fields are ignored, so that later fields can be added.
 
         Raises:
-            InputError: a field is missing or the text is not JSON.
+            InputError: the text is not JSON, or a field is missing or invalid.
         """
         try:
             raw = json.loads(data)
@@ -124,18 +124,18 @@ def _occluder(raw: dict[str, Any]) -> Occluder:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not text")
-    value.encode()  # what no file can hold is a ValueError
+    value.encode()  # raises ValueError for text that no file can hold
     return value
 
 
 def _whole(value: Any) -> int:
     if not -(2**31) <= value < 2**31:
-        raise ValueError(f"{value} is no number of a pixel, class or pair")
+        raise ValueError(f"{value} is out of range for a pixel, class id or pair number")
     return int(value)
 
 
 def _wholes(raw: dict[str, Any], name: str, length: int) -> Any:
-    """Read a field of so many whole numbers."""
+    """Read a field of `length` whole numbers."""
     values = tuple(map(_whole, raw[name]))
     if len(values) != length:
         raise ValueError(f"{name} has {len(values)} numbers, not {length}")
@@ -204,15 +204,15 @@ class Sources:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What ``index.json`` says of a shard folder. Holds no absolute path and no time, so equal data give equal bytes.
+    """Content of ``index.json``. It holds no absolute path and no time, so equal data give equal bytes.
 
     Attributes:
         classes: class names; the position is the class id.
         seed: seed of the synthesis.
-        parameters: every parameter the pairs depend on, digests of the inputs included.
+        parameters: every parameter that the pairs depend on, including digests of the inputs.
         counts: totals (``pairs``, ``shards``, ``backgrounds``, ``segments``, ...).
         shards: the shards in order of their number.
-        sources: the table of what the pairs were made of; None in format 1.
+        sources: the table of sources of the pairs; None in format 1.
         format_version: version of this contract.
     """
 
@@ -231,7 +231,7 @@ class Index:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """Parts of the current format that these shards do not have."""
+        """Parts of the current format that are missing from these shards."""
         return ("mask", "on_matter", SOURCES_NAME) if self.format_version == 1 else ()
 
     def to_json(self) -> bytes:
@@ -240,18 +240,18 @@ class Index:
 
     @classmethod
     def from_json(cls, data: bytes | str, source: str = INDEX_NAME) -> Index:
-        """Parse and check ``index.json``, which error messages call `source`.
+        """Parse and check ``index.json``. Error messages name it as `source`.
 
         Raises:
-            InputError: not JSON, another format version, a missing field, or a file name other than the contract's
-                (names go to openers that may run commands).
+            InputError: not JSON, another format version, a missing field, inconsistent counts, or a file name that
+                differs from the contract's (some openers run commands from names).
         """
         try:
             raw = json.loads(data)
             version = raw["format_version"]
             if version not in READ_VERSIONS:
                 known = " and ".join(map(str, READ_VERSIONS))
-                raise InputError(f"{source}: shard format {version}, this version reads {known}")
+                raise InputError(f"{source}: shard format {version}, but this version reads {known}")
             shards = tuple(
                 Shard(str(s["name"]), int(s["pairs"]), int(s["bytes"]), str(s["sha256"]), tuple(map(int, s["classes"])))
                 for s in raw["shards"]
@@ -267,14 +267,15 @@ class Index:
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(f"{source}: not a shard index ({error!r})") from error
         if any(min(shard.pairs, shard.bytes, *shard.classes, 0) < 0 for shard in index.shards):
-            raise InputError(f"{source}: a shard has a negative number")
+            raise InputError(f"{source}: a shard has a negative count")
         if any(len(shard.classes) != len(index.classes) for shard in index.shards):
-            raise InputError(f"{source}: a shard whose histogram is not of the index's classes")
+            raise InputError(f"{source}: a shard has a class histogram that does not fit the index's classes")
         if index.sources and index.sources.name != SOURCES_NAME:
             raise InputError(f"{source}: sources are named {index.sources.name!r}, expected {SOURCES_NAME!r}")
         for number, shard in enumerate(index.shards):
             if sum(shard.classes) != shard.pairs:
-                raise InputError(f"{source}: shard {number} has {shard.pairs} pairs, its classes {sum(shard.classes)}")
+                total = sum(shard.classes)
+                raise InputError(f"{source}: shard {number} has {shard.pairs} pairs, but its classes add up to {total}")
             if shard.name != shard_name(number):
                 raise InputError(f"{source}: shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
         return index
@@ -294,11 +295,11 @@ def read_index(folder: str | os.PathLike[str]) -> Index:
     """Read the index of a local shard folder.
 
     Raises:
-        InputError: the folder is missing, unfinished (no index) or its index is not valid.
+        InputError: the folder is missing, unfinished (no index), or its index is invalid.
     """
     path = Path(folder) / INDEX_NAME
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder of shards")
     if not path.is_file():
-        raise InputError(f"{folder}: no {INDEX_NAME}, so the synthesis into it has not finished; run it again")
+        raise InputError(f"{folder}: no {INDEX_NAME}, so its synthesis has not finished; run it again")
     return Index.from_json(path.read_bytes(), source=str(path))

@@ -1,6 +1,6 @@
-"""The errors that commands report in one line, how they are worded, and the exit code of each.
+"""Errors that commands report in one line, their wording, and their exit codes.
 
-A command ends with 0 when it is done. An error of a new kind is a class here with its own `exit_code`;
+Exit code 0 means success. To add a kind of error, add a class here with its own `exit_code`;
 `segloc.common.cli.run` and `segloc.training.processes.launch` read it.
 """
 
@@ -11,17 +11,17 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST_MESSAGE = 400
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 
 
 class InputError(ValueError):
-    """Bad input the user can mend. Commands print its message in one line."""
+    """Bad input that the user can correct. Commands print its message in one line."""
 
     exit_code = 2
 
 
 class RunError(RuntimeError):
-    """Good input, but the work failed. Commands print the message in one line."""
+    """The input was good, but the work failed. Commands print the message in one line."""
 
     exit_code = 1
 
@@ -31,12 +31,12 @@ class DivergedError(RunError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an exception in one line; its class name where it has none."""
+    """Return the message of an exception in one line, or its class name if it has no message."""
     return " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__
 
 
 def describe(error: OSError) -> str:
-    """One sentence for an `OSError`, without its number."""
+    """Describe an `OSError` in one sentence, without its number."""
     reason = "the disk is full; free some space and run the same command again"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         reason = error.strerror or str(error)
@@ -44,7 +44,7 @@ def describe(error: OSError) -> str:
 
 
 def unknown_key(key: str, valid: Iterable[str], where: str) -> InputError:
-    """Make the error for a key that does not exist, naming the nearest one that does."""
+    """Make the error for an unknown key, with the most similar known key."""
     valid = list(valid)
     near = [k for k in valid if k.startswith(key)] or get_close_matches(key, valid, n=1, cutoff=0.0)
     hint = f"; did you mean {near[0]!r}?" if near else ""

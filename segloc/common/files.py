@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checked before work starts, and the paths that data files name."""
+"""Files: atomic writes, checks before work starts, and safe paths from data files."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ READ_BYTES = 1 << 20
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Hexadecimal SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
+        while block := file.read(READ_BYTES):
+            digest.update(block)
     return digest.hexdigest()
 
 
 def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
-    """Return `path`, checked.
+    """Return `path` if it is a folder.
 
     Raises:
-        InputError: it is missing or not a folder; `what` says what it should have been.
+        InputError: it is missing or not a folder; `what` describes the expected folder.
     """
     path = Path(path)
     if not path.is_dir():
@@ -38,7 +38,7 @@ def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """Return `path`, checked; see `existing_folder`."""
+    """Return `path` if it is a file; see `existing_folder`."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'} ({what})")
@@ -46,13 +46,13 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def safe_relative(name: str) -> str:
-    """Check a path that came from a data file and must stay under its root.
+    """Check a path from a data file, which must stay below its root.
 
     Returns:
         The path with ``/`` separators and without ``.`` parts.
 
     Raises:
-        ValueError: it is empty, absolute, or climbs out with ``..``.
+        ValueError: it is empty, absolute, or leaves its root with ``..``.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     if not parts or ".." in parts or name.startswith(("/", "\\")) or "\0" in name or parts[0].endswith(":"):
@@ -62,9 +62,9 @@ def safe_relative(name: str) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a temporary beside `path` that takes its place, synced to disk, when the block ends well.
+    """Open a temporary file beside `path`. It replaces `path`, synced to disk, if the block ends without error.
 
-    The temporary is ``.NAME.*.tmp``, removed when the block raises; only a kill leaves it behind.
+    The temporary file is ``.NAME.*.tmp``. It is removed if the block raises; only a killed process leaves it.
 
     Raises:
         InputError: `path` is a folder, or lies in a file.
@@ -87,7 +87,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def check_output(path: str | os.PathLike[str] | None) -> None:
-    """Check, before work starts, that a file could be written at `path`; None is no file and fine.
+    """Check, before work starts, that a file can be written at `path`. None is accepted.
 
     Raises:
         InputError: it is a folder, or lies in a file.
@@ -104,7 +104,7 @@ def check_output(path: str | os.PathLike[str] | None) -> None:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` so that `path` either keeps its old content or has the new one; see `atomic_file`.
+    """Write `data` so that `path` always has either its old or its new content; see `atomic_file`.
 
     Raises:
         InputError: `path` is a folder, or lies in a file.
@@ -119,7 +119,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut, where the file system can."""
+    """Make renames in `folder` survive a power failure, if the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Reading scans: whatever a decoder would guess at, crash on or fill the memory with is refused with a reason."""
+"""Reading scans. Files that would make a decoder guess, crash or fill the memory are refused with a reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Image = npt.NDArray[np.uint8]
 
-# The size at which Pillow refuses to decode (twice its warning level). No scanner comes near; a few kB of PNG can.
+# The size at which Pillow refuses to decode (twice its warning level). No scanner reaches it; a few kB of PNG can.
 MAX_PIXELS = 178_956_970
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -21,7 +21,7 @@ _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
 _JPEG_START = b"\xff\xd8\xff"
-# OpenCV's flags of a reduced size hold a colour mode too; of the grey one's, that bit is zero.
+# OpenCV's flags of a reduced size include a colour mode; in the grey flags that bit is zero.
 _REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -31,7 +31,7 @@ _REDUCED = {
 
 
 class ImageError(ValueError):
-    """A file that is not a usable scan. The message is the reason, without the file's name."""
+    """A file that is not a usable scan. The message is the reason, without the file name."""
 
 
 def read_image(path: str | os.PathLike[str], mode: Literal["rgb", "grey"] = "rgb") -> Image:
@@ -44,7 +44,7 @@ def read_image(path: str | os.PathLike[str], mode: Literal["rgb", "grey"] = "rgb
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a scan's file, not yet decoded.
+    """Read a scan's file without decoding it.
 
     Raises:
         ImageError: it is missing or cannot be read.
@@ -60,27 +60,27 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1) -> Image:
     """Decode a JPEG, PNG, BMP or TIFF scan.
 
-    Sixteen bits are reduced to eight by their high byte, alpha is dropped, grey and CMYK become RGB: all as OpenCV
-    does it. Grey is `cv2.IMREAD_GRAYSCALE`'s, for a JPEG its luma plane, which differs from a conversion of the
-    decoded colours by up to 15 levels.
+    OpenCV reduces sixteen bits to their high byte, drops alpha, and converts grey and CMYK to RGB. Grey images are
+    those of `cv2.IMREAD_GRAYSCALE`: for a JPEG its luma plane, which differs from a conversion of the decoded colours
+    by up to 15 levels.
 
     Args:
         data: the file's content.
         mode: ``rgb`` or ``grey``.
-        reduction: 1, 2, 4 or 8 gives that part of the height and width, rounded up, each pixel a mean. For a JPEG its
-            own transform does it, almost for nothing.
+        reduction: 1, 2, 4 or 8: factor by which height and width are reduced, rounded up, with each pixel a mean. For a
+            JPEG, the decoder's transform does this at almost no cost.
 
     Returns:
         uint8 array, [height, width, 3] in RGB order or [height, width].
 
     Raises:
-        ImageError: empty, of another format, cut short, too large, or broken.
+        ImageError: empty, of another format, truncated, too large, or broken.
     """
     width, height = dimensions(data)
     if width * height > MAX_PIXELS:
         raise ImageError(f"too large: {width}x{height} pixels")
     colours = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR_RGB
-    in_decoder = data.startswith(_JPEG_START)  # of other formats OpenCV would leave out pixels
+    in_decoder = data.startswith(_JPEG_START)  # for other formats OpenCV would skip pixels
     image = decode_unchecked(np.frombuffer(data, np.uint8), _REDUCED[reduction if in_decoder else 1] | colours)
     if reduction > 1 and not in_decoder:
         size = -(-image.shape[1] // reduction), -(-image.shape[0] // reduction)
@@ -89,16 +89,16 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1
 
 
 def decode_unchecked(data: npt.NDArray[np.uint8], flags: int = cv2.IMREAD_COLOR_RGB) -> Image:
-    """Decode a file [bytes] without the checks of `decode`: where a JPEG is cut short, its pixels are grey.
+    """Decode a file [bytes] without the checks of `decode`: missing pixels of a truncated JPEG become grey.
 
-    The flags are OpenCV's of the colour mode and reduction.
+    The flags are OpenCV's flags of the colour mode and reduction.
 
     Raises:
         ImageError: it cannot be decoded.
     """
     try:
         image = cv2.imdecode(data, flags)
-    except cv2.error as error:  # nothing in the file, or more pixels than OpenCV takes
+    except cv2.error as error:  # an empty file, or more pixels than OpenCV accepts
         raise ImageError("cannot be decoded") from error
     if image is None or image.size == 0:
         raise ImageError("cannot be decoded")
@@ -110,17 +110,17 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-# Crops of scans shrink to no less than 0.6 of their size, and would take much longer to decode.
+# Compressed crops of scans would be no less than 0.6 of the size, and would take much longer to decode.
 _UNCOMPRESSED = (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
 
 
 def encode_rgba(image: npt.NDArray[np.uint8]) -> bytes:
-    """Encode an [h, w, 4] RGBA array as PNG that is not compressed."""
+    """Encode an [h, w, 4] RGBA array as uncompressed PNG."""
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA), _UNCOMPRESSED)[1].tobytes()
 
 
 def decode_rgba(png: bytes) -> Image:
-    """Undo `encode_rgba`.
+    """Decode a PNG of `encode_rgba`.
 
     Raises:
         ImageError: the bytes are damaged.
@@ -138,7 +138,7 @@ LONGEST_JPEG_SIDE_PX = 65_500
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """Encode an [h, w, 3] RGB array as JPEG of `quality` (1..100), colours at half resolution (4:2:0).
+    """Encode an [h, w, 3] RGB array as JPEG of `quality` (1..100), with colours at half resolution (4:2:0).
 
     Raises:
         ImageError: a side is longer than the format allows.
@@ -150,10 +150,10 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
-    """Read (width, height) in pixels from the header, and check that the file is whole, without decoding it.
+    """Read (width, height) in pixels from the header, and check that the file is complete, without decoding it.
 
     Raises:
-        ImageError: empty, of another format, or cut short.
+        ImageError: empty, of another format, or truncated.
     """
     if not data:
         raise ImageError("empty file")
@@ -172,10 +172,10 @@ def dimensions(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    """Walk the segments to the frame header, then to the scan, after which the end marker must follow.
+    """Walk the segments to the frame header and the scan, and check that the end marker follows.
 
-    Decoders fill a missing end with grey in silence. Inside a scan the end marker cannot occur by chance, and a
-    thumbnail, which has one of its own, lies in a segment before it.
+    Decoders fill a missing end with grey, without an error. The end marker cannot occur inside a scan. A thumbnail has
+    its own end marker, but lies in a segment before the scan.
     """
     size, at = None, 2
     while True:
@@ -199,7 +199,7 @@ def _jpeg(data: bytes) -> tuple[int, int]:
         at += 2 + length
     if size is None:
         raise ImageError("broken header")
-    if data.rfind(b"\xff\xd9", at) < 0:  # from the end, where it should be
+    if data.rfind(b"\xff\xd9", at) < 0:  # searched from the end, where it should be
         raise ImageError("truncated file")
     return size
 

@@ -1,6 +1,6 @@
-"""Instance masks: COCO's three encodings checked, drawn and written, and tight boxes of arrays.
+"""Instance masks: checks, decoding and encoding of COCO's three encodings, and tight boxes of arrays.
 
-`rle` tells whether run lengths are sound; nothing reaches pycocotools before.
+`rle` checks run lengths before pycocotools reads them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def rasterise(segmentation: Any, width: int, height: int) -> Mask:
         height: of the scan, in pixels.
 
     Returns:
-        bool array [height, width]. What lies outside the scan is cut off.
+        bool array [height, width]. Pixels outside the scan are cut off.
 
     Raises:
-        MaskError: see `checked`; or it has no pixel.
+        MaskError: see `checked`; or the mask is empty.
     """
     mask = _decode(checked(segmentation, width, height), width, height)
     if not mask.any():
@@ -43,16 +43,16 @@ def rasterise(segmentation: Any, width: int, height: int) -> Mask:
 
 
 def checked(segmentation: Any, width: int, height: int) -> Any:
-    """Check a COCO segmentation before pycocotools computes with it.
+    """Check a COCO segmentation before pycocotools reads it.
 
     Args:
-        segmentation: as JSON has it: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels (their union is the mask),
+        segmentation: as in JSON: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels (their union is the mask),
             or a dict with ``size`` (height, width) and ``counts``: a list (uncompressed RLE) or text (compressed RLE).
         width: of the scan, in pixels.
         height: of the scan, in pixels.
 
     Returns:
-        The same, without polygons of fewer than three points (pycocotools takes four numbers for a box).
+        The same, without polygons of fewer than three points (pycocotools reads four numbers as a box).
 
     Raises:
         MaskError: not one of the three encodings, or made for another size.
@@ -69,7 +69,7 @@ def checked(segmentation: Any, width: int, height: int) -> Any:
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Turn a checked segmentation into compressed RLE, which is all that pycocotools computes with."""
+    """Convert a checked segmentation to compressed RLE, the only encoding that pycocotools computes with."""
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
@@ -77,18 +77,18 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return segmentation
 
 
-def is_one_piece(mask: Mask) -> bool:
-    """Whether the true pixels of `mask` [height, width] hang together, corners included. Holes do not matter.
+def is_connected(mask: Mask) -> bool:
+    """Whether the true pixels of `mask` [height, width] are one 8-connected component, with or without holes.
 
-    >>> is_one_piece(np.array([[1, 0, 0], [0, 1, 0]], bool)), is_one_piece(np.array([[1, 0, 1]], bool))
+    >>> is_connected(np.array([[1, 0, 0], [0, 1, 0]], bool)), is_connected(np.array([[1, 0, 1]], bool))
     (True, False)
     """
     count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    return int(count) == 2  # the background is one
+    return int(count) == 2  # OpenCV counts the background too
 
 
 def tight_box(mask: npt.NDArray[Any]) -> Box | None:
-    """The smallest half-open box around the true pixels of `mask` [height, width]; None when there are none.
+    """The smallest half-open box around the true pixels of `mask` [height, width]; None if there are none.
 
     >>> tight_box(np.array([[0, 0, 0], [0, 1, 1]]))
     (1, 1, 3, 2)
@@ -100,7 +100,7 @@ def tight_box(mask: npt.NDArray[Any]) -> Box | None:
 
 
 def encode_mask(mask: npt.NDArray[Any]) -> dict[str, Any]:
-    """Encode a mask [height, width] as COCO's compressed RLE, with text counts so that it can go into JSON."""
+    """Encode a mask [height, width] as COCO's compressed RLE, with text counts for use in JSON."""
     return {"size": [int(side) for side in mask.shape], "counts": encode_rle(mask)}
 
 
@@ -111,7 +111,7 @@ def encode_rle(mask: npt.NDArray[Any]) -> str:
 
 
 def decode_rle(counts: str, width: int, height: int) -> Mask:
-    """Undo `encode_rle`.
+    """Decode the text of `encode_rle`.
 
     Args:
         counts: the text.
@@ -122,7 +122,7 @@ def decode_rle(counts: str, width: int, height: int) -> Mask:
         bool array [height, width].
 
     Raises:
-        MaskError: the text is not sound, or of a mask of another size.
+        MaskError: the text is invalid, or belongs to a mask of another size.
     """
     return _decode(checked({"size": [height, width], "counts": counts}, width, height), width, height)
 
@@ -135,7 +135,7 @@ def _polygons(parts: list[Any], reach: int) -> list[list[float]]:
     for part in parts:
         if not isinstance(part, list) or len(part) % 2 or any(type(value) not in (int, float) for value in part):
             raise MaskError("malformed polygon")
-        # Drawing costs memory in proportion to the edges' length, so a stray 1e9 would exhaust it. NaN fails too.
+        # Drawing needs memory in proportion to the edges' length, so a stray 1e9 would exhaust it. NaN also fails.
         if not all(-reach <= value <= 2 * reach for value in part):
             raise MaskError("polygon far outside the image")
     if not (whole := [part for part in parts if len(part) >= 6]):

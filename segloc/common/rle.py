@@ -1,6 +1,6 @@
-"""Whether run-length encoded masks are sound, before pycocotools computes with them.
+"""Checks run-length encoded masks before pycocotools reads them.
 
-pycocotools reads and writes past the end of a mask, or never ends, where one is cut short or does not fill its image.
+With a truncated mask, or one that does not fill its image, pycocotools reads and writes out of bounds or never ends.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-MOST_CHARACTERS = 7  # of a run: 2^35 pixels
+MOST_CHARACTERS = 7  # per run: 2^35 pixels
 
 
 def sound(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Tell which values, read from JSON, are RLEs that fill an image of that height and width; [n] bool.
+    """Whether each value, read from JSON, is a valid RLE that fills an image of that (height, width): bool [n].
 
-    Compressed ones are looked at together: for one, calling numpy takes longer than the work.
+    Compressed RLEs are checked together, because for a single one the numpy calls take longer than the work.
     """
     good = np.zeros(len(sizes), bool)
     texts, positions = [], []
@@ -35,7 +35,7 @@ def sound(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> np.
 
 
 def _sound(texts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
-    """Tell which compressed RLEs end with a whole run, have no negative run and sum up to their image's pixels."""
+    """Whether each compressed RLE ends with a whole run, has no negative run and adds up to its image's pixels."""
     encoded = [text.encode("utf-8", "surrogatepass") or b"\0" for text in texts]
     lengths = np.array([len(text) for text in encoded])
     mask = np.repeat(np.arange(len(texts)), lengths)
@@ -48,7 +48,7 @@ def _sound(texts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
     first = np.append(0, last[:-1] + 1)
     place = np.arange(len(bits)) - np.repeat(first, last - first + 1)
     good[mask[(bits < 0) | (bits > 63) | (place >= MOST_CHARACTERS)]] = False
-    # Five bits a character, the lowest first; the highest is the sign.
+    # Five bits per character, the lowest first. The highest bit is the sign.
     place = np.minimum(place, MOST_CHARACTERS - 1)
     runs = np.add.reduceat((bits & 31) << 5 * place, first) - ((bits[last] & 16) << (5 * place[last] + 1))
     mask = mask[first]
@@ -59,7 +59,7 @@ def _sound(texts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
 
 
 def _undo_differences(runs: np.ndarray, number: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Add up what stands as difference: from a mask's fourth run on, each is relative to the last but one."""
+    """Add up differences: from a mask's fourth run on, each is relative to the run two before."""
     lane = 3 * mask + np.where(number == 0, 0, 1 + number % 2)
     order = np.argsort(lane, kind="stable")
     total = np.cumsum(runs[order])

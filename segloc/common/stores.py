@@ -1,7 +1,7 @@
-"""Where shards lie: a local folder, or a prefix on S3, the web or any other store that fsspec opens.
+"""Locations of shards: a local folder, or a prefix on S3, the web or any other store that fsspec opens.
 
-A file appears under its name only when it is whole: a local one is renamed once it is synced, an object store shows an
-upload when it is complete, and any other store gets the file under a temporary name first.
+A file appears under its name only when it is complete. A local file is renamed after it is synced. An object store
+shows an upload only when it is complete. Other stores get the file under a temporary name first.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from segloc.common.contract import INDEX_NAME, Index, read_index
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import atomic_file
 
-# Stores that show an object only when its upload is complete, and that would rename by copying.
+# Stores that show an object only after its upload is complete. They would rename by copying.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"}
-# What stores call their mark of an object's content. Never a time: stores give it in whole seconds.
+# Names of the content tag in different stores. Times are not used: stores give them in whole seconds.
 _TAG_FIELDS = ("ETag", "etag", "md5Hash", "content_md5")
 
 
 class Stat(NamedTuple):
-    """What a store says of a file without reading it.
+    """Information about a file that a store gives without reading it.
 
     Attributes:
-        bytes: its size.
-        tag: another one when the content changes; None where the store keeps none.
+        bytes: size of the file.
+        tag: changes whenever the content changes; None if the store has no tags.
     """
 
     bytes: int
@@ -44,77 +44,77 @@ class Stat(NamedTuple):
 
 
 class Store(Protocol):
-    """A folder of shards. Names are relative to it, with ``/`` separators; instances can be sent to other processes."""
+    """A folder of shards. Names are relative to it, with ``/`` separators. Instances can be sent to other processes."""
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes see what is written."""
+        """Whether other processes see written files."""
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the files directly in `folder`, sorted; none where there is no such folder."""
+        """Names of the files directly in `folder`, sorted; empty if there is no such folder."""
 
     def stat(self, name: str) -> Stat | None:
-        """Look at a file; None when there is none."""
+        """Size and tag of a file; None if there is no such file."""
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
-        """Sizes of files in bytes, together; None where the store does not tell.
+        """Sizes of several files in bytes; None where the store gives no size.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
 
     def read(self, name: str) -> bytes:
-        """Content of a small file.
+        """Read a small file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
 
     def read_array(self, name: str, pauses_s: Sequence[float] = ()) -> npt.NDArray[np.uint8]:
-        """Content of a file, [bytes]; a remote store is asked again after each pause when it is out of reach.
+        """Read a file, [bytes]. A remote store that does not answer is tried again after each pause.
 
         Raises:
             InputError: it cannot be read.
         """
 
     def fetch(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Have a file as a local one, to read it all.
+        """Provide a file as a local file, to read all of it.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
 
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """Write a file that takes its name, whole, when the block ends well."""
+        """Write a file. It appears under its name, complete, if the block ends without error."""
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
 
     def delete_folder(self, name: str) -> None:
-        """Remove a folder with all in it, if it is there."""
+        """Remove a folder and its content, if it exists."""
 
     def index(self) -> Index:
         """Read the index.
 
         Raises:
-            InputError: the folder is missing, unfinished (no index) or its index is not valid.
+            InputError: the folder is missing, unfinished (no index), or its index is invalid.
         """
 
 
 def open_store(place: str) -> Store:
-    """Make a store of a path or URL; nothing is created.
+    """Open the store of a path or URL. Nothing is created.
 
     Raises:
-        InputError: it names no folder, or nothing installed opens such URLs.
+        InputError: it names no folder, or no installed package opens such URLs.
     """
     protocol, separator, path = place.partition("://")
     if not path.strip("/") if separator else not place:
         raise InputError(f"{place!r} names no folder")
     if not separator or protocol in ("file", "local"):
-        # Absolute, as workers of a cluster start in a folder of their own.
+        # Absolute, because workers of a cluster start in a different folder.
         return LocalStore(Path(path if separator else place).absolute())
     if set(place) & set("*?[]"):
-        raise InputError(f"{place}: stores take *, ?, [ and ] for patterns; choose a name without them")
+        raise InputError(f"{place}: *, ?, [ and ] are patterns in stores; choose a name without them")
     try:
         fsspec.get_filesystem_class(protocol.rpartition("::")[2])
     except ImportError as error:
@@ -127,7 +127,7 @@ def open_store(place: str) -> Store:
 
 @dataclasses.dataclass(frozen=True)
 class LocalStore:
-    """A folder on a file system of this machine, or one that all machines of a cluster mount; see `Store`."""
+    """A folder on a local file system, or on one that all machines of a cluster mount; see `Store`."""
 
     path: Path
     is_shared: ClassVar[bool] = True
@@ -141,7 +141,7 @@ class LocalStore:
         return sorted(path.name for path in root.iterdir() if path.is_file()) if root.is_dir() else []
 
     def stat(self, name: str) -> Stat | None:
-        """See `Store`; file systems keep no tag."""
+        """See `Store`; file systems have no tags."""
         path = self.path / name
         return Stat(path.stat().st_size, None) if path.is_file() else None
 
@@ -156,7 +156,7 @@ class LocalStore:
     def read_array(self, name: str, pauses_s: Sequence[float] = ()) -> npt.NDArray[np.uint8]:
         """See `Store`; a local file is read once."""
         try:
-            # Spares a copy, and numpy puts large arrays into large pages, which the system provides faster.
+            # Avoids a copy. numpy puts large arrays into large pages, which the system provides faster.
             return np.fromfile(self.path / name, np.uint8)
         except OSError as error:
             raise InputError(f"{self.path / name}: cannot be read ({one_line(error)})") from error
@@ -168,7 +168,7 @@ class LocalStore:
         yield self.path / name
 
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """See `Store`; what is written is synced to disk."""
+        """See `Store`; the file is synced to disk."""
         return atomic_file(self.path / name)
 
     def delete(self, name: str) -> None:
@@ -186,9 +186,9 @@ class LocalStore:
 
 @dataclasses.dataclass(frozen=True)
 class RemoteStore:
-    """A prefix of a store that fsspec opens; see `Store`. Credentials and endpoints are the store's own business.
+    """A prefix of a store that fsspec opens; see `Store`. The store's library handles credentials and endpoints.
 
-    Whatever goes wrong with the store, a missing file apart, is an `InputError`.
+    All errors of the store, except for missing files, become `InputError`.
 
     Attributes:
         url: without trailing slash.
@@ -201,7 +201,7 @@ class RemoteStore:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes see what is written."""
+        """Whether other processes see written files."""
         return "memory" not in re.split("::|://", self.url)
 
     def names(self, folder: str = "") -> list[str]:
@@ -211,7 +211,7 @@ class RemoteStore:
                 found = [entry["name"] for entry in system.ls(path, detail=True) if entry["type"] == "file"]
         except FileNotFoundError:
             return []
-        # Some stores list the prefix itself, as an empty file without a name.
+        # Some stores list the prefix as an empty file without a name.
         return sorted(name for name in (path.rpartition("/")[2] for path in found) if name)
 
     def stat(self, name: str) -> Stat | None:
@@ -247,7 +247,7 @@ class RemoteStore:
                 except OSError:
                     time.sleep(pause)
             return self._fetch(name)
-        except Exception as error:  # every store has exceptions of its own
+        except Exception as error:  # every store has its own exceptions
             raise InputError(f"{self.url}/{name}: cannot be read ({one_line(error)})") from error
 
     def _fetch(self, name: str) -> npt.NDArray[np.uint8]:
@@ -256,7 +256,7 @@ class RemoteStore:
 
     @contextlib.contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
-        """See `Store`; the file is downloaded to a temporary one."""
+        """See `Store`; the file is downloaded to a temporary file."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "file"
             with self._system(name) as (system, path):
@@ -265,7 +265,7 @@ class RemoteStore:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """See `Store`; the file is written here and uploaded when the block ends."""
+        """See `Store`; the file is written locally and uploaded when the block ends."""
         with tempfile.NamedTemporaryFile() as file:
             yield file  # type: ignore[misc]
             file.flush()
@@ -291,29 +291,29 @@ class RemoteStore:
             data = self.read(INDEX_NAME)
         except FileNotFoundError:
             raise InputError(
-                f"{self.url}: no {INDEX_NAME}: no shards there, or the synthesis into it has not finished"
+                f"{self.url}: no {INDEX_NAME}: no shards there, or their synthesis has not finished"
             ) from None
         return Index.from_json(data, f"{self.url}/{INDEX_NAME}")
 
     def _open(self, name: str) -> tuple[Any, str]:
-        """Open the file system, and the path in it that `name` stands for."""
-        system, root = fsspec.core.url_to_fs(self.url)  # fsspec keeps one per process and store
-        system.invalidate_cache()  # other processes write there too
+        """Open the file system, and return it with the path of `name`."""
+        system, root = fsspec.core.url_to_fs(self.url)  # fsspec caches one per process and store
+        system.invalidate_cache()  # other processes also write there
         return system, f"{root}/{name}" if name else root
 
     @contextlib.contextmanager
     def _system(self, name: str) -> Iterator[tuple[Any, str]]:
-        """Open as `_open` does, and turn what goes wrong in the block into one sentence."""
+        """Like `_open`, but turn errors in the block into one sentence."""
         try:
             yield self._open(name)
         except FileNotFoundError:
             raise
-        except Exception as error:  # every store has exceptions of its own
+        except Exception as error:  # every store has its own exceptions
             raise InputError(f"{self.url}: {_sentence(error)}") from error
 
 
 def _put(store: Any, local: str, path: str) -> None:
-    """Upload a local file so that `path` is only ever seen whole."""
+    """Upload a local file so that `path` is never visible incomplete."""
     protocols = {store.protocol} if isinstance(store.protocol, str) else {*store.protocol}
     if protocols & _OBJECT_STORES:
         store.put_file(local, path)
@@ -331,7 +331,7 @@ def _put(store: Any, local: str, path: str) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """Say what a store complained about; some of its exceptions are without a word."""
+    """Describe a store's error in one sentence. Some of its exceptions have no message."""
     if isinstance(error, NotImplementedError):
-        return "this kind of store cannot do that"
+        return "this kind of store does not support the operation"
     return one_line(error)

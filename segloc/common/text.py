@@ -1,4 +1,4 @@
-"""Tables as text: CSV for programs, Markdown for people."""
+"""Tables as text: CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Write a header and rows as CSV, each line ended by a line feed; None is an empty cell."""
+    """Write a header and rows as CSV. Each line ends with a line feed; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue()
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "l") -> str:
-    """Write a Markdown table, each line ended by a line feed.
+    """Write a Markdown table. Each line ends with a line feed.
 
     Args:
         header: titles of the columns.
-        rows: as many cells each.
-        align: ``l`` (left) or ``r`` (right) for the first columns; its last letter is for all others.
+        rows: cells, as many per row as columns.
+        align: ``l`` (left) or ``r`` (right) per column; the last letter also applies to all further columns.
     """
     rule = [{"l": "---", "r": "---:"}[mark] for mark in align.ljust(len(header), align[-1])]
     lines = (" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, rule, *rows))

@@ -1,4 +1,4 @@
-"""Tiny data sets drawn by hand, in the layouts of PIDray and SIXray."""
+"""Tiny synthetic data sets in the layouts of PIDray and SIXray."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def segment_file(pidray: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 class Synthesis:
-    """Runs ``pipeline.synthesize`` on the tiny data sets: 24 pairs, 4 to a shard, 160 px wide, blended by `alpha`."""
+    """Runs ``pipeline.synthesize`` on the tiny data sets: 24 pairs, 4 per shard, 160 px wide, blended by `alpha`."""
 
     def __init__(self, sixray: Path, region_file: Path, segment_file: Path) -> None:
         self.inputs = ["--backgrounds", sixray, "--regions", region_file, "--segments", segment_file]
@@ -132,11 +132,11 @@ def digests(folder: Path) -> dict[str, bytes]:
 
 
 def run_module(module: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m module`` in a process of its own."""
+    """Run ``python -m module`` in a separate process."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
 
 
 def listen_to_ctrl_c() -> None:
-    """For a child process: a shell starts its background jobs deaf to Ctrl-C, and their children inherit that."""
+    """For a child process: background jobs of a shell ignore Ctrl-C, and so do their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -32,7 +32,7 @@ def read_members(path: Path) -> Members:
 
 
 def replace_shard(folder: Path, members: Members, **changes: object) -> None:
-    """Write shard 1 with `members` and make the index agree, so that only the content is wrong."""
+    """Write shard 1 with `members` and make the index match, so that only the content is wrong."""
     path = folder / "pairs-000001.tar"
     with path.open("wb") as file:
         tar = TarWriter(file)
@@ -52,7 +52,7 @@ def edit_shard(folder: Path, number: int, **changes: object) -> None:
 
 
 def one_more(folder: Path, number: int) -> None:
-    """Let the index claim a pair that the shard does not hold."""
+    """Make the index list a pair that the shard does not have."""
     entry = read_index(folder).shards[number]
     edit_shard(folder, number, pairs=entry.pairs + 1, classes=(entry.classes[0] + 1, *entry.classes[1:]))
 
@@ -64,39 +64,39 @@ def write_index(folder: Path, index: Index) -> None:
 def edit_pair(change: Callable[[dict], object]) -> Callable[[Path], None]:
     """Change the description of pair 5, the second of shard 1."""
 
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         members = read_members(folder / "pairs-000001.tar")
         raw = json.loads(members[5][1])
         change(raw)
         members[5] = (members[5][0], json.dumps(raw).encode())
         replace_shard(folder, members)
 
-    return spoil
+    return damage
 
 
 def edit_members(change: Callable[[Members], object]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         members = read_members(folder / "pairs-000001.tar")
         change(members)
         replace_shard(folder, members)
 
-    return spoil
+    return damage
 
 
 def edit_index(**parameters: object) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         index = read_index(folder)
         write_index(folder, dataclasses.replace(index, parameters=index.parameters | parameters))
 
-    return spoil
+    return damage
 
 
 def append(data: bytes) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         with (folder / "pairs-000001.tar").open("ab") as file:
             file.write(data)
 
-    return spoil
+    return damage
 
 
 def flip(path: Path) -> None:
@@ -116,9 +116,9 @@ def repeat_pair(folder: Path) -> None:
 
 OTHER = encode_jpeg(np.zeros((50, 70, 3), np.uint8), 90)
 
-SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped byte": (lambda f: flip(f / "pairs-000001.tar"), "pairs-000001.tar: sha256 differs"),
-    "appended": (append(b"\0" * 512), "bytes, the index says"),
+    "appended": (append(b"\0" * 512), "bytes, but the index lists"),
     "cut": (lambda f: replace_shard_by_cut(f), "pairs-000001.tar: (broken tar|3 good pairs)"),
     "missing": (lambda f: (f / "pairs-000001.tar").unlink(), "pairs-000001.tar: missing"),
     "not a tar": (lambda f: not_a_tar(f), "broken tar"),
@@ -127,14 +127,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "pairs-000099.tar: not in the index",
     ),
     "histogram": (lambda f: edit_shard(f, 1, classes=(4, 0, 0, 0)), "class histogram differs"),
-    "pair count": (lambda f: one_more(f, 5), "4 good pairs, the index says 5"),
-    "total": (lambda f: one_more(f, 5), "shards hold 25 pairs, counts say 24"),
+    "pair count": (lambda f: one_more(f, 5), "4 good pairs, but the index lists 5"),
+    "total": (lambda f: one_more(f, 5), "shards hold 25 pairs, but counts lists 24"),
     "swapped members": (edit_members(lambda m: m.insert(3, m.pop(4))), "pair 5: members"),
     "missing member": (edit_members(lambda m: m.pop(4)), "pair 5: members"),
     "missing pair": (edit_members(lambda m: m.__delitem__(slice(3, 6))), "pair 5: members .*000000006"),
     "not JSON": (edit_members(lambda m: m.__setitem__(5, (m[5][0], b"{"))), "pair 5: not a pair description"),
     "missing field": (edit_pair(lambda p: p["key"].pop("coefficient")), "pair 5: not a pair description.*coefficient"),
-    "other number": (edit_pair(lambda p: p.update(pair=6)), "pair 5: calls itself 6"),
+    "other number": (edit_pair(lambda p: p.update(pair=6)), "pair 5: its number is 6"),
     "unknown class": (edit_pair(lambda p: p.update(class_id=9)), "pair 5: class id 9 is not in the index"),
     "wrong class name": (edit_pair(lambda p: p.update(class_name="Baton")), "pair 5: class 'Baton' is"),
     "same background": (
@@ -173,48 +173,48 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "mask of another size": (edit_pair(lambda p: p["key"].update(mask="0")), "pair 5: key mask: broken RLE"),
     "mask elsewhere": (
         edit_pair(lambda p: p["query"].update(mask=filled(p["query"], (0, 0, 5, 5)))),
-        r"query mask's tight box is \(0, 0, 5, 5\), not box",
+        r"query mask has tight box \(0, 0, 5, 5\), not box",
     ),
     "empty mask": (
         edit_pair(lambda p: p["query"].update(mask=filled(p["query"], (0, 0, 0, 0)))),
-        "query mask's tight box is None, not box",
+        "query mask has tight box None, not box",
     ),
     "wider box": (
         edit_pair(lambda p: p["query"]["box"].__setitem__(2, p["query"]["box"][2] - 1)),
-        "query mask's tight box is",
+        "query mask has tight box",
     ),
     "too much on matter": (edit_pair(lambda p: p["key"].update(on_matter=1.01)), "key on_matter 1.01 is not in 0..1"),
     "no share on matter": (edit_pair(lambda p: p["key"].update(on_matter=float("nan"))), "key on_matter nan is not"),
     "changed sources": (
-        lambda f: spoil_sources(f, lambda uses: uses.update([next(iter(uses))]), forget=False),
+        lambda f: damage_sources(f, lambda uses: uses.update([next(iter(uses))]), update_index=False),
         "sources.parquet: sha256 differs",
     ),
     "missing sources": (lambda f: (f / "sources.parquet").unlink(), "sources.parquet: missing"),
     "sources of no kind": (lambda f: (f / "sources.parquet").write_bytes(b"PAR1"), "sources.parquet: .*not a Parquet"),
     "other count": (
-        lambda f: spoil_sources(f, lambda uses: uses.update([("background", "JPEGImage/N0000003.jpg")])),
-        r"1 counts differ from the pairs', as of background 'JPEGImage/N0000003.jpg': \d+, not \d+",
+        lambda f: damage_sources(f, lambda uses: uses.update([("background", "JPEGImage/N0000003.jpg")])),
+        r"1 counts differ from the pairs: background 'JPEGImage/N0000003.jpg' has \d+, but the pairs use it \d+ times",
     ),
     "unused source": (
-        lambda f: spoil_sources(f, lambda uses: uses.update([("segment", "x#1")])),
-        "1 counts differ from the pairs', as of segment 'x#1': 1, not 0",
+        lambda f: damage_sources(f, lambda uses: uses.update([("segment", "x#1")])),
+        "1 counts differ from the pairs: segment 'x#1' has 1, but the pairs use it 0 times",
     ),
     "unnamed source": (
-        lambda f: spoil_sources(f, lambda uses: uses.pop(min(uses))),
-        "1 counts differ from the pairs', as of background '.*': 0, not",
+        lambda f: damage_sources(f, lambda uses: uses.pop(min(uses))),
+        "1 counts differ from the pairs: background '.*' has 0, but the pairs use it",
     ),
     "rows of sources": (
         lambda f: write_index(f, with_sources(f, rows=99)),
-        r"sources.parquet: \d+ rows, the index says 99",
+        r"sources.parquet: \d+ rows, but the index lists 99",
     ),
     "other blend": (
         edit_pair(lambda p: p["key"].update(blend="ratio")),
-        "key blend 'ratio' is not the index's 'alpha'",
+        "key blend 'ratio' differs from the index's 'alpha'",
     ),
-    "no scale": (edit_pair(lambda p: p["key"].update(scale=0)), "key scale 0"),
+    "no scale": (edit_pair(lambda p: p["key"].update(scale=0)), "key scale 0.0 is not positive"),
     "occluder of nobody": (
         edit_pair(lambda p: p["key"].update(occluder={"background": "x.jpg", "box": [0, 0, 9, 9], "corner": [0, 0]})),
-        "key has an occluder, the index says that none has",
+        "key has an occluder, but the index's parameters allow none",
     ),
     "impossible occluder": (
         edit_pair(
@@ -222,7 +222,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
                 occluder={"background": p["key"]["background"], "box": [-5, 900, -9, 7], "corner": [5000, -3]}
             )
         ),
-        "key occluder's piece .* is impossible",
+        "key occluder's box .* is empty or outside its scan",
     ),
     "occluder elsewhere": (
         edit_pair(lambda p: p["key"].update(occluder={"background": "x", "box": [0, 0, 1, 1], "corner": [0, 0]})),
@@ -246,13 +246,13 @@ def with_sources(folder: Path, **changes: object) -> Index:
     return dataclasses.replace(index, sources=dataclasses.replace(index.sources, **changes))
 
 
-def spoil_sources(folder: Path, change: Callable[[Counter], object], forget: bool = True) -> None:
-    """Change the table of sources; to `forget` lets the index vouch for the change."""
+def damage_sources(folder: Path, change: Callable[[Counter], object], update_index: bool = True) -> None:
+    """Change the table of sources, and with `update_index` the index too."""
     path = folder / "sources.parquet"
     uses = sources_table.read(path)
     change(uses)
     sources_table.write(path, uses)
-    if forget:
+    if update_index:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         write_index(folder, with_sources(folder, sha256=digest, rows=len(uses)))
 
@@ -274,10 +274,10 @@ ODD = [None, True, 7, -1, 10**30, 1e308, float("nan"), float("-inf"), "", "x", "
 
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_whatever_a_field_holds_the_audit_ends(
+def test_the_audit_ends_for_any_value_of_a_field(
     value: object, shards: Path, segment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each field of pair 5 holds the odd value in turn, in a shard of its own."""
+    """Each field of pair 5 gets the odd value in turn, in a separate folder."""
     fields = [("class_id",), ("class_name",), ("pair",), *((side,) for side in ("query", "key"))]
     raw = json.loads(read_members(shards / "pairs-000001.tar")[5][1])
     fields += [("key", name) for name in raw["key"]]
@@ -299,12 +299,12 @@ def test_whatever_a_field_holds_the_audit_ends(
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_every_violation_is_found(name: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil, message = SPOILT[name]
+    damage, message = DAMAGED[name]
     folder = tmp_path / "shards"
     shutil.copytree(shards, folder)
-    spoil(folder)
+    damage(folder)
     assert audit.main(["--shards", str(folder), "--workers", "1"]) == 1
     assert re.search(message, capsys.readouterr().out)
 
@@ -315,11 +315,14 @@ def recipes(shards: Path, tmp_path: Path) -> Path:
     return shutil.copytree(shards, tmp_path / "shards")
 
 
-# What only shows when the items are drawn again. Pair 5 is changed to something that the index allows.
+# Faults that are detected only by rendering the items again. The index allows the changes of pair 5.
 FALSE_RECIPES: dict[str, tuple[Callable[[dict], object], str]] = {
-    "narrower box": (lambda p: cut_columns(p["query"]), r"query box is \d+x\d+, the"),
+    "narrower box": (lambda p: cut_columns(p["query"]), r"query box is \d+x\d+, but the recipe gives"),
     "other mask": (lambda p: turn_mask(p["query"]), r"query mask, of (\d+) pixels, .*, of \1 pixels"),
-    "fuller mask": (lambda p: p["key"].update(mask=filled(p["key"], p["key"]["box"])), r"key mask, of \d+ pixels, is"),
+    "fuller mask": (
+        lambda p: p["key"].update(mask=filled(p["key"], p["key"]["box"])),
+        r"key mask, of \d+ pixels, differs",
+    ),
     "other rotation": (lambda p: p["key"].update(rotation_deg=p["key"]["rotation_deg"] + 20), "key box is"),
     "other scale": (lambda p: p["key"].update(scale=p["key"]["scale"] * 1.1), "key box is"),
     "beyond all images": (lambda p: p["key"].update(scale=1e300), "key box is"),
@@ -345,14 +348,14 @@ def cut_columns(view: dict) -> None:
 
 
 def turn_mask(view: dict) -> None:
-    """Turn the mask by 180 degrees within its box: as many pixels, elsewhere."""
+    """Rotate the mask by 180 degrees within its box: the same number of pixels, elsewhere."""
     mask, (x0, y0, x1, y1) = decode_rle(view["mask"], *view["size"]), view["box"]
     mask[y0:y1, x0:x1] = mask[y0:y1, x0:x1][::-1, ::-1]
     view.update(mask=encode_rle(mask))
 
 
 def whole_region(pair: dict) -> None:
-    """Let the regions be the images, so that no box is outside."""
+    """Set the regions to the images, so that no box is outside."""
     for side in ("query", "key"):
         pair[side]["region"] = [0, 0, *pair[side]["size"]]
 
@@ -366,7 +369,7 @@ def test_boxes_are_checked_against_the_recipe(
     edit_pair(whole_region)(recipes)
     assert audit.main([*arguments, "--segments", str(segment_file)]) == 0
     edit_pair(change)(recipes)
-    spoil_sources(recipes, lambda uses: recount(recipes, uses))
+    damage_sources(recipes, lambda uses: recount(recipes, uses))
     assert audit.main(arguments) == 0, "another check finds it"
     capsys.readouterr()
     assert audit.main([*arguments, "--segments", str(segment_file)]) == 1
@@ -400,7 +403,7 @@ def test_items_of_one_bag_scanned_twice_are_found(
 
 def test_another_table_is_refused(shards: Path, region_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit.main(["--shards", str(shards), "--workers", "1", "--segments", str(region_file)]) == 2
-    assert "not the segments these shards were made of" in capsys.readouterr().err
+    assert "not the segment table of these shards" in capsys.readouterr().err
 
 
 INDEX = Index(("Gun", "Knife", "Baton"), 0, {"excluded_classes": ["Baton"]}, {}, ())
@@ -413,7 +416,7 @@ INDEX = Index(("Gun", "Knife", "Baton"), 0, {"excluded_classes": ["Baton"]}, {},
         ({"Gun": 590, "Knife": 410}, []),  # 5.7 standard deviations
         ({"Gun": 600, "Knife": 400}, ["class 'Gun' has 600 of 1000", "class 'Knife' has 400 of 1000"]),
         ({"Gun": 1000}, ["class 'Gun'", "class 'Knife' has 0 of 1000"]),
-        ({"Gun": 500, "Knife": 499, "Baton": 1}, ["class 'Baton' is left out by the index, but has 1 pairs"]),
+        ({"Gun": 500, "Knife": 499, "Baton": 1}, ["class 'Baton' is excluded by the index, but has 1 pairs"]),
         ({}, []),
     ],
 )
@@ -444,21 +447,21 @@ def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "no such folder of shards"),
         (lambda folder: (folder / "index.json").unlink(), "has not finished"),
         (lambda folder: (folder / "index.json").write_text("[]"), "not a shard index"),
         (lambda folder: edit_shard(folder, 1, name="pipe:rm -rf"), "expected 'pairs-000001.tar'"),
-        (lambda folder: version(folder, 3), "shard format 3, this version reads 1 and 2"),
+        (lambda folder: version(folder, 3), "shard format 3, but this version reads 1 and 2"),
     ],
 )
 def test_a_folder_without_a_valid_index_is_refused(
-    spoil, message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage, message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(shards, folder)
-    spoil(folder)
+    damage(folder)
     assert audit.main(["--shards", str(folder), "--workers", "1"]) == 2
     errors = capsys.readouterr().err
     assert message in errors
@@ -478,7 +481,7 @@ def test_an_empty_index_entry_is_not_a_crash(tmp_path: Path) -> None:
     assert audit.main(["--shards", str(tmp_path), "--workers", "1", "--gallery", str(tmp_path / "g.png")]) == 1
 
 
-def test_a_folder_of_format_1_is_checked_and_said_to_lack_masks(
+def test_a_folder_of_format_1_is_checked_and_its_missing_parts_are_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, report = shutil.copytree(FORMAT_1, tmp_path / "shards"), tmp_path / "report.json"

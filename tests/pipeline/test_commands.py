@@ -1,4 +1,4 @@
-"""What all stage-1 commands have in common."""
+"""Common behaviour of all stage-1 commands."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""InsLoc's data from scans without labels: crops of one scan, pasted opaque on two others."""
+"""InsLoc's data from unlabelled scans: crops of one scan, pasted opaquely on two others."""
 
 from pathlib import Path
 
@@ -81,12 +81,12 @@ def test_both_items_of_a_pair_are_crops_of_one_scan_pasted_opaque(recipe: Recipe
             assert tight_box(mask) == view.box
             assert (~mask[y0:y1, x0:x1]).sum() <= 4  # pixels at the corners, less than half covered
             assert view.on_matter == 1.0
-            assert np.abs(cv2.blur(shown - expected, (5, 5))[3:-3, 3:-3]).mean() < 8  # not turned, not mixed
+            assert np.abs(cv2.blur(shown - expected, (5, 5))[3:-3, 3:-3]).mean() < 8  # not rotated, not blended
             data = (sixray / view.background).read_bytes()
-            host = fit(decode(data, reduction=reduction(dimensions(data)[0], recipe.width)), view.size)
-            outside = np.ones(host.shape[:2], bool)
+            background = fit(decode(data, reduction=reduction(dimensions(data)[0], recipe.width)), view.size)
+            outside = np.ones(background.shape[:2], bool)
             outside[y0:y1, x0:x1] = False
-            assert (picture[outside] == host[outside]).all()
+            assert (picture[outside] == background[outside]).all()
     assert len(crops_seen) > 20
 
 
@@ -118,8 +118,8 @@ def test_the_table_depends_on_the_seed_and_not_on_the_workers(sixray: Path, regi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--per-scan", 1], "--per-scan is 1, a pair needs two crops of one scan"),
-        (["--scans", 0], "--scans is 0, it must be at least 1"),
+        (["--per-scan", 1], "--per-scan is 1, but a pair needs two crops of one scan; use 2 or more"),
+        (["--scans", 0], "--scans is 0; use 1 or more"),
         (["--regions", "nowhere.parquet"], "nowhere.parquet: no such file"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_name_that_is_not_utf8_is_a_row(tmp_path: Path) -> None:
     assert row["message"] == "file name is not UTF-8"
 
 
-def test_an_edited_scan_makes_another_table_even_where_its_region_stays(dirty: Path, tmp_path: Path) -> None:
+def test_an_edited_scan_changes_the_table_even_if_its_region_stays(dirty: Path, tmp_path: Path) -> None:
     scans, tables = tmp_path / "scans", [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     shutil.copytree(dirty, scans)
     name = next(name for name, (_, status, _) in DIRT.items() if status == "ok" and name.endswith(".jpg"))
@@ -115,7 +115,7 @@ def test_an_edited_scan_makes_another_table_even_where_its_region_stays(dirty: P
     assert tables[0].read_bytes() != tables[1].read_bytes()
 
 
-def test_a_name_that_is_a_folder_is_refused(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_is_a_folder_is_refused(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert regions.main(["--backgrounds", str(dirty), "--out", str(tmp_path), "--workers", "1"]) == 2
     assert "is a folder, not a file to write" in capsys.readouterr().err
 
@@ -146,7 +146,7 @@ def test_another_kind_of_table_is_refused(segment_file: Path, region_file: Path,
         region_table.load(segment_file)
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(region_file.read_bytes()[:-100])
-    with pytest.raises(InputError, match="cut short"):
+    with pytest.raises(InputError, match="truncated"):
         region_table.load(cut)
 
 
@@ -180,7 +180,7 @@ def test_the_steps_to_a_region_are_drawn(dirty: Path, tmp_path: Path, capsys: py
     assert regions.main(["--steps", str(dirty / "good.jpg"), "--out", str(out)]) == 0
     picture = read_image(out)
     grey, inverted, last = (picture[:200, x : x + 300] for x in (0, 366, 4 * 366))
-    assert np.abs(grey[..., 0].astype(int) + inverted[..., 0] - 255).max() <= 1  # by scaling
+    assert np.abs(grey[..., 0].astype(int) + inverted[..., 0] - 255).max() <= 1  # from scaling
     assert (last == RED).all(2).any()
     assert (last == BLUE).all(2).any()
     assert regions.main(["--steps", str(dirty / "cut.jpg"), "--out", str(tmp_path / "none.png")]) == 2

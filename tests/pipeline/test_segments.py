@@ -32,7 +32,7 @@ def test_every_annotation_is_a_row(pidray: Path, segment_file: Path) -> None:
     assert len(set(order)) == 10
 
 
-def test_crops_hold_the_donors_pixels_everywhere_and_the_mask(pidray: Path, segment_file: Path) -> None:
+def test_crops_have_all_pixels_of_the_donor_and_the_mask(pidray: Path, segment_file: Path) -> None:
     content = json.loads((pidray / "annotations" / "xray_train.json").read_text())
     drawn = {str(entry["id"]): entry["segmentation"] for entry in content["annotations"]}
     for row in table_and_parameters(segment_file)[0]:
@@ -65,7 +65,7 @@ def test_surroundings_of_an_item_that_fills_the_scan_are_white() -> None:
 
 @pytest.fixture
 def dirty(tmp_path: Path) -> Path:
-    """A folder whose scans all have something wrong but the first."""
+    """A folder whose first scan is good; every other has a different fault."""
     folder = tmp_path / "train"
     folder.mkdir()
     scan = np.full((50, 60, 3), 180, np.uint8)
@@ -110,7 +110,7 @@ def test_bytes_do_not_depend_on_workers(pidray: Path, segment_file: Path, tmp_pa
     assert (tmp_path / "s.parquet").read_bytes() == segment_file.read_bytes()
 
 
-def test_nothing_usable_is_an_error_and_no_file(dirty: Path) -> None:
+def test_without_a_usable_segment_no_file_is_written(dirty: Path) -> None:
     content = json.loads((dirty / "train.json").read_text())
     content["annotations"] = [entry for entry in content["annotations"] if entry["id"] == 4]
     (dirty / "train.json").write_text(json.dumps(content))
@@ -124,7 +124,7 @@ def test_nothing_usable_is_an_error_and_no_file(dirty: Path) -> None:
         dirty / "s.parquet",
     )
     assert done.returncode == 2
-    assert "not one usable segment: image file missing (1)" in done.stderr
+    assert "no usable segment (image file missing (1))" in done.stderr
     assert not list(dirty.glob("*s.parquet*"))
 
 
@@ -143,7 +143,7 @@ def test_real_items(real_scans: Path, tmp_path: Path) -> None:
     assert len(rows) == 39
     assert {row["class_name"] for row in rows} == {"Gun", "Knife"}
     assert parameters["skipped"] == {}
-    # Metal is darker than what lies around it.
+    # Metal is darker than its surroundings.
     for row in rows:
         rgba = decode_rgba(row["png"])
         around = np.mean([row[f"background_{channel}"] for channel in "rgb"])
@@ -158,7 +158,7 @@ def test_real_items(real_scans: Path, tmp_path: Path) -> None:
         ((2, 20, 9, 30), False),
         ((20, 0, 30, 9), True),
         ((51, 20, 60, 30), True),
-        ((50, 20, 59, 30), True),  # drawn to index 59, the last pixel's
+        ((50, 20, 59, 30), True),  # drawn to index 59, that of the last pixel
         ((50, 20, 58, 30), False),
         ((20, 41, 30, 49), True),
         ((20, 41, 30, 48), False),
@@ -169,7 +169,7 @@ def test_items_at_the_frame_are_cut(box: tuple[int, int, int, int], expected: bo
 
 
 def coco_of(folder: Path, scans: dict[str, np.ndarray], shapes: dict[str, list]) -> Path:
-    """A COCO file of one class, with one item a scan."""
+    """A COCO file of one class, with one item per scan."""
     (folder / "train").mkdir()
     images, annotations = [], []
     for number, (name, scan) in enumerate(scans.items()):
@@ -181,7 +181,7 @@ def coco_of(folder: Path, scans: dict[str, np.ndarray], shapes: dict[str, list])
     return folder / "train.json"
 
 
-def test_whole_items_are_in_one_piece_inside_the_frame(tmp_path: Path) -> None:
+def test_whole_items_are_connected_and_inside_the_frame(tmp_path: Path) -> None:
     shapes = {
         "1.png": [triangle(20, 20, 30)],
         "2.png": [triangle(20, 20, 30), triangle(100, 20, 30)],
@@ -214,7 +214,7 @@ def test_a_bag_scanned_twice_is_one_group(tmp_path: Path) -> None:
 
 
 def patchy_bag(seed: int) -> np.ndarray:
-    """A bag of large boxes, which a fingerprint can tell from another."""
+    """A bag of large boxes, which fingerprints can distinguish."""
     rng = np.random.default_rng(seed)
     scan = np.full((220, 300, 3), 255, np.uint8)
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""The first stage of `dvc repro`: what it lists, and when it says that nothing changed."""
+"""The first stage of `dvc repro`: its lists, and its report of changes."""
 
 import json
 
@@ -21,7 +21,7 @@ def run(root, foregrounds="pidray", *more):
     return sources.main([*arguments, "--out", str(root / "manifest"), "--images", "", *more])
 
 
-def test_second_call_says_that_nothing_changed_and_touches_nothing(folders, capsys):
+def test_the_second_call_reports_no_change_and_touches_nothing(folders, capsys):
     assert run(folders) == 0
     assert "the scans have changed" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in (folders / "manifest").iterdir()}
@@ -54,5 +54,5 @@ def test_a_coco_file_is_listed_too_and_no_stale_manifest_stays(folders):
 def test_missing_folder_is_one_line(folders, capsys):
     assert run(folders, "nowhere") == 2
     error = capsys.readouterr().err
-    assert "nowhere: no such file or folder (foregrounds in params.yaml)" in error
+    assert "nowhere: no such file or folder; correct foregrounds in params.yaml" in error
     assert len(error.strip().splitlines()) == 1

@@ -28,7 +28,7 @@ from tests.conftest import FORMAT_1
 from tests.pipeline.conftest import ROOT, Synthesis, digests, listen_to_ctrl_c, run_module
 
 
-def test_shards_and_index_say_the_same(shards: Path) -> None:
+def test_shards_and_index_agree(shards: Path) -> None:
     index = read_index(shards)
     assert sorted(path.name for path in shards.iterdir()) == [
         "index.json",
@@ -45,7 +45,7 @@ def test_shards_and_index_say_the_same(shards: Path) -> None:
         assert sum(shard.classes) == shard.pairs == 4
 
 
-def test_tars_are_fixed_to_the_byte(shards: Path) -> None:
+def test_tars_are_byte_stable(shards: Path) -> None:
     names = []
     for path in sorted(shards.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -59,7 +59,7 @@ def test_tars_are_fixed_to_the_byte(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[0], [1, 511, 512, 513], [9000, 20000, 5], [512] * 17])
-def test_own_tars_equal_those_of_the_standard_library(sizes: list[int]) -> None:
+def test_our_tars_equal_those_of_the_standard_library(sizes: list[int]) -> None:
     ours, theirs = io.BytesIO(), io.BytesIO()
     writer = TarWriter(ours)
     with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -73,7 +73,7 @@ def test_own_tars_equal_those_of_the_standard_library(sizes: list[int]) -> None:
     assert ours.getvalue() == theirs.getvalue()
 
 
-def test_stored_images_have_the_size_they_say(shards: Path) -> None:
+def test_stored_images_have_the_size_in_their_description(shards: Path) -> None:
     with tarfile.open(shards / "pairs-000000.tar") as tar:
         content = {member.name: tar.extractfile(member).read() for member in tar}
     pair = Pair.from_json(content["000000002.json"])
@@ -135,7 +135,7 @@ def test_pairs_do_not_depend_on_how_many_there_are(synthesis: Synthesis, shards:
 
 @pytest.fixture
 def copy(shards: Path, tmp_path: Path) -> Path:
-    """A finished folder a test may spoil."""
+    """A finished folder that a test may damage."""
     out = tmp_path / "copy"
     out.mkdir()
     for path in shards.iterdir():
@@ -159,7 +159,7 @@ def flip_a_byte(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda out: flip_a_byte(out / "pairs-000002.tar"),
         lambda out: (out / "pairs-000002.tar").write_bytes((out / "pairs-000002.tar").read_bytes()[:-512]),
@@ -172,10 +172,10 @@ def flip_a_byte(path: Path) -> None:
         lambda out: (out / "sources.parquet").unlink(),
         lambda out: [(out / name).unlink() for name in ("sources.parquet", "pairs-000002.tar")],
     ],
-    ids=["flipped bit", "cut short", "missing", "stray temporaries", "flipped source", "no sources", "both missing"],
+    ids=["flipped bit", "truncated", "missing", "stray temporaries", "flipped source", "no sources", "both missing"],
 )
-def test_a_spoilt_file_is_made_again(spoil, copy: Path, shards: Path, synthesis: Synthesis) -> None:
-    spoil(copy)
+def test_a_damaged_file_is_made_again(damage, copy: Path, shards: Path, synthesis: Synthesis) -> None:
+    damage(copy)
     made = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.tar")}
     assert synthesis(copy) == 0
     assert digests(copy) == digests(shards)
@@ -183,7 +183,7 @@ def test_a_spoilt_file_is_made_again(spoil, copy: Path, shards: Path, synthesis:
     assert all((copy / name).stat().st_mtime_ns == made[name] for name in untouched)
 
 
-def test_a_folder_is_not_called_complete_while_a_shard_is_made_again(
+def test_a_folder_is_incomplete_while_a_shard_is_made_again(
     copy: Path, shards: Path, synthesis: Synthesis, tmp_path: Path
 ) -> None:
     flip_a_byte(copy / "pairs-000002.tar")
@@ -203,7 +203,7 @@ def stored_pairs(folder: Path) -> Iterator[Pair]:
             )
 
 
-def test_the_sources_are_counted_as_the_pairs_use_them(synthesis: Synthesis, tmp_path: Path) -> None:
+def test_the_counts_of_sources_match_the_pairs(synthesis: Synthesis, tmp_path: Path) -> None:
     out = tmp_path / "s"
     assert synthesis(out, occluded=0.5) == 0
     uses = Counter[tuple[str, str]]()
@@ -224,7 +224,7 @@ def test_the_sources_are_counted_as_the_pairs_use_them(synthesis: Synthesis, tmp
 def test_sources_are_counted_without_making_pairs_again(
     copy: Path, shards: Path, synthesis: Synthesis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the notes gone, the counts come from the stored pairs."""
+    """Without the records, the counts come from the stored pairs."""
     made = []
     monkeypatch.setattr("pipeline.storage.shards.make_pair", lambda *arguments: made.append(1) or make_pair(*arguments))
     flip_a_byte(copy / "pairs-000002.tar")
@@ -269,7 +269,7 @@ def test_other_parameters_are_refused_by_name(
     assert digests(copy) == before
 
 
-def test_coefficients_are_drawn_from_the_range_that_was_asked_for(
+def test_coefficients_are_drawn_from_the_given_range(
     synthesis: Synthesis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "s"
@@ -307,7 +307,7 @@ def test_other_inputs_are_refused(
     assert "regions_sha256" in done.stderr
 
 
-def test_rebuild_starts_again_and_removes_only_what_is_ours(copy: Path, synthesis: Synthesis, tmp_path: Path) -> None:
+def test_rebuild_starts_again_and_removes_only_our_files(copy: Path, synthesis: Synthesis, tmp_path: Path) -> None:
     (copy / "notes.txt").write_text("mine")
     assert synthesis(copy, seed=1, pairs=10, if_changed="rebuild") == 0
     assert (copy / "notes.txt").read_text() == "mine"
@@ -326,7 +326,7 @@ def test_shards_of_unknown_origin_are_not_trusted(
     assert synthesis(copy) == 2
 
 
-def test_ranges_together_make_the_whole(synthesis: Synthesis, shards: Path, tmp_path: Path) -> None:
+def test_ranges_together_make_all_shards(synthesis: Synthesis, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     for part in ("4:6", "0:2"):
         assert synthesis(out, shards_range=part) == 0
@@ -357,7 +357,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(synthesis: 
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
         seen = len(list(out.glob("pairs-*.tar")))
-        for path in out.glob("pairs-*.tar"):  # whatever has its final name is whole
+        for path in out.glob("pairs-*.tar"):  # files with their final name are complete
             assert path.read_bytes() == (tmp_path / "undisturbed" / path.name).read_bytes()
     assert seen > 0
     assert synthesis(out, **size) == 0
@@ -454,7 +454,7 @@ def test_bad_arguments_end_with_code_2(
     assert not list(tmp_path.glob("s/*.tar"))
 
 
-def test_segments_that_make_no_pair_are_refused(
+def test_segments_that_cannot_make_a_pair_are_refused(
     synthesis: Synthesis, pidray: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pipeline import segments

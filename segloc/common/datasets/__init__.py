@@ -1,8 +1,8 @@
-"""Finders of data sets: one file each, all giving the same things.
+"""Finders of data sets, one per file, with a common interface.
 
 *Backgrounds* are paths of benign scans relative to a root. *Splits* are parts of a data set: a COCO instance file and
-its scans. To add a data set, write a finder here (`records.Backgrounds`, `records.Annotated` or both) and enter it
-below, before any whose layout it resembles. It is then found wherever a folder is asked for: ``--annotations``,
+its scans. To add a data set, write a finder here (`records.Backgrounds`, `records.Annotated` or both) and add it to the
+tuples below, before finders of similar layouts. Every option that takes a data set then accepts it: ``--annotations``,
 ``--backgrounds`` and ``--data``.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["TRAIN", "Annotations", "Instance", "Split", "backgrounds", "read", "
 
 TRAIN = "train"
 
-# Asked in this order; each gives None for a folder that holds another data set.
+# Tried in this order. Each returns None for a folder that holds another data set.
 _BACKGROUNDS: tuple[Backgrounds, ...] = (pidray, sixray)
 _ANNOTATED: tuple[Annotated, ...] = (pidray,)
 
@@ -28,14 +28,14 @@ _ANNOTATED: tuple[Annotated, ...] = (pidray,)
 def backgrounds(root: Path) -> list[str]:
     """List the benign scans under `root`.
 
-    Of a SIXray copy these are the negatives, of PIDray's second release the training scans without annotations, of any
-    folder that is no data set all scans.
+    For SIXray these are the negatives, for PIDray's second release the training scans without annotations, and for a
+    folder that is not a known data set all scans.
 
     Returns:
         Paths relative to `root`, ``/`` separators, sorted.
 
     Raises:
-        InputError: the folder is missing or holds no benign scan, as PIDray's first release and the folders of either.
+        InputError: the folder is missing or has no benign scans, like PIDray's first release and all its folders.
     """
     names = functools.cache(functools.partial(folder.scans, existing_folder(root, "backgrounds")))
     for data_set in _BACKGROUNDS:
@@ -49,10 +49,10 @@ def backgrounds(root: Path) -> list[str]:
 
 
 def splits(root: Path) -> dict[str, Split]:
-    """Find the parts of an annotated data set, the training part under the name ``train``; no file is opened.
+    """Find the parts of an annotated data set, including the training part ``train``. No file is opened.
 
     Raises:
-        InputError: no such folder, or it holds no annotated data set.
+        InputError: there is no such folder, or it is not an annotated data set.
     """
     root = existing_folder(root, "data set")
     for data_set in _ANNOTATED:
@@ -63,14 +63,14 @@ def splits(root: Path) -> dict[str, Split]:
 
 
 def training_source(path: Path, images: Path | None) -> Split:
-    """Find what segments are cut from.
+    """Find the scans and annotations from which segments are cut.
 
     Args:
-        path: a COCO instance file, or the root of a data set (see `splits`), whose training part is taken.
-        images: the folder the file's image names refer to; None takes the data set's own, or the folder of the file.
+        path: a COCO instance file, or the root of a data set (see `splits`), whose training part is used.
+        images: folder of the image names in the file; None uses the data set's own, or the folder of the file.
 
     Raises:
-        InputError: something is missing, or the part is for testing: segments come from training data only.
+        InputError: a file or folder is missing, or belongs to a test part: segments come from training data only.
     """
     if path.is_dir():
         source = splits(path)[TRAIN]

@@ -1,6 +1,6 @@
-"""COCO files of any data set: the one reader of annotations and results, and what segments are cut from.
+"""Reads COCO files of any data set: annotations, results, and the instances that segments are cut from.
 
-In every field null means absent, and text that is a number is that number. Other text is an id of its own.
+In every field, null means absent, and text that is a number is read as that number. Other text can be an id.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class CocoImage:
     """An entry of ``images``.
 
     Attributes:
-        id: as the annotations refer to it.
-        name: the file name as it stands.
-        path: the name with ``/`` separators; None where it leaves the image folder.
-        size: width and height in pixels; None where the file does not have both.
+        id: id of the image, which annotations refer to.
+        name: file name as in the file.
+        path: the name with ``/`` separators; None if it leaves the image folder.
+        size: width and height in pixels; None if either is absent.
     """
 
     id: Id
@@ -47,15 +47,15 @@ class CocoItem:
     """An entry of ``annotations``.
 
     Attributes:
-        id: None where it has none.
-        image_id: of its image, which may be missing from the file; None where it has none.
-        category_id: likewise.
-        box: x, y, width, height in pixels; None where it has none.
-        area: in square pixels, NaN and infinity included; None where it has none.
+        id: id of the annotation; None if absent.
+        image_id: id of its image, which may be missing from the file; None if absent.
+        category_id: id of its category, which may be missing from the file; None if absent.
+        box: x, y, width, height in pixels; None if absent.
+        area: square pixels, possibly NaN or infinity; None if absent.
         crowd: ``iscrowd``.
-        segmentation: polygons or RLE, not yet checked.
-        malformed: names of the fields that have another type; they are read as absent.
-        problem: why no segment can be cut from it, the mask apart; None where nothing speaks against it.
+        segmentation: polygons or RLE, unchecked.
+        malformed: names of fields with a wrong type; they are read as absent.
+        problem: why no segment can be cut from it, not counting its mask; None if there is no reason.
     """
 
     id: Id | None
@@ -74,7 +74,7 @@ class CocoFile:
     """A COCO instance file.
 
     Attributes:
-        categories: name by category id, ascending; the position is the class id inside the project.
+        categories: name by category id, ascending; the position is the project's class id.
         images: by image id, in the file's order.
         items: the annotations, in the file's order.
     """
@@ -85,11 +85,11 @@ class CocoFile:
 
 
 def read_file(path: Path) -> CocoFile:
-    """Read a COCO instance file and bring its fields to one form.
+    """Read a COCO instance file and normalise its fields.
 
     Raises:
-        InputError: no such file, or not COCO; categories or images that lack a field or repeat. Faults of single
-            annotations are left to the caller: see `CocoItem`.
+        InputError: no such file, not COCO, or categories or images that lack a field or repeat. Faults of single
+            annotations do not raise; see `CocoItem`.
     """
     content = _read_json(path, "annotations")
     for key in ("images", "annotations", "categories"):
@@ -103,10 +103,10 @@ def read_file(path: Path) -> CocoFile:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read a COCO results file; `segloc.detection.coco_eval.match` checks what its detections hold.
+    """Read a COCO results file; `segloc.detection.coco_eval.match` checks its detections.
 
     Raises:
-        InputError: no such file, or it is none.
+        InputError: no such file, or not a results file.
     """
     content = _read_json(path, "results")
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
@@ -121,12 +121,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def read(path: Path) -> Annotations:
     """Read the instances that segments are cut from.
 
-    What cannot be used is counted by reason: crowds, entries marked ``ignore``, degenerate boxes (no area, width or
+    Unusable annotations are counted by reason: crowds, entries marked ``ignore``, degenerate boxes (no area, width or
     height below a pixel), unknown images or categories, image paths that leave their folder, repeated ids, malformed
-    entries. Boxes that reach beyond the scan are no reason: only the mask counts. Masks are checked when drawn.
+    entries. Boxes may reach beyond the scan, because only the mask counts. Masks are checked when they are drawn.
 
     Raises:
-        InputError: see `read_file`; or scans of a test part.
+        InputError: see `read_file`; or the file lists scans of a test part.
     """
     content = _training_file(path)
     class_ids = {category_id: position for position, category_id in enumerate(content.categories)}
@@ -145,20 +145,21 @@ def read(path: Path) -> Annotations:
 
 
 def unannotated(path: Path) -> set[str]:
-    """Names of the images that a COCO file lists without a single annotation, usable or not.
+    """Names of the images that a COCO file lists without any annotation, even an unusable one.
 
-    Each is given as it stands and, for re-packed copies, without its folders; not if an annotated image has that name.
+    Each name is given as in the file and, for repacked copies, without its folders. A name that an annotated image also
+    has is left out.
 
     Raises:
-        InputError: see `read_file`; scans of a test part, or annotations of images the file does not list, so that
-            any of its images could be theirs.
+        InputError: see `read_file`; or the file lists scans of a test part, or has annotations of images that it does
+            not list, which could be any of its images.
     """
     content = _training_file(path)
     owners = {item.image_id for item in content.items}
-    if strangers := sorted(str(owner) for owner in owners - content.images.keys()):
+    if unlisted := sorted(str(owner) for owner in owners - content.images.keys()):
         raise InputError(
-            f"{path}: annotations of images it does not list (image_id {', '.join(strangers[:3])}), "
-            "so it cannot be told which of its scans are benign"
+            f"{path}: has annotations of images that it does not list (image_id {', '.join(unlisted[:3])}), "
+            "so its benign scans are unknown; add these images to its list"
         )
     taken = _with_and_without_folders(image.name for image in content.images.values() if image.id in owners)
     free = _with_and_without_folders(image.name for image in content.images.values() if image.id not in owners)
@@ -166,7 +167,7 @@ def unannotated(path: Path) -> set[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value read from JSON is a number that a float holds."""
+    """Whether a value read from JSON is a finite number that a float can hold."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
@@ -174,10 +175,10 @@ def is_number(value: Any) -> bool:
 
 
 def whole(value: Any) -> int:
-    """Read a whole number, which may stand as 7.0 or as text.
+    """Read a whole number, which may be written as 7.0 or as text.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a whole number.
     """
     if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
         return int(match[1])
@@ -187,7 +188,7 @@ def whole(value: Any) -> int:
 
 
 def identifier(value: Any) -> Id:
-    """Read an id: a whole number, or text that is none.
+    """Read an id: a whole number, or text that is not a whole number.
 
     >>> identifier(7), identifier(7.0), identifier("7"), identifier("a7")
     (7, 7, 7, 'a7')
@@ -200,7 +201,7 @@ def identifier(value: Any) -> Id:
 
 def _read_json(path: Path, what: str) -> Any:
     try:
-        return json.loads(existing_file(path, what).read_bytes())  # a byte order mark is read over
+        return json.loads(existing_file(path, what).read_bytes())  # accepts a byte order mark
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
@@ -216,7 +217,7 @@ def _training_file(path: Path) -> CocoFile:
 
 
 def _instance(item: CocoItem, position: int, images: dict[Id, CocoImage], class_ids: dict[Id, int]) -> Instance:
-    assert item.image_id is not None  # as it has no problem
+    assert item.image_id is not None  # because it has no problem
     assert item.category_id is not None
     image, number = images[item.image_id], str(position if item.id is None else item.id)
     assert image.path is not None
@@ -229,7 +230,7 @@ def _with_and_without_folders(names: Iterable[str]) -> set[str]:
 
 
 def _categories(entries: list[Any]) -> dict[Id, str]:
-    """Name by category id, ascending: numbers, then text."""
+    """Name by category id, ascending: numbers first, then text."""
     names: dict[Id, str] = {}
     for entry in entries:
         category_id = _required(entry, "category", "id", identifier)
@@ -240,8 +241,8 @@ def _categories(entries: list[Any]) -> dict[Id, str]:
         raise ValueError("no categories")
     counts = Counter(name.casefold() for name in names.values())
     if repeated := [name for name in names.values() if counts[name.casefold()] > 1]:
-        # As two classes, each would be a negative of the other.
-        raise ValueError(f"category name {repeated[-1]!r} occurs more than once, whatever its case")
+        # As separate classes, each would be a negative of the other.
+        raise ValueError(f"category name {repeated[-1]!r} occurs more than once (case is ignored)")
     return {key: names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))}
 
 

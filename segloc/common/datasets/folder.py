@@ -1,4 +1,4 @@
-"""Any folder of scans."""
+"""Folders of scans without a known layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 
 
 def scans(root: Path) -> list[str]:
-    """List the images under `root`, nested ones included, hidden files and folders not.
+    """List the images under `root`, including subfolders, without hidden files and folders.
 
     Returns:
         Paths relative to `root`, ``/`` separators, sorted by code point.
 
     Raises:
-        InputError: there is none.
+        InputError: there are no images.
     """
     found: list[str] = []
     waiting, seen = [""], {_identity(os.stat(root))}
@@ -33,7 +33,7 @@ def scans(root: Path) -> list[str]:
                 if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
                     found.append(prefix + entry.name)
                 elif entry.is_dir():
-                    # Links to folders are followed, each folder once, so a link to a parent ends.
+                    # Follow links to folders, but visit each folder once, so that a link to a parent ends.
                     identity = _identity(entry.stat())
                     if identity not in seen:
                         seen.add(identity)
@@ -44,18 +44,18 @@ def scans(root: Path) -> list[str]:
 
 
 def most_match(pattern: re.Pattern[str], names: list[str]) -> bool:
-    """Whether most of `names` match: a few stray files do not make another data set of a folder."""
+    """Whether most of `names` match. A few stray files do not turn a folder into another data set."""
     return 2 * sum(pattern.fullmatch(name) is not None for name in names) > len(names)
 
 
 def locate(root: Path, name: str) -> Path | None:
-    """Find the scan that an annotation file calls `name`.
+    """Find the scan with the name `name` in an annotation file.
 
-    Its own path comes first; then its base name, as re-packed copies keep a folder in the name that the disk no longer
-    has.
+    The full path is tried first, then the base name: names in repacked copies may include a folder that no longer
+    exists on disk.
 
     Returns:
-        The path of a file under `root`; None where there is none.
+        The path of a file under `root`; None if there is none.
     """
     with contextlib.suppress(ValueError):
         if (path := root / safe_relative(name)).is_file():

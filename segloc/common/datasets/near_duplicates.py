@@ -1,11 +1,11 @@
-"""Near-duplicate scans: which scans show the same bag, so that a pair never shows one item twice.
+"""Near-duplicate scans: finds scans of the same bag, so that a pair never shows one item twice.
 
-The fingerprint is a perceptual hash (pHash: signs of low-frequency DCT coefficients about their median) of 256 bits, of
-the scan's contents rather than its frame: before the transform, the attenuation is brought to a window of fixed size
-around its centre of mass, as wide as its spread. So a bag that lies elsewhere on the belt, a crop and another
-resolution keep their fingerprint, which they do not with the plain hash.
+The fingerprint is a perceptual hash (pHash: signs of low-frequency DCT coefficients about their median) of 256 bits. It
+describes the scan's contents, not its frame: before the transform, the attenuation is resampled to a window of fixed
+size around its centre of mass, scaled by its spread. So the fingerprint stays the same when a bag moves on the belt and
+when the scan is cropped or resized. A plain pHash does not.
 
-Scans are grouped when a chain of them leads from one to the other with at most `THRESHOLD_BITS` different bits each.
+Two scans are in one group if a chain of scans with at most `THRESHOLD_BITS` different bits per step connects them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from segloc.common.images import Image
 
-# Between what copies of one scan differ by (JPEG, resolution, brightness, a shift of 3 % of the frame) and the least
-# that two bags of 97 real and 900 simulated scans did, 74. A bag scanned again after turning or repacking is not found.
+# Between the differences of copies of one scan (JPEG, resolution, brightness, a shift of 3 % of the frame) and the
+# minimum between two bags of 97 real and 900 simulated scans, 74. A turned or repacked bag is not recognised.
 THRESHOLD_BITS = 48
 FINGERPRINT_BYTES = 32
-_BELT_PERCENTILE, _BELT_MARGIN = 95, 12  # of grey levels; what is within the margin of the belt weighs nothing
+_BELT_PERCENTILE, _BELT_MARGIN = 95, 12  # of grey levels; levels within the margin of the belt have no weight
 _WORKING_SIDE_PX, _WINDOW_SIDE_PX, _KEPT = 128, 32, 16
 _SPREADS = 2.2  # half the window's side in standard deviations of the attenuation
 _TILE = 4096
@@ -35,16 +35,16 @@ def fingerprint(scan: Image) -> bytes:
         scan: uint8 [h, w, 3] RGB or [h, w] grey.
 
     Returns:
-        `FINGERPRINT_BYTES` bytes, to be compared by Hamming distance. All zero for a scan of nothing but belt.
+        `FINGERPRINT_BYTES` bytes, to be compared by Hamming distance. All zero for a scan that shows only belt.
     """
     grey = np.asarray(cv2.cvtColor(scan, cv2.COLOR_RGB2GRAY) if scan.ndim == 3 else scan, np.uint8)
     coefficients = cv2.dct(_window(_attenuation(grey)))[:_KEPT, :_KEPT].ravel()
-    # The first is the mean, which says nothing of the contents.
+    # The first coefficient is the mean, which carries no information about the contents.
     return np.packbits(coefficients > np.median(coefficients[1:])).tobytes()
 
 
 def _attenuation(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """How much darker than the belt each pixel is, at working size: float32 [h, w], in grey levels."""
+    """Darkness of each pixel relative to the belt, at working size: float32 [h, w], in grey levels."""
     height, width = grey.shape
     factor = min(1.0, _WORKING_SIDE_PX / max(height, width))
     size = max(8, round(width * factor)), max(8, round(height * factor))
@@ -66,7 +66,7 @@ def _window(attenuation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         spread = max(1.0, float(np.sqrt(mass @ (at - centre) ** 2)))
         steps.append(2 * _SPREADS * spread / _WINDOW_SIDE_PX)
         starts.append(centre - steps[-1] * (_WINDOW_SIDE_PX - 1) / 2)
-    # Smoothed to the step, or the samples would depend on what lies between them.
+    # Smooth to the step size, so that samples do not depend on details between them.
     blurred = cv2.GaussianBlur(attenuation, (0, 0), sigmaX=max(0.3, steps[0] / 2), sigmaY=max(0.3, steps[1] / 2))
     affine = np.array([[steps[0], 0, starts[0]], [0, steps[1], starts[1]]], np.float32)
     side = (_WINDOW_SIDE_PX, _WINDOW_SIDE_PX)
@@ -78,8 +78,8 @@ def group(fingerprints: Mapping[str, bytes], threshold_bits: int = THRESHOLD_BIT
     """Number the groups of scans whose fingerprints lie close together.
 
     Args:
-        fingerprints: of every scan, by its path. Their order does not matter.
-        threshold_bits: most bits in which neighbours differ.
+        fingerprints: fingerprint of every scan by its path, in any order.
+        threshold_bits: maximum number of different bits between neighbours.
 
     Returns:
         Group per path, numbered from 0 by the groups' first paths in sorted order.
@@ -99,8 +99,8 @@ def group(fingerprints: Mapping[str, bytes], threshold_bits: int = THRESHOLD_BIT
 def _connected(packed: npt.NDArray[np.uint8], threshold_bits: int) -> npt.NDArray[np.int64]:
     """Label the connected components of hashes uint8 [n, bytes] by their first member: int64 [n].
 
-    Bits as -1 and 1 turn the number of different bits into a matrix product, so that the n^2 / 2 comparisons run at the
-    speed of the arithmetic, a tile at a time. The sums are small whole numbers and exact in float32.
+    With bits as -1 and 1, a matrix product gives the number of different bits, so the n^2 / 2 comparisons run as matrix
+    products, one tile at a time. The sums are small whole numbers and exact in float32.
     """
     signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
     least = signs.shape[1] - 2 * threshold_bits
@@ -113,7 +113,7 @@ def _connected(packed: npt.NDArray[np.uint8], threshold_bits: int) -> npt.NDArra
 
 
 def _unite(parents: npt.NDArray[np.int64], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> None:
-    """Join the components of each a and b, in place. Every entry is, before and after, its first member."""
+    """Join the components of each a and b, in place. Every entry is its first member, before and after."""
     while (parents[a] != parents[b]).any():
         low, high = np.minimum(parents[a], parents[b]), np.maximum(parents[a], parents[b])
         np.minimum.at(parents, high, low)

@@ -1,9 +1,9 @@
 """PIDray: finds the parts of both releases.
 
 The first release has ``annotations/xray_train.json`` and ``xray_test_{easy,hard,hidden}.json`` with the folders
-``train``, ``easy``, ``hard`` and ``hidden``; the second ``annotations/train.json`` and ``test*.json`` with ``train``
-and one flat ``test``. Archives often unpack to ``pidray/pidray``. The second release also lists scans without a single
-annotation, which can serve as backgrounds; in the first every scan has prohibited items.
+``train``, ``easy``, ``hard`` and ``hidden``. The second has ``annotations/train.json`` and ``test*.json`` with
+``train`` and one flat ``test``. Archives often unpack to ``pidray/pidray``. The second release also lists scans without
+annotations, which can serve as backgrounds. In the first release every scan has prohibited items.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ _SCAN = re.compile(r"(?:.*/)?xray_(?:easy|hard|hidden)?\d{5}\.png", re.IGNORECAS
 def splits(root: Path) -> dict[str, Split] | None:
     """Find the training part and the three test parts of a PIDray copy of either release.
 
-    Only the names above are looked for, so litter such as ``._xray_train.json`` is never read.
+    Only the names above are searched, so stray files such as ``._xray_train.json`` are never read.
 
     Returns:
-        ``train``, ``easy``, ``hard`` and ``hidden``, of which at least one has its annotation file; None where `root`
-        holds neither release.
+        ``train``, ``easy``, ``hard`` and ``hidden``, at least one of them with an annotation file; None if `root` holds
+        neither release.
     """
-    found = [layout for layout in _layouts(root) if any(map(_is_there, layout.values()))]
-    return next((layout for layout in found if _is_there(layout["train"])), found[0] if found else None)
+    found = [layout for layout in _layouts(root) if any(map(_exists, layout.values()))]
+    return next((layout for layout in found if _exists(layout["train"])), found[0] if found else None)
 
 
 def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
-    """List the training scans that the annotation file has without an annotation: benign as far as PIDray tells.
+    """List the training scans that the annotation file lists without an annotation, which PIDray implies are benign.
 
-    A scan that the file does not list is left out, as nothing says that it is benign.
+    Scans that the file does not list are left out, because they may contain prohibited items.
 
     Args:
         root: a folder.
         names: lists its scans.
 
     Returns:
-        Paths relative to `root`, sorted; None where `root` is not PIDray's.
+        Paths relative to `root`, sorted; None if `root` is not PIDray.
 
     Raises:
-        InputError: there is none, as in the first release and in a bare folder of PIDray's scans; or it cannot be told
-            which they are (`coco.unannotated`).
+        InputError: there are no such scans, as in the first release and in a bare folder of PIDray scans; or the
+            annotation file does not identify them (`coco.unannotated`).
     """
     parts = splits(root)
-    if parts is None or not _is_there(parts["train"]):
+    if parts is None or not _exists(parts["train"]):
         if folder.most_match(_SCAN, names()):
             raise InputError(f"{root}: scans of PIDray, which have prohibited items; give its second release's root")
         return None
@@ -62,14 +62,14 @@ def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
     found = [prefix + name for name in folder.scans(images) if {name, name.rpartition("/")[2]} & benign]
     if not found:
         raise InputError(
-            f"{root}: PIDray without a scan that {train.annotations.name} lists as free of annotations; its second "
-            "release has them, in its first every scan has prohibited items: give SIXray or another folder"
+            f"{root}: PIDray, but {train.annotations.name} lists no scan without annotations (in the first release "
+            "every scan has prohibited items); give the second release, SIXray or another folder"
         )
     return found
 
 
 def _layouts(root: Path) -> Iterator[dict[str, Split]]:
-    """Where the parts would lie in each release, nested or not."""
+    """Possible locations of the parts in each release, nested or not."""
     for base in (root, root / "pidray", root / "pidray" / "pidray"):
         for prefix, test in (("xray_", None), ("", "test")):
             files = {"train": "train"} | {subset: f"test_{subset}" for subset in SUBSETS}
@@ -83,5 +83,5 @@ def _layouts(root: Path) -> Iterator[dict[str, Split]]:
             }
 
 
-def _is_there(split: Split) -> bool:
+def _exists(split: Split) -> bool:
     return split.annotations.is_file()

@@ -1,4 +1,4 @@
-"""What the readers of data sets return."""
+"""Interfaces and return types of the data set readers."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ class Backgrounds(Protocol):
     """Finder of a data set that has benign scans."""
 
     def backgrounds(self, root: Path, names: Callable[[], list[str]]) -> list[str] | None:
-        """List the benign scans below `root`; None where that is another data set.
+        """List the benign scans below `root`; None if that is another data set.
 
         Args:
             root: a folder.
             names: lists all its scans, relative to `root`.
 
         Raises:
-            InputError: it is this data set, but holds no benign scan.
+            InputError: it is this data set, but has no benign scans.
         """
 
 
 class Annotated(Protocol):
-    """Finder of a data set with COCO files. What its test parts are called goes to `leakage.TEST_WORDS`.
+    """Finder of a data set with COCO files. Add the names of its test parts to `leakage.TEST_WORDS`.
 
     Attributes:
-        NOT_FOUND: says, of a folder, that it is not this data set and what was looked for.
+        NOT_FOUND: message that a folder is not this data set, with the files that were searched.
     """
 
     NOT_FOUND: str
 
     def splits(self, root: Path) -> dict[str, Split] | None:
-        """Find the parts, ``train`` and any test parts; None where `root` is another data set. No file is opened."""
+        """Find the parts, ``train`` and any test parts; None if `root` is another data set. No file is opened."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Split:
     """A part of a data set.
 
     Attributes:
-        name: of the part.
+        name: name of the part.
         annotations: a COCO instance file.
-        images: the folder its file names are relative to; None where no scan is read.
+        images: folder of its file names; None if no scan is read.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Split:
     images: Path | None
 
     def image_folder(self) -> Path:
-        """Return `images`, checked.
+        """Return `images` after checking it.
 
         Raises:
-            InputError: there is no such folder, or the split has none.
+            InputError: the folder is missing, or the split has none.
         """
         if self.images is None:
-            raise InputError(f"{self.annotations}: no folder of images is given")
+            raise InputError(f"{self.annotations}: its folder of images is unknown; give one")
         return existing_folder(self.images, f"the scans of {self.annotations.name}")
 
 
@@ -70,11 +70,11 @@ class Instance:
 
     Attributes:
         segment_id: unique and stable: the image's path, ``#``, the annotation's id.
-        annotation_id: of the file; the position in the file where it has none.
+        annotation_id: id in the file, or the position in the file if there is none.
         class_id: from 0.
         image: path of the scan relative to the image folder, ``/`` separators.
-        size: (width, height) the source claims for the scan, in pixels; None when it claims none.
-        segmentation: COCO polygons or RLE, not yet checked (`segloc.common.masks.rasterise`).
+        size: (width, height) in pixels according to the file; None if absent.
+        segmentation: COCO polygons or RLE, unchecked (`segloc.common.masks.rasterise`).
     """
 
     segment_id: str
@@ -87,7 +87,7 @@ class Instance:
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """The usable instances of a source, and how many were left out for which reason.
+    """The usable instances of a file, and counts of the others by reason.
 
     Attributes:
         classes: names; the position is the class id.

@@ -1,9 +1,9 @@
-"""SIXray: the benign scans of its several packagings.
+"""SIXray: finds the benign scans in its different packagings.
 
-Flat archives unpack to ``JPEGImage``, ``JPEGImages`` or ``Image``; another copy has numbered folders ``0`` to ``20``.
-What they share are the names: ``N`` and seven digits is benign, ``P`` and five digits has prohibited items.
-The names alone decide, so a positive in a folder of negatives is never taken for a background. The lists in
-``ImageSet`` are not read: they are subsets, have no column for hammers, and are missing in some copies.
+Flat archives unpack to ``JPEGImage``, ``JPEGImages`` or ``Image``. Another copy has numbered folders ``0`` to ``20``.
+All use the same names: ``N`` and seven digits is benign, ``P`` and five digits has prohibited items. Only the names
+decide, so a positive in a folder of negatives is never used as a background. The lists in ``ImageSet`` are not read:
+they are subsets, have no column for hammers, and are missing in some copies.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _SCAN = re.compile(r"(?:.*/)?([NP])(\d{5,7})\.\w+", re.IGNORECASE)
 
 
 def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
-    """List the scans without prohibited items, each once: a copy unpacked twice must not pair a bag with itself.
+    """List the scans without prohibited items. A scan unpacked twice is listed once, so no pair repeats a bag.
 
     Args:
         root: a folder.
         names: lists its scans.
 
     Returns:
-        Paths relative to `root`, sorted; None where `root` is not SIXray's.
+        Paths relative to `root`, sorted; None if `root` is not SIXray.
 
     Raises:
-        InputError: there are positives only.
+        InputError: there are only positives.
     """
     if not folder.most_match(_SCAN, names()):
         return None
@@ -39,5 +39,5 @@ def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
         if (match := _SCAN.fullmatch(name)) and match[1] in "Nn":
             benign.setdefault(match[2], name)
     if not benign:
-        raise InputError(f"{root}: SIXray positives only (P*.jpg); backgrounds are its negatives (N*.jpg)")
+        raise InputError(f"{root}: SIXray positives only (P*.jpg); give a folder with its negatives (N*.jpg)")
     return list(benign.values())

@@ -1,4 +1,4 @@
-"""Boxes to compare with, drawn by eye on real scans."""
+"""Reference boxes, drawn by eye on real scans."""
 
 import csv
 from pathlib import Path

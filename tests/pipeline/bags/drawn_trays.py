@@ -1,4 +1,4 @@
-"""Trays drawn on a belt, for what real ones do: turned, askew, cut by the frame; with the box of what lies in them."""
+"""Drawings of trays on a belt, rotated, oblique or cut by the frame like real ones, with the box of their contents."""
 
 from dataclasses import dataclass
 
@@ -14,20 +14,20 @@ CENTRE = (400, 300)
 
 @dataclass(frozen=True)
 class Tray:
-    """How a tray is drawn. Darknesses are grey levels below the belt, lengths pixels of a scan of 800x600.
+    """Parameters of a drawing. Darkness is in grey levels below the belt, lengths in pixels of a scan of 800x600.
 
     Attributes:
-        level: of the belt.
+        level: level of the belt.
         floor: darkness of the floor.
-        wall: how much darker than the floor the walls are.
-        thickness: of the walls.
+        wall: darkness of the walls minus that of the floor.
+        thickness: thickness of the walls.
         walls: 2 draws the walls again further in.
-        radius: of the corners.
-        turn: degrees.
-        skew: by how much the far side is shorter than the near one.
+        radius: radius of the corners.
+        turn: rotation in degrees.
+        skew: how much shorter the far side is than the near one.
         ribs: whether ribs run across floor and walls.
-        at: how far the tray is off the scan's centre, x and y; far enough, and the frame cuts it.
-        holds: what lies in it: "bag", "items", "bag at wall", "bag over wall" or "".
+        at: offset from the scan's centre, x and y; with a large one, the frame cuts the tray.
+        holds: contents: "bag", "items", "bag at wall", "bag over wall" or "".
     """
 
     level: int = 255
@@ -54,10 +54,10 @@ CONTENTS = {
 
 
 def draw(tray: Tray, noise: float = 1.0, seed: int = 0) -> tuple[np.ndarray, Box | None]:
-    """Draw a tray, uint8 [600, 800], and return the box of what lies in it as far as the frame shows it."""
+    """Draw a tray, uint8 [600, 800], and return the box of its visible contents."""
     rng = np.random.default_rng(seed)
     height, width = SHAPE
-    reach = 400  # what the frame cuts is drawn too
+    reach = 400  # parts outside the frame are drawn too
     dark = np.zeros((height + 2 * reach, width + 2 * reach), np.float32)
     held = np.zeros(dark.shape, np.uint8)
     centre = (CENTRE[0] + reach, CENTRE[1] + reach)
@@ -100,7 +100,7 @@ def _rounded(shape: tuple[int, ...], centre: tuple[int, int], size: tuple[int, i
 
 
 def _view(tray: Tray, centre: tuple[int, int], reach: int) -> np.ndarray:
-    """The perspective map [3, 3] from where a tray is drawn upright to the scan."""
+    """The perspective map [3, 3] from an upright drawing of a tray to the scan."""
     w, h = SIZE[0] / 2, SIZE[1] / 2
     corners = np.array([(-w, -h), (w, -h), (w, h), (-w, h)])
     seen = corners * np.array([(1 - tray.skew, 1), (1 - tray.skew, 1), (1, 1), (1, 1)])

@@ -37,19 +37,19 @@ def test_paper_mode_is_the_papers_rule(height: int, width: int, seed: int, brigh
 
 @pytest.mark.parametrize(("level", "kept"), [(203, True), (204, True), (205, False), (206, False)])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (30, 1), (20, 30)])
-def test_paper_threshold_to_the_level(level: int, kept: bool, shape: tuple[int, int]) -> None:
+def test_paper_threshold_is_exact(level: int, kept: bool, shape: tuple[int, int]) -> None:
     box = (0, 0, shape[1], shape[0]) if kept else None
     assert paper(np.full(shape, level, np.uint8)) == box
 
 
-def test_paper_kernel_to_the_pixel() -> None:
+def test_paper_kernel_is_exact() -> None:
     grey = np.full((40, 50), 255, np.uint8)
     grey[10:30, 20:41] = 90
     assert paper(grey) == (24, 14, 37, 26)
     grey[10:30, 20:28] = 255
     grey[10:18] = 255
     assert paper(grey) == (32, 22, 37, 26)
-    grey[22, 36] = 205  # one bright pixel takes all windows around it
+    grey[22, 36] = 205  # one bright pixel removes all windows around it
     assert paper(grey) is None
 
 
@@ -130,17 +130,17 @@ def test_belt_level_is_the_brightest_common_tone_not_the_most_common() -> None:
     assert belt_level(grey) == 240
 
 
-def test_grey_belts_are_told_from_bags_on_real_scans(real_scans) -> None:
+def test_grey_belts_are_distinguished_from_bags_on_real_scans(real_scans) -> None:
     for path in sorted((real_scans / "sixray" / "JPEGImage").glob("N9*.jpg")):
         grey = read_image(path, "grey")
         box, level = adaptive(grey)
         assert 190 <= level <= 200
         assert box is not None
-        assert box[3] - box[1] < grey.shape[0] or "N9000231" in path.name  # whose trolley reaches the frame
-        assert paper(grey) == (0, 0, grey.shape[1], grey.shape[0])  # the fault that the mode is there for
+        assert box[3] - box[1] < grey.shape[0] or "N9000231" in path.name  # its trolley reaches the frame
+        assert paper(grey) == (0, 0, grey.shape[1], grey.shape[0])  # the fault that the adaptive mode corrects
 
 
-# What each group must reach: the aim is 0.95 over all and 0.90 in each; for trays see test_trays.py.
+# Minimum per group: the target is 0.95 over all and 0.90 in each. For trays see test_trays.py.
 LEAST_IOU = {"grey belt": 0.97, "white belt": 0.975, "with items": 0.965}
 
 
@@ -163,10 +163,10 @@ def test_sides_are_placed_to_the_pixel_at_any_size() -> None:
         grey[box[1] : box[3], box[0] : box[2]] = 100
         found, _ = adaptive(grey)
         assert found is not None
-        assert np.abs(np.subtract(found, box)).max() <= 1  # the 3x3 mean that keeps noise out
+        assert np.abs(np.subtract(found, box)).max() <= 1  # because of the 3x3 mean against noise
 
 
-def test_what_shows_of_a_bag_cut_by_the_frame_counts() -> None:
+def test_the_visible_part_of_a_bag_cut_by_the_frame_counts() -> None:
     grey = np.full((1000, 1700), 196, np.uint8)
     grey[300:700, 600:1300] = 120
     grey[320:450, :30] = 100
@@ -176,7 +176,7 @@ def test_what_shows_of_a_bag_cut_by_the_frame_counts() -> None:
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_jagged_last_rows_are_no_bag(factor: int) -> None:
+def test_jagged_last_rows_are_not_a_bag(factor: int) -> None:
     grey = np.full((300 * factor, 400 * factor), 250, np.uint8)
     grey[50 * factor : 200 * factor, 100 * factor : 250 * factor] = 120
     grey[-2:, 150 * factor : 320 * factor] = 30
@@ -229,7 +229,7 @@ def test_paper_mode_on_large_random_images() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(33, 120), st.integers(33, 120), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-3, 1e-2]))
-def test_looking_from_the_sides_changes_nothing(height: int, width: int, seed: int, bright: float) -> None:
+def test_searching_from_the_sides_gives_the_same_box(height: int, width: int, seed: int, bright: float) -> None:
     rng = np.random.default_rng(seed)
     grey = np.full((height, width), 255, np.uint8)
     for _ in range(rng.integers(1, 4)):
@@ -242,7 +242,7 @@ def test_looking_from_the_sides_changes_nothing(height: int, width: int, seed: i
 
 
 def minimum_9x9(values: np.ndarray) -> np.ndarray:
-    """The smallest value of each 9x9 window, clipped to the image: in numpy, an axis after the other."""
+    """The smallest value of each 9x9 window, clipped to the image: in numpy, one axis after the other."""
     for _ in range(2):
         padded = np.pad(values, ((4, 4), (0, 0)), constant_values=255)
         values = np.lib.stride_tricks.sliding_window_view(padded, 9, axis=0).min(-1).T

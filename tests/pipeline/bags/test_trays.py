@@ -35,7 +35,7 @@ VIEWS = [
 ]
 CUT = [
     Tray(at=(-150, 0)),
-    Tray(at=(-205, 0)),  # the bag, too, all but reaches the frame
+    Tray(at=(-205, 0)),  # the bag almost reaches the frame too
     Tray(at=(150, 0), floor=0),
     Tray(at=(0, 110)),
     Tray(at=(0, -110), turn=7),
@@ -44,7 +44,7 @@ CUT = [
 
 
 @pytest.mark.parametrize("tray", [*VIEWS, *CUT], ids=str)
-def test_the_bag_in_a_tray_is_the_region_not_the_rim(tray: Tray) -> None:
+def test_the_region_is_the_bag_in_a_tray_not_the_rim(tray: Tray) -> None:
     grey, box = draw(tray)
     found, level = adaptive(grey)
     assert box is not None
@@ -54,13 +54,13 @@ def test_the_bag_in_a_tray_is_the_region_not_the_rim(tray: Tray) -> None:
 
 
 @pytest.mark.parametrize("tray", [*VIEWS, *CUT], ids=str)
-def test_an_empty_tray_is_no_bag(tray: Tray) -> None:
+def test_an_empty_tray_is_not_a_bag(tray: Tray) -> None:
     assert adaptive(draw(replace(tray, holds=""))[0])[0] is None
 
 
 @pytest.mark.parametrize("holds", ["items", "bag at wall", "bag over wall"])
 @pytest.mark.parametrize("tray", VIEWS, ids=str)
-def test_what_lies_in_a_tray_may_be_apart_or_reach_the_wall(tray: Tray, holds: str) -> None:
+def test_contents_of_a_tray_may_be_separate_or_reach_the_wall(tray: Tray, holds: str) -> None:
     grey, box = draw(replace(tray, holds=holds))
     found, _ = adaptive(grey)
     assert box is not None
@@ -92,7 +92,7 @@ def test_noise_of_the_scanner_does_not_matter() -> None:
         assert iou(found, box) > 0.93
 
 
-def test_of_two_trays_the_contents_count() -> None:
+def test_the_contents_of_two_trays_count() -> None:
     (left, box), (right, other) = draw(Tray()), draw(Tray(holds="items"))
     grey = np.hstack([left[:, :720], right[:, 80:]])
     assert box is not None
@@ -113,7 +113,7 @@ def test_a_bag_beside_a_tray_keeps_its_outline() -> None:
     assert iou(found[1], (640, 100, 780, 500)) > 0.97
 
 
-def test_a_strap_over_the_rim_does_not_hide_that_it_is_a_tray() -> None:
+def test_a_tray_with_a_strap_over_the_rim_is_a_tray() -> None:
     grey, box = draw(Tray(turn=5))
     grey[20:110, 500:512] = np.minimum(grey[20:110, 500:512], 235)
     grey[20:30, 500:600] = 235
@@ -133,7 +133,7 @@ def test_a_dark_frame_around_faint_contents_is_a_bag_not_a_tray() -> None:
     assert iou(found, (80, 60, 520, 340)) > 0.97
 
 
-def test_a_bag_of_plain_fabric_is_no_tray() -> None:
+def test_a_bag_of_plain_fabric_is_not_a_tray() -> None:
     grey = np.full((400, 600), 255, np.uint8)
     grey[60:340, 80:520] = 225
     grey[150:250, 200:300] = 90
@@ -142,8 +142,8 @@ def test_a_bag_of_plain_fabric_is_no_tray() -> None:
     assert iou(found, (80, 60, 520, 340)) > 0.97
 
 
-def test_light_fabric_around_dark_contents_is_no_tray() -> None:
-    """It has a floor, as it were, but no walls."""
+def test_light_fabric_around_dark_contents_is_not_a_tray() -> None:
+    """It has a kind of floor, but no walls."""
     grey = np.full((400, 600), 255, np.uint8)
     grey[60:340, 80:520] = 243
     grey[150:250, 200:300] = 90
@@ -160,10 +160,10 @@ def test_something_lighter_than_the_floor_makes_it_a_bag() -> None:
     assert box is not None
     assert found is not None
     assert iou(found, (100, 80, 700, 520)) > 0.97
-    assert adaptive(outline)[0] is None  # which is what the same tray would be
+    assert adaptive(outline)[0] is None  # as for the same tray without it
 
 
-def test_what_the_regions_of_real_trays_reach(real_scans: Path) -> None:
+def test_regions_of_real_trays_agree_with_boxes_drawn_by_eye(real_scans: Path) -> None:
     scores = {}
     for name, grey, drawn in drawn_boxes("tray", real_scans):
         found, _ = adaptive(grey)
@@ -174,7 +174,7 @@ def test_what_the_regions_of_real_trays_reach(real_scans: Path) -> None:
 
 
 @pytest.mark.parametrize("group", ["grey belt", "white belt", "with items"])
-def test_no_real_bag_is_taken_for_a_tray(group: str, real_scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_real_bag_is_detected_as_a_tray(group: str, real_scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = drawn_boxes(group, real_scans)
     seen = [bags(grey) for _, grey, _ in scans]
     monkeypatch.setattr("pipeline.bags.trays.contents", lambda *_: None)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def slow_square(number: int) -> int:
-    time.sleep(0.02 if number % 3 == 0 else 0)  # so that later tasks end first
+    time.sleep(0.02 if number % 3 == 0 else 0)  # so that later tasks end earlier
     return number * number
 
 
@@ -36,7 +36,7 @@ def test_results_are_in_task_order(workers: int, chunk: int) -> None:
     assert list(run_tasks(slow_square, range(21), workers=workers, chunk=chunk)) == [n * n for n in range(21)]
 
 
-def test_tasks_are_drawn_a_bounded_number_ahead() -> None:
+def test_a_bounded_number_of_tasks_is_read_ahead() -> None:
     drawn = 0
 
     def endless():
@@ -52,7 +52,7 @@ def test_tasks_are_drawn_a_bounded_number_ahead() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_exception_arrives_unchanged_after_the_results_before_it(workers: int) -> None:
+def test_an_exception_arrives_unchanged_after_earlier_results(workers: int) -> None:
     results = run_tasks(fail_on_three, range(9), workers=workers)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(InputError, match=r"^three$"):
@@ -79,7 +79,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-def test_ray_gives_what_local_gives() -> None:
+def test_ray_gives_the_same_results_as_local() -> None:
     pytest.importorskip("ray")
     assert list(run_tasks(slow_square, range(21), workers=2, executor="ray", chunk=2)) == [n * n for n in range(21)]
     with pytest.raises(InputError, match=r"^three$"):
@@ -90,7 +90,7 @@ SLEEPERS = """
 import os, sys, time
 from pipeline.common.executors import run_tasks
 def work(n):
-    os.write(1, f"{os.getpid()}\\n".encode())  # in one piece, as both workers write here
+    os.write(1, f"{os.getpid()}\\n".encode())  # in one write, because both workers write here
     time.sleep(60)
 if __name__ == "__main__":
     from segloc.common import cli

@@ -4,7 +4,7 @@ import pytest
 from pipeline.common.gallery import RED, sheet, spread, tile
 
 
-def test_a_box_is_drawn_where_it_is() -> None:
+def test_a_box_is_drawn_at_its_position() -> None:
     picture = tile(np.full((100, 200, 3), 255, np.uint8), [((40, 20, 120, 60), RED)], "caption", side_px=100)
     ys, xs = np.nonzero((picture == RED).all(2))
     assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (20, 10, 60, 30)
@@ -16,7 +16,7 @@ def test_tiles_are_laid_out_row_by_row() -> None:
     assert picture[5, 10, 0] == 10
     assert picture[5, 36, 0] == 20
     assert picture[21, 10, 0] == 30
-    with pytest.raises(ValueError, match="needs a picture"):
+    with pytest.raises(ValueError, match="needs at least one picture"):
         sheet([], 2)
 
 

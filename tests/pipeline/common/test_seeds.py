@@ -26,5 +26,5 @@ def test_streams_differ_in_every_argument() -> None:
 
 
 def test_golden_value() -> None:
-    # Another value here means that every data set ever made comes out different.
+    # A different value means that no existing data set can be reproduced.
     assert generator(0, "pair", 0).integers(1 << 32) == 869547161

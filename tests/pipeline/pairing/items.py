@@ -13,7 +13,7 @@ def segment(mask: np.ndarray, scan_width: int = 500, seed: int = 0) -> Segment:
 
 
 def blob(height: int, width: int) -> np.ndarray:
-    """An L of full extent, so that flips and turns show."""
+    """An L that fills its box, so that flips and rotations are visible."""
     mask = np.zeros((height, width), bool)
     mask[:, : max(1, width // 3)] = True
     mask[-max(1, height // 4) :] = True

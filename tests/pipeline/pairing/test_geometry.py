@@ -47,13 +47,13 @@ def test_right_angles_and_flips_are_exact(turns: int, flip_h: bool, flip_v: bool
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(3, 90), st.integers(3, 90), st.floats(0, 360), st.floats(0.1, 2.5), st.booleans(), st.booleans())
-def test_extent_foretells_the_rendered_size(height, width, angle, scale, flip_h, flip_v) -> None:
+def test_extent_predicts_the_rendered_size(height, width, angle, scale, flip_h, flip_v) -> None:
     item, geometry = segment(np.ones((height, width), bool)), Geometry(angle, scale, flip_h, flip_v)
     if min(height, width) * scale < 3:
         return
     wide, high = extent(item, geometry)
     patch = render(item, geometry)
-    # Corners are rounded off by the half-covered rule, hence the second pixel.
+    # The half-covered rule rounds corners off, so two pixels are allowed.
     assert abs(patch.mask.shape[1] - wide) <= 2.5
     assert abs(patch.mask.shape[0] - high) <= 2.5
     assert tight_box(patch.mask) == (0, 0, patch.mask.shape[1], patch.mask.shape[0])
@@ -69,7 +69,7 @@ def test_area_scales_with_the_square_and_colours_never_turn_black(scale: float, 
     assert np.abs(patch.rgb[patch.mask].astype(int) - (200, 120, 60)).max() <= 1
 
 
-def test_far_shrunk_items_are_averaged_not_sampled() -> None:
+def test_strongly_shrunk_items_are_averaged_not_sampled() -> None:
     checks = np.indices((200, 200)).sum(0) % 2 * 255
     rgba = np.dstack([np.repeat(checks[..., None], 3, 2), np.full((200, 200), 255)]).astype(np.uint8)
     patch = render(Segment("s", rgba, 500, np.full(3, 255, np.float32)), Geometry(33, 0.2, False, False))
@@ -102,7 +102,7 @@ def test_the_whole_item_lies_inside_the_region(seed, shape, scan_width, width, c
     placed = place(np.random.default_rng(seed), item, region, width)
     room = xs[1] - xs[0], ys[1] - ys[0]
     if placed is None:
-        # Only where the least size and the region leave no choice, or hardly one.
+        # Only if the minimum size and the region leave little or no choice.
         assert min(room) <= 2.5 * least_side(width) * max(max(shape) / min(shape), 1)
         return
     geometry, patch, (x, y) = placed
@@ -121,7 +121,7 @@ def test_large_items_are_shrunk_to_the_room() -> None:
         assert patch.mask.shape[0] <= FILL * 100 + 2
 
 
-def test_small_items_are_enlarged_at_last() -> None:
+def test_small_items_are_enlarged_in_the_last_draw() -> None:
     _, patch, _ = place(np.random.default_rng(0), segment(blob(6, 6)), (0, 0, 400, 400), 500)
     assert 16 <= min(patch.mask.shape) <= 20
 
@@ -162,7 +162,7 @@ def test_fit_keeps_flat_colours() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.5, 2, 3, 20])
-def test_fit_averages_whatever_it_leaves_out(factor: float) -> None:
+def test_fit_averages_all_pixels(factor: float) -> None:
     stripes = np.zeros((round(60 * factor), round(80 * factor), 3), np.uint8)
     stripes[:, ::2] = 255
     fitted = fit(stripes, (80, 60)).astype(float)
@@ -176,7 +176,7 @@ def test_least_side_follows_the_width() -> None:
 
 
 def test_golden_geometry() -> None:
-    # When this changes on purpose, raise pairs.RECIPE_VERSION: old shards are no longer what a run would make.
+    # After an intended change, raise pairs.RECIPE_VERSION: a run would no longer reproduce old shards.
     geometry, _, corner = place(np.random.default_rng(0), segment(blob(80, 50)), (50, 40, 450, 350), 500)
     assert (geometry.rotation_deg, geometry.scale) == pytest.approx((229.306207, 0.906476), abs=1e-6)
     assert (geometry.flip_h, geometry.flip_v) == (True, True)

@@ -65,7 +65,7 @@ def test_a_tube_is_thickest_at_its_rim_and_two_walls_thick_in_the_middle():
     draw(maps, [Part("steel", rectangle(0.5, 1, 5.5, 3), 0.1, tube(1.0, 0.1))], 10)
     across = maps[INDEX["steel"], :, 30]
     assert across[20] == pytest.approx(0.2, rel=0.02)
-    # At depth x below the edge the chord through the wall is sqrt(1 - (1 - x)^2) * 2 as long as it misses the bore.
+    # At depth x below the edge, a chord that misses the bore is 2 * sqrt(1 - (1 - x)^2) long.
     assert across[10] == pytest.approx(2 * np.sqrt(1 - 0.95**2), rel=0.3)
     assert across[10] > 2 * across[20]
 
@@ -104,8 +104,8 @@ def test_material_decides_the_hue(material, thickness_cm, order):
 
 
 @pytest.mark.parametrize(("palette", "level"), [("white", 53), ("pale", 52), ("grey", 35)])
-def test_what_lets_nothing_through_is_dark_blue_whatever_it_is(palette, level):
-    """Real machines of these kinds show nothing darker, but for a fraction of a per cent of their pixels."""
+def test_opaque_things_are_dark_blue_for_any_material(palette, level):
+    """Real machines of these types show less than 1 % of darker pixels."""
     rng = np.random.default_rng(0)
     for material, thickness_cm in (("lead", 0.5), ("steel", 5.0), ("water", 60.0)):
         pixels = scan(slab(material, thickness_cm), Scanner(palette=palette), rng).picture[:20].reshape(-1, 3)
@@ -114,7 +114,7 @@ def test_what_lets_nothing_through_is_dark_blue_whatever_it_is(palette, level):
         assert 0.299 * red + 0.587 * green + 0.114 * blue == pytest.approx(level, abs=4)
 
 
-def test_an_empty_belt_is_the_belt():
+def test_an_empty_belt_has_the_belts_colour():
     rng = np.random.default_rng(0)
     assert (colours(detect(transmission(empty_maps(40, 30)), Scanner(), rng)) == 255).all()
     grey = colours(detect(transmission(empty_maps(40, 30)), Scanner(palette="grey"), rng), "grey")
@@ -142,12 +142,12 @@ def test_rows_share_the_error_of_their_detector_element():
     measured = np.exp(-detect(passed, Scanner(photons=1e9, line_error=0.01), np.random.default_rng(2)))
     assert np.abs(measured.std(axis=2)).max() < 1e-3
     rows = measured.mean(axis=2) / 0.5
-    # The drifted few apart, the gains have the standard deviation asked for, each energy its own.
+    # Except for the few drifted ones, the gains have the given standard deviation, independently per energy.
     assert np.median(np.abs(rows - 1)) == pytest.approx(0.6745 * 0.01, rel=0.2)
     assert abs(np.corrcoef(rows)[0, 1]) < 0.9
 
 
-# Mayneord's effective atomic numbers, the mean of Z^2.94 over electrons, to the power 1/2.94; elements have their own.
+# Mayneord's effective atomic numbers: the mean of Z^2.94 over electrons, to the power 1/2.94. Elements have their Z.
 @pytest.mark.parametrize(
     ("material", "number"),
     [
@@ -160,24 +160,24 @@ def test_rows_share_the_error_of_their_detector_element():
         ("copper", 29),
     ],
 )
-def test_the_two_logs_tell_the_effective_atomic_number_at_any_thickness(material, number):
+def test_both_attenuations_give_the_effective_atomic_number_at_any_thickness(material, number):
     for thickness_cm in (0.02, 0.5):
         low, high = -np.log(transmission(slab(material, thickness_cm)).astype(float))
         np.testing.assert_allclose(effective_atomic_number(low / high), number, atol=0.6)
 
 
-def test_atomic_numbers_outside_the_formula_are_told_apart():
+def test_ratios_outside_the_formula_give_zero_or_infinity():
     none, endless = effective_atomic_number(np.array([1.0, 4.2]))
     assert none == 0
     assert endless == np.inf
 
 
-def test_hues_change_at_the_atomic_numbers_the_docs_name():
+def test_hues_change_at_the_atomic_numbers_in_the_docs():
     np.testing.assert_allclose(effective_atomic_number(np.array(RATIO_STOPS)), [8.0, 10.7, 14.3, 17.4], atol=0.05)
 
 
 def atomic_number_of(material, thickness_cm):
-    """Value of the image of a wide slab, by a machine without noise."""
+    """Value of a wide slab in the image of a machine without noise."""
     measured = detect(transmission(slab(material, thickness_cm)), Scanner(photons=1e12), np.random.default_rng(0))
     image = atomic_number_image(measured)
     assert image.dtype == np.uint16
@@ -185,13 +185,13 @@ def atomic_number_of(material, thickness_cm):
 
 
 @pytest.mark.parametrize("thickness_cm", [0.2, 1.0])
-def test_images_of_the_atomic_number_tell_the_material(thickness_cm):
+def test_images_of_the_atomic_number_identify_the_material(thickness_cm):
     assert atomic_number_of("aluminium", thickness_cm) == pytest.approx(13_000, abs=10)
     assert atomic_number_of("water", thickness_cm) == pytest.approx(7_420, abs=600)
 
 
 @pytest.mark.parametrize(("material", "thickness_cm"), [("lead", 0.2), ("lead", 0.5), ("steel", 2.0)])
-def test_what_lets_nothing_through_is_told_from_an_empty_belt(material, thickness_cm):
+def test_opaque_things_differ_from_an_empty_belt(material, thickness_cm):
     assert atomic_number_of(material, thickness_cm) == 65535
     assert atomic_number_of(material, 0) == 0
 
@@ -210,7 +210,7 @@ def test_images_of_the_atomic_number_average_noise_like_the_hues():
 
 def test_the_belt_is_empty_by_both_energies_over_some_pixels():
     attenuation = np.zeros((2, 40, 40), np.float32)
-    attenuation[0, :, 20:] = 0.04  # a mean of 0.02, below what is shown
+    attenuation[0, :, 20:] = 0.04  # a mean of 0.02, which is too low to be shown
     assert not atomic_number_image(attenuation).any()
     attenuation[0, :, 20:] = 0.06
     image = atomic_number_image(attenuation)
@@ -269,7 +269,7 @@ def test_the_shadow_of_a_tilted_elliptic_rod_is_that_of_the_rod_turned():
 def test_sheets_get_narrower_balls_do_not_and_nothing_changes_across_the_tilt(shape, length, depth):
     outline = rectangle(-2, -2, 2, 2)
     towards = 90 if shape == "rod" else 0
-    if shape == "rod":  # along y, tilted towards y, its width along x stays
+    if shape == "rod":  # along y, tilted towards y: its width along x stays
         outline = rectangle(-2, -9, 2, 9)
     (part,) = tilt([Part("steel", outline, max(depth, 0.01))], 60, towards)
     assert np.ptp(part.outline[:, 0]) == pytest.approx(4 * length, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The simulated data set: layout, annotations, classes, determinism, and the command's manners."""
+"""The simulated data set: layout, annotations, classes, determinism, and the command line."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ def test_a_scan_does_not_depend_on_how_many_there_are():
 
 
 def fake_writer(root, parameters):
-    """Writes what the scan depends on instead of the scan: enough to see which files come and go."""
+    """Write the parameters of a scan instead of the scan, which is enough to see which files appear and disappear."""
 
     def write(task):
         path = root / SUBSETS[task.subset].path(task.index)
@@ -124,7 +124,7 @@ def test_same_arguments_do_nothing_and_others_replace_only_our_files(tmp_path, c
     assert main(["--out", str(out), *ARGUMENTS]) == 0
     assert "already there" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    # More scans first, so that going back has files to take away.
+    # More scans first, so that going back removes files.
     assert main(["--out", str(out), *ARGUMENTS, "--scans", "147"]) == 0
     assert len(digests(out)) == len(digests(fresh)) + 3 + 1
     assert json.loads((out / "simulation.json").read_text())["parameters"]["scans"] == 147
@@ -133,7 +133,7 @@ def test_same_arguments_do_nothing_and_others_replace_only_our_files(tmp_path, c
 
 
 @pytest.mark.parametrize("replacing", [False, True])
-def test_a_run_that_ends_while_moving_files_is_made_good_by_the_next(tmp_path, monkeypatch, replacing):
+def test_the_next_run_repairs_a_run_that_ended_while_moving_files(tmp_path, monkeypatch, replacing):
     monkeypatch.setattr("pipeline.simulate.generate.scan_writer", fake_writer)
     out, fresh = tmp_path / "raw", tmp_path / "fresh"
     assert main(["--out", str(fresh), *ARGUMENTS]) == 0
@@ -206,7 +206,7 @@ def test_polygons_decode_to_the_mask_and_fill_its_holes():
 
 
 def normalised_mask(parts, size=64):
-    """The silhouette scaled to a common length and centred, so that neither size nor place counts."""
+    """The silhouette, centred and scaled to a common length, so that size and position do not matter."""
     mask = silhouette(Placement(12, 12).parts(parts), 20, 480, 480)
     x, y, width, height = cv2.boundingRect(mask)
     scale = size / max(width, height)
@@ -218,12 +218,12 @@ def normalised_mask(parts, size=64):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_items_of_a_class_differ_in_shape_but_keep_to_their_size(name):
+def test_items_of_a_class_differ_in_shape_but_not_in_size_range(name):
     items = [make_item(name, brand, np.random.default_rng(0), 50.0) for brand in range(12)]
     masks = [normalised_mask(parts) for parts in items]
     overlaps = [(one & other).sum() / (one | other).sum() for n, one in enumerate(masks) for other in masks[:n]]
     assert min(overlaps) < 0.75
-    # Two rectangles may by chance come out alike at this size, more may not.
+    # Two rectangles may be equal at this size by chance, more may not.
     assert len({mask.tobytes() for mask in masks}) >= 10
     for parts in items:
         points = np.concatenate([part.outline for part in parts])
@@ -246,7 +246,7 @@ def test_a_brand_looks_the_same_in_every_scan_and_like_no_other():
     for first, *others in outlines.values():
         assert all(np.allclose(np.abs(first), np.abs(other)) for other in others)
     assert len({first.tobytes() for first, *_ in outlines.values()}) == len(BRANDS["train"])
-    # A knife that folds does not always stand open at the same angle.
+    # A folding knife is not always open at the same angle.
     folded, opened = (make_item("Knife", 1, np.random.default_rng(seed), 50.0) for seed in (1, 2))
     assert normalised_mask(folded).tobytes() != normalised_mask(opened).tobytes()
 
@@ -259,12 +259,12 @@ def test_no_brand_is_both_in_training_and_in_test_scans(bundle):
     assert brands["train"]
     assert brands["test"]
     assert not brands["train"] & brands["test"]
-    # A brand is no part of the seed: no other data set's training scans have it either.
+    # Brands do not depend on the seed: training scans of other data sets do not have it either.
     assert not set(BRANDS["train"]) & set(BRANDS["test"])
     assert {number for _, number in brands["test"]} <= set(BRANDS["test"])
 
 
-def test_brands_of_training_and_test_scans_can_be_exchanged(tmp_path):
+def test_brands_of_training_and_test_scans_can_be_swapped(tmp_path):
     assert main(["--out", str(tmp_path), *ARGUMENTS, "--swap-brands"]) == 0
     for name in ANNOTATED:
         items = json.loads((tmp_path / SUBSETS[name].annotations).read_text())["annotations"]
@@ -288,7 +288,7 @@ def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle,
     picture = cv2.imread(str(out / "pidray/easy/xray_easy00000.png"))
     assert low.dtype == high.dtype == atomic_number.dtype == np.uint16
     assert low.shape == high.shape == atomic_number.shape == picture.shape[:2]
-    # The same pixels: what lets nothing through is dark in all three, what is empty is white.
+    # The same pixels: opaque ones are dark in all three images, empty ones are white.
     assert np.median(low[picture.min(axis=2) == 255]) == pytest.approx(50000, rel=0.01)
     # The picture is sharpened and the raw images are not, so means of 3 x 3 pixels are compared.
     grey, passed = (
@@ -296,29 +296,29 @@ def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle,
     )
     assert np.corrcoef(passed.ravel(), grey.ravel())[0, 1] > 0.93
     assert max(np.corrcoef(np.roll(passed, 2, axis).ravel(), grey.ravel())[0, 1] for axis in (0, 1)) < 0.9
-    # Everything lets more of the high energy through.
+    # Every material transmits more of the high energy.
     covered = cv2.blur(low.astype(float), (5, 5)) < 42000
     assert covered.sum() > 500
     assert (high.astype(float) > low)[covered].mean() > 0.9
-    # An orange pixel is of few protons, a blue one of many.
+    # An orange pixel has a low atomic number, a blue one a high one.
     blue, red = (picture[..., channel].astype(int) for channel in (0, 2))
     thick = (low > 5000) & (low < 30000)
     organic, metal = (np.median(atomic_number[thick & there]) for there in (red - blue > 60, blue - red > 60))
     assert 5000 < organic < 8500 < 15000 < metal < 31000
-    # Those of an earlier version, which had less, are made anew.
+    # Raw images of an earlier version, which had less, are made again.
     marker = json.loads((out / MARKER).read_text())
     del marker["raw_format_version"]
     (out / MARKER).write_text(json.dumps(marker))
     (out / "energies/pidray/easy/xray_easy00000_z.png").unlink()
     assert main(["--out", str(out), *ARGUMENTS, "--raw"]) == 0
     assert digests(out) == files
-    # Asked again without them, the command takes them away.
+    # Without the option, the command removes them.
     assert main(["--out", str(out), *ARGUMENTS]) == 0
     assert digests(out) == plain
 
 
 def test_steep_and_covered_items_keep_whole_silhouettes():
-    """What an item hides behind, and how steeply it stands, changes nothing about where it is."""
+    """Neither its cover nor its tilt changes the position of an item."""
     seen = set()
     for index in range(60):
         scene, _ = build_scene(Task("hidden", index), Parameters(SCANS, 5, WIDTH, 0.15))
@@ -345,7 +345,7 @@ def test_items_lie_wholly_inside_the_scan(name):
 
 
 def contrast(subset, index):
-    """Mean change in grey level that its item makes, over the item's pixels, without noise."""
+    """Mean change in grey level that the item causes in its pixels, without noise."""
     scene, _ = build_scene(Task(subset, index), Parameters(SCANS, 3, WIDTH, 0.15))
     pictures = [
         cv2.cvtColor(colours(attenuation(scene.maps(with_items=shown))), cv2.COLOR_RGB2GRAY).astype(float)
@@ -358,5 +358,5 @@ def contrast(subset, index):
 def test_hidden_items_have_less_contrast_than_easy_ones():
     easy, hidden = ([contrast(subset, index) for index in range(24)] for subset in ("easy", "hidden"))
     assert np.median(hidden) < 0.75 * np.median(easy)
-    # Hidden, not gone: nearly all still change the picture.
+    # Hidden items are not invisible: nearly all still change the picture.
     assert np.quantile(hidden, 0.1) > 4

@@ -1,4 +1,4 @@
-"""Shards on object stores: the same bytes, whole or not at all, verified on resume."""
+"""Shards on object stores: the same bytes, never incomplete, verified on resume."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(store: Store, name: str, data: bytes) -> None:
         file.write(data)
 
 
-def test_a_file_is_seen_whole_or_not_at_all(store: Store) -> None:
+def test_a_file_is_never_visible_incomplete(store: Store) -> None:
     assert store.names() == []
     assert store.stat("a.tar") is None
     with contextlib.suppress(KeyError), store.create("a.tar") as file:
@@ -56,10 +56,10 @@ def test_a_file_is_seen_whole_or_not_at_all(store: Store) -> None:
         assert path.read_bytes() == b"whole"
 
 
-def test_deleting_removes_what_is_named_and_nothing_else(store: Store) -> None:
+def test_deleting_removes_only_the_named_files(store: Store) -> None:
     for name in ("a", "b", ".progress/c"):
         write(store, name, b"1")
-    for _ in range(2):  # what is gone already is no error
+    for _ in range(2):  # a missing file is not an error
         store.delete("a")
         store.delete_folder(".progress")
     assert store.names() == ["b"]
@@ -96,7 +96,7 @@ def url(bucket: str, tmp_path: Path) -> str:
 
 
 def content(url: str) -> dict[str, bytes]:
-    """All that lies in a folder; what synthesis keeps while it is unfinished must be gone."""
+    """All files of a folder. Records of an unfinished synthesis must be gone."""
     folder = open_store(url)
     assert folder.names(".progress") == []
     return {name: folder.read(name) for name in folder.names()}
@@ -108,7 +108,7 @@ def test_s3_gets_the_same_bytes(workers: int, synthesis: Synthesis, shards: Path
     assert content(url) == digests(shards)
 
 
-def test_ranges_on_s3_together_make_the_whole(synthesis: Synthesis, shards: Path, url: str) -> None:
+def test_ranges_on_s3_together_make_all_shards(synthesis: Synthesis, shards: Path, url: str) -> None:
     for part in ("4:6", "0:4"):
         with pytest.raises(InputError, match="has not finished"):
             open_store(url).index()
@@ -116,20 +116,20 @@ def test_ranges_on_s3_together_make_the_whole(synthesis: Synthesis, shards: Path
     assert content(url) == digests(shards)
 
 
-def test_the_index_does_not_vouch_for_what_is_gone(
+def test_the_index_is_not_written_while_a_shard_is_missing(
     synthesis: Synthesis, shards: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert synthesis(url, shards_range="0:5") == 0
     open_store(url).delete("pairs-000003.tar")
     assert synthesis(url, shards_range="5:6") == 2
-    assert "pairs-000003.tar, made by another run, is gone or damaged; run again with --shards-range 3:4" in (
+    assert "pairs-000003.tar, made by another run, is missing or damaged; run again with --shards-range 3:4" in (
         capsys.readouterr().err
     )
     assert synthesis(url, shards_range="3:4") == 0
     assert content(url) == digests(shards)
 
 
-def test_a_spoilt_object_is_made_again(
+def test_a_damaged_object_is_made_again(
     synthesis: Synthesis, shards: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert synthesis(url) == 0
@@ -145,7 +145,7 @@ def test_a_spoilt_object_is_made_again(
     assert content(url) == digests(shards)
 
 
-def test_recorded_objects_are_known_by_their_tag(
+def test_recorded_objects_are_recognised_by_their_tag(
     synthesis: Synthesis, shards: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert synthesis(url, shards_range="0:5") == 0
@@ -212,13 +212,13 @@ def test_audit_reads_s3(
         ("s3://", "'s3://' names no folder"),
         ("file://", "'file://' names no folder"),
         ("s3://bucket/run*", "choose a name without them"),
-        ("simplecache::memory://shards", "only this process sees"),
-        ("memory://shards", "only this process sees what is written there; use --workers 1"),
+        ("simplecache::memory://shards", "other processes cannot see files"),
+        ("memory://shards", "other processes cannot see files written there; use --workers 1"),
         ("nowhere://bucket/shards", "nowhere"),
         ("s3://no-such-bucket-here/shards", "s3://no-such-bucket-here/shards: "),
     ],
 )
-def test_a_place_that_cannot_be_written_is_one_sentence(
+def test_an_unusable_output_is_one_sentence(
     place: str, message: str, synthesis: Synthesis, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert synthesis(place, workers=2) == 2

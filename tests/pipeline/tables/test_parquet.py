@@ -1,4 +1,4 @@
-"""What every table has in common."""
+"""Common behaviour of all tables."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_rows_and_parameters_come_back_and_absent_is_null(tmp_path: Path) -> Non
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1]
 
 
-def test_a_value_without_a_column_is_never_dropped_in_silence(tmp_path: Path) -> None:
+def test_a_value_without_a_column_raises(tmp_path: Path) -> None:
     with (
         pytest.raises(AssertionError, match=r"not in the schema: \['colour'\]"),
         table_writer(tmp_path / "t.parquet", "things", 4, SCHEMA, group_rows=2) as table,
@@ -37,8 +37,8 @@ def test_a_value_without_a_column_is_never_dropped_in_silence(tmp_path: Path) ->
     ("kind", "version", "columns", "message"),
     [
         ("others", 4, [], "not a table of others"),
-        ("things", 5, [], "format 4 of things, this version reads 5"),
-        ("things", 4, ["height"], "no column height"),
+        ("things", 5, [], "format 4 of things, but this version reads 5"),
+        ("things", 4, ["height"], "column height is missing"),
     ],
 )
 def test_another_table_is_refused(kind: str, version: int, columns: list[str], message: str, tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_another_table_is_refused(kind: str, version: int, columns: list[str], m
         open_table(tmp_path / "t.parquet", kind, version, columns)
 
 
-def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-9])
-    with pytest.raises(InputError, match="not a Parquet file, or cut short"):
+    with pytest.raises(InputError, match="not a Parquet file, or truncated"):
         open_table(tmp_path / "t.parquet", "things", 4, [])

@@ -1,4 +1,4 @@
-"""How every command ends: one line on stderr and the exit code of the error."""
+"""Errors of every command: one line on stderr and the exit code of the error."""
 
 import pytest
 
@@ -47,5 +47,5 @@ def test_a_programming_error_is_not_hidden():
         cli.run(command, cli.parser("pipeline.x", "", ""), [])
 
 
-def test_the_executors_offered_are_those_there_are():
+def test_the_offered_executors_exist():
     assert tuple(EXECUTORS) == cli.EXECUTORS

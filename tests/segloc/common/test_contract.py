@@ -1,4 +1,4 @@
-"""The shard contract: what is written is read back, and readers of one format refuse or take the other, as told."""
+"""The shard contract: round trips, and formats that readers accept or refuse."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def stored_pairs(folder):
             yield from (json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json"))
 
 
-def test_what_is_written_is_read_back():
+def test_written_descriptions_are_read_back():
     assert Pair.from_json(PAIR.to_json()) == PAIR
     assert Index.from_json(INDEX.to_json()) == INDEX
 
@@ -45,7 +45,7 @@ def test_format_2_needs_its_fields(name, change):
         Pair.from_json(json.dumps(raw))
 
 
-def test_format_1_is_read_and_says_what_it_lacks():
+def test_format_1_is_read_and_lists_its_missing_parts():
     index = read_index(FORMAT_1)
     assert (index.format_version, index.sources) == (1, None)
     assert index.lacks == ("mask", "on_matter", "sources.parquet")
@@ -68,7 +68,7 @@ def test_other_formats_are_refused_in_one_sentence(version):
     raw = json.loads(INDEX.to_json()) | {"format_version": version}
     with pytest.raises(InputError) as caught:
         Index.from_json(json.dumps(raw), "s3://bucket/index.json")
-    assert str(caught.value) == f"s3://bucket/index.json: shard format {version}, this version reads 1 and 2"
+    assert str(caught.value) == f"s3://bucket/index.json: shard format {version}, but this version reads 1 and 2"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_other_formats_are_refused_in_one_sentence(version):
         (None, "not a shard index"),
     ],
 )
-def test_an_index_that_names_no_sources_is_refused(sources, message):
+def test_an_index_without_valid_sources_is_refused(sources, message):
     raw = json.loads(INDEX.to_json()) | {"sources": sources}
     with pytest.raises(InputError, match=message):
         Index.from_json(json.dumps(raw))

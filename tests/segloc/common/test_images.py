@@ -77,7 +77,7 @@ def test_lossless_formats_come_out_as_rgb(suffix: str) -> None:
 
 
 @pytest.mark.parametrize("quality", [30, 75, 95])
-def test_grey_is_opencvs(quality: int) -> None:
+def test_grey_equals_opencvs(quality: int) -> None:
     data = encode_jpeg(RGB, quality)
     assert (decode(data, "grey") == cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)).all()
 
@@ -93,7 +93,7 @@ def test_grey_and_rgba_become_rgb() -> None:
     assert (decode(encode_png(np.dstack([RGB, RGB[..., 0]]))) == RGB).all()
 
 
-def test_progressive_jpeg_with_trailing_bytes_is_whole() -> None:
+def test_progressive_jpeg_with_trailing_bytes_is_complete() -> None:
     data = cv2.imencode(".jpg", RGB, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
     assert decode(data + b"\0\0camera notes").shape == (24, 31, 3)
 
@@ -132,7 +132,7 @@ def test_rgba_png_keeps_colours_under_alpha_zero() -> None:
 
 @pytest.mark.parametrize("encode", [lambda image: encode_jpeg(image, 95), encode_png])
 def test_a_reduced_scan_has_its_sides_rounded_up_and_means_for_pixels(encode) -> None:
-    columns = np.arange(401) % 5 < 2  # stripes that leaving out pixels would turn into another pattern
+    columns = np.arange(401) % 5 < 2  # stripes that would change if pixels were skipped
     scan = np.broadcast_to(np.where(columns, 0, 255).astype(np.uint8)[None, :, None], (313, 401, 3))
     for reduction in (2, 4, 8):
         small = decode(encode(np.ascontiguousarray(scan)), reduction=reduction)

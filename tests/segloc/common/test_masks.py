@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from segloc.common.masks import MaskError, decode_rle, encode_mask, encode_rle, is_one_piece, rasterise, tight_box
+from segloc.common.masks import MaskError, decode_rle, encode_mask, encode_rle, is_connected, rasterise, tight_box
 
 
 def drawn(picture: str) -> np.ndarray:
@@ -59,13 +59,13 @@ def test_run_lengths_keep_holes_and_parts(encode) -> None:
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 20))).filter(np.any))
-def test_both_run_lengths_give_any_mask_back(mask: np.ndarray) -> None:
+def test_both_run_lengths_restore_any_mask(mask: np.ndarray) -> None:
     height, width = mask.shape
     assert (rasterise(uncompressed(mask), width, height) == mask).all()
     assert (rasterise(compressed(mask), width, height) == mask).all()
 
 
-def test_what_lies_outside_the_scan_is_cut_off() -> None:
+def test_pixels_outside_the_scan_are_cut_off() -> None:
     mask = rasterise([[-5, -5, 4, -5, 4, 3, -5, 3]], 10, 6)
     assert tight_box(mask) == (0, 0, 4, 3)
     assert mask.sum() == 12
@@ -119,7 +119,7 @@ def test_tight_box_against_its_definition(mask: np.ndarray) -> None:
 
 
 def test_overlapping_polygons_are_united_not_cancelled() -> None:
-    # COCO's parts are a union: a polygon inside another is no hole. Holes need run lengths.
+    # COCO's parts are a union: a polygon inside another is not a hole. Holes need run lengths.
     outer, inner = [1, 0, 7, 0, 7, 5, 1, 5], [3, 1, 5, 1, 5, 4, 3, 4]
     assert (rasterise([outer, inner], 8, 5) == rasterise([outer], 8, 5)).all()
     holed = rasterise([outer], 8, 5) & ~rasterise([inner], 8, 5)
@@ -129,7 +129,7 @@ def test_overlapping_polygons_are_united_not_cancelled() -> None:
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_one_piece_against_its_definition(mask: np.ndarray) -> None:
+def test_connected_against_its_definition(mask: np.ndarray) -> None:
     left = {tuple(point) for point in np.argwhere(mask)}
     waiting = [left.pop()] if left else []
     while waiting:
@@ -137,7 +137,7 @@ def test_one_piece_against_its_definition(mask: np.ndarray) -> None:
         near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
         left -= near
         waiting += near
-    assert is_one_piece(mask) == (mask.any() and not left)
+    assert is_connected(mask) == (mask.any() and not left)
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
@@ -151,7 +151,7 @@ def test_run_length_text_is_cocos_and_is_read_back(mask: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", encode_rle(RING)[:-1], encode_rle(RING) + "1", "\ud800", "~~", "M0", "é"])
-def test_unsound_run_length_text_is_refused(text: str) -> None:
+def test_invalid_run_length_text_is_refused(text: str) -> None:
     with pytest.raises(MaskError):
         decode_rle(text, 8, 5)
 

@@ -8,7 +8,7 @@ SIZE = (37, 53)
 
 
 def decompress(text):
-    """COCO's compression undone character by character; None where it is not whole."""
+    """Decode COCO's compression character by character; None if it is incomplete."""
     counts, number, shift = [], 0, 0
     for character in text:
         bits = ord(character) - 48
@@ -31,21 +31,21 @@ def expected(text):
 
 @pytest.fixture(scope="module")
 def texts():
-    """Masks of all kinds, and what is left of them after characters were lost, changed or added."""
+    """Many kinds of masks, each followed by a damaged text, with characters lost, changed or added."""
     rng = np.random.default_rng(0)
     whole = []
     for share in np.linspace(0, 1, 60):
         mask = np.asfortranarray((rng.random(SIZE) < share).astype(np.uint8))
         mask[: rng.integers(38), : rng.integers(54)] = rng.integers(2)
         whole.append(mask_api.encode(mask)["counts"].decode())
-    spoilt = ["", "0", "\x00", "é", "\ud800", "~", "P13", "e5QncV", "o" * 9 + "0", "0" * 50]
+    damaged = ["", "0", "\x00", "é", "\ud800", "~", "P13", "e5QncV", "o" * 9 + "0", "0" * 50]
     for text in whole * 20:
         at = rng.integers(len(text))
-        spoilt.append(text[:at] + rng.choice(["", chr(rng.integers(40, 120)), "0"]) + text[at + rng.integers(2) :])
-    return [text for pair in zip(whole * 22, spoilt, strict=False) for text in pair]
+        damaged.append(text[:at] + rng.choice(["", chr(rng.integers(40, 120)), "0"]) + text[at + rng.integers(2) :])
+    return [text for pair in zip(whole * 22, damaged, strict=False) for text in pair]
 
 
-def test_masks_are_sound_as_a_plain_decoder_finds_them(texts):
+def test_validity_equals_that_of_a_plain_decoder(texts):
     segmentations = [{"size": list(SIZE), "counts": text} for text in texts]
     found = rle.sound(segmentations, [SIZE] * len(texts))
     assert found.tolist() == [expected(text) for text in texts]
@@ -54,7 +54,7 @@ def test_masks_are_sound_as_a_plain_decoder_finds_them(texts):
     assert alone == found.tolist()
 
 
-def test_what_is_no_mask_is_not_sound():
+def test_values_that_are_not_masks_are_invalid():
     good = {"size": [2, 3], "counts": [1, 5]}
     bad = [None, 5, "x", [], {}, {"size": [2, 3]}, {**good, "size": [3, 2]}, {**good, "counts": [1, 6]}]
     bad += [{**good, "counts": [-1, 7]}, {**good, "counts": ["1", 5]}, {**good, "counts": None}]
@@ -62,7 +62,7 @@ def test_what_is_no_mask_is_not_sound():
     assert rle.sound([], []).tolist() == []
 
 
-def test_runs_that_would_overflow_are_not_sound():
-    """The largest runs there can be, so many that their sum passes 2^63."""
+def test_runs_that_would_overflow_are_invalid():
+    """The largest possible runs, so many that their sum exceeds 2^63."""
     text = "ooooooO" * 20_000
     assert not rle.sound([{"size": [65500, 65500], "counts": text}], [(65500, 65500)])[0]

@@ -76,7 +76,7 @@ def test_a_histogram_that_does_not_add_up_is_refused(copy):
     index = json.loads((copy / INDEX_NAME).read_text())
     index["shards"][1]["classes"] = [0, 0, 0]
     (copy / INDEX_NAME).write_text(json.dumps(index))
-    with pytest.raises(InputError, match="shard 1 has 8 pairs, its classes 0"):
+    with pytest.raises(InputError, match="shard 1 has 8 pairs, but its classes add up to 0"):
         ShardFolder.open(str(copy))
 
 

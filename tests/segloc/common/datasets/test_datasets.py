@@ -78,7 +78,7 @@ def test_both_pidray_releases_are_found_nested_or_not(tmp_path: Path) -> None:
         assert source.images == tmp_path / base / "train"
 
 
-def test_litter_alone_is_not_pidray(tmp_path: Path) -> None:
+def test_stray_files_alone_are_not_pidray(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a PIDray folder"):
         datasets.training_source(touch(tmp_path, "annotations/._xray_train.json", "train/1.png"), None)
     with pytest.raises(InputError, match="no such folder"):
@@ -104,12 +104,12 @@ def test_test_parts_are_refused(file: str, folder: str, tmp_path: Path) -> None:
         datasets.training_source(tmp_path / "annotations" / file, tmp_path / folder)
 
 
-def test_a_name_that_only_contains_such_a_word_is_fine(tmp_path: Path) -> None:
+def test_a_name_that_only_contains_a_test_word_is_accepted(tmp_path: Path) -> None:
     touch(tmp_path, "hardware_latest.json", "contest/1.png")
     assert datasets.training_source(tmp_path / "hardware_latest.json", tmp_path / "contest").images.name == "contest"
 
 
-def test_the_scans_of_a_single_file_lie_beside_it_unless_told(tmp_path: Path) -> None:
+def test_the_scans_of_a_single_file_are_beside_it_by_default(tmp_path: Path) -> None:
     touch(tmp_path, "mine/train.json", "scans/1.png")
     file = tmp_path / "mine" / "train.json"
     assert datasets.training_source(file, None).images == tmp_path / "mine"
@@ -203,7 +203,7 @@ def test_paths_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> N
         ({"images": [{"id": 1, "file_name": "xray_hard00014.png"}]}, "test part"),
     ],
 )
-def test_files_that_make_no_sense_are_refused(changes: dict, message: str, tmp_path: Path) -> None:
+def test_invalid_files_are_refused(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         coco.read(coco_file(tmp_path / "f.json", [GOOD], **changes))
 
@@ -225,7 +225,7 @@ def test_text_that_is_a_number_is_that_number(tmp_path: Path) -> None:
     assert coco.read_file(path) == expected
 
 
-def test_other_text_and_64_bits_are_ids_of_their_own(tmp_path: Path) -> None:
+def test_other_text_and_64_bit_numbers_are_distinct_ids(tmp_path: Path) -> None:
     ids = [2**63 + 1, 2**63 + 2, "a", "A", "1e3", 1000]
     images = [{"id": key, "file_name": f"{position}.png"} for position, key in enumerate(ids)]
     categories = [{"id": "knife", "name": "Knife"}, {"id": 9, "name": "Gun"}]
@@ -237,13 +237,13 @@ def test_other_text_and_64_bits_are_ids_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_byte_order_mark_is_read_over(encoding: str, tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(encoding: str, tmp_path: Path) -> None:
     expected = coco.read(coco_file(tmp_path / "f.json", [GOOD]))
     (tmp_path / "f.json").write_text((tmp_path / "f.json").read_text(), encoding=encoding)
     assert coco.read(tmp_path / "f.json") == expected
 
 
-def test_what_is_not_json_is_refused(tmp_path: Path) -> None:
+def test_text_that_is_not_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_bytes(b'{"images": [')
     with pytest.raises(InputError, match="not JSON"):
         coco.read(tmp_path / "f.json")
@@ -272,7 +272,7 @@ def test_parts_of_a_copy_without_a_training_file_are_found(tmp_path: Path) -> No
         datasets.training_source(tmp_path, None)
 
 
-def test_a_new_data_set_is_found_once_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_data_set_is_found_once_it_is_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Opixray:
         NOT_FOUND = "not an OPIXray folder"
 
@@ -315,11 +315,11 @@ def test_real_annotations_are_all_usable(real_scans: Path) -> None:
     assert {instance.image for instance in found.instances} <= set(os.listdir(source.images))
 
 
-# What is known to lie on disk beside or instead of the scans (PIDray, SIXray).
+# Files known to exist beside or instead of the scans (PIDray, SIXray).
 
 
 def pidray_copy(root: Path, release: int, scans: list[str], owners: list[object], **changes: object) -> Path:
-    """A PIDray copy whose train file lists `scans`, ids from 0, and an annotation per entry of `owners`."""
+    """A PIDray copy whose train file lists `scans`, with ids from 0, and an annotation per entry of `owners`."""
     touch(root, *(f"train/{name}" for name in scans), "annotations/._train.json")
     (root / "test").mkdir(exist_ok=True)
     listed = [{"id": i, "file_name": name, "width": 20, "height": 10} for i, name in enumerate(scans)]
@@ -350,7 +350,7 @@ def test_every_annotation_counts_against_a_background_even_an_unusable_one(tmp_p
     images = [{"id": i, "file_name": name} for i, name in enumerate(SCANS[:3])]
     coco_file(root / "annotations" / "train.json", unusable, images=images)
     assert datasets.backgrounds(root) == [f"train/{SCANS[2]}"]
-    # An id that is text in one place and a number in the other is the same id.
+    # The text and the number of an id are the same id.
     coco_file(root / "annotations" / "train.json", [GOOD | {"image_id": "2"}], images=images)
     assert datasets.backgrounds(root) == [f"train/{SCANS[0]}", f"train/{SCANS[1]}"]
 
@@ -363,18 +363,18 @@ def test_repacked_file_names_with_folders_find_their_scans(tmp_path: Path) -> No
     assert datasets.backgrounds(root) == [f"train/{SCANS[1]}", f"train/{SCANS[2]}"]
 
 
-def test_annotations_of_unknown_images_leave_no_background_safe(tmp_path: Path) -> None:
+def test_annotations_of_unknown_images_make_all_backgrounds_unsafe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"does not list \(image_id 77\)"):
         datasets.backgrounds(pidray_copy(tmp_path, 2, SCANS, [0, 77]))
 
 
-def test_pidray_v1_has_no_backgrounds_and_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="in its first every scan has prohibited items"):
+def test_pidray_v1_has_no_backgrounds(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="in the first release every scan has prohibited items"):
         datasets.backgrounds(pidray_copy(tmp_path, 1, SCANS, [0, 1, 2, 3, 4]))
 
 
 @pytest.mark.parametrize("name", ["xray_00001.png", "xray_easy00001.png", "sub/xray_hidden00001.png"])
-def test_a_bare_folder_of_pidray_is_no_background_pool(name: str, tmp_path: Path) -> None:
+def test_a_bare_folder_of_pidray_has_no_backgrounds(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="scans of PIDray, which have prohibited items"):
         datasets.backgrounds(touch(tmp_path, name))
 
@@ -429,19 +429,19 @@ def test_links_to_test_parts_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["test/images", "hidden/data", "xray_test_easy/JPEGImages"])
-def test_test_scans_in_a_folder_whose_own_name_says_nothing_are_refused(folder: str, tmp_path: Path) -> None:
+def test_test_scans_in_a_folder_with_a_generic_name_are_refused(folder: str, tmp_path: Path) -> None:
     touch(tmp_path, "all.json", f"{folder}/1.png", "train/images/1.png")
     with pytest.raises(InputError, match="test part"):
         datasets.training_source(tmp_path / "all.json", tmp_path / folder)
     assert datasets.training_source(tmp_path / "all.json", tmp_path / "train" / "images")
 
 
-def test_sixray_with_everything_its_archives_bring(tmp_path: Path) -> None:
+def test_sixray_with_all_files_of_its_archives(tmp_path: Path) -> None:
     root = touch(
         tmp_path / "disk",
         "JPEGImage/N0000001.jpg",
         "JPEGImage/P00001.jpg",
-        "JPEGImage/P05110.jpg",  # a positive without a usable XML is no negative
+        "JPEGImage/P05110.jpg",  # a positive without a usable XML is not a negative
         "JPEGImage/._N0000003.jpg",
         "JPEGImage/Thumbs.db",
         "Annotation/P00001.xml",
@@ -456,7 +456,7 @@ def test_sixray_with_everything_its_archives_bring(tmp_path: Path) -> None:
     assert datasets.backgrounds(tmp_path / "link") == ["0/N0000001.jpg", "0/N0000002.jpg"]
 
 
-def test_a_converted_sixray_still_keeps_its_positives_out(tmp_path: Path) -> None:
+def test_positives_of_a_converted_sixray_are_left_out(tmp_path: Path) -> None:
     assert datasets.backgrounds(touch(tmp_path, "N0000001.png", "N0000002.png", "P00001.png")) == [
         "N0000001.png",
         "N0000002.png",

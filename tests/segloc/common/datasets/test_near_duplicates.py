@@ -64,7 +64,7 @@ def test_different_bags_are_far() -> None:
     assert np.median(distances) == pytest.approx(128, abs=16)
 
 
-def test_a_scan_of_nothing_has_a_fingerprint() -> None:
+def test_an_empty_scan_has_a_fingerprint() -> None:
     for empty in (np.full((50, 70, 3), 255, np.uint8), np.zeros((1, 1), np.uint8)):
         assert fingerprint(empty) == bytes(near_duplicates.FINGERPRINT_BYTES)
 
