@@ -86,7 +86,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--pairs", type=_at_least(1), default=200_000, metavar="N", help="default: 200000")
     add("--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)")
     add("--per-shard", type=_at_least(1), default=1000, metavar="N", help="pairs per shard (default: 1000)")
-    add("--blend", choices=tuple(BLENDS), default="ratio", help="composition mode (default: ratio; the paper's is alpha)")
+    add(
+        "--blend",
+        choices=tuple(BLENDS),
+        default="ratio",
+        help="composition mode (default: ratio; the paper's is alpha)",
+    )
     usual = ", ".join(f"{name} {low:g}:{high:g}" for name, (_, (low, high), _) in BLENDS.items())
     weights = (
         "range of the composition coefficient: the item's weight in alpha, a factor on its thickness in multiply and "

@@ -28,6 +28,7 @@ SMALLER = (
         r"protocols.short.overrides=[train.iterations=2]",
     ),
     (r"pretrainings\.paper\.", "pretrainings.keys."),
+    (r"(--weights runs/paper_bn\.pth .*)", r"\1 model.backbone.norm=bn"),
     (r"(pipeline\.synthesize .*)", r"\1 --pairs 24 --per-shard 12 --width 96 --scale 3:5"),
     (r"segloc\.probe (.*)--train \d+ --test \d+", r"segloc.probe \1--train 12 --test 6"),
     (r"--bootstrap 1000", "--bootstrap 40"),

@@ -12,6 +12,8 @@ from segloc.common.errors import INTERRUPTED, InputError, RunError, describe
 
 # Names of `pipeline.common.executors.EXECUTORS`.
 EXECUTORS = ("local", "ray")
+# Errors that a user can mend or has to know of; any other is a bug and shows its traceback.
+EXPECTED = (InputError, RunError, OSError)
 
 
 def run(
@@ -26,17 +28,17 @@ def run(
     args = parser.parse_intermixed_args(argv)  # key=value arguments may be anywhere
     try:
         return command(args) or 0
-    except (InputError, RunError) as error:
-        return _fail(parser, str(error), error.exit_code)
-    except OSError as error:
-        return _fail(parser, describe(error), InputError.exit_code)
+    except EXPECTED as error:
+        return report(error, parser.prog)
     except KeyboardInterrupt:
-        return _fail(parser, "stopped", INTERRUPTED)
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
-def _fail(parser: argparse.ArgumentParser, message: str, code: int) -> int:
-    print(f"{parser.prog}: {message}", file=sys.stderr)
-    return code
+def report(error: InputError | RunError | OSError, program: str) -> int:
+    """Print what an expected error says, in one line on stderr; returns its exit code."""
+    print(f"{program}: {describe(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+    return InputError.exit_code if isinstance(error, OSError) else error.exit_code
 
 
 class Parser(argparse.ArgumentParser):

@@ -71,8 +71,11 @@ class Trainer(TrainerBase):  # type: ignore[misc]
         """Run the steps ``start_iter`` up to but not including ``max_iter``."""
         self.iter, self.start_iter, self.max_iter = start_iter, start_iter, max_iter
         with EventStorage(start_iter) if DETECTRON2 else contextlib.nullcontext() as self.storage:
+            begun: list[Any] = []
             try:
-                self._call("before_train")
+                for hook in self._hooks:
+                    hook.before_train()
+                    begun.append(hook)
                 for self.iter in range(start_iter, max_iter):
                     self._call("before_step")
                     self.run_step()
@@ -81,14 +84,14 @@ class Trainer(TrainerBase):  # type: ignore[misc]
                     self._call("after_step")
                 self.iter = max_iter
             finally:
-                self._call("after_train")
+                self._call("after_train", begun)  # one that could not begin has nothing to close
 
     def run_step(self) -> None:
         """Do one step; a trainer's own."""
         raise NotImplementedError
 
-    def _call(self, moment: str) -> None:
+    def _call(self, moment: str, hooks: Sequence[Any] | None = None) -> None:
         if self.storage is not None:
             self.storage.iter = self.iter
-        for hook in self._hooks:
+        for hook in self._hooks if hooks is None else hooks:
             getattr(hook, moment)()

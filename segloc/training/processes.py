@@ -6,6 +6,7 @@ sent.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -13,20 +14,27 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
-from segloc.common.errors import InputError, RunError, describe
+from segloc.common.cli import EXPECTED, report
+from segloc.common.errors import InputError, RunError
 
 LOST_PEER_S = 3.0
+POLL_S = 0.1
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +113,11 @@ def join() -> Iterator[Group]:
 def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     """Run ``function(*args, group)`` in several processes of this machine, by torch's elastic launcher.
 
-    Each SIGTERM and Ctrl-C that this process gets is passed on to them as one SIGTERM.
+    Each SIGTERM, SIGHUP and Ctrl-C that this process gets is passed on to them as one SIGTERM. They also get one when
+    this process dies.
 
     Args:
-        function: a module's function that returns an exit code.
+        function: a module's function that returns an exit code and uses `segloc.training.stopping.sigterm`.
         processes: how many; at most one a GPU.
         args: picklable.
 
@@ -120,46 +129,61 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     """
     if 0 < (gpus := torch.cuda.device_count()) < processes:
         raise InputError(f"{processes} processes, but this machine has {gpus} GPUs")
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="segloc", max_restarts=0, start_method="spawn",
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-    )  # fmt: skip
-    # The launcher reports what a process prints itself.
-    logging.getLogger("torch.distributed.elastic").propagate = False
-    logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
-
-    def pass_on(*_: object) -> None:
-        for child in multiprocessing.active_children():
-            os.kill(child.pid or 0, signal.SIGTERM)
-
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    stops: list[int] = []
+    previous = {number: signal.signal(number, lambda number, _: stops.append(number)) for number in STOPS}
     try:
-        # In a thread the launcher leaves the signals alone; its own handling would kill a process that saves for long.
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(elastic_launch(config, _run), function, args).result()
+        # In a thread the launcher leaves the signals alone; its own handling kills a process that saves for long.
+        with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory() as logs:
+            launched = pool.submit(_launch, function, args, processes, logs)
+            passed_on: collections.Counter[int | None] = collections.Counter()
+            while not wait([launched], POLL_S).done:
+                for child in multiprocessing.active_children() if stops else ():
+                    if passed_on[child.pid] < len(stops):
+                        child.terminate()
+                        passed_on[child.pid] += 1
+            launched.result()
     except ChildFailedError as error:
-        code: int = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 1  # below zero: a signal ended it
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return int(failure.exitcode)
+        print(f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+        return RunError.exit_code
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0
 
 
-def _run(function: Callable[..., int], args: tuple[Any, ...]) -> None:
+def _launch(function: Callable[..., int], args: tuple[Any, ...], processes: int, logs: str) -> None:
+    """Start the processes and wait for their end."""
+    # They inherit the mask, so that no signal ends them before they can save: see `_run` and `sigterm`. Starting
+    # multiprocessing's tracker resets the mask, so it comes first.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    # The launcher reports what a process prints itself.
+    logging.getLogger("torch.distributed.elastic").propagate = False
+    logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="segloc", max_restarts=0, start_method="spawn",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", logs_specs=DefaultLogsSpecs(log_dir=logs),
+    )  # fmt: skip
+    elastic_launch(config, _run)(function, args, os.getpid())
+
+
+def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int) -> None:
     """Be one of the launched processes, which take their stop from the launcher only, not from the terminal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _prctl_pr_set_pdeathsig(signal.SIGTERM)  # instead of SIGINT, which torch sets
+    if os.getppid() != launcher:  # it died before
+        sys.exit(RunError.exit_code)
     with join() as group:
         try:
             code = function(*args, group)
-        except (InputError, RunError) as error:
-            print(error, file=sys.stderr)
-            code = error.exit_code
-        except OSError as error:
-            print(describe(error), file=sys.stderr)
-            code = InputError.exit_code
+        except EXPECTED as error:
+            code = report(error, f"process {group.rank}")
         except Exception:
             # If another process failed, it ends first and its exit code counts; the launcher then ends this one.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             time.sleep(LOST_PEER_S)
             traceback.print_exc()
             code = RunError.exit_code

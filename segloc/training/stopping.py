@@ -16,7 +16,10 @@ class StopTraining(Exception):
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[Callable[[], bool]]:
-    """Hold SIGTERM back; yields a function that tells whether one came. A second one ends the process."""
+    """Hold SIGTERM back; yields a function that tells whether one came. A second one ends the process.
+
+    A SIGTERM that came while the signal was blocked, as in a process of `segloc.training.processes.launch`, counts.
+    """
     came: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -24,6 +27,7 @@ def sigterm() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     previous = signal.signal(signal.SIGTERM, note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     try:
         yield lambda: bool(came)
     finally:

@@ -59,6 +59,21 @@ def test_hooks_end_when_a_step_fails():
     assert trainer.seen == ["begin at 0 of 3", "step 0", "after 0", "end at 1"]
 
 
+def test_a_hook_that_cannot_begin_is_what_the_caller_hears_of():
+    class Broken(Hook):
+        def before_train(self):
+            raise OSError("the disk is full")
+
+        def after_train(self):
+            self.log.close()  # which was never opened
+
+    trainer = Counting()
+    trainer.register_hooks([Noting(), Broken(), Noting("never ")])
+    with pytest.raises(OSError, match="the disk is full"):
+        trainer.train(0, 3)
+    assert trainer.seen == ["begin at 0 of 3", "end at 0"]
+
+
 def test_a_run_of_no_steps_still_opens_and_closes():
     trainer = Counting()
     trainer.register_hooks([Noting()])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from segloc.models.segloc import SegLoc
 from segloc.settings.pretraining import HeadConfig, ModelConfig, load_config
 from segloc.training import checkpoint, processes
 from segloc.training.run_folder import read_metrics, read_run
+from segloc.training.stopping import sigterm
 from tests.imports import ROOT
 from tests.segloc.test_pretrain import ONE_THREAD, TINY
 
@@ -165,6 +167,43 @@ def test_stopped_in_two_processes_goes_on_in_one(number, to_group, shards, alone
     assert read_run(out)["processes"] == 1
 
 
+def wait_for_a_stop(folder, group):
+    """Note the process, then wait for a stop; returns 5 if none comes."""
+    deadline = time.monotonic() + 60
+    with sigterm() as stop:
+        Path(folder, f"{group.rank}.pid").write_text(str(os.getpid()))
+        while time.monotonic() < deadline:
+            if stop():
+                Path(folder, f"{group.rank}.stopped").touch()
+                return 0
+            time.sleep(0.05)
+    return 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_before_the_processes_are_there_is_not_lost(number, tmp_path):
+    threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+    assert processes.launch(wait_for_a_stop, 2, str(tmp_path)) == 0
+    assert {path.name for path in tmp_path.glob("*.stopped")} == {"0.stopped", "1.stopped"}
+
+
+def test_processes_stop_when_the_launching_one_is_killed(tmp_path):
+    code = (
+        "from segloc.training import processes\n"
+        "from tests.segloc.training.test_processes import wait_for_a_stop\n"
+        f"processes.launch(wait_for_a_stop, 2, {str(tmp_path)!r})\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while len(list(tmp_path.glob("*.stopped"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert {path.name for path in tmp_path.glob("*.stopped")} == {"0.stopped", "1.stopped"}
+
+
 def fail(how, group):
     """End the second process in some way, while the first waits for it."""
     if group.rank == 1:
@@ -178,7 +217,8 @@ def fail(how, group):
 
 
 @pytest.mark.parametrize(
-    ("how", "code", "said"), [("killed", 1, ""), ("input", 2, "no such shard"), ("bug", 1, "of the programmer")]
+    ("how", "code", "said"),
+    [("killed", 1, "process 1 was ended by SIGKILL"), ("input", 2, "no such shard"), ("bug", 1, "of the programmer")],
 )
 def test_one_process_that_fails_ends_all_with_its_code(how, code, said, capfd):
     assert processes.launch(fail, 2, how) == code
