@@ -108,7 +108,7 @@ def test_an_image_that_cannot_be_read_counts_as_one_where_nothing_was_found(pidr
     out = tmp_path / "eval.json"
     arguments = ["--weights", str(tuned), "--data", str(root), "--subset", "hard", "--out", str(out)]
     assert evaluate.main(arguments) == 0
-    assert "images count as without detections; " in capsys.readouterr().out
+    assert "images cannot be read and count as without detections; " in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert report["subsets"]["hard"]["images"] == len(spoilt)
     assert [spoilt[0].name in message for message in report["unreadable"]["hard"]] == [True]
@@ -177,13 +177,13 @@ def test_results_without_masks_are_measured_by_box_alone(pidray, tmp_path, capsy
         (["--results", "a.json", "b.json", "--annotations", "TRUTH", "TRUTH"], "several test sets are named 'easy'"),
         (["--results", "a.json", "--annotations", "mean.json"], "a test set cannot be named 'mean'"),
         (["--results", "a.json", "--annotations", "TRUTH", "--data", "EMPTY"], "--data, --subset and key=value belong"),
-        (["--weights", "RUN", "--annotations", "TRUTH"], "--annotations belongs to --results"),
+        (["--weights", "RUN", "--annotations", "TRUTH"], "--annotations is for --results"),
         (["--weights", "RUN", "data.tests=[[a/b, x.json, y]]"], "a test set cannot be named 'a/b'"),
         (["--weights", "RUN", "data.tests=[[a, x.json, y], [a, z.json, y]]"], "several test sets are named 'a'"),
-        (["--weights", "RUN", "--bootstrap", "5"], "--bootstrap 5: give at least 40 draws"),
-        (["--weights", "RUN", "--bootstrap", "-1"], "--bootstrap -1: give at least 40 draws"),
+        (["--weights", "RUN", "--bootstrap", "5"], "--bootstrap 5: too few draws; give at least 40"),
+        (["--weights", "RUN", "--bootstrap", "-1"], "--bootstrap -1: too few draws; give at least 40"),
         (["--weights", "RUN", "data.image_sizes=3"], "did you mean 'data.image_size'"),
-        (["--weights", "RUN", "model.engine=detectron2"], "was trained on torchvision"),
+        (["--weights", "RUN", "model.engine=detectron2"], "was trained with engine torchvision"),
     ],
 )
 def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, message):
@@ -206,8 +206,8 @@ def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, 
         ({"bbox": None}, "result 1 has bbox None"),
         ({"bbox": [1, 2, -3, 4]}, "result 1 has bbox [1, 2, -3, 4], whose width or height is negative"),
         ({"bbox": [1, 2, 3, float("nan")]}, "result 1 has bbox [1, 2, 3, nan], which is not x, y, width, height"),
-        ({"image_id": 99}, "result 1 is of image 99, which the annotations do not list"),
-        ({"category_id": 2}, "result 1 is of category 2, which is not listed"),
+        ({"image_id": 99}, "result 1 has image_id 99, which the annotations lack"),
+        ({"category_id": 2}, "result 1 has category_id 2, which is not listed"),
         ({"score": None}, "result 1 has score None"),
         ({"image_id": [1]}, "result 1 is of image [1]"),
         ({"category_id": {}}, "result 1 is of category {}"),
@@ -215,9 +215,9 @@ def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, 
         ({"score": float("nan")}, "result 1 has score nan"),
         ({"score": True}, "result 1 has score True"),
         ({"score": 10**400}, "result 1 has score 1000"),
-        ({"segmentation": 5}, "result 1 has a segmentation that is no RLE of its image's size"),
-        ({"segmentation": {"size": [56, 80], "counts": "e5QncV"}}, "result 1 has a segmentation that is no RLE"),
-        ({"segmentation": {"size": [5, 5], "counts": [25]}}, "result 1 has a segmentation that is no RLE"),
+        ({"segmentation": 5}, "result 1 has a segmentation that is not an RLE of the image's size"),
+        ({"segmentation": {"size": [56, 80], "counts": "e5QncV"}}, "result 1 has a segmentation that is not an RLE"),
+        ({"segmentation": {"size": [5, 5], "counts": [25]}}, "result 1 has a segmentation that is not an RLE"),
     ],
 )
 def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, message):
@@ -242,7 +242,7 @@ def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, mes
         ("\udcff", "not JSON"),
         ('{"annotations": []}', "not COCO results (a list of detections)"),
         ("[1, 2]", "not COCO results (a list of detections)"),
-        ('[{"image_id": 0, "category_id": 1, "score": 1}]', "result 0 has neither 'bbox' nor 'segmentation'"),
+        ('[{"image_id": 0, "category_id": 1, "score": 1}]', "no result has 'bbox' or 'segmentation'"),
     ],
 )
 def test_files_that_are_no_results_end_in_one_line(pidray, tmp_path, capsys, results, message):
@@ -287,8 +287,8 @@ def lose_names(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename, "its categories are not those of"),
-        (swap, "its categories are not those of"),
+        (rename, "the categories differ from those of"),
+        (swap, "the categories differ from those of"),
         (repeat_name, "category name 'Knife' occurs more than once"),
         (repeat_annotation, "annotation id 0 occurs more than once"),
         (lose_names, "not COCO: a category without name"),
@@ -315,7 +315,7 @@ def test_outputs_do_not_take_the_place_of_inputs(pidray, tmp_path, capsys, monke
     truth = pidray / "annotations" / "xray_test_easy.json"
     (tmp_path / "found.json").write_text("[]")
     command = ["--results", "found.json", "--annotations", str(truth), "--out"]
-    for out, message in (("found.json", "would be overwritten"), ("x.csv", "--out is the JSON file")):
+    for out, message in (("found.json", "would be overwritten"), ("x.csv", "--out names the JSON file")):
         assert evaluate.main([*command, out]) == 2
         assert message in capsys.readouterr().err
     (tmp_path / "y.md").mkdir()
@@ -461,7 +461,7 @@ def test_other_categories_than_the_detectors_are_refused(tuned, tmp_path, capsys
     path = other / "annotations" / "xray_test_hard.json"
     path.write_text(path.read_text().replace("Wrench", "Spanner"))
     assert evaluate.main(["--weights", str(tuned), "--data", str(other), "--out", str(tmp_path / "e.json")]) == 2
-    assert "hard: its categories are not those of" in capsys.readouterr().err
+    assert "hard: the categories differ from those of" in capsys.readouterr().err
 
 
 def test_a_hostile_recipe_in_a_checkpoint_is_refused(tuned, tmp_path, capsys):

@@ -279,7 +279,7 @@ def test_folders_that_no_experiment_made_are_refused(grid, tmp_path, fake, capsy
     (out / "random-fair-seed0").mkdir(parents=True)
     (out / "random-fair-seed0" / "evaluation.json").write_text("{}")
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(out)]) == 2
-    assert "evaluation.json was not made by an experiment" in capsys.readouterr().err
+    assert "evaluation.json has no record of an experiment" in capsys.readouterr().err
 
 
 def test_the_folder_may_be_written_in_any_way(tmp_path, monkeypatch):
@@ -378,7 +378,7 @@ def test_two_cells_of_one_name_are_refused(grid, tmp_path, capsys):
     grid["starts"]["random-fair"] = {"weights": "random"}
     grid["protocols"]["fair-fair"] = grid["protocols"]["fair"]
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out")]) == 2
-    assert "two cells would be called random-fair-fair-seed0" in capsys.readouterr().err
+    assert "two cells have the name random-fair-fair-seed0" in capsys.readouterr().err
 
 
 def test_probes_go_first_and_end_in_a_table_beside_the_others(probed, tmp_path, fake, capsys):
@@ -495,7 +495,7 @@ def test_a_damaged_probe_is_named_and_the_report_is_written_all_the_same(probed,
     assert experiment.main([str(path), "--out", str(out)]) == 1
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1
-    assert f"{out / 'bn-probe-seed0' / 'probe.json'}: not as segloc.probe writes it" in failed[0]
+    assert f"{out / 'bn-probe-seed0' / 'probe.json'}: not a file of segloc.probe" in failed[0]
     assert (out / "report.html").is_file()
 
 

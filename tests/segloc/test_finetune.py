@@ -100,12 +100,12 @@ def test_sigterm_saves_and_the_same_command_ends_like_an_undisturbed_run(pidray,
     with monkeypatch.context() as patch:
         patch.setattr(FinetuneTrainer, "run_step", interrupted)
         assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
-    assert f"stopped early; the same command goes on from {out}" in capsys.readouterr().out
+    assert f"stopped early; run the same command again to resume from {out}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == handler
     assert checkpoint.load(out / checkpoint.LAST)["iteration"] == 3
     checkpoint.save(start, {"other": 1})
     assert run(pidray, out, *settings, weights=start, engine="detectron2") == 2
-    assert "when that held other weights; choose another --out" in capsys.readouterr().err
+    assert "have changed since this run began; choose another --out" in capsys.readouterr().err
     start.unlink()  # all that is needed is in the checkpoint
     assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
     whole, resumed = (checkpoint.load(path / finetuning.MODEL)["model"] for path in (tmp_path / "whole", out))
@@ -132,7 +132,7 @@ def test_sigterm_in_the_last_step_leaves_a_run_that_ends_without_training(pidray
 def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path, capsys):
     start = torchvision_file(tmp_path)
     assert run(pidray, tmp_path / "out", *PUBLISHED, weights=start) == 0
-    assert "torchvision has no cascade: instead of 3 stages, this is a Mask R-CNN" in capsys.readouterr().out
+    assert "no cascade: training a one-stage Mask R-CNN instead of 3 stages" in capsys.readouterr().out
     before = checkpoint.read_any(start)
     after = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
     stem = [name for name in before if name.startswith(("conv1.", "bn1.", "layer1."))]
@@ -184,7 +184,7 @@ def test_norm_free_weights_go_into_a_detector_with_batch_norm_if_told_so(pidray,
     assert run(pidray, tmp_path / "out", *settings, weights=path) == 2
     message = capsys.readouterr().err
     assert "was pretrained with norm=none, the recipe has bn" in message
-    assert "train.unmatched=start_anew would take over what fits" in message
+    assert "train.unmatched=start_anew loads the tensors that fit" in message
     assert run(pidray, tmp_path / "out", *settings, "train.unmatched=start_anew", weights=path) == 0
     text = capsys.readouterr().out
     found = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
@@ -269,10 +269,10 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
     [
         (["optim.batch=3", "optim.micro_batch=2"], "batch 3 is no multiple of optim.micro_batch 2"),
         (["model.backbone.sda_norm=bn", "optim.micro_batch=1"], "sda_norm=bn needs optim.micro_batch of at least 2"),
-        (["model.frozen=1"], "model.frozen=1 would keep random weights for good (body.conv1.weight and 4 more)"),
+        (["model.frozen=1"], "model.frozen=1 would freeze random weights (body.conv1.weight and 4 more)"),
         (["model.frozen=5"], "frozen is 5, it must be within 0 and 4"),
         (["model.fixed_statistics=true"], "fixed_statistics=true needs model.backbone.norm=bn"),
-        (["model.fixed_statistics=true", "model.backbone.norm=bn"], "by statistics nobody measured"),
+        (["model.fixed_statistics=true", "model.backbone.norm=bn"], "needs measured batch-norm statistics"),
         (["model.heads.stages=4"], "heads.stages is 4, it must be within 1 and 3"),
         (["train.unmatched=skip"], "unmatched is 'skip', not one of refuse, start_anew"),
         (["optim.btach=1"], "did you mean 'optim.batch'"),
@@ -280,7 +280,7 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
         (["model.backbone.arch=vgg"], "arch is 'vgg', not one of"),
         (["model.backbone.sda_norm=bn", "optim.batch=1"], "sda_norm=bn needs optim.batch of at least 2"),
         (["optim.batch=0"], "batch is 0"),
-        (["train.box_heads=pretrained"], "random: no box head in it"),
+        (["train.box_heads=pretrained"], "random: has no box head"),
         (["train.box_heads=zero"], "box_heads is 'zero', not one of random, pretrained"),
         (["optim.method=adam"], "method is 'adam', not one of sgd, adamw"),
         (["optim.clip=["], "'optim.clip=[': the value cannot be read"),
@@ -317,7 +317,7 @@ def test_another_training_set_does_not_resume(pidray, tmp_path, capsys):
     content = checkpoint.load(tmp_path / "out" / finetuning.MODEL)
     checkpoint.save(tmp_path / "out" / finetuning.MODEL, {**content, "data_digest": "another"})
     assert run(pidray, tmp_path / "out", "train.iterations=1") == 2
-    assert "was on another training set" in capsys.readouterr().err
+    assert "holds a run with another training set" in capsys.readouterr().err
 
 
 def test_bad_paths_end_in_one_line(pidray, tmp_path, capsys):
@@ -350,7 +350,7 @@ def test_a_folder_with_another_run_is_left_alone(pidray, tmp_path, capsys):
     assert run(pidray, tmp_path, "train.iterations=1") == 0
     before = (tmp_path / finetuning.MODEL).read_bytes()
     assert run(pidray, tmp_path, "train.iterations=1", "train.seed=1") == 2
-    assert "holds another run" in capsys.readouterr().err
+    assert "holds a run with other settings" in capsys.readouterr().err
     assert (tmp_path / finetuning.MODEL).read_bytes() == before
 
 
@@ -368,5 +368,5 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(pidray,
     torch.save({**content, "format_version": 1}, out / finetuning.MODEL)
     capsys.readouterr()
     assert run(pidray, out) == 2
-    assert "its run is of an earlier version, so it cannot go on" in capsys.readouterr().err
+    assert "a run of an earlier version cannot be resumed" in capsys.readouterr().err
     assert read_backbone(out).tensors.keys() == content["backbone"].keys()

@@ -159,12 +159,12 @@ def test_results_without_masks_or_boxes_and_names_with_dollars(data):
         ("{", [], "not JSON"),
         ("{}", [], "not COCO results"),
         ("[" * 100_000, [], "not JSON"),
-        ([{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], [], "of image 99"),
+        ([{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], [], "image_id 99"),
         ([{"image_id": 0, "category_id": 1, "score": 1}], [], "has no 'bbox'"),
-        ([{"image_id": 0, "category_id": 1, "bbox": [0, 0, 1, 1], "segmentation": {}, "score": 1}], [], "no RLE"),
-        ([], ["--score", "2"], "--score within 0 and 1"),
-        ([], ["--each", "0"], "--each must be at least 1"),
-        ([], ["--out", "p.jpg"], "--out writes a .png file"),
+        ([{"image_id": 0, "category_id": 1, "bbox": [0, 0, 1, 1], "segmentation": {}, "score": 1}], [], "not an RLE"),
+        ([], ["--score", "2"], "0 to 1 for --score"),
+        ([], ["--each", "0"], "at least 1 for --each"),
+        ([], ["--out", "p.jpg"], "p.jpg: is not a .png file"),
         ([], ["--images", "nowhere"], "nowhere: no such folder"),
         ([], ["--annotations", "nowhere"], "nowhere: no such file (annotations)"),
         ([], ["--results", "nowhere"], "nowhere: no such file (results)"),
@@ -183,4 +183,4 @@ def test_a_test_set_with_nothing_in_it_and_an_image_that_cannot_be_read(data, ca
     assert "not a JPEG, PNG, BMP or TIFF file" in capsys.readouterr().err
     (data / "truth.json").write_text(json.dumps(coco(json.loads((data / "truth.json").read_text())["images"])))
     assert run(data, []) == 2
-    assert "no image with an item or a detection" in capsys.readouterr().err
+    assert "no image has an item or a detection" in capsys.readouterr().err

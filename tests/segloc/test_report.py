@@ -92,17 +92,17 @@ def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
     ("file", "content", "message"),
     [
         ("run.json", "[]", "not the description of a run"),
-        ("run.json", "{}", "a run of kind 'None'"),
+        ("run.json", "{}", "has a run of kind 'None'"),
         ("run.json", '{"kind": "pretrain", "engine": "e", "device": "d", "command": "c"}', "git_revision is 'None'"),
         ("metrics.json", "5", "iteration is 'None'"),
         ("metrics.json", '{"iteration": 1, "loss": "low"}', "loss is 'low'"),
         ("config.yaml", "{", "not YAML"),
         ("config.yaml", "5", "not the settings of a run"),
         ("evaluation.json", "{}", "engine is 'None'"),
-        ("evaluation.json", '{"engine": "x", "mean": {}, "pooled": 3, "subsets": {}}', "the figures of pooled"),
+        ("evaluation.json", '{"engine": "x", "mean": {}, "pooled": 3, "subsets": {}}', "the metrics of pooled are malformed"),
         ("evaluation.json", '{"engine": ["x"], "mean": {}, "subsets": {}}', "engine is"),
-        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "the figures of easy"),
-        ("evaluation.json", '{"engine": "x", "mean": {"bbox": {"AP": "1"}}, "subsets": {}}', "the figures of mean"),
+        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "the metrics of easy are malformed"),
+        ("evaluation.json", '{"engine": "x", "mean": {"bbox": {"AP": "1"}}, "subsets": {}}', "the metrics of mean are malformed"),
     ],
 )
 def test_a_folder_with_a_foreign_or_broken_file_is_refused(runs, tmp_path, capsys, file, content, message):
