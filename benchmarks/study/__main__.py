@@ -1,7 +1,7 @@
-"""Keeps what a study's experiments measured, and makes docs/results.md of it: ``python -m benchmarks.study``.
+"""Stores the results of experiments and writes docs/results.md from them: ``python -m benchmarks.study``.
 
-What is kept of each, in ``results/study/RECIPE/``: a line per run and test set, the probes, the last quarter of every
-pretraining, the commands, what failed, and what it ran on. A test fails when the page differs from them.
+``results/study/RECIPE/`` holds for each experiment: a line per run and test set, the probes, means over the last
+quarter of each pretraining, the commands, the failures, and the environment. A test fails when the page differs.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from segloc.settings.loader import load
 from segloc.training.run_folder import closing, read_metrics, read_run
 
 EXAMPLES = """\
-  # keep the figures of a finished experiment, and make the page
+  # store the results of a finished experiment and write the page
   python -m benchmarks.study --recipe detectron_configs/experiment/study_cpu.yaml --from runs/study_cpu
-  python -m benchmarks.study                          # make the page of the figures kept
+  python -m benchmarks.study                          # write the page from the stored results
 """
 PRETRAIN = "pretrain"
 
 
 def failures(cells: Sequence[Job]) -> list[dict[str, str]]:
-    """List the jobs that failed, and those that could not run without them.
+    """List the jobs that failed and the jobs that need them.
 
     Raises:
-        InputError: a job was left unfinished, or was made with other settings than the recipe's.
+        InputError: a job is not finished, or has other settings than the recipe.
     """
     failed: dict[str, str] = {}
     for job in with_needs(cells):
@@ -48,15 +48,15 @@ def failures(cells: Sequence[Job]) -> list[dict[str, str]]:
         broken = next((need.name for need in job.chain if need.name in failed), "")
         failure = job.read().get("failure") or (f"not run without {broken}" if broken else "")
         if not failure:
-            raise InputError(f"{job.folder}: {job.name} is not finished; run the experiment to its end first")
+            raise InputError(f"{job.folder}: {job.name} is not finished; finish the experiment first")
         failed[job.name] = failure
     return [{"job": name, "failure": failure} for name, failure in failed.items()]
 
 
 def runs(cells: Sequence[Job]) -> list[dict[str, Any]]:
-    """Lay out the fine-tuning cells: a row per run, task and test set, per cent.
+    """Make a row per fine-tuning run, task and test set, in per cent.
 
-    `base` names the runs from random weights that a run's gain is over: those of the same network and protocol.
+    `base` names the runs with random initialisation and the same network and protocol, for the gain of a run.
     """
     groups = group_by_seed([load_run(cell.folder) for cell in _evaluated(cells)])
     rows: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ def runs(cells: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def pretrainings(cells: Sequence[Job]) -> list[dict[str, Any]]:
-    """Lay out the pretrainings: a row each, with means over the last quarter of the logged steps."""
+    """Make a row per pretraining with means over the last quarter of the logged steps."""
     rows = []
     for job in with_needs(cells):
         if job.steps[0].name != PRETRAIN or not job.finished:
@@ -91,37 +91,37 @@ def pretrainings(cells: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def commands(cells: Sequence[Job]) -> list[dict[str, str]]:
-    """List what makes the first seed of every start, in the order it runs."""
+    """List the commands for the first seed of every start, in execution order."""
     first = min(_name_and_seed(cell.name)[1] for cell in cells)
     jobs = with_needs([cell for cell in cells if _name_and_seed(cell.name)[1] == first])
     return [{"job": job.name, "command": str(step)} for job in jobs for step in job.steps]
 
 
 def minutes(cells: Sequence[Job]) -> int:
-    """Add up how long the jobs took, from the record written at their (last) beginning to their last file."""
+    """Add up the minutes of all jobs, each from the record of its last start to its last file."""
     jobs = [job for job in with_needs(cells) if job.finished]
     return round(sum(job.steps[-1].makes.stat().st_mtime - job.record.stat().st_mtime for job in jobs) / 60)
 
 
 def keep(recipe: Path, folder: Path, out: Path) -> None:
-    """Copy the figures of an experiment into result files.
+    """Copy the results of an experiment into result files.
 
     Args:
-        recipe: what it was run by.
+        recipe: the experiment's recipe.
         folder: ``--out`` of `segloc.experiment`.
         out: folder of the result files.
 
     Raises:
-        InputError: it is not finished, was run by another recipe, or holds no detector or no probe.
+        InputError: the experiment is not finished, has another recipe, or has no detector or no probe.
     """
     experiment = load(Experiment, recipe)
     cells = plan(experiment, experiment_folder(str(folder)))
-    if len(experiment.seeds) > len(study_page.T_95) + 1:
-        raise InputError(f"{recipe}: more seeds than the page knows quantiles of Student's t for")
+    if len(experiment.seeds) > (most := len(study_page.T_95) + 1):
+        raise InputError(f"{recipe}: has {len(experiment.seeds)} seeds; the page supports at most {most}")
     failed = failures(cells)
     evaluated = _evaluated(cells)
     if not (folder / "probe.csv").is_file() or not evaluated:
-        raise InputError(f"{folder}: not the folder of a finished study (no probe.csv, or no evaluated run)")
+        raise InputError(f"{folder}: has no probe.csv or no evaluated run; give the folder of a finished study")
     for name, rows in (("runs", runs(cells)), ("pretrainings", pretrainings(cells)), ("commands", commands(cells))):
         common.write_rows(out / f"{name}.csv", rows)
     for name in ("probe.csv", "probe.md"):
@@ -144,18 +144,18 @@ def _name_and_seed(name: str) -> tuple[str, int]:
 
 def _command(args: argparse.Namespace) -> None:
     if bool(args.folder) != bool(args.recipe):
-        raise InputError("--recipe says what the experiment in --from should hold: give both or neither")
+        raise InputError("--recipe is the recipe of the experiment in --from: give both or neither")
     if args.folder:
         keep(args.recipe, args.folder, study_page.RESULTS / args.recipe.stem)
     if not study_page.kept():
-        raise InputError("no results are kept yet; give an experiment: --recipe FILE --from DIR")
+        raise InputError("no results are stored yet; give an experiment: --recipe FILE --from DIR")
     study_page.PAGE.write_text(study_page.render_study())
     print(f"wrote {study_page.PAGE}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    options = cli.parser("benchmarks.study", "Keep a study's figures and make docs/results.md of them.", EXAMPLES)
+    """Run the command; return its exit code."""
+    options = cli.parser("benchmarks.study", "Store a study's results and write docs/results.md.", EXAMPLES)
     options.add_argument("--recipe", type=Path, metavar="YAML", help="the experiment's recipe")
     options.add_argument("--from", dest="folder", type=Path, metavar="DIR", help="--out of segloc.experiment")
     return cli.run(_command, options, argv)

@@ -1,4 +1,4 @@
-"""Lays out docs/results.md from the files of `benchmarks.study`."""
+"""Writes docs/results.md from the result files of `benchmarks.study`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEST_SETS = (*SUBSETS, MEAN)
 FIGURES = (("bbox", "AP"), ("bbox", "AP50"), ("bbox", "AR100"), ("segm", "AP"), ("segm", "AR100"))
 TASKS = {"bbox": "boxes", "segm": "masks"}
 PROBES_SHOWN = (("all levels", "linear"), ("all levels", "knn"), ("embedding", "linear"), ("embedding", "knn"))
-# Starts that differ in one thing from another: what they are compared with. Of the CPU's studies, then of the GPU's.
+# Pairs of starts that differ in one setting, first of the CPU studies, then of the GPU study.
 PARTS = {
     "ours": "one_positive",
     "single_queue": "one_positive",
@@ -40,9 +40,9 @@ PARTS = {
     "paper": "paper_bn",
     "paper_single_queue": "paper_bn",
 }
-# Starts that differ in the number of steps pretrained, none at first.
+# Starts that differ in the number of pretraining steps; the first has none.
 LENGTHS = (RANDOM, "ours_100", "ours")
-# Studies of one size, data and recipe with other seeds: what both hold is also shown together.
+# Studies with the same size, data and recipe but different seeds; the page also shows their common runs together.
 TOGETHER = ("study_cpu", "study_cpu_parts")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -61,21 +61,21 @@ Rows = common.Rows
 
 
 def kept() -> list[Path]:
-    """List the folders of result files, one an experiment."""
+    """List the folders of result files, one per experiment."""
     return sorted(file.parent for file in RESULTS.glob("*/about.json"))
 
 
 def render_study() -> str:
-    """Write the page, in Markdown."""
+    """Return the page as Markdown."""
     all_seeds = together([RESULTS / name for name in TOGETHER])
     return "\n".join([HEAD.read_text(), *([all_seeds] if all_seeds else []), *map(chapter, kept())])
 
 
 def together(studies: Sequence[Path]) -> str:
-    """Write what is said of the runs that all the studies hold; nothing if one is missing.
+    """Return the section on the runs that all studies have; empty if a study is missing.
 
     Raises:
-        ValueError: two of them have a seed in common, whose runs would count twice.
+        ValueError: two studies have a seed in common, so its runs would count twice.
     """
     if not all((study / "about.json").is_file() for study in studies):
         return ""
@@ -93,7 +93,7 @@ def together(studies: Sequence[Path]) -> str:
 
 
 def chapter(results: Path) -> str:
-    """Write what is said of one experiment."""
+    """Return the chapter on one experiment."""
     runs, pretrainings, commands, probes = (
         common.read_rows(results / f"{name}.csv") for name in ("runs", "pretrainings", "commands", "probe")
     )
@@ -114,18 +114,18 @@ def chapter(results: Path) -> str:
 
 
 def verdicts(runs: Rows) -> str:
-    """Say of every run whether it was shown to be better or worse than its random start in box AP."""
+    """Return a line per run: better or worse in box AP than its random initialisation, or inconclusive."""
     lines = []
     for name in _names(runs):
         if base := _base(runs, name):
             hidden, mean = (differences(runs, name, "bbox", "AP", test_set) for test_set in ("hidden", MEAN))
-            told = f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden"
-            lines.append(f"- `{name}` against `{base}`: {told}, {_verdict(mean)} in the mean of the three.\n")
+            verdict = f"{_verdict(_easy_and_hard(runs, name))} on easy and hard, {_verdict(hidden)} on hidden"
+            lines.append(f"- `{name}` against `{base}`: {verdict}, {_verdict(mean)} in the mean of the three.\n")
     return "".join(lines)
 
 
 def gains_table(runs: Rows) -> str:
-    """Table of runs by test set: box AP over the random start."""
+    """Return the table of gains in box AP over random initialisation, by run and test set."""
     lines = []
     for name in _names(runs):
         if base := _base(runs, name):
@@ -135,7 +135,7 @@ def gains_table(runs: Rows) -> str:
 
 
 def parts_table(runs: Rows, probes: Rows) -> str:
-    """Table of starts that differ in one thing: box AP and what the probe says, by protocol where there are several."""
+    """Return the table of differences in box AP and probing accuracy between starts that differ in one setting."""
     lines = []
     for start, other in PARTS.items():
         accuracies = [_probe_differences(probes, start, other, *shown) for shown in PROBES_SHOWN]
@@ -150,7 +150,7 @@ def parts_table(runs: Rows, probes: Rows) -> str:
 
 
 def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
-    """Write the section of starts by number of steps, a line each; none where there are fewer than three."""
+    """Return the section with a line per start and number of steps; empty for fewer than three starts."""
     steps = {row["pretraining"]: row["steps"] for row in pretrainings} | {RANDOM: "0"}
     linear = [shown for shown in PROBES_SHOWN if shown[1] == "linear"]
     header = ["steps", "run", *(f"box AP, {t}" for t in TEST_SETS), "box AR100, mean", *_probe_titles(linear)]
@@ -168,7 +168,7 @@ def lengths(runs: Rows, pretrainings: Rows, probes: Rows) -> list[str]:
 
 
 def probe_gains_table(probes: Rows) -> str:
-    """Table of starts by kind of features: accuracy over that of random weights."""
+    """Return the table of gains in probing accuracy over random weights, by start and kind of features."""
     lines = []
     for start in dict.fromkeys(row["start"] for row in probes if row["start"] != RANDOM):
         gains = (interval(_probe_differences(probes, start, RANDOM, *shown)) for shown in PROBES_SHOWN)
@@ -177,7 +177,7 @@ def probe_gains_table(probes: Rows) -> str:
 
 
 def detection(runs: Rows) -> str:
-    """Table of runs by test set, a line per figure."""
+    """Return the table of detection metrics by run and test set."""
     lines = []
     for name in _names(runs):
         for task, metric in FIGURES:
@@ -195,14 +195,14 @@ def detection(runs: Rows) -> str:
 
 
 def pretraining_table(rows: Rows) -> str:
-    """Table of pretrainings by gauge."""
+    """Return the table of training metrics by pretraining."""
     header = ["pretraining", "steps", "seeds", "loss", "chance", "top-1", "accuracy", "chance"]
     lines = []
     for name in dict.fromkeys(row["pretraining"] for row in rows):
         members = [row for row in rows if row["pretraining"] == name]
-        gauges = {"loss": 2, "chance_loss": 2, "top1": 3, "accuracy": 3, "chance_accuracy": 3}
-        mean = {key: statistics.fmean(float(row[key]) for row in members) for key in gauges}
-        cells = {key: f"{mean[key]:.{digits}f}" for key, digits in gauges.items()}
+        metrics = {"loss": 2, "chance_loss": 2, "top1": 3, "accuracy": 3, "chance_accuracy": 3}  # with their digits
+        mean = {key: statistics.fmean(float(row[key]) for row in members) for key in metrics}
+        cells = {key: f"{mean[key]:.{digits}f}" for key, digits in metrics.items()}
         if mean["chance_accuracy"] == 1:
             cells |= {"accuracy": "–", "chance_accuracy": "–"}
         lines.append([name, members[0]["steps"], str(len(members)), *cells.values()])
@@ -210,17 +210,17 @@ def pretraining_table(rows: Rows) -> str:
 
 
 def differences(runs: Rows, name: str, task: str, metric: str, test_set: str) -> list[float]:
-    """Subtract the random start of the same seed; empty for a random start."""
+    """Subtract the random initialisation of the same seed; empty for random initialisation itself."""
     return paired(*(_values(runs, run, task, metric, test_set) for run in (name, _base(runs, name))))
 
 
 def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
-    """Subtract seed by seed, of the seeds that both have."""
+    """Subtract seed by seed, for the seeds that both have."""
     return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
 
 def interval(gains: Sequence[float]) -> str:
-    """Write a mean difference and, of several seeds, its 95 % interval."""
+    """Format a mean difference and, for several seeds, its 95 % confidence interval."""
     if not gains:
         return "–"
     mean = signed(statistics.fmean(gains))
@@ -231,7 +231,7 @@ def interval(gains: Sequence[float]) -> str:
 
 
 def _bounds(gains: Sequence[float]) -> tuple[float, float]:
-    """Compute the 95 % interval of the mean of two or more differences."""
+    """Compute the 95 % confidence interval of the mean of two or more differences."""
     mean, half = statistics.fmean(gains), T_95[len(gains) - 1] * statistics.stdev(gains) / math.sqrt(len(gains))
     return mean - half, mean + half
 
@@ -245,7 +245,7 @@ def _verdict(gains: Sequence[float]) -> str:
 
 
 def _easy_and_hard(runs: Rows, name: str) -> list[float]:
-    """Average the gains of box AP on easy and on hard, seed by seed."""
+    """Average the gains in box AP on easy and hard, seed by seed."""
     both = (differences(runs, name, "bbox", "AP", test_set) for test_set in ("easy", "hard"))
     return [statistics.fmean(pair) for pair in zip(*both, strict=True)]
 
@@ -260,13 +260,13 @@ def _probe_differences(probes: Rows, start: str, other: str, features: str, meth
 
 
 def _accuracies(probes: Rows, start: str, features: str, method: str) -> dict[str, float]:
-    """List a start's accuracies by seed, per cent."""
+    """Return a start's accuracies by seed, per cent."""
     found = _by_seed(probes, method, start=start, features=features)
     return {seed: 100 * accuracy for seed, accuracy in found.items()}
 
 
 def _ran(about: Mapping[str, Any]) -> str:
-    """Say where it ran and what failed."""
+    """Describe the environment and the failures."""
     ran_on = ", ".join("/".join(about[key]) for key in ("device", "engine"))
     versions = f"torch {'/'.join(about['torch'])}, revision {'/'.join(about['git_revision'])}"
     failed = "".join(f"- {row['job']}: {row['failure']}\n" for row in about["failed"])
@@ -286,7 +286,7 @@ def _values(runs: Rows, name: str, task: str, metric: str, test_set: str) -> dic
 
 
 def _by_seed(rows: Rows, column: str, **wanted: str) -> dict[str, float]:
-    """List a column by seed, of the rows with these values."""
+    """Return a column by seed, for the rows with these values."""
     return {row["seed"]: float(row[column]) for row in rows if wanted.items() <= row.items()}
 
 

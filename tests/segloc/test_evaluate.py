@@ -173,7 +173,7 @@ def test_results_without_masks_are_measured_by_box_alone(pidray, tmp_path, capsy
         (["--weights", "RUN", "--data", "EMPTY"], "not a PIDray folder"),
         (["--results", "gone.json", "--annotations", "TRUTH"], "no such file (results)"),
         (["--results", "TRUTH", "--annotations", "TRUTH"], "not COCO results"),
-        (["--results", "a.json", "b.json", "--annotations", "TRUTH"], "2 --results and 1 --annotations"),
+        (["--results", "a.json", "b.json", "--annotations", "TRUTH"], "2 --results but 1 --annotations"),
         (["--results", "a.json", "b.json", "--annotations", "TRUTH", "TRUTH"], "several test sets are named 'easy'"),
         (["--results", "a.json", "--annotations", "mean.json"], "a test set cannot be named 'mean'"),
         (["--results", "a.json", "--annotations", "TRUTH", "--data", "EMPTY"], "--data, --subset and key=value belong"),

@@ -99,10 +99,10 @@ def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
         ("config.yaml", "{", "not YAML"),
         ("config.yaml", "5", "not the settings of a run"),
         ("evaluation.json", "{}", "engine is 'None'"),
-        ("evaluation.json", '{"engine": "x", "mean": {}, "pooled": 3, "subsets": {}}', "the metrics of pooled are malformed"),
+        ("evaluation.json", '{"engine": "x", "mean": {}, "pooled": 3, "subsets": {}}', "the metrics of pooled"),
         ("evaluation.json", '{"engine": ["x"], "mean": {}, "subsets": {}}', "engine is"),
-        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "the metrics of easy are malformed"),
-        ("evaluation.json", '{"engine": "x", "mean": {"bbox": {"AP": "1"}}, "subsets": {}}', "the metrics of mean are malformed"),
+        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "the metrics of easy"),
+        ("evaluation.json", '{"engine": "x", "mean": {"bbox": {"AP": "1"}}, "subsets": {}}', "the metrics of mean"),
     ],
 )
 def test_a_folder_with_a_foreign_or_broken_file_is_refused(runs, tmp_path, capsys, file, content, message):

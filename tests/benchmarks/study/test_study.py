@@ -1,4 +1,4 @@
-"""The study's page: what is kept of an experiment, and the figures made of it, against hand computation."""
+"""The study's page: stored results of an experiment and the numbers on the page, against hand computation."""
 
 import json
 import math
@@ -24,7 +24,7 @@ PROBED = {"random": (0.2, 0.2, 0.3), "one_positive": (0.3, 0.4, 0.4), "ours": (0
 
 
 class Study:
-    """A made-up experiment: its recipe and the files a finished one leaves, as far as the study reads them."""
+    """A synthetic experiment: a recipe and those files of a finished experiment that the study reads."""
 
     def __init__(self, folder, aps):
         pretrain = "detectron_configs/pretrain/study_r18.yaml"
@@ -68,8 +68,8 @@ class Study:
         about = {"kind": "pretrain", "steps": 4, "chance_loss": 24.3, "chance_class_accuracy": 1 / 12}
         (job.folder / "run.json").write_text(json.dumps(about))
         accuracy = (0.2, 0.3, 0.4)[seed]
-        gauges = [{"iteration": i, "loss": 20 + i, "class_accuracy": accuracy, "top1": 0.5} for i in range(8)]
-        (job.folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in gauges))
+        metrics = [{"iteration": i, "loss": 20 + i, "class_accuracy": accuracy, "top1": 0.5} for i in range(8)]
+        (job.folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in metrics))
 
     def tuned(self, job, start, seed, ap):
         def figures(above):
@@ -114,7 +114,7 @@ def test_the_page_is_made_of_what_the_experiment_measured(experiment):
     assert "| **random-fair** | 3 | AP, boxes | 31.0 ± 1.0 | 21.0 ± 1.0 | -19.0 ± 1.0 | 11.0 ± 1.0 |" in page
     assert "|  |  | AR100, boxes | 42.0 ± 2.0 | 32.0 ± 2.0 | -8.0 ± 2.0 | 22.0 ± 2.0 |" in page
     assert "|  |  | AP, masks | 15.5 ± 0.5 | 10.5 ± 0.5 | -9.5 ± 0.5 | 5.5 ± 0.5 |" in page
-    assert "\n| `random" not in page  # a random start gains nothing over itself
+    assert "\n| `random" not in page  # random initialisation has no gain over itself
     assert "| ours | 4 | 3 | 26.50 | 24.30 | 0.500 | 0.300 | 0.083 |" in page  # the last two of eight lines
     assert "| start |\n| --- |\n| ours |" in page
     assert "Test scans: easy 120, hard 120, hidden 120." in page
@@ -137,7 +137,7 @@ def test_the_commands_are_those_of_the_first_seed_in_the_order_they_run(experime
     assert ran.count("pretrain") == 1  # two starts share it
 
 
-def test_starts_that_differ_in_one_thing_are_compared(tmp_path):
+def test_starts_that_differ_in_one_setting_are_compared(tmp_path):
     page = Study(tmp_path, APS | {"ours_backbone": [12.0, 12.5, 13.0]}).keep()
     less = study_page.interval([-1, -1.5, -2])
     assert f"| `ours_backbone-fair` | `ours-fair` | {less} | – | – | – | – |" in page
@@ -210,7 +210,7 @@ def test_in_short_says_better_worse_or_neither(tmp_path):
     assert "`random-fair` against" not in short
 
 
-def test_the_gain_is_over_the_random_start_of_the_same_network(experiment):
+def test_the_gain_is_over_random_initialisation_of_the_same_network(experiment):
     experiment.keep()
     rows = common.read_rows(experiment.kept / "runs.csv")
     assert {row["run"]: row["base"] for row in rows} == {
@@ -219,7 +219,7 @@ def test_the_gain_is_over_the_random_start_of_the_same_network(experiment):
     assert study_page.differences(rows, "bn-fair", "bbox", "AP", "easy") == [0, 1, 3]
 
 
-def test_what_rounds_to_nothing_has_no_minus():
+def test_what_rounds_to_zero_has_no_minus():
     assert study_page.interval([-0.04, -0.03, -0.05]) == "+0.0 [-0.1, +0.0]"
 
 
@@ -247,7 +247,7 @@ def test_what_could_not_run_without_a_failed_pretraining_is_named_too(experiment
 def test_an_unfinished_study_is_refused(experiment, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study_page, "RESULTS", tmp_path / "results")
     assert study.main([]) == 2
-    assert "no results are kept yet" in capsys.readouterr().err
+    assert "no results are stored yet" in capsys.readouterr().err
     assert study.main(["--from", str(experiment.folder)]) == 2
     assert "give both or neither" in capsys.readouterr().err
     command = ["--recipe", str(experiment.recipe), "--from", str(experiment.folder)]
@@ -282,7 +282,7 @@ def test_the_page_is_that_of_the_result_files():
 
 @pytest.mark.parametrize("freedom", sorted(study_page.T_95))
 def test_quantiles_of_students_t(freedom):
-    """Between them lies 95 % of the density, added up from its definition."""
+    """The density integrates to 95 % between the quantiles."""
     x = np.linspace(-study_page.T_95[freedom], study_page.T_95[freedom], 200_001)
     scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
     density = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
