@@ -61,13 +61,13 @@ def test_the_end_of_a_run_is_its_last_quarter():
     assert closing(rows[:1]) == {"iteration": 0.0, "loss": 0.0}
 
 
-def test_page_stands_alone_and_shows_the_figures(runs, tmp_path, capsys):
+def test_page_is_self_contained_and_shows_the_metrics(runs, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "p.png"), np.zeros((20, 2000, 3), np.uint8))
     out = tmp_path / "report.html"
     arguments = [*map(str, runs), "--out", str(out), "--picture", f"A <pair>={tmp_path / 'p.png'}"]
     assert report.main(arguments) == 0
     assert capsys.readouterr().out.strip() == str(out)
-    assert "published" not in out.read_text().split("</style>")[1]  # the runs know no test set called hard
+    assert "published" not in out.read_text().split("</style>")[1]  # no run has a test set named hard
     page = out.read_text()
     assert "41.2" in page
     assert "+1.2" in page
@@ -123,7 +123,7 @@ def test_folders_without_a_run_are_named_and_left_out(runs, tmp_path, capsys):
     assert capsys.readouterr().err == f"left out: {tmp_path / 'failed'} (no run.json)\n"
 
 
-def test_results_of_another_program_stand_in_the_table(runs, tmp_path):
+def test_results_of_another_program_are_in_the_table(runs, tmp_path):
     other, table = tmp_path / "theirs.json", tmp_path / "t.md"
     other.write_text(json.dumps(evaluation([38.5] * 6, [12.0] * 6, "results file")))
     arguments = [*map(str, runs), str(other), "--out", str(tmp_path / "r.html"), "--table", str(table)]
