@@ -160,7 +160,7 @@ class TrainingData:
         ]
         if not scans:
             raise InputError(f"{split.name}: no annotation to train on in any of the {len(split.scans)} images")
-        self.scans = _some(scans, settings.fraction)
+        self.scans = _fraction_of(scans, settings.fraction)
         if not self.scans:
             raise InputError(f"{split.name}: data.fraction={settings.fraction} of {len(scans)} images rounds to 0")
         self._permutation = functools.lru_cache(maxsize=2)(
@@ -225,7 +225,7 @@ def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) ->
     return Example(scan.image_id, to_tensor(image), *tensors)
 
 
-def _some(scans: list[Scan], fraction: float) -> list[Scan]:
+def _fraction_of(scans: list[Scan], fraction: float) -> list[Scan]:
     """Select a fraction of the scans and keep their order; see `DataSettings.fraction`."""
     ranked = sorted(scans, key=lambda scan: hashlib.sha256(scan.path.name.encode()).digest())
     kept = {scan.image_id for scan in ranked[: round(fraction * len(scans))]}

@@ -15,7 +15,7 @@ from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
 from segloc.detection.splits import read_split
 from segloc.detection.trainer import FinetuneTrainer, Progress
-from segloc.detection.weights import detector_content, recipe_inside, start_detector
+from segloc.detection.weights import detector_content, load_initial_weights, recipe_inside
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
 from segloc.settings.finetuning import STAND_IN, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
@@ -57,13 +57,13 @@ def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detec
     if detector.engine == STAND_IN and config.model.heads.stages > 1:
         stages = config.model.heads.stages
         print(f"torchvision has no cascade: training a one-stage Mask R-CNN instead of {stages} stages")
-    started = None if resuming else start_detector(detector, start, config)
+    started = None if resuming else load_initial_weights(detector, start, config)
     if started:
         print(started.summary)
     return detector.to(ALONE.device()), started
 
 
-def _left_by(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:
+def _earlier_run(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:
     """Read the checkpoint of an earlier run of the same command in `folder`; empty if there is none."""
     path = next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
     if path is None:
@@ -75,13 +75,13 @@ def _left_by(folder: Path, config: FinetuneConfig, start: str, digest: str) -> d
         raise InputError(f"{folder}: holds a run with other settings or initial weights; choose another --out")
     if content.get("data_digest") != digest:
         raise InputError(f"{folder}: holds a run with another training set; choose another --out")
-    now = _digest_of_start(start)
+    now = _weights_digest(start)
     if now and now != content.get("start_digest", now):
         raise InputError(f"{folder}: the weights in {start} have changed since this run began; choose another --out")
     return content
 
 
-def _digest_of_start(start: str) -> str:
+def _weights_digest(start: str) -> str:
     """Compute the digest of the file of initial weights; empty if there is no file."""
     if start in (RANDOM, IMAGENET):
         return ""
@@ -129,8 +129,8 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
     classes = list(split.classes)
     config = config.resolved(classes, engine_name(config.model.engine))
     digest = digest_of(data.scans)
-    before = _left_by(folder, config, start, digest)
-    start_digest = before.get("start_digest") or _digest_of_start(start)
+    before = _earlier_run(folder, config, start, digest)
+    start_digest = before.get("start_digest") or _weights_digest(start)
     detector, started = _detector(config, start, resuming=bool(before))
     optim, steps = config.optim, config.train.steps(len(data), config.optim.batch)
     rates = step_schedule(optim.lr, steps, min(optim.warmup, steps), optim.warmup_start, optim.milestones, optim.gamma)

@@ -25,7 +25,7 @@ from segloc.settings.loader import parse, to_yaml
 from segloc.training import checkpoint
 
 
-def start_detector(detector: Detector, weights: str, config: FinetuneConfig) -> Started:
+def load_initial_weights(detector: Detector, weights: str, config: FinetuneConfig) -> Started:
     """Load the initial weights of a new detector: backbone and, with ``train.box_heads=pretrained``, box heads.
 
     Args:

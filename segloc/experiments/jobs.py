@@ -33,7 +33,7 @@ WITH_BN = "with_bn.pth"
 MODEL = "model.pth"
 PROBED = "probe.json"
 # Settings of a pretraining recipe that determine an untrained network.
-MADE_OF = ("seed", "model", "head")
+NETWORK_SETTINGS = ("seed", "model", "head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int) -
         overrides = [*probe.overrides, f"seed={seed}"]
         config = load_config(probe.config or None, overrides)
         options += [*_option("--config", probe.config), *overrides]
-        network = flat({key: value for key, value in dataclasses.asdict(config).items() if key in MADE_OF})
+        network = flat({key: value for key, value in dataclasses.asdict(config).items() if key in NETWORK_SETTINGS})
     what = ["--weights", weights, "--shards", probe.shards, "--out", str(folder / PROBED)]
     step = Step(PROBE, ("segloc.probe", *what, *options), folder / PROBED)
     content = {"weights": weights, "shards": probe.shards, **views, **network, **settings}
