@@ -165,7 +165,7 @@ def test_published_figures_are_those_of_the_paper_and_marked(tmp_path):
     blocks = {block.name: block for block in table.blocks if block.source}
     assert len(blocks) == len(table.blocks) - 1 == 6
     columns = {subset: place for place, (kind, subset) in enumerate(table.columns) if kind == "bbox"}
-    segloc = blocks["SegLoc start"].figures
+    segloc = blocks["SegLoc initialisation"].figures
     assert segloc["AP"][columns["easy"]].value == 53.7
     assert segloc["AP"][columns["easy"]].difference == pytest.approx(4.6)
     assert segloc["AP50"][columns["hidden"]].difference == pytest.approx(37.1 - 39.3)
@@ -279,7 +279,7 @@ def test_csv_and_markdown_hold_the_same_figures(tmp_path):
     assert widths == {len(table.columns) + 3}
     assert "12.5 (+2.5)" in lines[2]
     assert "torchvision (stand-in)" in lines[2]
-    assert any(line.startswith("The stand-in takes") for line in lines)
+    assert any(line.startswith("The stand-in replaces") for line in lines)
 
 
 def test_names_leave_the_seed_out(tmp_path):
