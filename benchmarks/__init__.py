@@ -1,1 +1,1 @@
-"""Scripts that print a ratio to a limit or to a peer measured in the same run."""
+"""Speed benchmarks; each prints a ratio to a lower bound or to a peer measured in the same run."""

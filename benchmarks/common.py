@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing, the machine's name, result files."""
+"""Shared code of the benchmarks: interleaved timing, machine name, result files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Rows = list[dict[str, str]]
 
 
 def machine() -> str:
-    """Name the processor and the number of cores, fit for a file name."""
+    """Return processor and number of cores as a file name."""
     cpus = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:(.+)", cpus.read_text()) if cpus.exists() else None
     name = found[1] if found else platform.processor() or platform.machine()
@@ -33,20 +33,20 @@ def machine() -> str:
 def interleave(
     variants: Mapping[str, Callable[[Any], object]], items: Sequence[Any], rounds: int, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Time every variant on every item, item by item in random order, so that a busy moment hits all alike.
+    """Time all variants on each item in turn, in random order, so that other load affects all variants alike.
 
     Args:
-        variants: by name, what to do with an item.
-        items: what to do it with.
+        variants: functions of an item, by name.
+        items: the items.
         rounds: passes over the items.
         seed: of the order.
 
     Returns:
-        Per variant, the seconds an item took on average, one figure a round.
+        For each variant, the mean seconds per item of each round.
     """
     order = random.Random(seed)
     names = list(variants)
-    for name in names:  # a first call loads and caches
+    for name in names:  # the first call fills caches
         variants[name](items[0])
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
@@ -63,7 +63,7 @@ def interleave(
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> float:
-    """Median over the rounds of one variant's time over another's in the same round."""
+    """Compute the median over rounds of the ratio of two variants' times."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
 
@@ -82,11 +82,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def fill(template: Path, **parts: str) -> str:
-    """Fill in the ``$names`` of a Markdown template, each part without the line breaks around it."""
+    """Replace the ``$names`` of a Markdown template by parts, stripped of line breaks at both ends."""
     return string.Template(template.read_text()).substitute({name: part.strip("\n") for name, part in parts.items()})
 
 
 def read_rows(path: Path) -> Rows:
-    """Read what `write_rows` wrote."""
+    """Read a file of `write_rows`."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

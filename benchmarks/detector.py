@@ -1,10 +1,10 @@
-"""Our detector against Detectron2's own Cascade Mask R-CNN R101-FPN: ``python -m benchmarks.detector --help``.
+"""SegLoc's detector against Detectron2's Cascade Mask R-CNN R101-FPN: ``python -m benchmarks.detector --help``.
 
-Detectron2's model has the settings of its model zoo but for the number of classes and, equal to ours, of proposals and
-samples. Unmodified, it freezes the stem and the first stage and fixes the batch statistics; that is the peer of our
-published protocol. The peer of the fair one has nothing frozen and its batch norm trained. Ours has the attention on
-top. All get the same scans, in the same batches. The time of a test image goes from the scaled scan to masks in COCO's
-format; the weights are random, so each finds the most it may, 100 items.
+Detectron2's model has the settings of its model zoo, except for the number of classes, proposals and samples, which are
+SegLoc's. By default it freezes the stem and the first stage and fixes the batch-norm statistics; this is the peer of
+the published protocol. The peer of the fair protocol freezes nothing and trains its batch norm. SegLoc's detector adds
+attention. All models get the same scans in the same batches. The time of a test image covers all work from the scaled
+scan to masks in COCO's format. The weights are random, so each model finds the maximum of 100 items.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from segloc.training.processes import ALONE
 
 CLASSES = 12
 STAGES = ["res2", "res3", "res4", "res5"]
-# Frozen parts of the ResNet, and whether the batch statistics are fixed.
+# Number of frozen parts of the ResNet, and whether the batch-norm statistics are fixed.
 PROTOCOLS = {"published": (1, True), "fair": (0, False)}
 
 
 def zoo_config() -> CfgNode:
-    """Detectron2's ``Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml`` with 101 layers, without the need for its files."""
+    """Make Detectron2's config ``Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml`` with 101 layers, without its files."""
     config = get_cfg()
     model = config.MODEL
     model.WEIGHTS, model.MASK_ON, model.BACKBONE.NAME = "", True, "build_resnet_fpn_backbone"
@@ -55,7 +55,7 @@ def zoo_config() -> CfgNode:
 
 
 def peer(heads: HeadSettings, frozen: int, fixed: bool, device: torch.device) -> Detector:
-    """Build Detectron2's, behind our way in: the same tensors in, the same detections out."""
+    """Build Detectron2's model with the interface of `Detector`: same input tensors, same form of detections."""
     config = zoo_config()
     model = config.MODEL
     model.DEVICE, model.ROI_HEADS.NUM_CLASSES = device.type, CLASSES
@@ -72,21 +72,21 @@ def peer(heads: HeadSettings, frozen: int, fixed: bool, device: torch.device) ->
 
 
 def ours(heads: HeadSettings, frozen: int, fixed: bool, device: torch.device) -> Detector:
-    """Build ours."""
+    """Build SegLoc's detector."""
     built = new_detector(ModelSettings("detectron2", CLASSES, frozen, fixed, heads=heads))
     calm([block.bn3 for block in built.backbone.body.modules() if isinstance(block, Bottleneck)])
     return built.to(device)
 
 
 def calm(norms: list[nn.Module]) -> None:
-    """Start residual branches at zero; random ones, with statistics nobody measured, overflow after 33 blocks."""
+    """Zero the residual branches; random ones without measured batch-norm statistics overflow after 33 blocks."""
     with torch.no_grad():
         for norm in norms:
             norm.weight.zero_()  # type: ignore[operator,union-attr]
 
 
 def scans(count: int, size: int) -> list[Example]:
-    """Make scans of a few boxes each, every box with its mask."""
+    """Make random scans with four boxes and their masks each."""
     rng = np.random.default_rng(0)
     found = []
     for number in range(count):
@@ -103,7 +103,7 @@ def scans(count: int, size: int) -> list[Example]:
 
 
 def stepper(model: Detector, amp: bool) -> Callable[[list[Example]], None]:
-    """Return what does a step of training on a batch."""
+    """Return a function that runs a training step on a batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
 
     def step(batch: list[Example]) -> None:
@@ -120,7 +120,7 @@ def stepper(model: Detector, amp: bool) -> Callable[[list[Example]], None]:
 
 
 def tester(model: Detector) -> Callable[[list[Example]], None]:
-    """Return what tests each image of a batch by itself."""
+    """Return a function that predicts each image of a batch separately."""
 
     def test(batch: list[Example]) -> None:
         model.eval()
@@ -132,7 +132,7 @@ def tester(model: Detector) -> Callable[[list[Example]], None]:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks.detector",
         description=__doc__.splitlines()[0],
@@ -140,12 +140,12 @@ def parse() -> argparse.Namespace:
         "--batches 10 --rounds 5 --amp",
     )
     options.add_argument("--image-size", type=int, default=256, help="longer side in pixels (default: %(default)s)")
-    options.add_argument("--batch", type=int, default=2, help="scans a step (default: %(default)s)")
-    options.add_argument("--samples", type=int, default=64, help="proposals a scan that train (default: %(default)s)")
-    options.add_argument("--proposals", type=int, default=500, help="a scan, before sampling (default: %(default)s)")
-    options.add_argument("--batches", type=int, default=2, help="a round (default: %(default)s)")
+    options.add_argument("--batch", type=int, default=2, help="scans per step (default: %(default)s)")
+    options.add_argument("--samples", type=int, default=64, help="sampled proposals per scan (default: %(default)s)")
+    options.add_argument("--proposals", type=int, default=500, help="proposals per scan (default: %(default)s)")
+    options.add_argument("--batches", type=int, default=2, help="batches per round (default: %(default)s)")
     options.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    options.add_argument("--amp", action="store_true", help="bfloat16 in training")
+    options.add_argument("--amp", action="store_true", help="train in bfloat16")
     return options.parse_args()
 
 

@@ -1,10 +1,10 @@
-"""Time of measuring PIDray's 18,220 test images: ``python -m benchmarks.evaluation``.
+"""Evaluation time for 18,220 images, the size of PIDray's test sets: ``python -m benchmarks.evaluation``.
 
-Both start from two files on disk and measure boxes and masks: `plain` calls pycocotools as its documentation shows
-(``loadRes``, ``evaluate``, ``accumulate``, ``summarize``), `ours` is the whole command ``python -m segloc.evaluate``
-without its imports. A draw is one of the bootstrap, of boxes, for one test set with mean and pooled. The files are
-made up: 1 to 3 items an image, as many on average as PIDray's test sets have, 12 classes, and up to 10 or 100
-detections an image. The run stops if the two do not give equal figures.
+Both variants read two files and evaluate boxes and masks. `plain` calls pycocotools as its documentation shows
+(``loadRes``, ``evaluate``, ``accumulate``, ``summarize``). `ours` is the whole command ``python -m segloc.evaluate``
+without its imports. A draw is a bootstrap draw of boxes for one test set, with mean and pooled. The files are
+synthetic: 1 to 3 items per image with the mean of PIDray's test sets, 12 classes, and up to 10 or 100 detections per
+image. The run stops if the two variants give different metrics.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from segloc.detection.splits import read_split
 
 DRAWS = 20
 CLASSES = 12
-ITEMS = (0.8, 0.12, 0.08)  # share of images with 1, 2 and 3 items: 1.28 an image, as in PIDray's test sets
+ITEMS = (0.8, 0.12, 0.08)  # shares of images with 1, 2 and 3 items; the mean is 1.28, as in PIDray's test sets
 CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 24, endpoint=False)) for f in (np.cos, np.sin)], -1)
 
 
 def ellipse(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Draw an ellipse in an image: centre x y, radii x y."""
+    """Draw a random ellipse inside an image: centre x y, radii x y."""
     radii = rng.uniform(12, 90, 2)
     return np.concatenate([rng.uniform(radii, np.array([width, height]) - radii), radii])
 
 
 def polygon(shape: np.ndarray) -> list[float]:
-    """Outline of an ellipse as COCO has it."""
+    """Return the outline of an ellipse as a COCO polygon."""
     return (shape[:2] + CIRCLE * shape[2:]).round(2).ravel().tolist()
 
 
 def box(shape: np.ndarray) -> list[float]:
-    """Box of an ellipse as x y w h."""
+    """Return the box of an ellipse as x y w h."""
     return [*(shape[:2] - shape[2:]).round(2).tolist(), *(2 * shape[2:]).round(2).tolist()]
 
 
 def make(images: int, most: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Make annotations, and results with 1 to `most` detections an image: items found two or three times, and noise."""
+    """Make annotations and 1 to `most` detections per image: two or three near each item, the rest random."""
     rng = np.random.default_rng(seed)
     truth: dict[str, Any] = {"info": {}, "images": [], "annotations": []}
     truth["categories"] = [{"id": k + 1, "name": f"class {k + 1}"} for k in range(CLASSES)]
@@ -78,7 +78,7 @@ def make(images: int, most: int, seed: int = 0) -> tuple[dict[str, Any], list[di
 
 
 def plain(folder: Path) -> list[list[float]]:
-    """The six figures of boxes and of masks as pycocotools' documentation gets them, in per cent."""
+    """Compute the six metrics of boxes and of masks, in per cent, as pycocotools' documentation shows."""
     found = []
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(folder / "truth.json")
@@ -92,7 +92,7 @@ def plain(folder: Path) -> list[list[float]]:
 
 
 def ours(folder: Path) -> list[list[float]]:
-    """The same by the command."""
+    """Compute the same metrics with segloc.evaluate."""
     files = ["--results", str(folder / "results.json"), "--annotations", str(folder / "truth.json")]
     with contextlib.redirect_stdout(io.StringIO()):
         assert evaluate.main([*files, "--out", str(folder / "evaluation.json")]) == 0
@@ -101,12 +101,12 @@ def ours(folder: Path) -> list[list[float]]:
 
 
 def seconds_per_draw(folder: Path) -> float:
-    """Time of one bootstrap draw of boxes."""
+    """Time one bootstrap draw of boxes."""
     results = json.loads((folder / "results.json").read_text())
     split = read_split(Split("test", folder / "truth.json", None))
     matches = {"test": match(split.ground_truth, results, "bbox")}
     seconds = []
-    for draws in (0, DRAWS):  # what is done once does not count
+    for draws in (0, DRAWS):  # subtract the fixed cost
         start = time.perf_counter()
         bootstrap.resample(matches, draws)
         seconds.append(time.perf_counter() - start)
@@ -114,7 +114,7 @@ def seconds_per_draw(folder: Path) -> float:
 
 
 def row(images: int, most: int, rounds: int) -> dict[str, Any]:
-    """Measure one size."""
+    """Measure one size of test set."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         truth, results = make(images, most)
@@ -123,7 +123,7 @@ def row(images: int, most: int, rounds: int) -> dict[str, Any]:
         number = len(results)
         del truth, results
         if plain(folder) != ours(folder):
-            raise SystemExit("the figures differ")
+            raise SystemExit("the metrics of pycocotools and segloc.evaluate differ")
         seconds = interleave({"plain": plain, "ours": ours}, [folder], rounds)
         return {
             "images": images,
@@ -141,8 +141,8 @@ def main() -> None:
     """Run the benchmark."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__)
     options.add_argument("--images", type=int, default=18_220, help="default: %(default)s")
-    options.add_argument("--detections", type=int, nargs="+", default=[10, 100], metavar="N", help="most an image")
-    options.add_argument("--rounds", type=int, default=1, help="default: %(default)s, after two that do not count")
+    options.add_argument("--detections", type=int, nargs="+", default=[10, 100], metavar="N", help="maximum per image")
+    options.add_argument("--rounds", type=int, default=1, help="rounds after two warm-up rounds (default: %(default)s)")
     args = options.parse_args()
     save("evaluation", [row(args.images, most, args.rounds) for most in args.detections])
 

@@ -1,10 +1,9 @@
-"""The stream against decoding alone and against plain webdataset: ``python -m benchmarks.loader --help``.
+"""The pair stream against decoding alone and plain webdataset: ``python -m benchmarks.loader --help``.
 
-The floor is what no loader can leave out: decoding both images of every pair, from bytes in memory, in one thread. The
-peer is what one writes first: `webdataset.WebDataset` that decodes with OpenCV, pads to one size and stacks, under
-torch's `DataLoader` with worker processes; it checks no digest, no class and no box. With one thread or worker
-everything has one core and with two it has two, the consumer included, which takes a batch and drops it. Variants run
-in turn in random order, round by round.
+The lower bound is to decode both images of every pair from bytes in memory, in one thread. The peer is a simple
+`webdataset.WebDataset` that decodes with OpenCV, pads to one size and stacks, in torch's `DataLoader` with worker
+processes; it checks no digest, class or box. A variant with n threads or workers has n cores, including the consumer,
+which drops each batch. In each round the variants run in random order.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ HEIGHTS = {"one size": (375, 376), "varied height": (250, 500)}
 
 
 def picture(rng: np.random.Generator, height: int) -> bytes:
-    """Encode soft blotches with grain: about 90 KB at 375 rows, as a stored view of a scan has."""
+    """Encode smooth blobs with noise: about 90 KB at 375 rows, the size of a stored view."""
     soft = cv2.resize(rng.integers(60, 256, (height // 8, WIDTH // 8, 3), np.uint8), (WIDTH, height))
     grain = rng.integers(0, 256, (height, WIDTH, 3), np.uint8)
     mixed = cv2.addWeighted(soft, 0.91, grain, 0.09, 0)
@@ -53,14 +52,14 @@ def picture(rng: np.random.Generator, height: int) -> bytes:
 
 
 def view(size: tuple[int, int]) -> View:
-    """Describe a view of this (width, height) with a disc for an item."""
+    """Describe a view of this (width, height) whose item is a disc."""
     disc = cv2.circle(np.zeros((size[1], size[0]), np.uint8), (49, 49), 40, 1, -1).astype(bool)
     about = ((9, 9, 90, 90), size, "b", "s", (0, 0, *size), "alpha", 0.5, 0.0, 1.0, False, False)
     return View(*about, mask=encode_rle(disc), on_matter=0.5)
 
 
 def write_shards(folder: Path, heights: tuple[int, int], shards: int, per_shard: int) -> float:
-    """Write shards of random pictures of these heights (half-open) and return the mean size of a pair, bytes."""
+    """Write shards of random pictures of these heights (half-open); return the mean size of a pair in bytes."""
     rng = np.random.default_rng(0)
     infos = []
     for number in range(shards):
@@ -85,7 +84,7 @@ def write_shards(folder: Path, heights: tuple[int, int], shards: int, per_shard:
 
 
 def decode_only(images: list[np.ndarray]) -> float:
-    """Seconds to decode these images in this thread."""
+    """Return the seconds to decode these images in this thread."""
     start = time.perf_counter()
     for data in images:
         cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
@@ -93,7 +92,7 @@ def decode_only(images: list[np.ndarray]) -> float:
 
 
 def consume(batches: Iterable[Any], count: int) -> float:
-    """Seconds for so many batches after the first ones, which start threads or processes and fill what runs ahead."""
+    """Return the seconds for `count` batches after `WARM_UP` batches, which start workers and fill buffers."""
     stream = iter(batches)
     deque(itertools.islice(stream, WARM_UP), maxlen=0)
     start = time.perf_counter()
@@ -102,7 +101,7 @@ def consume(batches: Iterable[Any], count: int) -> float:
 
 
 def ours(folder: ShardFolder, count: int, threads: int) -> float:
-    """Time the stream; the digests of the shards have been checked, as they have from the second epoch on."""
+    """Time the stream; the shards' digests are checked before, as in all epochs but the first."""
     stream = PairStream(folder, BATCH, WIDTH, seed=0, mix_shards=4, threads=threads)
     batches = stream.batches()
     seconds = consume(batches, count)
@@ -111,12 +110,12 @@ def ours(folder: ShardFolder, count: int, threads: int) -> float:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decode an image as webdataset's users do with OpenCV."""
+    """Decode an image with OpenCV, as users of webdataset do."""
     return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def collate(samples: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]) -> list[torch.Tensor]:
-    """Pad with white to one size, and stack."""
+    """Pad with white to one size and stack."""
     views = []
     for side in range(2):
         images = [torch.from_numpy(sample[side]).permute(2, 0, 1) for sample in samples]
@@ -140,7 +139,7 @@ def plain(folder: Path, count: int, workers: int) -> float:
 
 
 def on_cores(count: int, task: Callable[[], float]) -> float:
-    """Run a task whose threads and processes share so many cores."""
+    """Run a task on `count` cores."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(cores)[:count])
     try:
@@ -150,7 +149,7 @@ def on_cores(count: int, task: Callable[[], float]) -> float:
 
 
 def measure(folder: Path, label: str, pairs: int, rounds: int) -> dict[str, Any]:
-    """Measure one set of shards; per round `pairs` pairs go through every variant."""
+    """Measure one set of shards with `pairs` pairs per variant and round."""
     heights = HEIGHTS[label]
     size = write_shards(folder, heights, 8, max(BATCH, pairs // 8))
     shards = ShardFolder.open(str(folder))
@@ -180,7 +179,7 @@ def measure(folder: Path, label: str, pairs: int, rounds: int) -> dict[str, Any]
 def main() -> None:
     """Run the benchmark."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
-    options.add_argument("--pairs", type=int, default=1600, help="pairs a variant and round (default: 1600)")
+    options.add_argument("--pairs", type=int, default=1600, help="pairs per variant and round (default: 1600)")
     options.add_argument("--rounds", type=int, default=7, help="default: 7")
     args = options.parse_args()
     cv2.setNumThreads(0)

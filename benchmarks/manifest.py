@@ -1,6 +1,7 @@
-"""How long the manifest of a million files takes, beside a plain `os.walk` with a `stat` of each file.
+"""Time of the manifest of a million files, beside a plain `os.walk` with a `stat` of each file.
 
-Every call runs in a process of its own, so that its peak memory is its own. The files are made and removed again.
+Each call runs in its own process, so its peak memory is measured separately. The script creates the files and removes
+them at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS, save
 
 FIELDS = ("files", "folders", "what", "seconds", "microseconds_per_file", "ratio_to_walk", "peak_mib")
-# The peer lists the same lines, sorted, and writes them; it keeps no promise beyond that.
+# The peer writes the same sorted lines, without further guarantees.
 PLAIN_WALK = """
 import os, sys
 root, out = sys.argv[1:]
@@ -47,7 +48,7 @@ def make(root: Path, files: int, folders: int) -> None:
 
 
 def run(code: str, *arguments: Path) -> tuple[float, float]:
-    """Run `code` in a fresh interpreter; seconds, start included, and its peak memory in MiB."""
+    """Run `code` in a new interpreter; return seconds, including its start, and peak memory in MiB."""
     start = time.perf_counter()
     command = [sys.executable, "-c", code + PEAK, *map(str, arguments)]
     done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
@@ -60,14 +61,14 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--files", type=int, default=1_000_000, metavar="N", help="default: %(default)s")
     options.add_argument("--folders", type=int, default=21, metavar="N", help="default: %(default)s, as in SIXray")
-    options.add_argument("--work", type=Path, metavar="DIR", help="where the files are made (default: temporary)")
+    options.add_argument("--work", type=Path, metavar="DIR", help="folder for the files (default: temporary)")
     options.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     args = options.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         root, out = Path(work) / "scans", Path(work) / "scans.manifest"
         make(root, args.files, args.folders)
-        run(PLAIN_WALK, root, Path(work) / "plain")  # so that all that follow find the directories in memory
+        run(PLAIN_WALK, root, Path(work) / "plain")  # loads the directories into the file-system cache
         runs = {
             "plain walk": run(PLAIN_WALK, root, Path(work) / "plain"),
             "manifest, first": run(MANIFEST, root, out),

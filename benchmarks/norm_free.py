@@ -1,7 +1,7 @@
-"""Whether a ResNet-101 without norms trains, with and without residual scales (``python -m benchmarks.norm_free``).
+"""Train a ResNet-101 without norms, with and without residual scales (``python -m benchmarks.norm_free``).
 
-The scales (`segloc.models.norm.ResidualScale`) are this project's answer to the paper's ResNet-101 without batch norm
-(section 5.4), which plainly left out makes the signal grow with every block. Both networks see the same pairs.
+The paper's ResNet-101 has no batch norm (section 5.4). Without norms, the signal grows with every block; residual
+scales (`segloc.models.norm.ResidualScale`) prevent this. Both networks get the same pairs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VARIANTS = ("residual scales", "plain")
 
 
 def train(variant: str, shards: str, settings: list[str], out: Path) -> dict[str, Any]:
-    """Train one variant and tell how its loss went."""
+    """Train one variant and summarise its loss."""
     make = backbone._scale_residuals if variant == "residual scales" else lambda body: None
     try:
         with mock.patch.object(backbone, "_scale_residuals", make):
@@ -54,7 +54,7 @@ def train(variant: str, shards: str, settings: list[str], out: Path) -> dict[str
 
 
 def moved(out: Path) -> float:
-    """Mean size of the last scale of every residual branch at the end, 0 at the start; 0 without scales."""
+    """Compute the mean magnitude of the residual branches' last scales after training; 0 at first, 0 without scales."""
     state = checkpoint.load(out / checkpoint.BACKBONE)["backbone"]
     scales = [tensor.abs().mean() for name, tensor in state.items() if name.endswith("bn3.weight")]
     return float(torch.stack(scales).mean()) if scales else 0.0
@@ -63,9 +63,9 @@ def moved(out: Path) -> float:
 def main() -> None:
     """Run both variants."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.norm_free", description=__doc__)
-    options.add_argument("--shards", default="data/shards", help="default: %(default)s, as `make demo` leaves them")
-    options.add_argument("--steps", type=int, default=200, help="default: %(default)s, of some seconds each on a CPU")
-    options.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the paper's recipe made small")
+    options.add_argument("--shards", default="data/shards", help="default: %(default)s, which `make demo` makes")
+    options.add_argument("--steps", type=int, default=200, help="default: %(default)s, some seconds each on a CPU")
+    options.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the reduced paper recipe")
     args = options.parse_args()
     settings = [*SMALL, f"optim.steps={args.steps}", *args.overrides]
     rows = []

@@ -1,8 +1,8 @@
-"""The class queues against MoCo's single queue, time and memory: ``python -m benchmarks.queues --help``.
+"""Time and memory of the class queues against MoCo's single queue: ``python -m benchmarks.queues --help``.
 
-What is timed is the queues' own share of a step: similarities with all negatives, loss, gradient to the queries, and
-the arrival of the step's keys. The peer is the plain way with one queue for all classes: `torch.cat`, `cross_entropy`,
-autograd, a pointer that goes round. Both take the same queries and keys, in turn in random order.
+The time is the queues' part of a step: similarities with all negatives, loss, gradient to the queries, and enqueuing of
+the keys. The peer is a plain implementation with one queue for all classes: `torch.cat`, `cross_entropy`, autograd, a
+ring pointer. Both get the same queries and keys, in random order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH, CLASSES, SIZE, DIM, TEMPERATURE = 64, 12, 16384, 128, 0.2
 
 
 class SingleQueue:
-    """MoCo's dictionary: the last K keys of every level, whatever their class."""
+    """MoCo's dictionary: the last K keys of each level, of all classes."""
 
     def __init__(self, levels: int, generator: torch.Generator) -> None:
         self.keys = normalize(torch.randn(levels, SIZE, DIM, generator=generator), dim=2)
@@ -48,7 +48,7 @@ class SingleQueue:
 def queue_step(
     queues: ClassQueues, queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Do the class queues' work of a step: the loss and its gradient, then the keys are enqueued."""
+    """Compute the loss and its gradient with the class queues, then enqueue the keys."""
     valid = queues.valid(labels.to(queries.device))
     levels = zip(queries, keys, queues.keys, strict=True)
     loss = torch.stack([info_nce(q, k, bank, valid, temperature).loss for q, k, bank in levels]).sum()
@@ -72,7 +72,7 @@ class Ours:
 
 
 def time_steps(levels: int, threads: int, steps: int) -> dict[str, Any]:
-    """Compare the time of steps with so many levels and threads."""
+    """Compare the step times for this number of levels and threads."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     variants: dict[str, SingleQueue | Ours] = {
@@ -88,7 +88,7 @@ def time_steps(levels: int, threads: int, steps: int) -> dict[str, Any]:
             leaf = queries.clone().requires_grad_()
             start = time.perf_counter()
             variants[name].step(leaf, keys, labels)
-            if step >= 3:  # the first ones get their memory from the system
+            if step >= 3:  # the first steps allocate memory
                 seconds[name].append(time.perf_counter() - start)
     row = {"measured": "time", "stream": "balanced", "levels": levels, "threads": threads, "steps": steps}
     single = 1000 * float(np.median(seconds["single"]))
@@ -96,7 +96,7 @@ def time_steps(levels: int, threads: int, steps: int) -> dict[str, Any]:
 
 
 def streams(rng: np.random.Generator, keys: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Sequences of class ids, by name."""
+    """Yield sequences of class ids with their names."""
     yield "balanced", rng.integers(CLASSES, size=keys)
     weights = 1 / np.arange(1, CLASSES + 1)
     yield "skewed (1/rank)", rng.choice(CLASSES, keys, p=weights / weights.sum())
@@ -105,7 +105,7 @@ def streams(rng: np.random.Generator, keys: int) -> Iterator[tuple[str, np.ndarr
 
 
 def memory(name: str, labels: np.ndarray) -> dict[str, Any]:
-    """Compare the key memory after a stream of keys, on one level, with that of K keys."""
+    """Compare the key memory after a stream of keys with that of K keys, for one level."""
     queues = ClassQueues(CLASSES, SIZE, 1, 1)
     for start in range(0, len(labels), BATCH):
         some = labels[start : start + BATCH]
@@ -117,8 +117,8 @@ def memory(name: str, labels: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     """Run the benchmark."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.queues", description=__doc__.splitlines()[0])
-    options.add_argument("--steps", type=int, default=60, help="timed steps a variant (default: 60)")
-    options.add_argument("--keys", type=int, default=400_000, help="keys of the memory streams (default: 400000)")
+    options.add_argument("--steps", type=int, default=60, help="timed steps per variant (default: 60)")
+    options.add_argument("--keys", type=int, default=400_000, help="keys per memory stream (default: 400000)")
     args = options.parse_args()
     rows = [time_steps(levels, threads, args.steps) for levels in (1, 5) for threads in (1, 2)]
     rows += [memory(name, labels) for name, labels in streams(np.random.default_rng(0), args.keys)]

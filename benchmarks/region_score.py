@@ -1,7 +1,7 @@
-"""Score of both rules of the authentic region against boxes drawn by eye: ``python -m benchmarks.region_score FOLDER``.
+"""IoU of both authentic-region rules with hand-drawn boxes: ``python -m benchmarks.region_score FOLDER``.
 
-The boxes are committed (tests/pipeline/bags/region_boxes.csv), the scans are not: the folder holds ``sixray/`` and
-``pidray/`` as the boxes name them. The constants of the adaptive rule were set on the same scans.
+The boxes are in the repository (tests/pipeline/bags/region_boxes.csv), the scans are not. FOLDER holds ``sixray/`` and
+``pidray/`` with the file names of the boxes. The constants of the adaptive rule were tuned on the same scans.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BOXES = Path(__file__).parent.parent / "tests" / "pipeline" / "bags" / "region_b
 
 
 def iou(a: Box | None, b: Box) -> float:
-    """Intersection over union of two half-open boxes; 0 where there is none."""
+    """Compute the intersection over union of two half-open boxes; 0 without a box."""
     if a is None:
         return 0.0
     width = min(a[2], b[2]) - max(a[0], b[0])

@@ -1,8 +1,8 @@
-"""Cost of a region against reading and decoding the scan, and against a plain script: see ``--help``.
+"""Cost of the authentic region against decoding the scan and against a plain script: see ``--help``.
 
-The floor is what no rule can leave out: read the file and decode it to grey. The peer is what one writes first: decode
-in colour, turn grey, invert, erode, `np.where`. Everything runs on one core in one process, interleaved scan by scan,
-but for the scaling, which runs the stage's own tasks with one worker and with two in turn.
+The lower bound is to read the file and decode it to grey. The peer is a simple script: decode in colour, convert to
+grey, invert, erode, `np.where`. All variants run on one core in one process, interleaved scan by scan. Scaling is
+measured separately, with the stage's own tasks and one or two workers in turn.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def floor(root: Path, name: str) -> None:
 
 
 def plain(grey: np.ndarray) -> Box | None:
-    """The paper's rule as it is written."""
+    """Apply the paper's rule literally."""
     rows, columns = np.where(cv2.erode(255 - grey, np.ones((9, 9), np.uint8)) > 50)
     return (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else None
 
 
 def naive(root: Path, name: str) -> None:
-    """Decode in colour, turn grey, apply the plain rule."""
+    """Decode in colour, convert to grey, apply the plain rule."""
     plain(cv2.cvtColor(cv2.imread(str(root / name)), cv2.COLOR_BGR2GRAY))
 
 
@@ -70,14 +70,14 @@ def measure(root: Path, label: str, limit: int, rounds: int, repeats: int) -> di
 
 
 def scaling(root: Path, names: list[str], mode: str, rounds: int = 3) -> float:
-    """Median of the time with one worker over that with two, after the workers have started."""
+    """Compute the median ratio of the time with one worker to the time with two, after the workers have started."""
     task = functools.partial(regions_body.measure, root=root, mode=mode)
     ratios = []
     for _ in range(rounds):
         times = []
         for workers in (1, 2):
             results = run_tasks(task, names, workers=workers, chunk=regions_body.CHUNK)
-            for _ in range(4 * regions_body.CHUNK):  # by then both have started
+            for _ in range(4 * regions_body.CHUNK):  # both workers have started after these
                 next(results)
             start = time.perf_counter()
             deque(results, maxlen=0)
@@ -87,7 +87,7 @@ def scaling(root: Path, names: list[str], mode: str, rounds: int = 3) -> float:
 
 
 def table_peak_mib(count: int) -> float:
-    """Write a table of so many regions; return the peak memory of this process in MiB."""
+    """Write a table of `count` regions; return the peak memory of this process in MiB."""
     row = {"width": 1300, "height": 1000, "x0": 10, "y0": 20, "x1": 1200, "y1": 900, "background_level": 255}
     row |= {"crc32": 1, "status": "ok", "message": "", "bags": [(10, 20, 500, 900), (600, 20, 1200, 900)]}
     with tempfile.TemporaryDirectory() as folder, region_table.writer(Path(folder) / "regions.parquet") as table:
@@ -104,9 +104,9 @@ def main() -> None:
         epilog="example: python -m benchmarks.regions data/raw/sixray --rounds 9",
     )
     options.add_argument("folders", nargs="*", type=Path, help="folders of scans (default: simulated scans)")
-    options.add_argument("--scans", type=int, default=60, help="scans of a folder that are used (default: 60)")
+    options.add_argument("--scans", type=int, default=60, help="scans used per folder (default: 60)")
     options.add_argument("--rounds", type=int, default=7, help="default: 7")
-    options.add_argument("--repeats", type=int, default=50, help="passes over the scans to see scaling (default: 50)")
+    options.add_argument("--repeats", type=int, default=50, help="passes over the scans for scaling (default: 50)")
     args = options.parse_args()
     tune_process()
     with tempfile.TemporaryDirectory() as temporary:
@@ -117,7 +117,7 @@ def main() -> None:
                 raise SystemExit(1)
             sets.append((label, folder / "sixray"))
         rows = [measure(folder, label, args.scans, args.rounds, args.repeats) for label, folder in sets]
-    # In new processes, as a peak is never forgotten.
+    # New processes, because the peak memory of a process never decreases.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         small, large = pool.map(table_peak_mib, (200_000, 1_000_000), chunksize=1)
     for row in rows:

@@ -1,7 +1,7 @@
-"""How synthesis scales: workers, Ray, length of the run, memory. See ``python -m benchmarks.scaling --help``.
+"""Scaling of synthesis with workers, Ray and run length, and its memory: ``python -m benchmarks.scaling --help``.
 
-Every figure is of whole commands in processes of their own. Two runs of different length give the cost of a pair
-without the start-up; the times at which a long run finished its shards tell whether its pairs grew dearer.
+Each measurement runs whole commands in new processes. The difference of two runs of different length is the cost of a
+pair without start-up. The times at which a long run finishes its shards show whether the cost of a pair grows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PER_SHARD = 250
 
 
 def run(folder: Path, out: Path, pairs: int, workers: int, executor: str) -> float:
-    """Synthesise into `out` and return the seconds it took."""
+    """Synthesise into `out`; return the seconds."""
     tables = [f"--{name}={folder / name}.parquet" for name in ("regions", "segments")]
     command = [sys.executable, "-m", "pipeline.synthesize", f"--backgrounds={folder / 'sixray'}", *tables]
     options = {"out": out, "pairs": pairs, "seed": 0, "per-shard": PER_SHARD, "workers": workers, "executor": executor}
@@ -37,20 +37,20 @@ def run(folder: Path, out: Path, pairs: int, workers: int, executor: str) -> flo
 
 
 def cost(folder: Path, few: int, many: int, workers: int, executor: str) -> float:
-    """Seconds a pair takes beyond the start-up."""
+    """Return the seconds per pair without start-up."""
     with tempfile.TemporaryDirectory() as out:
         short = run(folder, Path(out) / "few", few, workers, executor)
         return (run(folder, Path(out) / "many", many, workers, executor) - short) / (many - few)
 
 
 def long_run(folder: Path, pairs: int) -> dict[str, Any]:
-    """Run with two workers: whether pairs grow dearer, what 200,000 would take, and peak memory."""
+    """Run with two workers; return growth of the cost per pair, time for 200,000 pairs, and peak memory."""
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "shards"
         started = time.time()
         run(folder, out, pairs, 2, "local")
         ends = sorted(path.stat().st_mtime for path in out.glob("*.tar"))
-    # Tenths of the run, the first with the start-up.
+    # Tenths of the run; the first contains the start-up.
     marks = [started, *(ends[len(ends) * tenth // 10 - 1] for tenth in range(1, 11))]
     tenths = [after - before for before, after in itertools.pairwise(marks)]
     minutes = [200_000 / (pairs / 10) * tenth / 60 for tenth in tenths]
@@ -66,10 +66,10 @@ def long_run(folder: Path, pairs: int) -> dict[str, Any]:
 def main() -> None:
     """Run the benchmark."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
-    options.add_argument("--pairs", type=int, default=1500, help="of the runs that are compared (default: 1500)")
+    options.add_argument("--pairs", type=int, default=1500, help="pairs of the compared runs (default: 1500)")
     options.add_argument("--rounds", type=int, default=3, help="default: 3")
     options.add_argument("--long", type=int, default=20_000, help="pairs of the long run (default: 20000)")
-    options.add_argument("--keep", type=Path, help="folder for the simulated scans, kept and used again")
+    options.add_argument("--keep", type=Path, help="folder that keeps the simulated scans for other runs")
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.keep or Path(temporary)) / "740"
@@ -81,7 +81,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, way in ways.items():
                 costs[name].append(cost(folder, args.pairs // 3, args.pairs, *way))
-        # The short runs come first: a peak is that of all runs so far.
+        # The short runs come first, because this peak is the maximum over all runs so far.
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
         row: dict[str, Any] = {"pairs": args.pairs, "rounds": args.rounds}
         row["ms_per_pair"] = round(1000 * statistics.median(costs["one"]), 2)

@@ -1,8 +1,8 @@
-"""Simulated scans a second on one core, beside encoding the finished pictures (``python -m benchmarks.simulator``).
+"""Simulated scans per second on one core, beside encoding the same pictures (``python -m benchmarks.simulator``).
 
-The floor is what no simulator can leave out: to encode the pictures it made. Both run in one process and one thread,
-interleaved scan by scan. The scans are the first of each subset in the data set's proportions; a scan is 500 pixels
-wide, and as high as its bags make it, so the rate is also given for 500 x 400 pixels, in proportion to the pixels.
+The lower bound is to encode the finished pictures. Both run in one process and one thread, interleaved scan by scan.
+The scans are the first of each subset, in the data set's proportions. A scan is 500 pixels wide and its height depends
+on the bags, so the rate is also scaled to 500 x 400 pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 500, 400
 def main() -> None:
     """Measure one core."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description=__doc__)
-    options.add_argument("--scans", type=int, default=150, help="scans a round, 144 or more (default: %(default)s)")
+    options.add_argument("--scans", type=int, default=150, help="scans per round, at least 144 (default: %(default)s)")
     options.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     args = options.parse_args()
     tune_process()

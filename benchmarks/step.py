@@ -1,10 +1,9 @@
-"""A step of pretraining as it is configured against the plain one: ``python -m benchmarks.step --help``.
+"""A pretraining step with the configured optimisations against a plain step: ``python -m benchmarks.step --help``.
 
-The plain step is the same model in float32 with contiguous tensors, run eagerly; ours is in channels-last and, on a
-GPU, bfloat16. Both read the same shards. The share of the card's matrix rate is the floating-point operations that
-torch counts in a step over what a large matrix product reaches on the same device, in the same run. The queues' share
-is the time of their own work (comparison, loss, gradient to the queries, arrival of the keys) by itself over that of a
-step.
+The plain step runs the same model eagerly in float32 with contiguous tensors. SegLoc's step uses channels-last and, on
+a GPU, bfloat16. Both read the same shards. `share_of_matrix_rate` is the rate of floating-point operations, as counted
+by torch, divided by the rate of a large matrix product on the same device in the same run. `queues` is the time of the
+queues' work alone (similarities, loss, gradient to the queries, enqueuing of the keys) divided by the time of a step.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ WARM_UP = 3
 
 
 class Waiting:
-    """Batches, and how long was waited for them."""
+    """Iterates over batches and adds up the waiting time."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self.batches, self.seconds = batches, 0.0
@@ -55,7 +54,7 @@ class Waiting:
 
 
 def trainer_of(settings: list[str], folder: ShardFolder, out: Path, plain: bool) -> Pretrainer:
-    """Build a trainer whose queues are full."""
+    """Build a trainer with full queues."""
     device = ALONE.device()
     amp = device.type == "cuda" and not plain
     config = load_config(None, [*settings, "queue.init=random", "log_every=1000000", f"optim.amp={amp}"])
@@ -67,10 +66,10 @@ def trainer_of(settings: list[str], folder: ShardFolder, out: Path, plain: bool)
 
 
 def steps(trainer: Pretrainer, count: int) -> tuple[float, float]:
-    """Seconds a step takes, and the share of them spent waiting for data, after a few steps to warm up."""
+    """Return the seconds per step and the share spent waiting for data, after `WARM_UP` steps."""
     waiting = Waiting(trainer.stream.batches())
     trainer._batches = waiting  # type: ignore[assignment]
-    for trainer.iter in range(1, WARM_UP + 1):  # step 0 would be measured
+    for trainer.iter in range(1, WARM_UP + 1):  # step 0 would compute metrics
         trainer.run_step()
     finish(trainer.device)
     waiting.seconds, start = 0.0, time.perf_counter()
@@ -83,7 +82,7 @@ def steps(trainer: Pretrainer, count: int) -> tuple[float, float]:
 
 
 def operations(trainer: Pretrainer) -> float:
-    """Floating-point operations of a step, as torch counts them."""
+    """Return the floating-point operations of a step, counted by torch."""
     trainer.iter = 1
     with FlopCounterMode(display=False) as counter:
         trainer.run_step()
@@ -92,7 +91,7 @@ def operations(trainer: Pretrainer) -> float:
 
 
 def queue_seconds(trainer: Pretrainer) -> float:
-    """Seconds a step's queue work takes, the median of a few."""
+    """Return the median seconds of the queues' work in a step."""
     config, device = trainer.config, trainer.device
     found = []
     for _ in range(9):
@@ -109,7 +108,7 @@ def queue_seconds(trainer: Pretrainer) -> float:
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Operations a second of a product of two large square matrices in our step's type, the best of a few."""
+    """Return the best rate, in operations per second, of a large matrix product in the dtype of SegLoc's step."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -135,9 +134,9 @@ def main() -> None:
         description=__doc__.splitlines()[0],
         epilog="example: python -m benchmarks.step model.arch=resnet50 optim.batch=8 optim.micro_batch=8",
     )
-    options.add_argument("--steps", type=int, default=10, help="a round (default: 10)")
+    options.add_argument("--steps", type=int, default=10, help="steps per round (default: 10)")
     options.add_argument("--rounds", type=int, default=3, help="default: 3")
-    options.add_argument("settings", nargs="*", metavar="key=value", help="over the recommended recipe")
+    options.add_argument("settings", nargs="*", metavar="key=value", help="override settings of the recommended recipe")
     args = options.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as temporary:
         write_shards(Path(temporary), (375, 376), 8, 64)

@@ -1,8 +1,8 @@
-"""Cost of a pair against the codec floor and against plain scripts: ``python -m benchmarks.synthesis --help``.
+"""Cost of a pair against its decoding and encoding and plain scripts: ``python -m benchmarks.synthesis --help``.
 
-The floor is what no pipeline can leave out: read and decode two scans, encode two images of the stored size at the same
-quality. The peers make the same pairs from the same descriptions, so they draw nothing and only transform, blend,
-encode and write. Everything runs on one core in one process, interleaved pair by pair.
+The lower bound (floor) is to read and decode two scans and to encode two images of the stored size at the same quality.
+The peers make the same pairs from the same descriptions: they draw no random numbers and only transform, blend, encode
+and write. All variants run on one core in one process, interleaved pair by pair.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _JPEG = (cv2.IMWRITE_JPEG_QUALITY, QUALITY)
 
 
 class Floor:
-    """Two decodes at full size and two encodes."""
+    """Lower bound: two decodes at full size and two encodes."""
 
     def __init__(self, recipe: Recipe, pairs: dict[int, Pair]) -> None:
         self.recipe, self.pairs = recipe, pairs
-        # What is encoded: the finished pictures, so that their content costs what it costs in a real run.
+        # Encode the finished pictures, because the cost of encoding depends on the content.
         self.pictures = {number: make_pair(recipe, number)[1:] for number in pairs}
 
     def __call__(self, number: int) -> None:
-        """Do it for one pair."""
+        """Decode and encode the images of one pair."""
         pair = self.pairs[number]
         for view, picture in zip((pair.query, pair.key), self.pictures[number], strict=True):
             data = (self.recipe.backgrounds / view.background).read_bytes()
@@ -50,10 +50,10 @@ class Floor:
 
 
 class Ours:
-    """What a worker of ``pipeline.synthesize`` does, tar and digest included.
+    """The work of a ``pipeline.synthesize`` worker, including tar and digest.
 
-    A worker keeps the segments it used last: all of a small table, few of a large one. So there are two figures: with
-    every segment at hand, and `cold`, each read from the table.
+    A worker caches the segments it used last: all of a small table, few of a large one. So two cases are measured: all
+    segments cached, and `cold`, each segment read from the table.
     """
 
     def __init__(self, recipe: Recipe, file: Any) -> None:
@@ -63,11 +63,11 @@ class Ours:
         self.kept = self.table.segment
 
     def __call__(self, number: int) -> None:
-        """Do it for one pair."""
+        """Make one pair."""
         self.tar.add_pair(self.job, number)
 
     def cold(self, number: int) -> None:
-        """Do it for one pair, with segments read from the table."""
+        """Make one pair with segments read from the table."""
         self.table.segment = self.table.read_segment
         self.tar.add_pair(self.job, number)
         self.table.segment = self.kept
@@ -81,7 +81,7 @@ class Pillow:
         self.tar = tarfile.TarFile(fileobj=file, mode="w")
 
     def __call__(self, number: int) -> None:
-        """Do it for one pair."""
+        """Make one pair."""
         pair = self.pairs[number]
         files = {"query.jpg": self._jpeg(pair.query), "key.jpg": self._jpeg(pair.key), "json": pair.to_json()}
         for name, data in files.items():
@@ -93,18 +93,18 @@ class Pillow:
         from PIL import Image, ImageOps
 
         with Image.open(self.recipe.backgrounds / view.background) as scan:
-            host = scan.convert("RGB").resize(view.size, Image.Resampling.BILINEAR)
+            background = scan.convert("RGB").resize(view.size, Image.Resampling.BILINEAR)
         item = Image.open(io.BytesIO(self.pngs[view.segment]))
         item = ImageOps.mirror(item) if view.flip_h else item
         item = ImageOps.flip(item) if view.flip_v else item
         item = item.rotate(view.rotation_deg, Image.Resampling.BILINEAR, expand=True)
         size = max(1, round(item.width * view.scale)), max(1, round(item.height * view.scale))
         item = item.resize(size, Image.Resampling.BILINEAR)
-        canvas = Image.new("RGBA", host.size)
+        canvas = Image.new("RGBA", background.size)
         canvas.paste(item, view.box[:2])
         rgba = np.asarray(canvas, np.float32)
         weight = view.coefficient * (rgba[..., 3:] >= 128)
-        mixed = weight * rgba[..., :3] + (1 - weight) * np.asarray(host, np.float32)
+        mixed = weight * rgba[..., :3] + (1 - weight) * np.asarray(background, np.float32)
         buffer = io.BytesIO()
         Image.fromarray(mixed.round().astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
         return buffer.getvalue()
@@ -122,7 +122,7 @@ class Albumentations(Pillow):
     def _jpeg(self, view: View) -> bytes:
         lib = self.lib
         scan = cv2.cvtColor(cv2.imread(str(self.recipe.backgrounds / view.background)), cv2.COLOR_BGR2RGB)
-        host = lib.Resize(height=view.size[1], width=view.size[0])(image=scan)["image"]
+        background = lib.Resize(height=view.size[1], width=view.size[0])(image=scan)["image"]
         rgba = decode_rgba(self.pngs[view.segment])
         angle = view.rotation_deg
         transform = lib.Compose(
@@ -135,17 +135,17 @@ class Albumentations(Pillow):
         moved = transform(image=np.ascontiguousarray(rgba[..., :3]), mask=np.ascontiguousarray(rgba[..., 3]))
         item, mask = moved["image"], moved["mask"]
         x, y = view.box[:2]
-        height, width = min(item.shape[0], host.shape[0] - y), min(item.shape[1], host.shape[1] - x)
-        window = host[y : y + height, x : x + width].astype(np.float32)
+        height, width = min(item.shape[0], background.shape[0] - y), min(item.shape[1], background.shape[1] - x)
+        window = background[y : y + height, x : x + width].astype(np.float32)
         weight = view.coefficient * (mask[:height, :width, None] >= 128)
-        host[y : y + height, x : x + width] = (weight * item[:height, :width] + (1 - weight) * window).round()
-        return cv2.imencode(".jpg", cv2.cvtColor(host, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
+        background[y : y + height, x : x + width] = (weight * item[:height, :width] + (1 - weight) * window).round()
+        return cv2.imencode(".jpg", cv2.cvtColor(background, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
 
 
 def measure(folder: Path, label: str, blend: str, pairs: int, rounds: int, peers: bool) -> dict[str, Any]:
     """Measure one set of scans; `folder` holds ``sixray``, ``regions.parquet`` and ``segments.parquet``."""
     recipe = Recipe(folder / "sixray", folder / "regions.parquet", folder / "segments.parquet", seed=0, blend=blend)
-    hosts, items = tables(recipe.regions, recipe.segments)
+    backgrounds, items = tables(recipe.regions, recipe.segments)
     made = {number: make_pair(recipe, number)[0] for number in range(pairs)}
     variants: dict[str, Any] = {"floor": Floor(recipe, made)}
     with tempfile.TemporaryFile() as first, tempfile.TemporaryFile() as second, tempfile.TemporaryFile() as third:
@@ -158,7 +158,7 @@ def measure(folder: Path, label: str, blend: str, pairs: int, rounds: int, peers
             try:
                 variants["albumentations"] = Albumentations(recipe, made, pngs, third)
             except ImportError:
-                print("albumentations is not installed: that peer is left out")
+                print("albumentations is not installed; its comparison is left out")
         seconds = interleave(variants, range(pairs), rounds)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for number in range(pairs):
@@ -166,7 +166,7 @@ def measure(folder: Path, label: str, blend: str, pairs: int, rounds: int, peers
         faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pairs
     row: dict[str, Any] = {
         "scans": label,
-        "megapixels": round(float(np.median(hosts.sizes.prod(1))) / 1e6, 2),
+        "megapixels": round(float(np.median(backgrounds.sizes.prod(1))) / 1e6, 2),
         "segments": len(items),
         "blend": blend,
         "pairs": pairs,
@@ -181,7 +181,7 @@ def measure(folder: Path, label: str, blend: str, pairs: int, rounds: int, peers
 
 
 def simulate_tables(folder: Path, scans: int, width: int) -> None:
-    """Simulate scans and make the tables of regions and segments, unless they are there."""
+    """Simulate scans and make the tables of regions and segments, unless they exist."""
     failed = not (folder / "segments.parquet").exists() and (
         simulate(["--out", str(folder), "--scans", str(scans), "--width", str(width), "--grey-belts", "0"])
         or regions.main(["--backgrounds", str(folder / "sixray"), "--out", str(folder / "regions.parquet")])
@@ -194,10 +194,10 @@ def simulate_tables(folder: Path, scans: int, width: int) -> None:
 def main() -> None:
     """Run the benchmark."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.synthesis", description=__doc__.splitlines()[0])
-    options.add_argument("--pairs", type=int, default=100, help="pairs a round (default: 100)")
+    options.add_argument("--pairs", type=int, default=100, help="pairs per round (default: 100)")
     options.add_argument("--rounds", type=int, default=5, help="default: 5")
-    options.add_argument("--scans", type=int, default=150, help="simulated scans a set (default: 150)")
-    options.add_argument("--keep", type=Path, help="folder for the simulated scans, kept and used again")
+    options.add_argument("--scans", type=int, default=150, help="simulated scans per set (default: 150)")
+    options.add_argument("--keep", type=Path, help="folder that keeps the simulated scans for other runs")
     args = options.parse_args()
     tune_process()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""Makes docs/speed.md of the result files: ``python -m benchmarks.table``. Its test fails when the two differ."""
+"""Writes docs/speed.md from the result files: ``python -m benchmarks.table``. A test fails when the two differ."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from segloc.common.text import markdown_table
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 HEAD = """# Measurements
 
-Made by `python -m benchmarks.table` from the files in `benchmarks/results/`, whose names say the machine. A ratio is of
-two times taken in the same run, the median over rounds where there are rounds; the script's `--help` and its first
-lines say what is timed against what. Absolute times differ from machine to machine, ratios less. Repeat a table with
-the command above it.
+Written by `python -m benchmarks.table` from the files in `benchmarks/results/`, which are named after the machine. A
+ratio compares two times of the same run; with several rounds it is the median. The docstring of each script says what
+it measures. Ratios depend less on the machine than times. To repeat a measurement, run the command above its table.
 """
 
 
 def render_speed(results: Path = RESULTS) -> str:
-    """Lay out every result file as a table, in the order of their names."""
+    """Format every result file as a table, in the order of file names."""
     parts = [HEAD]
     for path in sorted(results.glob("*.csv")):
         benchmark, _, machine = path.stem.partition("-")

@@ -16,28 +16,28 @@ EXAMPLES = """\
   python -m segloc.evaluate --results hidden.results.json --annotations xray_test_hidden.json --out hidden.json
   python -m segloc.evaluate --results easy.results.json hard.results.json --bootstrap 1000 \\
       --annotations xray_test_easy.json xray_test_hard.json --out both.json
-All figures are per cent. Two overalls are given: "mean", the plain mean of the test sets, as published for PIDray, and
-"pooled", the images of all test sets measured as one set. Beside OUT.json lie OUT.csv and OUT.md with the same figures.
-All is as in pycocotools but for two kinds of annotation. One of id 0, which it never matches, counts like any other.
-One whose mask cannot be decoded (polygons of fewer than three points each or with a point more than the image's longer
-side outside, run lengths that do not fill the image) counts for boxes alone.
-Intervals (--bootstrap) hold for this detector on other images of the same kind, not for another training seed.
+Metrics are in per cent. "mean" is the plain mean of the test sets, as published for PIDray. "pooled" treats the images
+of all test sets as one set. OUT.csv and OUT.md have the same metrics as OUT.json.
+Metrics equal those of pycocotools, with two exceptions. An annotation with id 0, which pycocotools never matches,
+counts like any other. An annotation whose mask cannot be decoded counts only for boxes: all its polygons have fewer
+than three points, a point is outside the image by more than its longer side, or run lengths do not fill the image.
+Confidence intervals (--bootstrap) cover other test images of the same kind, not other training seeds.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    options = cli.parser("segloc.evaluate", "Measure COCO AP and AR of boxes and masks.", EXAMPLES)
+    """Run the command; return its exit code."""
+    options = cli.parser("segloc.evaluate", "Compute COCO AP and AR of boxes and masks.", EXAMPLES)
     source = options.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", help="fine-tuning run or checkpoint")
     source.add_argument("--results", nargs="+", metavar="FILE", help="COCO results files instead of a detector")
     add = options.add_argument
     add("--annotations", nargs="+", default=[], metavar="FILE", help="COCO files, one per results file")
-    add("--config", help="recipe (default: the one inside the checkpoint)")
-    add("--data", help="PIDray folder of either release; otherwise the recipe's data section")
-    add("--subset", action="append", default=[], help="test set to measure (repeatable; default: all)")
-    add("--bootstrap", type=int, metavar="N", help="95 %% intervals from N draws of the test images, e.g. 1000")
-    add("--out", required=True, help="JSON file; tables and a detector's results go beside it")
+    add("--config", help="recipe (default: the one in the checkpoint)")
+    add("--data", help="PIDray folder of either release (default: the recipe's data section)")
+    add("--subset", action="append", default=[], help="test set to evaluate (repeatable; default: all)")
+    add("--bootstrap", type=int, metavar="N", help="95 %% confidence intervals from N bootstrap draws, e.g. 1000")
+    add("--out", required=True, help="JSON file; tables and the detector's results are written beside it")
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 
@@ -53,15 +53,15 @@ def _command(args: argparse.Namespace) -> None:
             args.weights, out, args.config, args.data, args.subset, args.overrides, args.bootstrap
         )
     paths = write_evaluation(report, out)
-    print(eval_tables.evaluation_text(report))  # after writing: the reader of a pipe may be gone
+    print(eval_tables.evaluation_text(report))  # after writing, because printing fails when a pipe is closed
     print(f"wrote {', '.join(map(str, paths))}")
 
 
 def _check_arguments(args: argparse.Namespace, written: list[Path]) -> None:
     if args.weights and args.annotations:
-        raise InputError("--annotations belongs to --results; name a detector's test sets with --data or data.tests")
+        raise InputError("--annotations is for --results; with --weights give test sets with --data or data.tests")
     if args.results and (args.config or args.data or args.subset or args.overrides):
-        raise InputError("--config, --data, --subset and key=value belong to --weights, not to --results")
+        raise InputError("--config, --data, --subset and key=value are for --weights; leave them out with --results")
     for file in [*(args.results or []), *args.annotations]:
         if Path(file).resolve() in [path.resolve() for path in written]:
             raise InputError(f"{file}: would be overwritten; choose another --out")

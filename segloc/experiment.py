@@ -1,4 +1,4 @@
-"""``python -m segloc.experiment``: a grid of starts, protocols and seeds, from pretraining to the tables."""
+"""``python -m segloc.experiment``: run a grid of initial weights, protocols and seeds, from pretraining to tables."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ EXAMPLES = """\
   python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 --list
   python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 data=/data/pidray seeds=[0]
   python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 --cell random-fair-seed1
-The same command goes on after a stop: what is finished is skipped. Several may run at once, here or on other machines
-that see the folder: each takes what no other works on. --cell runs one cell and what it needs, for a job array; then
-the command without it makes report.html, table.md and table.csv of all that is finished. A recipe, relative to the
-working directory, with protocols, `probe`, or both:
-  data: data/raw/pidray                       # a PIDray folder; left out, what the fine-tuning recipes name
+Run the same command again after a stop: it skips finished jobs. Several may run at once, also on other machines that
+share the folder; they do not work on the same job. For a job array, run each cell with --cell. Then run the command
+without --cell to write report.html, table.md and table.csv of the finished cells. A recipe has protocols, `probe`, or
+both. Its paths are relative to the working directory:
+  data: data/raw/pidray                       # a PIDray folder (default: the data of the fine-tuning recipes)
   seeds: [0, 1, 2]
-  pretrainings:                               # every seed by itself; with `seed: 0` all share one
+  pretrainings:                               # one pretraining per seed; with `seed: 0` all seeds share one
     paper: {config: detectron_configs/pretrain/paper_r101.yaml, shards: data/shards, overrides: [optim.amp=true]}
     random_dictionary: {config: ..., shards: data/shards, overrides: [queue.init=random]}
-  starts:
+  starts:                                     # initial weights
     random: {weights: random}                 # or imagenet, or a path
     segloc: {pretraining: paper, insert_bn: true, overrides: [model.backbone.sda_norm=ln]}
   protocols:
     fair: {config: detectron_configs/finetune/sdanet_r101_fair.yaml, overrides: [optim.batch=8]}
-  probe:                                      # segloc.probe of every start, the cheap stand-in for AP; it goes first
-    shards: data/probe_shards                 # best of items that no pretraining has seen
+  probe:                                      # segloc.probe of every start, a cheap proxy for AP; it runs first
+    shards: data/probe_shards                 # should hold items that no pretraining has seen
     config: detectron_configs/pretrain/paper_r101.yaml    # the network of random and imagenet; also `overrides`
-    starts: [random, segloc]                  # left out, all; also train: 2000, test: 1000, image_size: 500
-Probes end in probe.md, mean and standard deviation over the seeds, and probe.csv, every seed by itself. All starts are
-tested on the same views. One whose weights are the same for all seeds is probed once.
+    starts: [random, segloc]                  # default: all; also train: 2000, test: 1000, image_size: 500
+Probing writes probe.md (mean and standard deviation over seeds) and probe.csv (each seed). All starts are tested on the
+same views. A start with the same weights for all seeds is probed once.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    options = cli.parser("segloc.experiment", "Pretrain, fine-tune and evaluate a grid of runs, and compare.", EXAMPLES)
-    options.add_argument("recipe", metavar="RECIPE.yaml", help="the grid")
-    options.add_argument("--out", required=True, metavar="DIR", help="folder of the experiment; each cell is one in it")
-    options.add_argument("--list", action="store_true", help="show the cells, how far they are and what they run")
-    options.add_argument("--cell", metavar="NAME", help="run this cell and what it needs, and write no report")
+    """Run the command; return its exit code."""
+    options = cli.parser("segloc.experiment", "Pretrain, fine-tune, evaluate and compare a grid of runs.", EXAMPLES)
+    options.add_argument("recipe", metavar="RECIPE.yaml", help="recipe of the grid")
+    options.add_argument("--out", required=True, metavar="DIR", help="folder of the experiment, with a folder per cell")
+    options.add_argument("--list", action="store_true", help="show state and commands of every cell, run nothing")
+    options.add_argument("--cell", metavar="NAME", help="run only this cell and the jobs it needs; write no report")
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 
 
 def _command(args: argparse.Namespace) -> int:
-    """Carry out the command; returns 1 when something failed."""
+    """Run the command; return 1 if a job failed."""
     experiment = load(Experiment, args.recipe, args.overrides)
     out = experiment_folder(args.out)
     cells = chosen_cells(plan(experiment, out), args.cell)

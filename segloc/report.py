@@ -1,4 +1,4 @@
-"""``python -m segloc.report``: one self-contained HTML page that compares runs."""
+"""``python -m segloc.report``: write a self-contained HTML page that compares runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ EXAMPLES = """\
   python -m segloc.report runs/* --picture "Positive pairs=data/pairs.png" --out report.html
   python -m segloc.report runs/segloc-seed* runs/random-seed* --out report.html --table table.md --table table.csv
   python -m segloc.report runs/segloc other_program.json --out report.html    # from segloc.evaluate --results
-Runs that differ only in seed share a row: mean and sample standard deviation. Each start is compared with the random
-start of the same recipe, training set and engine. Where the test sets are easy, hard and hidden, published figures on
-PIDray follow, marked as such. Folders without run.json are named and left out.
+Runs that differ only in seed share a row with mean and sample standard deviation. Each run is compared with the random
+initialisation of the same recipe, training set and engine. If the test sets are easy, hard and hidden, the page also
+shows published results on PIDray, marked as such. Folders without run.json are printed and left out.
 """
 
 
@@ -24,15 +24,15 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    options = cli.parser("segloc.report", "Write one self-contained HTML page that compares runs.", EXAMPLES)
+    """Run the command; return its exit code."""
+    options = cli.parser("segloc.report", "Write a self-contained HTML page that compares runs.", EXAMPLES)
     add = options.add_argument
-    runs_help = "run folder, its evaluation.json in it; or what segloc.evaluate wrote for another program's results"
+    runs_help = "run folder with its evaluation.json, or a JSON file of segloc.evaluate --results"
     add("runs", nargs="+", metavar="RUN", help=runs_help)
-    add("--out", required=True, metavar="FILE", help="the page")
-    add("--title", default="SegLoc report", help="headline (default: %(default)s)")
-    add("--picture", action="append", default=[], metavar="CAPTION=FILE", help="show a picture (repeatable)")
-    table_help = "also write the table, as .md or .csv (repeatable)"
+    add("--out", required=True, metavar="FILE", help="HTML file to write")
+    add("--title", default="SegLoc report", help="title of the page (default: %(default)s)")
+    add("--picture", action="append", default=[], metavar="CAPTION=FILE", help="picture to include (repeatable)")
+    table_help = "also write the table as .md or .csv (repeatable)"
     add("--table", action="append", default=[], metavar="FILE", help=table_help)
     return cli.run(_command, options, argv)
 

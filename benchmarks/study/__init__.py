@@ -1,1 +1,1 @@
-"""The study, the simulator's realism, and the pages made of their results."""
+"""The study, the simulator's realism, and the pages with their results."""

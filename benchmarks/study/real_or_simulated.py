@@ -1,6 +1,6 @@
-"""Two small classifiers that are told real scans from simulated ones; see ``benchmarks/realism.py``.
+"""Two small classifiers that separate real from simulated scans; see ``benchmarks/study/realism.py``.
 
-Scans are split, never patches: what a classifier is asked about, it has seen no part of.
+Folds are made of whole scans, so a classifier never trains on a patch of a test scan.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from segloc.common.images import Image
 
 FOLDS = 5
 PATCH_PX = 64
-# Least share of matter in a patch, and patches taken of a scan.
+# Minimum share of matter in a patch; maximum number of patches per scan.
 PATCH_MATTER, PATCHES = 0.5, 16
 _FEATURE_BINS = 8
 STEPS, BATCH = 300, 64
 
 
 def folds(groups: Sequence[str], rng: np.random.Generator, count: int = FOLDS) -> np.ndarray:
-    """Assign each scan to one of `count` folds, every group spread evenly over them; int [scans]."""
+    """Assign each scan to one of `count` folds, with every group spread evenly; int [scans]."""
     fold = np.empty(len(groups), int)
     start = 0
     for group in sorted(set(groups)):
@@ -39,14 +39,14 @@ def folds(groups: Sequence[str], rng: np.random.Generator, count: int = FOLDS) -
 
 
 def splits(fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices to train on and to test, fold by fold."""
+    """Yield training and test indices of each fold."""
     for number in range(fold.max() + 1):
         yield np.flatnonzero(fold != number), np.flatnonzero(fold == number)
 
 
 def features(scans: Sequence[ScanStatistics]) -> np.ndarray:
-    """Statistics and coarse histograms of each scan, float [scans, features]; NaN where there is nothing to tell."""
-    # Bins of a histogram that make one feature: about `_FEATURE_BINS` features each.
+    """Return statistics and coarse histograms of each scan, float [scans, features]; NaN where undefined."""
+    # Number of bins to merge into one feature; about `_FEATURE_BINS` features per histogram.
     sizes = {name: next(size for size in range(bins // _FEATURE_BINS, 0, -1) if bins % size == 0)
              for name, (bins, _, _) in HISTOGRAMS.items()}  # fmt: skip
     return np.array([
@@ -59,21 +59,21 @@ def features(scans: Sequence[ScanStatistics]) -> np.ndarray:
 def logistic_scores(
     inputs: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, decay: float = 1.0
 ) -> np.ndarray:
-    """Logistic regression by Newton's method, inputs standardised, weights held small.
+    """Fit an L2-regularised logistic regression on standardised inputs by Newton's method.
 
     Args:
         inputs: float [scans, features].
         labels: 1 for real, 0 for simulated, [scans].
-        train: indices to learn from.
+        train: training indices.
         test: indices to score.
-        decay: weight of the squared weights beside the summed loss.
+        decay: factor of the L2 penalty, relative to the summed loss.
 
     Returns:
-        A score for each of `test`, above 0 for real.
+        A score for each index of `test`, above 0 for real.
     """
     with np.errstate(invalid="ignore"):
         mean, deviation = np.nanmean(inputs[train], 0), np.nanstd(inputs[train], 0)
-    scaled = np.nan_to_num((inputs - mean) / np.where(deviation > 0, deviation, 1))  # what is missing is the mean
+    scaled = np.nan_to_num((inputs - mean) / np.where(deviation > 0, deviation, 1))  # NaN becomes the mean
     rows = np.column_stack([np.clip(scaled, -5, 5), np.ones(len(scaled))])
     penalty = np.full(rows.shape[1], decay)
     penalty[-1] = 1e-6
@@ -90,7 +90,7 @@ def logistic_scores(
 
 
 def patches(scan: Image, rng: np.random.Generator) -> np.ndarray:
-    """Random patches of a prepared scan that lie in the bags: uint8 [at most `PATCHES`, 64, 64, 3]."""
+    """Take random patches of a prepared scan inside bags: uint8 [at most `PATCHES`, 64, 64, 3]."""
     grey = np.asarray(cv2.cvtColor(scan, cv2.COLOR_RGB2GRAY), np.uint8)
     level = authentic_region.adaptive(grey)[1]
     sums = cv2.integral((grey < level - LEAST_CONTRAST).astype(np.uint8))
@@ -103,7 +103,7 @@ def patches(scan: Image, rng: np.random.Generator) -> np.ndarray:
 
 
 def as_seen(patch: np.ndarray, view: str) -> np.ndarray:
-    """Take from patches [n, s, s, 3] what a view leaves out.
+    """Convert patches [n, s, s, 3] to a view.
 
     Args:
         patch: uint8.
@@ -119,7 +119,7 @@ def as_seen(patch: np.ndarray, view: str) -> np.ndarray:
 
 
 def network(channels: int, side: int) -> nn.Sequential:
-    """Build a plain network of three convolutions: [n, channels, side, side] to [n] logits; side is 16 or 64."""
+    """Build a network of three convolutions: [n, channels, side, side] to [n, 1] logits; side is 16 or 64."""
     layers: list[nn.Module] = []
     for width, kernel, stride in ((24, 5, side // 16), (48, 3, 2), (64, 3, 2)):
         layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.BatchNorm2d(width), nn.ReLU()]
@@ -130,17 +130,17 @@ def network(channels: int, side: int) -> nn.Sequential:
 def patch_scores(
     scans: Sequence[np.ndarray], labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
 ) -> list[np.ndarray]:
-    """Train a small network on the patches of some scans and score those of others.
+    """Train a small network on the patches of some scans and score the patches of others.
 
     Args:
         scans: patches of each scan, [patches, side, side, channels].
         labels: 1 for real, 0 for simulated, [scans].
-        train: scans to learn from.
-        test: scans to score.
+        train: indices of training scans.
+        test: indices of scans to score.
         seed: of weights, order and flips.
 
     Returns:
-        For each of `test`, the scores of its patches, above 0 for real.
+        For each scan of `test`, the scores of its patches, above 0 for real.
     """
     inputs = _normalised(np.concatenate([scans[index] for index in train]))
     targets = torch.from_numpy(np.repeat(labels[train], [len(scans[index]) for index in train])).float()
@@ -163,14 +163,14 @@ def patch_scores(
 
 
 def _normalised(patches: np.ndarray) -> torch.Tensor:
-    """Turn patches [n, side, side, channels] of levels into float [n, channels, side, side], -1 to 1."""
+    """Convert patches [n, side, side, channels] of levels to float [n, channels, side, side], -1 to 1."""
     return torch.from_numpy(patches).float().permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def cross_validated(
     score: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray] | np.ndarray], fold: np.ndarray
 ) -> list[np.ndarray]:
-    """Score every scan by what was learned from the other folds: per scan its scores, one or one a patch."""
+    """Score every scan with a classifier trained on the other folds: one score per scan, or one per patch."""
     scores: list[np.ndarray] = [np.empty(0)] * len(fold)
     for train, test in splits(fold):
         for index, found in zip(test, score(train, test), strict=True):
@@ -179,7 +179,7 @@ def cross_validated(
 
 
 def wilson(right: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share by Wilson's formula, from `right` of `count`."""
+    """Compute Wilson's 95 % confidence interval of the share `right` / `count`."""
     z, share = 1.96, right / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

@@ -1,9 +1,9 @@
-"""How close simulated scans are to real ones: statistics of both, and two small classifiers that tell them apart.
+"""Compare simulated with real scans by statistics and by two small classifiers that separate them.
 
-Real and simulated scans are brought to one width, less than that of any, and through the same JPEG coding, so that
-neither resampling nor file format tells them apart. They are compared within groups (with or without prohibited items,
-white or grey belt). Writes numbers to ``benchmarks/study/results/realism``, and from them ``docs/simulator.md`` with
-its charts and a sheet of simulated scans. Nothing it writes shows a real scan.
+All scans are scaled to one width, smaller than that of any scan, and JPEG-coded in the same way, so neither resampling
+nor file format separates them. They are compared within groups (with or without prohibited items, white or grey belt).
+The command writes numbers to ``benchmarks/study/results/realism`` and from these ``docs/simulator.md`` with charts and
+a sheet of simulated scans. The output shows no real scan.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 GREY_BELT_BELOW = 230  # white belts have 255, grey ones 190 to 200
 HALVINGS = 50
 VIEWS = ("colour", "grey", "coarse")
-# Draws of simulated scans and of folds: a network takes as long as hundreds of logistic regressions.
+# Repetitions with new draws of scans and folds; a network takes as long as hundreds of logistic regressions.
 REPEATS, NETWORK_REPEATS = 10, 1
 _NEGATIVE = re.compile(r"N\d{5,7}\.\w+", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What is kept of a scan.
+    """Measurements of a scan.
 
     Attributes:
-        group: ``negatives, white belt`` and so on.
+        group: for example ``negatives, white belt``.
         statistics: of the prepared scan.
         patches: uint8 [patches, 64, 64, 3].
     """
@@ -63,10 +63,10 @@ Groups = dict[str, tuple[list[Scan], list[Scan]]]
 
 
 def read_scans(roots: Sequence[Path], width: int, most: int, rng: Generator) -> list[Scan]:
-    """Read and measure all scans below some folders, at random `most` of them.
+    """Read and measure at most `most` scans in some folders, chosen at random.
 
     Raises:
-        InputError: a folder is missing or holds no scan, or a scan is too narrow or broken.
+        InputError: a folder is missing or has no scan, or a scan is too narrow or damaged.
     """
     paths = [root / name for root in roots for name in folder.scans(existing_folder(root, "scans"))]
     chosen = [paths[index] for index in sorted(rng.permutation(len(paths))[:most])]
@@ -77,7 +77,7 @@ def read_scans(roots: Sequence[Path], width: int, most: int, rng: Generator) -> 
         except ImageError as error:
             raise InputError(f"{path}: {error}") from error
         if image.shape[1] <= width:
-            raise InputError(f"{path}: {image.shape[1]} px wide; --width {width} must be less than any scan's")
+            raise InputError(f"{path}: is {image.shape[1]} px wide; give --width less than that, not {width}")
         prepared = scan_statistics.prepare(image, width)
         statistics = scan_statistics.measure(prepared)
         patches = real_or_simulated.patches(prepared, rng)
@@ -89,7 +89,7 @@ def read_scans(roots: Sequence[Path], width: int, most: int, rng: Generator) -> 
 
 
 def by_group(real: Sequence[Scan], simulated: Sequence[Scan]) -> Groups:
-    """Sort both by group; groups with fewer than `FOLDS` scans of either are left out, with a line that says so."""
+    """Group both sources; print and leave out groups with fewer than `FOLDS` scans of either source."""
     groups: Groups = {}
     for name in sorted({scan.group for scan in (*real, *simulated)}):
         pair = [scan for scan in real if scan.group == name], [scan for scan in simulated if scan.group == name]
@@ -98,12 +98,13 @@ def by_group(real: Sequence[Scan], simulated: Sequence[Scan]) -> Groups:
         else:
             print(f"{name}: left out, {len(pair[0])} real and {len(pair[1])} simulated scans are too few")
     if not groups:
-        raise InputError(f"no group of scans has {real_or_simulated.FOLDS} real and as many simulated scans")
+        least = real_or_simulated.FOLDS
+        raise InputError(f"no group has {least} real and {least} simulated scans; give more scans")
     return groups
 
 
 def statistics_rows(groups: Groups, rng: Generator) -> list[dict[str, Any]]:
-    """Quantiles of every statistic and the distance of the two samples, a row per group and statistic."""
+    """Return quantiles of every statistic and the distance of the samples, a row per group and statistic."""
     rows = []
     for group, pair in groups.items():
         columns = [{name: [scan.statistics.values[name] for scan in scans] for name in STATISTICS} for scans in pair]
@@ -121,7 +122,7 @@ def statistics_rows(groups: Groups, rng: Generator) -> list[dict[str, Any]]:
 
 
 def histogram_rows(groups: Groups, rng: Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Mean histograms, a row per group, histogram and bin; and their distances, a row per group and histogram."""
+    """Return mean histograms (a row per group, histogram and bin) and distances (a row per group and histogram)."""
     bins, distances = [], []
     for group, pair in groups.items():
         for name, (count, low, high) in HISTOGRAMS.items():
@@ -143,9 +144,9 @@ def histogram_rows(groups: Groups, rng: Generator) -> tuple[list[dict[str, Any]]
 def _distances(
     distance: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, simulated: np.ndarray, rng: Generator
 ) -> dict[str, str]:
-    """Distance of a half of the real sample from as many simulated scans, and from its other half: chance.
+    """Compute the distance of half the real sample from as many simulated scans, and from its other half (chance).
 
-    Both are means over the same random halves, so that of two samples alike the two figures are, too.
+    Both are means over the same random halves, so they are equal in expectation for samples of one distribution.
     """
     apart, chance = [], []
     for _ in range(HALVINGS):
@@ -162,7 +163,7 @@ def _short(number: float) -> str:
 
 
 def matched(groups: Groups, rng: Generator) -> tuple[list[Scan], np.ndarray]:
-    """As many simulated as real scans of each group, at random, and their labels: 1 real, 0 simulated."""
+    """Draw equally many real and simulated scans of each group; return scans and labels (1 real, 0 simulated)."""
     scans: list[Scan] = []
     labels: list[int] = []
     for real, simulated in groups.values():
@@ -174,7 +175,7 @@ def matched(groups: Groups, rng: Generator) -> tuple[list[Scan], np.ndarray]:
 
 
 def halves(groups: Groups, which: int, rng: Generator) -> Groups:
-    """Split one source of every group at random in two: the control, which nothing should tell apart."""
+    """Split one source of every group into random halves, the control that no classifier should separate."""
     split: Groups = {}
     for name, pair in groups.items():
         order = rng.permutation(len(pair[which]))
@@ -183,8 +184,8 @@ def halves(groups: Groups, which: int, rng: Generator) -> Groups:
     return split
 
 
-def told(scans: Sequence[Scan], labels: np.ndarray, view: str | None, rng: Generator) -> list[np.ndarray]:
-    """Cross-validated scores of every scan: by its statistics, or by its patches in one of `VIEWS`."""
+def classifier_scores(scans: Sequence[Scan], labels: np.ndarray, view: str | None, rng: Generator) -> list[np.ndarray]:
+    """Compute cross-validated scores of every scan from its statistics, or from its patches in one of `VIEWS`."""
     fold = real_or_simulated.folds([f"{scan.group} {label}" for scan, label in zip(scans, labels, strict=True)], rng)
     if view is None:
         inputs = real_or_simulated.features([scan.statistics for scan in scans])
@@ -196,7 +197,7 @@ def told(scans: Sequence[Scan], labels: np.ndarray, view: str | None, rng: Gener
 
 
 def classifier_rows(groups: Groups, rng: Generator) -> list[dict[str, Any]]:
-    """Accuracy of every classifier over all scans and per group, and of each on the controls."""
+    """Return the accuracy of the classifiers over all scans and per group, and on the controls."""
     rows = []
     sources: dict[str, Callable[[], Groups]] = {
         "real or simulated": lambda: groups,
@@ -209,7 +210,8 @@ def classifier_rows(groups: Groups, rng: Generator) -> list[dict[str, Any]]:
             repeats = NETWORK_REPEATS if view else REPEATS
             for _ in tqdm(range(repeats), desc=f"{task}, {view or 'statistics'}"):
                 scans, labels = matched(source(), rng)
-                for scan, label, scores in zip(scans, labels, told(scans, labels, view, rng), strict=True):
+                scored = classifier_scores(scans, labels, view, rng)
+                for scan, label, scores in zip(scans, labels, scored, strict=True):
                     hit = (scores.mean() > 0) == label, ((scores > 0) == label).mean()
                     for name in ("all", scan.group):
                         right.setdefault(name, []).append(np.array(hit, float))
@@ -218,7 +220,7 @@ def classifier_rows(groups: Groups, rng: Generator) -> list[dict[str, Any]]:
 
 
 def _accuracy(task: str, view: str | None, group: str, hits: np.ndarray, repeats: int) -> dict[str, Any]:
-    """One row from hits [scans of all repeats, 2 (scan, its patches)]; the interval is that of one repeat's scans."""
+    """Make a row from hits [scans of all repeats, 2 (scan, its patches)]; the interval is for one repeat's scans."""
     count = len(hits) // repeats
     low, high = real_or_simulated.wilson(float(hits[:, 0].mean()) * count, count)
     return {
@@ -258,14 +260,14 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command; return its exit code."""
     parser = cli.parser("benchmarks.study.realism", str(__doc__), EXAMPLES)
     add = parser.add_argument
     add("--real", type=cli.path, nargs="+", required=True, metavar="DIR", help="folders of real scans")
-    add("--simulated", type=cli.path, metavar="DIR", help="output of pipeline.simulate (default: made)")
+    add("--simulated", type=cli.path, metavar="DIR", help="output of pipeline.simulate (default: simulate --scans)")
     add("--scans", type=int, default=500, metavar="N", help="scans to simulate (default: %(default)s)")
     add("--width", type=int, default=400, metavar="PX", help="common width (default: %(default)s)")
-    add("--most", type=int, default=1000, metavar="N", help="scans used of a source, at random (%(default)s)")
+    add("--most", type=int, default=1000, metavar="N", help="maximum scans per source (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
     return cli.run(compare, parser, argv)
 

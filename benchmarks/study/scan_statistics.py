@@ -1,4 +1,4 @@
-"""What scans look like in numbers, for comparing simulated with real ones; see ``benchmarks/realism.py``."""
+"""Statistics of scans, to compare simulated with real ones; see ``benchmarks/study/realism.py``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.bags.belt import LEAST_CONTRAST, belt_noise
 from segloc.common.images import Image, decode, encode_jpeg
 
 JPEG_QUALITY = 95
-# Least saturation (0..1) at which a hue means something, and the hues of the trade's three colours in degrees.
+# Minimum saturation (0..1) for a meaningful hue; hue ranges in degrees of the three pseudo-colours of X-ray scanners.
 LEAST_SATURATION = 0.12
 HUES = {"orange": (10, 65), "green": (65, 165), "blue": (165, 265)}
 EDGE_LEVELS = 10.0
 # Bins and their range. Grey in levels, hue in degrees, saturation from 0 (grey) to 1.
 HISTOGRAMS: dict[str, tuple[int, float, float]] = {"grey": (64, 0, 256), "hue": (36, 0, 360), "saturation": (32, 0, 1)}
-# Every statistic with its unit, in the order of the tables.
+# Statistics with their units, in table order.
 STATISTICS: dict[str, str] = {
     "aspect": "height over width of the frame",
     "region_share": "authentic region (adaptive), share of the frame",
@@ -49,7 +49,7 @@ class ScanStatistics:
     """Statistics of one scan.
 
     Attributes:
-        values: by the names of `STATISTICS`; NaN where a scan has no pixel to tell (no belt outside the region).
+        values: by the names of `STATISTICS`; NaN if undefined (no belt outside the region).
         histograms: by the names of `HISTOGRAMS`, shares that sum to 1; grey over the region, the others over matter.
     """
 
@@ -58,9 +58,9 @@ class ScanStatistics:
 
 
 def prepare(scan: Image, width: int) -> Image:
-    """Bring a scan [h, w, 3] to a width by area means and through a JPEG file, the same for every source.
+    """Downscale a scan [h, w, 3] to a width by area averaging and JPEG-code it, in the same way for every source.
 
-    Every scan is to be reduced, so that neither the file format nor the lack of a resampling tells the sources apart.
+    Every scan must be wider than `width`; otherwise missing resampling would separate the sources.
     """
     height = max(1, round(scan.shape[0] * width / scan.shape[1]))
     smaller = np.asarray(cv2.resize(scan, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
@@ -68,7 +68,7 @@ def prepare(scan: Image, width: int) -> Image:
 
 
 def measure(scan: Image) -> ScanStatistics | None:
-    """Measure a prepared scan, RGB uint8 [height, width, 3]; None when it is nothing but belt."""
+    """Measure a prepared scan, RGB uint8 [height, width, 3]; None if it shows only belt."""
     grey = np.asarray(cv2.cvtColor(scan, cv2.COLOR_RGB2GRAY), np.uint8)
     box, level = authentic_region.adaptive(grey)
     if box is None:
@@ -115,33 +115,33 @@ def measure(scan: Image) -> ScanStatistics | None:
 
 
 def red_less_blue(scan: Image) -> Image:
-    """Half the difference of red and blue around 128, uint8 [h, w]: orange is light in it, blue is dark."""
+    """Return 128 plus half the difference of red and blue, uint8 [h, w]: orange is light, blue is dark."""
     return np.asarray((scan[..., 0].astype(np.int16) - scan[..., 2] + 256) // 2, np.uint8)
 
 
 def slope(grey: Image) -> np.ndarray:
-    """Slope of the grey level at every pixel by Sobel's filter, float32 [h, w] in levels a pixel."""
+    """Compute the slope of the grey level with Sobel's filter, float32 [h, w] in levels per pixel."""
     x, y = (cv2.Sobel(grey, cv2.CV_32F, *axis, ksize=3, scale=1 / 8) for axis in ((1, 0), (0, 1)))
     return np.asarray(cv2.magnitude(x, y))
 
 
 def edge_density(grey: Image) -> float:
-    """Share of the pixels where grey rises by more than `EDGE_LEVELS` a pixel."""
+    """Compute the share of pixels with a slope above `EDGE_LEVELS` per pixel."""
     return float((slope(grey) > EDGE_LEVELS).mean())
 
 
 def texture(grey: Image, matter: np.ndarray) -> float:
-    """Median over matter of the standard deviation in the 9x9 window around each pixel, in levels."""
+    """Compute the median over matter of the standard deviation in the 9x9 window of each pixel, in levels."""
     values = grey.astype(np.float32)
     mean, square = (cv2.blur(image, (9, 9)) for image in (values, values * values))
     return float(np.median(np.sqrt(np.maximum(square - mean * mean, 0))[matter]))
 
 
 def grain(grey: Image, matter: np.ndarray) -> float:
-    """Noise of one channel in the smooth half of the matter, as a standard deviation in levels.
+    """Estimate the noise of one channel in the smooth half of the matter, as a standard deviation in levels.
 
-    Immerkaer's filter, blind to planes and straight edges: its absolute value has the mean sqrt(2/pi) sigma. Smooth is
-    where the picture, itself blurred against the noise, is less steep than it is in the middle.
+    Uses Immerkaer's filter, which ignores planes and straight edges; its absolute value has the mean sqrt(2/pi) sigma.
+    Smooth pixels are those whose slope, after blurring, is at most the median.
     """
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
     deviation = np.abs(cv2.filter2D(grey, cv2.CV_32F, kernel))
@@ -151,9 +151,9 @@ def grain(grey: Image, matter: np.ndarray) -> float:
 
 
 def spectrum_slope(grey: Image) -> float:
-    """Exponent of the power spectrum, f**slope, between 0.02 and 0.35 cycles a pixel; NaN for less than 64 px.
+    """Fit the exponent of the power spectrum, f**slope, from 0.02 to 0.35 cycles per pixel; NaN for less than 64 px.
 
-    Natural pictures have about -2, white noise 0. A Hann window keeps the frame's edges out of it.
+    Natural pictures have about -2, white noise 0. A Hann window suppresses the edges of the frame.
     """
     if min(grey.shape) < 64:
         return float("nan")
@@ -167,10 +167,7 @@ def spectrum_slope(grey: Image) -> float:
 
 
 def earth_movers_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Least mean way that `a`'s values have to move to be distributed as `b`'s; NaNs are left out.
-
-    The area between the two quantile functions.
-    """
+    """Compute the earth mover's distance of two samples without NaNs: the area between their quantile functions."""
     first, second = (np.sort(values[~np.isnan(values)]) for values in (a, b))
     if not len(first) or not len(second):
         return float("nan")
@@ -180,10 +177,10 @@ def earth_movers_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def histogram_distance(name: str, a: np.ndarray, b: np.ndarray) -> float:
-    """Earth mover's distance of two histograms of `HISTOGRAMS`, in its unit; hue goes round."""
+    """Compute the earth mover's distance of two histograms of `HISTOGRAMS`, in its unit; hue is circular."""
     bins, low, high = HISTOGRAMS[name]
     gap = np.cumsum(a - b)
-    if name == "hue":  # on a circle the way may lead across the end: the best start takes the median away
+    if name == "hue":  # on a circle, the optimal transport subtracts the median
         gap -= np.median(gap)
     return float(np.abs(gap).sum() * (high - low) / bins)
 

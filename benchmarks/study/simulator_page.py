@@ -1,6 +1,6 @@
-"""``python -m benchmarks.study.simulator_page``: makes docs/simulator.md of what ``benchmarks.study.realism`` wrote.
+"""``python -m benchmarks.study.simulator_page``: write docs/simulator.md from results of ``benchmarks.study.realism``.
 
-The page's test fails when it differs from the result files.
+A test fails when the page differs from the result files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).with_name("results") / "realism"
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "simulator.md"
 SHEET, HISTOGRAM_CHART, STATISTICS_CHART = "simulator.jpg", "simulator_histograms.png", "simulator_statistics.png"
-# Folders of a simulation, a row of the sheet each.
+# Folders of a simulation, one per row of the sheet.
 ROWS = {name: subset.images for name, subset in SUBSETS.items()}
 COLOURS = {"real": "#222222", "simulated": "#d1495b"}
 _CELL_PX, _COLUMNS, _LABEL_PX = (190, 200), 5, 22
@@ -38,7 +38,7 @@ def read(name: str, results: Path) -> Rows:
 
 
 def render_simulator(results: Path = RESULTS) -> str:
-    """Lay out the page."""
+    """Return the page as Markdown."""
     statistics = read("statistics", results)
     groups = list(dict.fromkeys(row["group"] for row in statistics))
     firsts = [next(row for row in statistics if row["group"] == group) for group in groups]
@@ -62,19 +62,19 @@ def render_simulator(results: Path = RESULTS) -> str:
 
 
 def times_chance(row: dict[str, str]) -> float:
-    """Distance in units of what chance gives; infinite where the real sample does not vary but the other differs."""
+    """Divide the distance by the chance distance; infinite if only the real sample has no variation."""
     distance, chance = float(row["distance"]), float(row["real_halves"])
     return distance / chance if chance > 0 else (float("inf") if distance > 0 else 1.0)
 
 
 def _distance(row: dict[str, str]) -> list[str]:
-    """Distance, chance, and the ratio of the two."""
+    """Return distance, chance distance and their ratio."""
     value = times_chance(row)
     return [row["distance"], row["real_halves"], f"{value:.1f}" if np.isfinite(value) else "-"]
 
 
 def _spread(row: dict[str, str], source: str) -> str:
-    """Median and quartiles."""
+    """Format median and quartiles."""
     return f"{row[f'{source}_q50']} [{row[f'{source}_q25']}, {row[f'{source}_q75']}]"
 
 
@@ -88,7 +88,7 @@ def _statistics(rows: Rows, group: str) -> str:
 
 
 def _telling(statistics: Rows, groups: list[str]) -> str:
-    """List what differs most, by the ratio to chance; statistics that do not vary in real scans have none."""
+    """List the statistics with the largest ratio to chance, without those that do not vary in real scans."""
     parts = [f"## What gives it away\n\nThe {_TELLING} statistics of each group that differ most from chance.\n"]
     for group in groups:
         rows = [row for row in statistics if row["group"] == group and np.isfinite(times_chance(row))]
@@ -113,7 +113,7 @@ def draw_histograms(rows: Rows, path: Path) -> None:
                 shares = [float(row[source]) for row in bins]
                 axis.step(starts, shares, where="post", color=colour, linewidth=1.2, label=source)
             highest = sorted(float(row[source]) for row in bins for source in COLOURS)
-            axis.set_ylim(0, 1.15 * highest[-3])  # the belt's own level would flatten all else
+            axis.set_ylim(0, 1.15 * highest[-3])  # the peak of the belt's grey level would flatten the rest
             axis.set_title(f"{group}: {name}", fontsize=8)
             axis.tick_params(labelsize=7)
     axes[0, 0].legend(fontsize=7, frameon=False)
@@ -121,7 +121,7 @@ def draw_histograms(rows: Rows, path: Path) -> None:
 
 
 def draw_statistics(rows: Rows, path: Path) -> None:
-    """Chart medians and quantiles of every statistic: a panel each, a pair of lines per group."""
+    """Chart medians and quantiles: a panel per statistic, a pair of lines per group."""
     groups = list(dict.fromkeys(row["group"] for row in rows))
     figure = Figure((11, 1.25 * -(-len(STATISTICS) // 4) * max(1.0, len(groups) / 2.5)), layout="constrained")
     axes = figure.subplots(-(-len(STATISTICS) // 4), 4).ravel()
@@ -145,10 +145,10 @@ def draw_statistics(rows: Rows, path: Path) -> None:
 
 
 def draw_sheet(root: Path, path: Path) -> None:
-    """Draw a sheet of simulated scans, the first of every part of a simulation in `root`.
+    """Draw a sheet with the first scans of every folder of a simulation in `root`.
 
     Raises:
-        OSError: a part is missing.
+        OSError: a folder is missing.
     """
     bands = []
     for name, place in ROWS.items():
@@ -159,7 +159,7 @@ def draw_sheet(root: Path, path: Path) -> None:
 
 
 def _fitted(scan: np.ndarray) -> np.ndarray:
-    """Shrink a scan into a cell of the sheet, on white below a strip for the row's name."""
+    """Scale a scan into a white cell of the sheet, below a strip for the row's name."""
     width, height = _CELL_PX
     cell = np.full((height + _LABEL_PX, width, 3), 255, np.uint8)
     factor = min((width - 8) / scan.shape[1], height / scan.shape[0])

@@ -1,6 +1,6 @@
-"""Fine-tuning's other half: detectors on the pretrained backbone, the data they see and how they are scored.
+"""Fine-tuning and evaluation of detectors on the pretrained backbone.
 
-`splits` checks the sets to train and test on, `data` makes batches, `detector` is the one face of both engines
-(`engine_detectron2`, `engine_torchvision`), `weights` loads what was pretrained, `trainer` trains, `predict` and
-`coco_eval` measure (with `bootstrap` for intervals, `eval_tables` for people).
+`splits` checks the training and test sets, `data` makes batches. `detector` is the interface of both engines
+(`engine_detectron2`, `engine_torchvision`). `weights` loads pretrained weights, `trainer` trains. `predict` and
+`coco_eval` evaluate, `bootstrap` computes confidence intervals, `eval_tables` writes the tables.
 """

@@ -1,13 +1,14 @@
-"""Confidence intervals of COCO's figures by the percentile bootstrap over test images (Efron, 1979).
+"""Confidence intervals of COCO metrics by the percentile bootstrap over test images (Efron, 1979).
 
-An interval says how far a figure of this one detector would move if the test set were another sample of as many
-images of the same kind. It does not cover the training: another seed gives another detector, whose figures can move
-further; that needs several runs. Nor does it cover images of another kind, such as those of another scanner.
+An interval shows how much a metric of this one detector varies between test sets of the same size and kind. It does
+not cover training variance, which can be larger and needs runs with several seeds, and it does not cover images of
+another kind, such as those of another scanner.
 
-Each test set's images are drawn with replacement, as many as it has, and its matches are counted as often as their
-image was drawn; no match changes, as COCO matches image by image. The mean and the pooled set are made of the same
-draws. A draw without any item of a class leaves that class out of its average, as COCO does. The percentile method
-does not correct for bias: in small sets, whose draws hold far fewer different images, intervals lie too high.
+A draw samples the images of each test set with replacement, at the size of the set. The matches of an image count once
+for each time it was drawn. Images are not matched again, because COCO matches each image separately. The mean and the
+pooled set use the same draws. A class without items in a draw is left out of the average of that draw, as in COCO. The
+percentile method does not correct for bias: draws from a small set hold far fewer distinct images, and its intervals
+are too high.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from tqdm import tqdm
 from segloc.detection.coco_eval import MEAN, METRICS, PARAMS, POOLED, Matches, figures, pool
 
 LEVEL_PERCENT = 95
-LEAST_RESAMPLES = 40  # with fewer, less than one lies beyond each bound
+LEAST_RESAMPLES = 40  # with fewer, less than one draw is outside each bound
 SEED = 0
 _DRAWS = 0xB007
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassMatches:
-    """The matches of one class laid out for counting: D detections, R images, and lists of T, one an IoU threshold.
+    """Matches of one class, arranged for counting: D detections, R images, T IoU thresholds.
 
-    Detections stand in COCO's order: by descending score, equal ones by image.
+    Detections are in COCO's order: by descending score, then by image.
 
     Attributes:
         image: [D] number of the image.
-        tie: [D] the first detection that has this score in this image.
-        ties: [D] how many have it.
-        true: T lists of detections matched with an item.
-        ignored: T lists of detections matched with a crowd, and so neither true nor false.
+        tie: [D] index of the first detection with this score in this image.
+        ties: [D] number of detections with this score in this image.
+        true: T lists of indices of detections matched with an item.
+        ignored: T lists of indices of detections matched with a crowd, which count as neither true nor false.
         present: [R] numbers of the images that have items or detections.
-        recalled: [R, T * 3] number of items found within the first 1, 10 and 100 detections of an image.
-        items: [R] number of items to find.
+        recalled: [R, T * 3] number of items found in the first 1, 10 and 100 detections of an image.
+        items: [R] number of items, without crowds.
     """
 
     image: np.ndarray
@@ -55,7 +56,7 @@ class ClassMatches:
 
 
 def arrange(matches: Matches) -> list[ClassMatches]:
-    """Lay out matches for `accumulate`, a class at a time."""
+    """Arrange the matches of each class for `accumulate`."""
     return [_arrange(of_class) for of_class in matches.records]
 
 
@@ -84,14 +85,14 @@ def _arrange(of_class: Sequence[dict[str, Any] | None]) -> ClassMatches:
 
 
 def accumulate(classes: list[ClassMatches], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count every image as often as its weight says; the result is that of COCO on a set that holds it so often.
+    """Compute COCO's precision and recall for a set that contains image i `weights[i]` times.
 
     Args:
         classes: from `arrange`.
         weights: [I] int, 0 or more.
 
     Returns:
-        Precision [IoU, recall, class] and recall [IoU, class, limit], as `figures` takes them.
+        Precision [IoU, recall, class] and recall [IoU, class, limit], the arguments of `figures`.
     """
     levels, points, limits = len(PARAMS.iouThrs), len(PARAMS.recThrs), len(PARAMS.maxDets)
     precision, recall = -np.ones((levels, points, len(classes))), -np.ones((levels, len(classes), limits))
@@ -105,12 +106,12 @@ def accumulate(classes: list[ClassMatches], weights: np.ndarray) -> tuple[np.nda
 
 
 def _precision(of_class: ClassMatches, weights: np.ndarray, items: float) -> np.ndarray:
-    """Precision at COCO's recalls, [IoU, recall]; its maxima lie where detections are true, so these suffice."""
+    """Compute precision [IoU, recall] at COCO's recalls from the true detections, where precision has its maxima."""
     counts = weights[of_class.image]
     before = (np.cumsum(counts) - counts)[of_class.tie] + np.arange(len(counts)) - of_class.tie
 
     def ranks(chosen: np.ndarray) -> np.ndarray:
-        """Ranks of some detections, as often as drawn; of equal ones, those of an image's first copy come first."""
+        """Rank every copy of some detections; among equal scores, the first copy of an image comes first."""
         times = counts[chosen]
         copy = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         return np.sort(np.repeat(before[chosen], times) + copy * np.repeat(of_class.ties[chosen], times))
@@ -126,22 +127,22 @@ def _precision(of_class: ClassMatches, weights: np.ndarray, items: float) -> np.
 
 
 def resample(matches: Mapping[str, Matches], resamples: int) -> dict[str, np.ndarray]:
-    """Measure test sets on images drawn with replacement.
+    """Compute the metrics of test sets on images drawn with replacement.
 
     Args:
-        matches: by name of the test set; the draws depend on the name and its number of images alone, so boxes, masks
-            and other detectors are measured on the same draws.
+        matches: by name of the test set. Draws depend only on this name and the number of images, so boxes, masks and
+            other detectors get the same draws.
         resamples: number of draws.
 
     Returns:
-        By test set, and for `MEAN` and `POOLED`, `METRICS` of every draw, [resamples, 6] in per cent; NaN where a
-        draw has nothing to measure.
+        `METRICS` of every draw by test set, and for `MEAN` and `POOLED`: [resamples, 6] in per cent, NaN where
+        undefined.
     """
     sets = {**{name: arrange(part) for name, part in matches.items()}, POOLED: arrange(pool(list(matches.values())))}
     draws = {name: np.random.default_rng([SEED, _DRAWS, *name.encode()]) for name in matches}
     values = {name: np.full((resamples, len(METRICS)), np.nan) for name in (*matches, MEAN, POOLED)}
     for row in tqdm(range(resamples), desc="bootstrap", unit="draw"):
-        # How often each image is among as many drawn with replacement.
+        # Number of times each image was drawn.
         weights = {
             name: np.bincount(draws[name].integers(max(part.images, 1), size=part.images), minlength=part.images)
             for name, part in matches.items()
@@ -154,7 +155,7 @@ def resample(matches: Mapping[str, Matches], resamples: int) -> dict[str, np.nda
 
 
 def interval(values: np.ndarray) -> list[list[float] | None]:
-    """Bounds between which the middle 95 % of the draws lie, per metric; None where no draw has a figure."""
+    """Compute the bounds of the middle 95 % of the draws for each metric; None where all draws are NaN."""
     tail = (100 - LEVEL_PERCENT) / 2
     columns = [column[~np.isnan(column)] for column in values.T]
     return [np.percentile(c, [tail, 100 - tail]).tolist() if len(c) else None for c in columns]

@@ -1,10 +1,10 @@
-"""COCO's average precision and recall, as a pure function of ground truth and results.
+"""COCO average precision and recall, as a pure function of ground truth and results.
 
-Detectron2's evaluator computes the recalls and drops them; this keeps everything that COCO's own code (pycocotools)
-measures over all sizes, for every class too. All figures are per cent; None where there is nothing to measure.
+Detectron2's evaluator drops the recalls. This module keeps all metrics that pycocotools computes over all sizes, also
+for each class. Metrics are in per cent; None where undefined.
 
-Detections are matched with items image by image, so several test sets are pooled by putting their matches side by
-side: nothing is matched twice, and ids that repeat between the files do not meet.
+COCO matches each image separately. Several test sets are therefore pooled by concatenating their matches, and ids that
+repeat between the files do not collide.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from segloc.common.datasets.coco import is_number
 from segloc.common.errors import InputError
 from segloc.common.masks import to_rle
 
-FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # of a COCO result, by what is measured
+FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # field of a COCO result, by IoU type
 IOU_TYPES = tuple(FIELDS)
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
-MEAN, POOLED = "mean", "pooled"  # overalls of several test sets: mean of their figures, and all images as one set
-ALL_SIZES = [0, 1e10]  # COCO's "all", in pixels; its other three ranges would take three quarters of the time
+MEAN, POOLED = "mean", "pooled"  # summaries of several test sets: mean of their metrics, and all images as one set
+ALL_SIZES = [0, 1e10]  # COCO's "all", in square pixels; its other three ranges would take three quarters of the time
 
-AT_ONCE = 1000  # masks checked together; more leave the processor's cache
+AT_ONCE = 1000  # masks checked together; more do not fit into the processor's cache
 PARAMS = Params(iouType="bbox")  # COCO's thresholds and limits
 
 Metrics = dict[str, Any]
@@ -39,13 +39,13 @@ Metrics = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """Which detections COCO's rules match with items, in every image by itself.
+    """Detections matched with items by COCO's rules, separately for each image.
 
     Attributes:
         classes: names in ascending order of the category ids.
         images: number of images.
-        records: per class, COCO's record of every image in ascending order of the image ids (``COCOeval.evalImgs``);
-            None where an image has neither items nor detections of the class.
+        records: for each class, COCO's record of every image (``COCOeval.evalImgs``) in ascending order of the image
+            ids; None for an image with neither items nor detections of the class.
     """
 
     classes: tuple[str, ...]
@@ -54,12 +54,12 @@ class Matches:
 
 
 def parts(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Figures of an evaluation by test set, then of the overalls that it has, in the order they are shown."""
+    """Return the metrics of each test set, then of the mean and the pooled set if present, in display order."""
     return {**report["subsets"], **{name: report[name] for name in (MEAN, POOLED) if name in report}}
 
 
 def evaluate(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str) -> Metrics:
-    """Measure detections: `match`, then `measure`."""
+    """Compute the metrics of detections: `match`, then `measure`."""
     return measure(match(ground_truth, results, iou_type))
 
 
@@ -67,16 +67,16 @@ def match(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_t
     """Match detections with items.
 
     Args:
-        ground_truth: COCO dict with ``images``, ``categories``, ``annotations``; ids of annotations from 1. Those
-            whose ``segmentation`` is None are left out where masks are measured.
+        ground_truth: COCO dict with ``images``, ``categories``, ``annotations``; ids of annotations from 1.
+            Annotations whose ``segmentation`` is None are left out for ``segm``.
         results: COCO results: ``image_id``, ``category_id``, ``score``, and ``bbox`` (x y w h) or ``segmentation``.
         iou_type: ``bbox`` or ``segm``.
 
     Raises:
-        InputError: a result is incomplete, or of an image or category that the ground truth does not list.
+        InputError: a result is incomplete, or the ground truth does not list its image or category.
     """
     _check(ground_truth, results, FIELDS[iou_type])
-    # COCO's code writes into what it is given, talks on the terminal, and confuses ids that a float does not hold.
+    # pycocotools changes its arguments, prints, and confuses ids that a float cannot represent.
     image_numbers, category_numbers = _numbers(ground_truth["images"]), _numbers(ground_truth["categories"])
 
     def copied(entry: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def match(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_t
             result["segmentation"] = to_rle(result["segmentation"], *sizes[result["image_id"]])
     with contextlib.redirect_stdout(io.StringIO()):
         coco = _index(truth)
-        # loadRes cannot take an empty list.
+        # loadRes fails on an empty list.
         detections = coco.loadRes(found) if found else _index({**truth, "annotations": []})
         evaluation = COCOeval(coco, detections, iou_type)
         evaluation.params.areaRng = [ALL_SIZES]
@@ -112,19 +112,15 @@ def match(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_t
 
 
 def pool(parts: Sequence[Matches]) -> Matches:
-    """Put the images of several test sets into one; their classes must be the same."""
+    """Pool the images of several test sets with the same classes."""
     assert len({part.classes for part in parts}) == 1
     records = tuple(sum(of_class, ()) for of_class in zip(*(part.records for part in parts), strict=True))
     return Matches(parts[0].classes, sum(part.images for part in parts), records)
 
 
 def measure(matches: Matches) -> Metrics:
-    """Measure what was matched.
-
-    Returns:
-        `METRICS` over all classes, and the same under ``per_class`` by class name.
-    """
-    evaluation = COCOeval(iouType="bbox")  # the kind matters for matching alone
+    """Compute `METRICS` over all classes, and under ``per_class`` for each class name."""
+    evaluation = COCOeval(iouType="bbox")  # only matching depends on the type
     evaluation.params.areaRng = [ALL_SIZES]
     evaluation.params.imgIds = list(range(matches.images))
     evaluation.params.catIds = list(range(len(matches.classes)))
@@ -140,11 +136,11 @@ def measure(matches: Matches) -> Metrics:
 
 
 def figures(precision: np.ndarray, recall: np.ndarray) -> Metrics:
-    """Read the six figures out of COCO's tables, -1 in which is a class without items.
+    """Compute `METRICS` from COCO's tables, where -1 marks a class without items.
 
     Args:
-        precision: [IoU, recall, class] at up to 100 detections an image.
-        recall: [IoU, class, limit] at up to 1, 10 and 100 detections an image.
+        precision: [IoU, recall, class] at up to 100 detections per image.
+        recall: [IoU, class, limit] at up to 1, 10 and 100 detections per image.
     """
     ious = PARAMS.iouThrs
     values = [precision, precision[np.isclose(ious, 0.5)], precision[np.isclose(ious, 0.75)]]
@@ -153,13 +149,13 @@ def figures(precision: np.ndarray, recall: np.ndarray) -> Metrics:
 
 
 def mean(parts: Sequence[Metrics]) -> Metrics:
-    """Average the metrics of test sets of the same classes; PIDray's "overall" is the plain mean of its three."""
+    """Average the metrics of test sets with the same classes; PIDray's "overall" is this mean of its three sets."""
     columns = {key: [part[key] for part in parts] for key in parts[0]}
     return {key: mean(c) if isinstance(c[0], dict) else mean_of_all(c) for key, c in columns.items()}
 
 
 def mean_of_all(values: Sequence[float | None]) -> float | None:
-    """Plain mean; None where there is no value or one is None: the mean of the others would be another quantity."""
+    """Compute the plain mean; None without values or if one is None, as the mean of the rest is another quantity."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
 
@@ -172,9 +168,9 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
         if missing:
             raise InputError(f"result {position} has no {missing[0]!r}")
         if not _is_listed(result["image_id"], sizes):
-            raise InputError(f"result {position} is of image {result['image_id']!r}, which the annotations do not list")
+            raise InputError(f"result {position} has image_id {result['image_id']!r}, which the annotations lack")
         if not _is_listed(result["category_id"], categories):
-            raise InputError(f"result {position} is of category {result['category_id']!r}, which is not listed")
+            raise InputError(f"result {position} has category_id {result['category_id']!r}, which is not listed")
         if not is_number(result["score"]):
             raise InputError(f"result {position} has score {str(result['score'])[:20]}, which is not a number")
         if field == "bbox":
@@ -189,7 +185,7 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
             good = rle.sound([r["segmentation"] for r in some], [sizes[r["image_id"]] for r in some])
             if not good.all():
                 position = start + int(np.argmin(good))
-                raise InputError(f"result {position} has a segmentation that is no RLE of its image's size")
+                raise InputError(f"result {position} has a segmentation that is not an RLE of the image's size")
 
 
 def _is_listed(value: Any, ids: Collection[Any]) -> bool:

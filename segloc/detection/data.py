@@ -1,6 +1,6 @@
-"""From annotated scans to training batches and test images.
+"""Training batches and test images from annotated scans.
 
-Both engines get the same tensors: RGB uint8, scaled to fit a square, not yet normalised or padded.
+Both engines get the same tensors: RGB uint8, scaled to fit a square, neither normalised nor padded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from segloc.common.images import Image, ImageError
 from segloc.detection.splits import CocoSplit, Scan, box_of, is_trainable, mask_of
 from segloc.settings.finetuning import DataSettings
 
-# Streams of random numbers that a training run draws from, besides its seed.
+# Random streams of a training run, derived from its seed.
 ORDER, FLIP = range(2)
 
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One training image and what is in it, n items.
+    """One training image with n items.
 
     Attributes:
         image_id: id in the annotation file.
@@ -54,36 +54,36 @@ class Example:
 
 
 def train_split(settings: DataSettings) -> Split:
-    """Find the training set a recipe names.
+    """Find the training set of a recipe.
 
     Raises:
-        InputError: it names none.
+        InputError: the recipe names no training set, or ``data.train`` is malformed.
     """
     if settings.train:
         if len(settings.train) != 2:
-            raise InputError("data.train takes two values: an annotation file and a folder of images")
+            raise InputError(f"data.train has {len(settings.train)} values; give [annotation file, image folder]")
         return Split("train", Path(settings.train[0]), Path(settings.train[1]))
     return _data_set(settings)[datasets.TRAIN]
 
 
 def evaluation_splits(settings: DataSettings) -> list[Split]:
-    """Find the test sets a recipe names, in the order they are reported.
+    """Find the test sets of a recipe, in report order.
 
     Raises:
-        InputError: it names none.
+        InputError: the recipe names no test set, or ``data.tests`` is malformed.
     """
     if settings.tests:
         if any(isinstance(test, str) or len(test) != 3 for test in settings.tests):
-            raise InputError("data.tests takes [name, annotation file, folder of images] for each test set")
+            raise InputError("data.tests is malformed; give [name, annotation file, image folder] for each test set")
         return [Split(str(name), Path(file), Path(images)) for name, file, images in settings.tests]
     return [split for name, split in _data_set(settings).items() if name != datasets.TRAIN]
 
 
 def read_scan(scan: Scan) -> Image:
-    """Read a scan as [h, w, 3] uint8 RGB, whatever its bit depth and number of channels.
+    """Read a scan of any bit depth and number of channels as [h, w, 3] uint8 RGB.
 
     Raises:
-        InputError: it is missing, cut short, too large or broken, or its annotations give another size.
+        InputError: the file is missing, truncated, too large or damaged, or its annotations give another size.
     """
     try:
         image = images.read_image(scan.path)
@@ -91,12 +91,12 @@ def read_scan(scan: Scan) -> Image:
         raise InputError(f"{scan.path}: {error}") from error
     if image.shape[:2] != (scan.height, scan.width):
         found = f"{image.shape[1]} x {image.shape[0]}"
-        raise InputError(f"{scan.path}: is {found} pixels, its annotations say {scan.width} x {scan.height}")
+        raise InputError(f"{scan.path}: has {found} pixels, its annotations say {scan.width} x {scan.height}")
     return image
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Scale an image [h, w, ...] so that its longer side is `size` pixels, keeping its ratio."""
+    """Scale an image [h, w, ...] to a longer side of `size` pixels; the aspect ratio stays the same."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
     shape = max(1, round(width * scale)), max(1, round(height * scale))
@@ -104,14 +104,14 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """Turn [h, w, 3] into a tensor [3, h, w] of the same values."""
+    """Convert an array [h, w, 3] to a tensor [3, h, w]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def in_threads(
     task: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """Yield the results of a task in the order of the items, computed in threads, as many as `ahead` in advance."""
+    """Run a task in threads and yield its results in the order of the items, up to `ahead` of them in advance."""
     futures: collections.deque[Future[Result]] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
@@ -122,7 +122,7 @@ def in_threads(
 
 
 def digest_of(scans: Iterable[Scan]) -> str:
-    """Digest of a set of scans: their file names, sizes and annotations, not their pixels."""
+    """Compute the SHA-256 digest of the file names, sizes and annotations of scans; pixels are not included."""
     digest = hashlib.sha256()
     for scan in scans:
         digest.update(repr((scan.path.name, scan.width, scan.height, scan.annotations)).encode())
@@ -130,9 +130,9 @@ def digest_of(scans: Iterable[Scan]) -> str:
 
 
 class TrainingData:
-    """Batches as a pure function of (seed, iteration), so that a resumed run sees what an undisturbed one would.
+    """Training batches, a pure function of (seed, iteration): a resumed run gets those of an uninterrupted one.
 
-    A scan that cannot be read is replaced by the next that can; nothing else in the order moves.
+    The next readable scan replaces a scan that cannot be read; the rest of the order stays the same.
 
     Args:
         split: the training set.
@@ -141,10 +141,10 @@ class TrainingData:
         seed: of the order and the flips.
 
     Attributes:
-        unreadable: why, by file name, of the scans met so far that cannot be read.
+        unreadable: reason by file name, for the unreadable scans found so far.
 
     Raises:
-        InputError: no image is left to train on.
+        InputError: no image can be trained on.
     """
 
     def __init__(self, split: CocoSplit, settings: DataSettings, batch: int, seed: int) -> None:
@@ -159,10 +159,10 @@ class TrainingData:
             if settings.train_empty or any(is_trainable(a, scan.height, scan.width) for a in scan.annotations)
         ]
         if not scans:
-            raise InputError(f"{split.name}: none of the {len(split.scans)} images has an annotation to train on")
-        self.scans = _some(scans, settings.fraction)
+            raise InputError(f"{split.name}: no annotation to train on in any of the {len(split.scans)} images")
+        self.scans = _fraction_of(scans, settings.fraction)
         if not self.scans:
-            raise InputError(f"{split.name}: data.fraction={settings.fraction} of {len(scans)} images is none")
+            raise InputError(f"{split.name}: data.fraction={settings.fraction} of {len(scans)} images rounds to 0")
         self._permutation = functools.lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng([seed, ORDER, epoch]).permutation(len(self))
         )
@@ -171,15 +171,15 @@ class TrainingData:
         return len(self.scans)
 
     def indices(self, iteration: int) -> list[int]:
-        """Positions in `scans` of the images of a step; every pass over the data has its own order."""
+        """Return the positions in `scans` of the images of a step; each epoch has its own order."""
         positions = range(iteration * self.batch, (iteration + 1) * self.batch)
         return [int(self._permutation(p // len(self))[p % len(self)]) for p in positions]
 
     def example(self, iteration: int, slot: int) -> Example:
-        """Load the image in a slot of a step, flipped or not.
+        """Load the image in a slot of a step, with the random flip applied.
 
         Raises:
-            InputError: not one of all images can be read.
+            InputError: no image can be read.
         """
         drawn = self.indices(iteration)[slot]
         flip = np.random.default_rng([self.seed, FLIP, iteration, slot]).random() < self.settings.flip
@@ -191,7 +191,7 @@ class TrainingData:
         raise InputError(f"none of the {len(self)} training images can be read; {self.unreadable[scan.path.name]}")
 
     def batches(self, start: int, stop: int) -> Generator[list[Example], None, None]:
-        """Yield the batches of steps ``start`` up to but not including ``stop``, decoded ahead in threads."""
+        """Yield the batches of steps ``start`` to ``stop - 1``, decoded ahead in threads."""
         slots = ((iteration, slot) for iteration in range(start, stop) for slot in range(self.batch))
         examples = in_threads(lambda at: self.example(*at), slots, self.settings.threads, 2 * self.batch)
         with contextlib.closing(examples):
@@ -203,10 +203,10 @@ def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) ->
     """Load a scan and its annotations at training size.
 
     Args:
-        scan: what to load.
+        scan: the scan.
         class_of: class id of each category id.
         size: see `fit`.
-        flip: whether to mirror it left-right.
+        flip: mirror the image left-right.
     """
     image = fit(read_scan(scan), size)
     height, width = image.shape[:2]
@@ -215,7 +215,7 @@ def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) ->
     boxes *= np.array([width / scan.width, height / scan.height] * 2, np.float32)
     masks = np.zeros((len(kept), height, width), bool)
     for position, annotation in enumerate(kept):
-        # Scaled as grey values and cut at one half, thin items keep their width better than by nearest neighbour.
+        # Grey values thresholded at one half preserve the width of thin items better than nearest neighbour.
         masks[position] = fit(mask_of(annotation, scan.height, scan.width) * 255, size) > 127
     if flip:
         image, masks = image[:, ::-1], masks[:, :, ::-1]
@@ -225,8 +225,8 @@ def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) ->
     return Example(scan.image_id, to_tensor(image), *tensors)
 
 
-def _some(scans: list[Scan], fraction: float) -> list[Scan]:
-    """Take a share of the scans, in their order; see `DataSettings.fraction`."""
+def _fraction_of(scans: list[Scan], fraction: float) -> list[Scan]:
+    """Select a fraction of the scans and keep their order; see `DataSettings.fraction`."""
     ranked = sorted(scans, key=lambda scan: hashlib.sha256(scan.path.name.encode()).digest())
     kept = {scan.image_id for scan in ranked[: round(fraction * len(scans))]}
     return [scan for scan in scans if scan.image_id in kept]

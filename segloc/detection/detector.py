@@ -1,11 +1,11 @@
-"""One face for both detection engines: losses in training, detections with masks in testing.
+"""Interface of the detection engines: losses in training, detections with masks in testing.
 
-``detectron2`` is the Cascade Mask R-CNN that SDANet uses. ``torchvision`` is the stand-in for machines without
-Detectron2: a Mask R-CNN on the same backbone, data and evaluation, whose figures are its own.
+``detectron2`` is the Cascade Mask R-CNN of SDANet. ``torchvision`` is the stand-in for machines without Detectron2: a
+Mask R-CNN on the same backbone, data and evaluation. Its metrics are not comparable with those of ``detectron2``.
 
-An engine is a module ``engine_NAME.py`` beside this one and its NAME in `segloc.settings.finetuning.ENGINES`. The
-module has ``build(backbone, heads, num_classes)``, which returns its `Detector`, losses included. Its import may fail
-where the library it wraps is missing.
+To add an engine, write a module ``engine_NAME.py`` beside this one and add NAME to
+`segloc.settings.finetuning.ENGINES`. The module defines ``build(backbone, heads, num_classes)``, which returns a
+`Detector` including its losses. Importing the module may raise ImportError if its library is missing.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from segloc.detection.data import Example
 from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone
 from segloc.settings.finetuning import ENGINES, STAND_IN, ModelSettings
 
-POOL_LEVELS, POOL_SCALES = LEVELS[:4], [1 / stride for stride in STRIDES[:4]]  # p6 is for anchors alone
+POOL_LEVELS, POOL_SCALES = LEVELS[:4], [1 / stride for stride in STRIDES[:4]]  # only anchors use p6
 SAMPLING_RATIO = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What was found in one image, n items, best first.
+    """The n detections of one image, by descending score.
 
     Attributes:
         boxes: [n, 4] float32, x0 y0 x1 y1 in pixels of the original image.
         scores: [n] float32 in 0..1.
         classes: [n] int64, 0-based.
-        masks: n compressed RLEs of COCO, of the original image's size.
+        masks: n compressed COCO RLEs of the original image's size.
     """
 
     boxes: np.ndarray
@@ -47,13 +47,13 @@ class Detections:
 
 
 class Detector(nn.Module):
-    """A detector on a `SegLocBackbone`; the engines derive from it.
+    """Base class of the engines: a detector on a `SegLocBackbone`.
 
     Args:
         net: the engine's own model.
 
     Attributes:
-        engine: its name.
+        engine: name of the engine.
     """
 
     engine: str
@@ -64,16 +64,16 @@ class Detector(nn.Module):
 
     @property
     def backbone(self) -> SegLocBackbone:
-        """The backbone inside."""
+        """The detector's backbone."""
         raise NotImplementedError
 
     @property
     def box_layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
-        """The two fully connected layers of each box head: of three in the cascade, of one in the stand-in."""
+        """The two fully connected layers of each box head; the cascade has three heads, the stand-in one."""
         raise NotImplementedError
 
     def forward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Return the losses by name, weighted, to be added up. Training mode only."""
+        """Return the weighted losses by name; the total loss is their sum. Training mode only."""
         raise NotImplementedError
 
     def predict(self, image: torch.Tensor, size: tuple[int, int]) -> Detections:
@@ -87,12 +87,12 @@ class Detector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.net.parameters()).device
 
 
 def new_detector(model: ModelSettings) -> Detector:
-    """Build a detector on a new backbone, in which only what the settings say is frozen.
+    """Build a detector on a new backbone and freeze only the parts that the settings name.
 
     Raises:
         InputError: the engine is unknown or not installed.
@@ -107,18 +107,18 @@ def new_detector(model: ModelSettings) -> Detector:
 
 
 def refuse_frozen(built: Detector) -> None:
-    """Notice what is frozen though no recipe said so; on other than ImageNet weights that cripples the network."""
-    asked = {id(parameter) for name, parameter in built.backbone.named_parameters() if name in built.backbone.frozen}
-    stray = [name for name, x in built.named_parameters() if not x.requires_grad and id(x) not in asked]
+    """Assert that nothing is frozen against the recipe, which would cripple networks without ImageNet weights."""
+    intended = {id(parameter) for name, parameter in built.backbone.named_parameters() if name in built.backbone.frozen}
+    stray = [name for name, x in built.named_parameters() if not x.requires_grad and id(x) not in intended]
     stray += [name for name, part in built.named_modules() if "Frozen" in type(part).__name__]
     assert not stray, f"frozen parts: {', '.join(stray)}"
 
 
 def engine_name(choice: str) -> str:
-    """Turn a recipe's choice of engine into the engine's name; ``auto`` is the first of `ENGINES` that is installed.
+    """Return the engine's name for ``model.engine``; ``auto`` is the first of `ENGINES` that is installed.
 
     Raises:
-        InputError: it is unknown or not installed.
+        InputError: the engine is unknown or not installed.
     """
     if choice not in ("auto", *ENGINES):
         raise InputError(f"model.engine is {choice!r}, not one of auto, {', '.join(ENGINES)}")
@@ -126,15 +126,15 @@ def engine_name(choice: str) -> str:
         try:
             _module(engine)
         except ImportError as error:
-            if (error.name or "").startswith("segloc"):  # a fault of ours, not a library that is missing
+            if (error.name or "").startswith("segloc"):  # a bug in segloc, not a missing library
                 raise
         else:
             return engine
-    raise InputError(f"the engine is {choice}, which is not installed (README.md says how to install it)")
+    raise InputError(f"engine {choice} is not installed; README.md explains the installation")
 
 
 def engine_label(engine: str) -> str:
-    """Name an engine for people; the stand-in says that it is one."""
+    """Return the display name of an engine; the stand-in is marked."""
     return f"{engine} (stand-in)" if engine == STAND_IN else engine
 
 

@@ -1,12 +1,12 @@
-"""The bridge to Detectron2: importing this module enters SegLoc's backbone and PIDray in Detectron2's registries.
+"""Bridge to Detectron2: importing this module registers SegLoc's backbone and PIDray in Detectron2.
 
-* Backbone ``build_segloc_fpn_backbone``: Detectron2's ResNet and FPN with selective dense attention on top, under
-  Detectron2's own tensor names, so that weights of ``segloc.export --format detectron2`` load into it.
+* Backbone ``build_segloc_fpn_backbone``: Detectron2's ResNet and FPN, followed by selective dense attention. It has
+  Detectron2's tensor names, so it loads weights of ``segloc.export --format detectron2``.
 * Data sets ``pidray_train``, ``pidray_easy``, ``pidray_hard`` and ``pidray_hidden``, of either release, in the folder
-  ``pidray`` below ``$DETECTRON2_DATASETS`` (default ``datasets``).
+  ``$DETECTRON2_DATASETS/pidray`` (default ``datasets/pidray``).
 
-For yacs configurations call `add_segloc_config`; ``detectron_configs/detectron2/`` has a LazyConfig. docs/detectron2.md
-shows both.
+For yacs configs call `add_segloc_config`; ``detectron_configs/detectron2/`` has a LazyConfig. docs/detectron2.md shows
+both.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from segloc.models.backbone import LEVELS, PIXEL_MEAN, PIXEL_STD
 
 __all__ = ["SegLocFPN", "add_segloc_config", "build_segloc_fpn_backbone"]
 
-# What the weights were trained with, and a configuration of Detectron2 has otherwise.
+# Settings that SegLoc's weights were trained with and that differ from Detectron2's defaults.
 _NEEDED = {
     "INPUT.FORMAT": "RGB",
     "MODEL.PIXEL_MEAN": [PIXEL_MEAN] * 3,
     "MODEL.PIXEL_STD": [PIXEL_STD] * 3,
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    # Made for ImageNet weights; others would keep a stem, or statistics, that fit no X-ray scan.
+    # Freezing is made for ImageNet weights; other weights would keep a stem or statistics that do not fit X-ray scans.
     "MODEL.BACKBONE.FREEZE_AT": 0,
 }
 
@@ -49,7 +49,7 @@ class SegLocFPN(FPN):
 
     Args:
         fpn: the arguments of Detectron2's ``FPN``.
-        attention: refines the levels; None leaves a plain FPN.
+        attention: refines the levels; None for a plain FPN.
     """
 
     def __init__(self, *, attention: PyramidAttention | None = None, **fpn: Any) -> None:
@@ -65,12 +65,12 @@ class SegLocFPN(FPN):
 
 
 def add_segloc_config(cfg: CfgNode) -> None:
-    """Add the settings of the backbone to a configuration, and set what SegLoc's weights need.
+    """Add the backbone's settings to a config and set what SegLoc's weights need.
 
-    Adds ``MODEL.SEGLOC.SDA`` (whether there is attention) and ``MODEL.SEGLOC.SDA_NORM`` (``bn``, ``gn`` or ``ln``).
-    Depth and norms are Detectron2's ``MODEL.RESNETS.DEPTH``, ``MODEL.RESNETS.NORM`` (here ``BN``) and
-    ``MODEL.FPN.NORM``. Call it after a base file of Detectron2's is merged, which would undo it, and before a file that
-    has ``MODEL.SEGLOC``.
+    Adds ``MODEL.SEGLOC.SDA`` (use attention) and ``MODEL.SEGLOC.SDA_NORM`` (``bn``, ``gn`` or ``ln``). Depth and norms
+    are Detectron2's ``MODEL.RESNETS.DEPTH``, ``MODEL.RESNETS.NORM`` (set to ``BN``) and ``MODEL.FPN.NORM``. Call it
+    after merging a base file of Detectron2, which would overwrite these settings, and before merging a file with
+    ``MODEL.SEGLOC``.
 
     Args:
         cfg: changed in place.
@@ -80,15 +80,15 @@ def add_segloc_config(cfg: CfgNode) -> None:
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.INPUT.MASK_FORMAT = "bitmask"  # the data sets give run lengths
+    cfg.INPUT.MASK_FORMAT = "bitmask"  # the data sets store masks as RLE
     cfg.merge_from_list([part for item in _NEEDED.items() for part in item])
 
 
 @BACKBONE_REGISTRY.register()
 def build_segloc_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SegLocFPN:
-    """Build the backbone that a configuration describes (see `add_segloc_config`).
+    """Build the backbone of a config (see `add_segloc_config`).
 
-    A setting that does not fit SegLoc's weights is named in a warning, as it spoils them without an error.
+    Logs a warning for settings that do not fit SegLoc's weights, because they spoil the result without an error.
     """
     if unfit := [name for name, value in _NEEDED.items() if _setting(cfg, name) != value]:
         advice = ", ".join(f"{name} {_NEEDED[name]}" for name in unfit)
@@ -113,7 +113,7 @@ def _setting(cfg: CfgNode, name: str) -> Any:
 
 
 def _load(part: str) -> list[dict[str, Any]]:
-    """Read a part of PIDray as Detectron2's dictionaries, checked as for our own fine-tuning."""
+    """Read a part of PIDray as Detectron2's dictionaries, with the checks of `segloc.finetune`."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "pidray"
     split = read_split(datasets.splits(root)[part])
     class_ids = {category: position for position, category in enumerate(split.category_ids)}

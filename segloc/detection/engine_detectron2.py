@@ -1,11 +1,15 @@
-"""The detector of SDANet on Detectron2: a three-stage Cascade Mask R-CNN. With one stage, a Mask R-CNN.
+"""SDANet's detector on Detectron2: a three-stage Cascade Mask R-CNN. With one stage, a Mask R-CNN.
 
-What SDANet's configuration sets is set here (`tests/segloc/detection/test_sdanet_settings.py` reads it off the built
-model). What its library does and Detectron2 does not stays Detectron2's: it has a single mask head, trained on the
-first stage's proposals, where that library has one a stage and averages their masks; it does not sample the proposals
-of the later stages anew; it trains on anchors that cross the image's edge; and its RoIAlign is not half a pixel off.
-Two things are this project's own, for either engine: batches are padded with white, the empty belt, where that library
-pads with grey; and images are shrunk by averaging over areas (INTER_AREA), where it interpolates.
+All settings of SDANet's config are set here; `tests/segloc/detection/test_sdanet_settings.py` checks the built model.
+Where SDANet's library and Detectron2 differ in code, this engine follows Detectron2:
+
+* One mask head, trained on the proposals of the first stage. SDANet's library has one per stage and averages the masks.
+* Proposals of later stages are not resampled.
+* Anchors that cross the image border are trained on.
+* RoIAlign has no half-pixel offset error.
+
+Two differences are this project's own and apply to both engines. Batches are padded with white, the colour of the empty
+belt; SDANet's library pads with grey. Images are downscaled by area averaging (INTER_AREA); that library interpolates.
 """
 
 from __future__ import annotations
@@ -42,21 +46,21 @@ from segloc.detection.detector import POOL_LEVELS, POOL_SCALES, SAMPLING_RATIO, 
 from segloc.models.backbone import LEVELS, MULTIPLE, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone, pad_batch
 from segloc.settings.finetuning import HeadSettings
 
-# Per stage: the IoU from which a proposal counts as an item, the weight of its losses, and what the regression targets
-# of centre and size are divided by.
+# For each stage: IoU from which a proposal counts as an item, weight of the losses, divisors of the regression targets
+# of centre and size.
 STAGES = ((0.5, 1.0, (0.1, 0.2)), (0.6, 0.5, (0.05, 0.1)), (0.7, 0.25, (0.033, 0.067)))
 RPN_BETA = 1 / 9
 
-# Its anchors and its test for tracing call torch in ways that newer versions comment on, to no use of ours.
+# Detectron2's anchors and tracing check cause warnings in newer torch versions that do not matter here.
 warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 class PyramidBackbone(Backbone):
-    """A `SegLocBackbone` as Detectron2 wants a backbone to look; usable in any Detectron2 model.
+    """A `SegLocBackbone` with Detectron2's backbone interface, for any Detectron2 model.
 
     Args:
-        net: the backbone, held unchanged.
+        net: the backbone, not changed.
     """
 
     def __init__(self, net: SegLocBackbone) -> None:
@@ -68,7 +72,7 @@ class PyramidBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Height and width of the input are multiples of this."""
+        """Divisor of the input's height and width."""
         return MULTIPLE
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -77,7 +81,7 @@ class PyramidBackbone(Backbone):
 
 
 class WhitePaddedRCNN(GeneralizedRCNN):
-    """Detectron2's R-CNN with our batches: padded with white before normalising."""
+    """Detectron2's R-CNN with batches padded with white before normalisation."""
 
     def preprocess_image(self, batched_inputs: list[dict[str, torch.Tensor]]) -> ImageList:
         """Batch the inputs' ``image`` [3, h, w] uint8."""
@@ -85,10 +89,10 @@ class WhitePaddedRCNN(GeneralizedRCNN):
 
 
 class WeightedCascade(CascadeROIHeads):
-    """Cascade heads whose stages are balanced by the weights of their losses alone, as in SDANet's library.
+    """Cascade heads balanced only by the loss weights of the stages, as in SDANet's library.
 
-    Detectron2 instead divides the gradient that reaches the features by the number of stages; with the weights on top
-    the backbone would get a third of the gradient it gets in SDANet.
+    Detectron2 also divides the gradient into the features by the number of stages. Together with the loss weights, the
+    backbone would get a third of SDANet's gradient.
     """
 
     def _run_stage(self, features: list[torch.Tensor], proposals: list[Instances], stage: int) -> torch.Tensor:
@@ -103,7 +107,7 @@ class Detectron2Detector(Detector):
 
     @property
     def backbone(self) -> SegLocBackbone:
-        """The backbone inside."""
+        """The detector's backbone."""
         return self.net.backbone.net
 
     @property
@@ -119,7 +123,7 @@ class Detectron2Detector(Detector):
         for one in batch:
             what = {"gt_boxes": Boxes(one.boxes), "gt_classes": one.classes, "gt_masks": BitMasks(one.masks)}
             inputs.append({"image": one.image, "instances": Instances(tuple(one.image.shape[1:]), **what)})
-        # Detectron2's heads write statistics into whichever storage is open, and need one.
+        # Detectron2's heads need an open event storage.
         with contextlib.nullcontext() if has_event_storage() else EventStorage():
             return self.net(inputs)
 
@@ -137,7 +141,7 @@ def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> De
 
 
 def rcnn(backbone: Backbone, heads: HeadSettings, num_classes: int) -> WhitePaddedRCNN:
-    """Build the Cascade Mask R-CNN, or the Mask R-CNN of one stage, on any backbone with the levels p2 to p6."""
+    """Build the Cascade Mask R-CNN, or with one stage the Mask R-CNN, on any backbone with levels p2 to p6."""
     channels = backbone.output_shape()[LEVELS[0]].channels
     return WhitePaddedRCNN(
         backbone=backbone,
@@ -157,7 +161,7 @@ def _rpn(heads: HeadSettings, channels: int) -> RPN:
             sizes=[[heads.anchor_scale * stride] for stride in STRIDES],
             aspect_ratios=[0.5, 1.0, 2.0],
             strides=list(STRIDES),
-            offset=0.5,  # SDANet's library centres an anchor on its cell; Detectron2's own models, on the cell's corner
+            offset=0.5,  # anchors on the cell's centre, as in SDANet's library; Detectron2's models use the corner
         ),
         anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
@@ -182,14 +186,14 @@ def _roi_heads(heads: HeadSettings, channels: int, num_classes: int) -> Standard
         "mask_head": MaskRCNNConvUpsampleHead(
             ShapeSpec(channels=channels, width=14, height=14),
             num_classes=num_classes,
-            conv_dims=[heads.mask_dim] * (heads.mask_convs + 1),  # the last one is the upsampling layer's
+            conv_dims=[heads.mask_dim] * (heads.mask_convs + 1),  # the last one is for the upsampling layer
         ),
     }
     stages = STAGES[: heads.stages]
     matchers = [Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou, _, _ in stages]
     pooled = ShapeSpec(channels=channels, height=7, width=7)
     box_heads = [FastRCNNConvFCHead(pooled, conv_dims=[], fc_dims=[heads.fc_dim] * 2) for _ in stages]
-    # A cascade regresses one box for all classes, a single head one for each, in SDANet's library as in Detectron2.
+    # As in SDANet's library and Detectron2, a cascade regresses one box for all classes, a single head one per class.
     agnostic = len(stages) > 1
     predictors = [_box_predictor(heads, num_classes, agnostic, weight, std) for _, weight, std in stages]
     if agnostic:

@@ -1,7 +1,7 @@
-"""The stand-in for machines without Detectron2: torchvision's Mask R-CNN on the same backbone.
+"""Stand-in for machines without Detectron2: torchvision's Mask R-CNN on the same backbone.
 
-Same data, weights, RoI sizes and evaluation; one box head instead of a cascade of three, and anchors of the same sizes
-on the corners of their cells.
+Data, weights, RoI sizes and evaluation are the same. It has one box head instead of a cascade of three, and its anchors
+have the same sizes but are centred on the corners of their cells.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from segloc.settings.finetuning import HeadSettings
 
 
 class TorchvisionDetector(Detector):
-    """Wraps torchvision's parts, but not its transform: scaling, padding and normalising are the project's own."""
+    """Wraps torchvision's model without its transform; segloc scales, pads and normalises."""
 
     engine = "torchvision"
 
     @property
     def backbone(self) -> SegLocBackbone:
-        """The backbone inside."""
+        """The detector's backbone."""
         return self.net.backbone
 
     @property
@@ -67,14 +67,14 @@ class TorchvisionDetector(Detector):
         boxes, scores, labels, masks = (found[0][key].cpu() for key in ("boxes", "scores", "labels", "masks"))
         height, width = images.image_sizes[0]
         boxes = boxes * torch.tensor([size[1] / width, size[0] / height] * 2)
-        # One at a time: a hundred full-size masks of a large scan would take gigabytes.
+        # One at a time: 100 full-size masks of a large scan would take gigabytes.
         pasted = (paste_masks_in_image(mask[None], box[None], size) for mask, box in zip(masks, boxes, strict=True))
         rles = [encode_mask(mask[0, 0].numpy() > 0.5) for mask in pasted]
         return Detections(boxes.numpy(), scores.numpy(), labels.numpy() - 1, rles)
 
 
 def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> TorchvisionDetector:
-    """Build the Mask R-CNN; its classes count the background."""
+    """Build the Mask R-CNN; torchvision counts the background as a class."""
     net = MaskRCNN(
         backbone,
         rpn_anchor_generator=AnchorGenerator(
@@ -97,14 +97,14 @@ def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> To
         mask_head=MaskRCNNHeads(backbone.out_channels, [heads.mask_dim] * heads.mask_convs, 1),
         mask_predictor=MaskRCNNPredictor(heads.mask_dim, heads.mask_dim, num_classes + 1),
     )
-    # As in Detectron2, masks start undecided; torchvision's own start gives losses ten times those of the other parts.
+    # Initial mask logits near 0, as in Detectron2; with torchvision's default the mask loss is ten times the others.
     torch.nn.init.normal_(net.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
     return TorchvisionDetector(net)
 
 
 def _pooler(size: int) -> MultiScaleRoIAlign:
     pool = MultiScaleRoIAlign(list(POOL_LEVELS), size, SAMPLING_RATIO)
-    # Left to itself it guesses the strides from the first image it sees, and guesses wrong when that one is narrow.
+    # By default, torchvision infers the strides from the first image, wrongly if that image is narrow.
     pool.scales = POOL_SCALES
     pool.map_levels = LevelMapper(2, 5)
     return pool

@@ -1,4 +1,4 @@
-"""The figures of an evaluation laid out for people and other programs: terminal, Markdown, CSV."""
+"""Evaluation results as text for the terminal, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOUNDS = ("low_percent", "high_percent")
 
 
 def evaluation_text(report: dict[str, Any]) -> str:
-    """Lay out all metrics over all classes, and AP of every class."""
+    """Format all metrics over all classes, and the AP of each class."""
     width = max(len(name) for name in parts(report))
 
     def line(title: str, cells: Iterable[str]) -> str:
@@ -40,12 +40,12 @@ def evaluation_text(report: dict[str, Any]) -> str:
 
 
 def evaluation_markdown(report: dict[str, Any]) -> str:
-    """Lay out all metrics over all classes, then those of every class, a table for each test set."""
+    """Format all metrics over all classes, then a table of all metrics per class for each test set."""
     kinds = [kind for kind in IOU_TYPES if any(kind in part for part in parts(report).values())]
     head = [f"{kind} {metric}" for kind in kinds for metric in METRICS]
     overall = [[name, str(part.get("images", "")), *_row(part, kinds)] for name, part in parts(report).items()]
     blocks = [f"# Evaluation\n\n{_title(report)}\n", markdown_table(["test set", "images", *head], overall, "lr")]
-    blocks.append(f"`{MEAN}`: plain mean of the test sets. `{POOLED}`: the images of all test sets as one set.\n")
+    blocks.append(f"`{MEAN}`: plain mean of the test sets. `{POOLED}`: all test images as one set.\n")
     for name, part in parts(report).items():
         rows = [[label, *_row(part, kinds, label)] for label in report["classes"]]
         blocks.append(f"## {name}\n\n{markdown_table(['class', *head], rows, 'lr')}")
@@ -53,19 +53,19 @@ def evaluation_markdown(report: dict[str, Any]) -> str:
 
 
 def evaluation_csv(report: dict[str, Any]) -> str:
-    """Write a CSV row per test set, kind, class (`ALL` for all) and metric, with all digits; empty where undefined.
+    """Format a CSV row per test set, kind, class (`ALL` for all) and metric, with all digits; empty where undefined.
 
-    The bounds of intervals are columns of their own, there only where they were asked for.
+    Reports with confidence intervals have two more columns, `BOUNDS`.
     """
-    asked = "bootstrap" in report
+    with_bounds = "bootstrap" in report
     rows = []
     for name, part in parts(report).items():
         for kind in (kind for kind in IOU_TYPES if kind in part):
             for label, figures in {ALL: part[kind], **part[kind]["per_class"]}.items():
                 for metric in METRICS:
-                    bounds = (figures.get("interval", {}).get(metric) or (None, None)) if asked else ()
+                    bounds = (figures.get("interval", {}).get(metric) or (None, None)) if with_bounds else ()
                     rows.append([report["engine"], name, kind, label, metric, figures[metric], *bounds])
-    return csv_text([*COLUMNS, *(BOUNDS if asked else ())], rows)
+    return csv_text([*COLUMNS, *(BOUNDS if with_bounds else ())], rows)
 
 
 def _title(report: dict[str, Any]) -> str:
@@ -73,7 +73,8 @@ def _title(report: dict[str, Any]) -> str:
     if "bootstrap" not in report:
         return title
     about = report["bootstrap"]
-    return f"{title}; {about['level_percent']} % intervals over test images ({about['resamples']} bootstrap draws)"
+    level = f"{about['level_percent']} % confidence intervals"
+    return f"{title}; {level} over test images ({about['resamples']} bootstrap draws)"
 
 
 def _row(part: dict[str, Any], kinds: Sequence[str], label: str | None = None) -> list[str]:

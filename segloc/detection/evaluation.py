@@ -1,4 +1,4 @@
-"""COCO AP and AR of a detector or of any results file, measured and laid out."""
+"""COCO AP and AR of a detector or of any results file, with tables."""
 
 from __future__ import annotations
 
@@ -29,43 +29,43 @@ Found = list[tuple[CocoSplit, list[dict[str, Any]]]]
 
 
 def tables_beside(out: Path, bootstrapped: int | None = None) -> list[Path]:
-    """Name the CSV and Markdown tables beside the JSON file, once all three can be written.
+    """Return the paths of the CSV and Markdown tables beside the JSON file `out`; check that all three can be written.
 
     Raises:
-        InputError: they cannot, or too few draws were asked for.
+        InputError: a file cannot be written, or `bootstrapped` is too small.
     """
     tables = [out.with_suffix(".csv"), out.with_suffix(".md")]
     if out in tables:
-        raise InputError(f"{out}: --out is the JSON file; the tables are written beside it as .csv and .md")
+        raise InputError(f"{out}: --out names the JSON file; choose another suffix, .csv and .md are for the tables")
     for path in (out, *tables):
         check_output(path)
     if bootstrapped is not None and bootstrapped < bootstrap.LEAST_RESAMPLES:
-        raise InputError(f"--bootstrap {bootstrapped}: give at least {bootstrap.LEAST_RESAMPLES} draws")
+        raise InputError(f"--bootstrap {bootstrapped}: too few draws; give at least {bootstrap.LEAST_RESAMPLES}")
     return tables
 
 
 def evaluate_results(
     results: Sequence[str], annotations: Sequence[str], resamples: int | None = None
 ) -> dict[str, Any]:
-    """Measure COCO results files against their annotation files, one of each per test set.
+    """Evaluate COCO results files against their annotation files, one of each per test set.
 
     Args:
         results: COCO results files.
         annotations: COCO annotation files.
-        resamples: bootstrap draws for 95 % intervals; None for no intervals.
+        resamples: bootstrap draws for 95 % confidence intervals; None for no intervals.
 
     Returns:
-        The report: ``subsets`` by name, each with its number of ``images``, the ``digest`` of their names and
-        annotations, and the metrics of ``bbox`` and ``segm`` (only where the results hold them); ``mean`` over the test
-        sets; and ``pooled``, like a subset. With intervals, each kind has ``interval`` (per metric the lower and upper
-        bound, or None) and ``bootstrap`` says how they were made.
+        The report: ``subsets`` by name, each with the number of ``images``, the ``digest`` of their names and
+        annotations, and the metrics of ``bbox`` and ``segm`` (if the results have them); ``mean`` over the test sets;
+        ``pooled``, like a subset. With intervals, ``bbox`` and ``segm`` have ``interval`` (for each metric the lower
+        and upper bound, or None) and ``bootstrap`` holds draws, seed and level.
 
     Raises:
         InputError: a file cannot be used, or results do not belong to their annotations.
     """
     if len(results) != len(annotations):
         raise InputError(
-            f"{len(results)} --results and {len(annotations)} --annotations; give one of each per test set"
+            f"{len(results)} --results but {len(annotations)} --annotations; give one of each per test set"
         )
     splits = [Split(_subset_name(Path(truth)), Path(truth), None) for truth in annotations]
     _check_names(splits)
@@ -73,7 +73,7 @@ def evaluate_results(
     for split, truth, file in zip(splits, annotations, results, strict=True):
         found.append((read_split(split), read_results(Path(file))))
         if found[-1][0].classes != found[0][0].classes:
-            raise InputError(f"{truth}: its categories are not those of {annotations[0]}")
+            raise InputError(f"{truth}: the categories differ from those of {annotations[0]}")
     return _report({"engine": "results file", "weights": None, "iteration": None}, found, resamples)
 
 
@@ -86,14 +86,14 @@ def evaluate_weights(
     overrides: Sequence[str] = (),
     resamples: int | None = None,
 ) -> dict[str, Any]:
-    """Run a fine-tuned detector over test sets and measure it; its COCO results are written beside `out`.
+    """Run a fine-tuned detector on test sets, write its COCO results beside `out` and evaluate them.
 
     Args:
         weights: fine-tuning run or checkpoint.
         out: the JSON file of the report.
-        config: recipe; None for the one inside the checkpoint.
+        config: recipe; None for the one in the checkpoint.
         data: PIDray folder; None for the recipe's data.
-        subsets: test sets to measure; empty for all.
+        subsets: test sets to evaluate; empty for all.
         overrides: ``key=value`` settings of the recipe.
         resamples: see `evaluate_results`.
 
@@ -101,18 +101,18 @@ def evaluate_weights(
         The report: see `evaluate_results`.
 
     Raises:
-        InputError: weights, data or settings that cannot be used.
+        InputError: weights, data or settings cannot be used.
     """
     about, found = _detect(weights, out, config, data, overrides, subsets)
     return _report(about, found, resamples)
 
 
 def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
-    """Write a report as CSV, Markdown and JSON; returns the paths."""
+    """Write a report as CSV, Markdown and JSON; return the paths."""
     csv, markdown = tables_beside(out)
     write_atomic(csv, eval_tables.evaluation_csv(report).encode())
     write_atomic(markdown, eval_tables.evaluation_markdown(report).encode())
-    write_json(out, report)  # last: who waits for it finds all three
+    write_json(out, report)  # last: once it exists, all three exist
     return [csv, markdown, out]
 
 
@@ -155,32 +155,32 @@ def _add_intervals(report: dict[str, Any], matches: list[tuple[CocoSplit, dict[s
 
 
 def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches]:
-    """Match boxes and masks, whichever the results hold."""
+    """Match the boxes and masks of the results."""
     if split.dropped:
-        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out of the masks' figures")
+        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out of the mask metrics")
     kinds = [kind for kind in IOU_TYPES if not results or any(FIELDS[kind] in result for result in results)]
     try:
         if not kinds:
-            raise InputError("result 0 has neither 'bbox' nor 'segmentation'")
+            raise InputError("no result has 'bbox' or 'segmentation'")
         return {kind: coco_eval.match(split.ground_truth, results, kind) for kind in kinds}
     except InputError as error:
         raise InputError(f"{split.name}: {error}") from error
 
 
 def _check_names(splits: Sequence[Split]) -> None:
-    """Check that test sets can be told apart, and that their names can be part of a file's name."""
+    """Check that the names of test sets are unique and usable in file names."""
     names = [split.name for split in splits]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"several test sets are named {name!r}")
+            raise InputError(f"several test sets are named {name!r}; rename all but one")
         if name in (MEAN, POOLED) or name != Path(name).name:
-            raise InputError(f"a test set cannot be named {name!r}")
+            raise InputError(f"a test set cannot be named {name!r}; choose another name without a slash")
 
 
 def _detect(
     source: str, out: Path, recipe: str | None, data: str | None, overrides: Sequence[str], subsets: Sequence[str]
 ) -> tuple[dict[str, Any], Found]:
-    """Run a detector over the test sets."""
+    """Run a detector on the test sets."""
     content = read_detector(source)
     trained = recipe_inside(content, source)
     config = load(FinetuneConfig, recipe, overrides) if recipe else recipe_inside(content, source, overrides)
@@ -194,21 +194,22 @@ def _detect(
     splits = [read_split(split) for split in chosen]
     for split in splits:
         if list(split.classes) != content["classes"]:
-            raise InputError(f"{split.name}: its categories are not those of {source}: {', '.join(content['classes'])}")
+            known = ", ".join(content["classes"])
+            raise InputError(f"{split.name}: the categories differ from those of {source}: {known}")
     detector = build_detector(content, config, source).to(ALONE.device())
     done, steps = content["iteration"], content.get("steps", content["iteration"])
     about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}
     about |= {"changed": _changed(trained, config.resolved(content["classes"], trained.model.engine)), "unreadable": {}}
     print(f"engine {about['engine']}, weights {source} after {done} steps")
     if done < steps:
-        print(f"the training has not finished: {done} of {steps} steps")
+        print(f"training is not finished: {done} of {steps} steps")
     found = []
     for split, file in zip(splits, files, strict=True):
         results, unreadable = predict_split(detector, split, settings.image_size, settings.threads)
         if unreadable:
             about["unreadable"][split.name] = unreadable
             share = f"{len(unreadable)} of {len(split.scans)} images"
-            print(f"{split.name}: {share} count as without detections; {unreadable[0]}")
+            print(f"{split.name}: {share} cannot be read and count as without detections; {unreadable[0]}")
         write_atomic(file, json.dumps(results).encode())
         print(f"wrote {file}")
         found.append((split, results))
@@ -216,7 +217,7 @@ def _detect(
 
 
 def _changed(trained: FinetuneConfig, tested: FinetuneConfig) -> dict[str, str]:
-    """Settings, by dotted key, in which the recipe differs from the one in the checkpoint; paths and speed aside."""
+    """Return the settings, by dotted key, that differ from the checkpoint's recipe; paths and speed are ignored."""
     before, now = (flat(yaml.safe_load(to_yaml(config))) for config in (trained, tested))
     keys = [key for key in {**before, **now} if key not in INCIDENTAL and before.get(key) != now.get(key)]
     return {key: repr(now.get(key)) for key in keys}
@@ -230,5 +231,5 @@ def _chosen(splits: list[Split], names: Sequence[str]) -> list[Split]:
 
 
 def _subset_name(annotations: Path) -> str:
-    """Name a test set after its annotation file, PIDray's by their subset."""
+    """Name a test set after its annotation file; PIDray's files get the name of their subset."""
     return next((name for name in SUBSETS if annotations.stem.endswith(f"_{name}")), annotations.stem)

@@ -15,7 +15,7 @@ from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
 from segloc.detection.splits import read_split
 from segloc.detection.trainer import FinetuneTrainer, Progress
-from segloc.detection.weights import detector_content, recipe_inside, start_detector
+from segloc.detection.weights import detector_content, load_initial_weights, recipe_inside
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
 from segloc.settings.finetuning import STAND_IN, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
@@ -35,13 +35,13 @@ def _train(
     first: int,
     content: Callable[[int], dict[str, Any]],
 ) -> bool:
-    """Train from step `first` on; returns whether to the end."""
+    """Train from step `first`; return whether training finished."""
 
     def save(done: int) -> None:
         checkpoint.save(folder / checkpoint.LAST, {**content(done), "optimizer": trainer.optimizer.state_dict()})
 
     with sigterm() as stop:
-        # In this order: the log of a step is on disk before a checkpoint that is past it.
+        # This order writes the log of a step before the checkpoint of that step.
         trainer.register_hooks([Progress(folder, settings.log_every), Keeper(save, settings.checkpoint_every, stop)])
         try:
             trainer.fit(first)
@@ -51,39 +51,38 @@ def _train(
 
 
 def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detector, Started | None]:
-    """Build the detector and, unless its weights are in a checkpoint, give it its start weights."""
+    """Build the detector and, unless the run is resumed, load the initial weights."""
     torch.manual_seed(config.train.seed)
     detector = new_detector(config.model)
     if detector.engine == STAND_IN and config.model.heads.stages > 1:
-        print(
-            f"torchvision has no cascade: instead of {config.model.heads.stages} stages, this is a Mask R-CNN, of one"
-        )
-    started = None if resuming else start_detector(detector, start, config)
+        stages = config.model.heads.stages
+        print(f"torchvision has no cascade: training a one-stage Mask R-CNN instead of {stages} stages")
+    started = None if resuming else load_initial_weights(detector, start, config)
     if started:
         print(started.summary)
     return detector.to(ALONE.device()), started
 
 
-def _left_by(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:
-    """Read what an earlier run of the same command left in `folder`; nothing if there was none."""
+def _earlier_run(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:
+    """Read the checkpoint of an earlier run of the same command in `folder`; empty if there is none."""
     path = next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
     if path is None:
         return {}
     content = checkpoint.load(path)
     if content["format_version"] != checkpoint.FORMAT_VERSION:
-        raise InputError(f"{folder}: its run is of an earlier version, so it cannot go on; choose another --out")
+        raise InputError(f"{folder}: a run of an earlier version cannot be resumed; choose another --out")
     if recipe_inside(content, str(path)) != config or content.get("start") != start:
-        raise InputError(f"{folder}: holds another run (other settings or start weights); choose another --out")
+        raise InputError(f"{folder}: holds a run with other settings or initial weights; choose another --out")
     if content.get("data_digest") != digest:
-        raise InputError(f"{folder}: its run was on another training set; choose another --out")
-    now = _digest_of_start(start)
+        raise InputError(f"{folder}: holds a run with another training set; choose another --out")
+    now = _weights_digest(start)
     if now and now != content.get("start_digest", now):
-        raise InputError(f"{folder}: its run started from {start} when that held other weights; choose another --out")
+        raise InputError(f"{folder}: the weights in {start} have changed since this run began; choose another --out")
     return content
 
 
-def _digest_of_start(start: str) -> str:
-    """Digest of the file of start weights; empty where there is none, or no more."""
+def _weights_digest(start: str) -> str:
+    """Compute the digest of the file of initial weights; empty if there is no file."""
     if start in (RANDOM, IMAGENET):
         return ""
     try:
@@ -93,7 +92,7 @@ def _digest_of_start(start: str) -> str:
 
 
 def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> int:
-    """Take over a checkpoint, if there is one; returns the next iteration."""
+    """Load the checkpoint if there is one; return the next iteration."""
     if not content:
         return 0
     load_strict(trainer.detector.net, content["model"], str(folder))
@@ -103,24 +102,24 @@ def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> 
 
 
 def run_name(start: str) -> str:
-    """Name start weights after their run folder, whether that or a file in it is given."""
+    """Name initial weights after their run folder; `start` is the folder or a file in it."""
     return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
 
 
 def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
-    """Fine-tune a detector into a run folder, from its last checkpoint if it has one.
+    """Fine-tune a detector into a run folder; resume from the folder's last checkpoint if there is one.
 
     Args:
         config: the recipe.
-        start: start weights: a run, a checkpoint, ``random`` or ``imagenet``.
+        start: initial weights: a run, a checkpoint, ``random`` or ``imagenet``.
         folder: the run folder.
 
     Returns:
-        How it ended, in a sentence.
+        A sentence that says how the run ended.
 
     Raises:
-        InputError: weights, data or settings that cannot be used.
-        DivergedError: the loss is no longer finite.
+        InputError: weights, data or settings cannot be used.
+        DivergedError: the loss is not finite.
     """
     run_folder.refuse_other_kind(folder, "finetune")
     split = read_split(train_split(config.data))
@@ -130,20 +129,21 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
     classes = list(split.classes)
     config = config.resolved(classes, engine_name(config.model.engine))
     digest = digest_of(data.scans)
-    before = _left_by(folder, config, start, digest)
-    start_digest = before.get("start_digest") or _digest_of_start(start)
+    before = _earlier_run(folder, config, start, digest)
+    start_digest = before.get("start_digest") or _weights_digest(start)
     detector, started = _detector(config, start, resuming=bool(before))
     optim, steps = config.optim, config.train.steps(len(data), config.optim.batch)
     rates = step_schedule(optim.lr, steps, min(optim.warmup, steps), optim.warmup_start, optim.milestones, optim.gamma)
     trainer = FinetuneTrainer(detector, data, optim, rates, config.train.seed)
     first = _resume(trainer, before, folder)
-    print(f"engine {engine_label(detector.engine)}, start {start}, {len(data)} scans, {steps} steps, run {folder}")
+    engine = engine_label(detector.engine)
+    print(f"engine {engine}, initial weights {start}, {len(data)} scans, {steps} steps, run {folder}")
     if (folder / MODEL).is_file():
         return f"{folder / MODEL}: this run is finished"
-    details = {"engine": engine_label(detector.engine), "weights": start, "classes": classes, "scans": len(data)}
+    details = {"engine": engine, "weights": start, "classes": classes, "scans": len(data)}
     run_folder.describe(folder, "finetune", to_yaml(config), **details, data_digest=digest)
     if started:
-        # Noted now: the pretraining's folder may be gone when the runs are compared.
+        # Write this now: the pretraining's folder may be deleted before runs are compared.
         source, seed = origin(start)
         notes = {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed}
         write_json(folder / run_folder.START, notes)
@@ -153,7 +153,7 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
         return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
 
     if not _train(trainer, folder, config.train, first, content):
-        return f"stopped early; the same command goes on from {folder}"
+        return f"stopped early; run the same command again to resume from {folder}"
     checkpoint.save(folder / MODEL, content(steps))
     (folder / checkpoint.LAST).unlink(missing_ok=True)
     return f"wrote {folder / MODEL}"

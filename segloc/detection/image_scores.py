@@ -1,4 +1,4 @@
-"""How well a detector did on one image, for choosing which to look at. It is no metric: test sets are judged by AP."""
+"""Score of a detector on one image, for choosing images to inspect. Test sets are evaluated by AP instead."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FOUND = 0.5  # IoU, as in AP50
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """An image, what is in it and what was found.
+    """An image with its items and detections.
 
     Attributes:
         scan: the image.
-        items: its annotations, crowds left out.
-        found: the detections above the threshold, best first, without those that lie in a crowd.
-        pairs: detection by item, as positions in the two, for each item that was found.
-        score: sum of the pairs' IoU / (number of items + detections without an item); 1 is perfect, 0 is nothing right.
+        items: its annotations without crowds.
+        found: the detections above the threshold, best first, without detections inside a crowd.
+        pairs: position in `found` by position in `items`, for each item that was found.
+        score: sum of the pairs' IoU / (number of items + false alarms); from 0 (no item found) to 1 (perfect).
     """
 
     scan: Scan
@@ -47,15 +47,15 @@ class Judged:
 
 
 def judge(scan: Scan, results: Sequence[dict[str, Any]], threshold: float) -> Judged:
-    """Pair the detections of an image with its items, best detection first, each with the item it overlaps most.
+    """Pair each detection of an image, best first, with the item it overlaps most.
 
-    Only items of the detection's class that are not taken yet count, and an overlap of at least `FOUND`; IoU is of the
-    masks, or of the boxes where the results have no masks.
+    A detection takes a free item of its own class with an IoU of at least `FOUND`. IoU is computed from masks, or from
+    boxes if the results have no masks.
 
     Args:
         scan: the image.
         results: its COCO results, checked.
-        threshold: detections of a lower score are left out.
+        threshold: lowest score of a detection to use.
     """
     crowds = [a for a in scan.annotations if a["iscrowd"]]
     items = tuple(a for a in scan.annotations if not a["iscrowd"])
@@ -77,7 +77,7 @@ def judge(scan: Scan, results: Sequence[dict[str, Any]], threshold: float) -> Ju
 
 
 def rank(split: CocoSplit, results: Sequence[dict[str, Any]], threshold: float) -> list[Judged]:
-    """Judge every image with an item or a detection in it, best first; of equals, the one with more faults is worse."""
+    """Judge each image that has items or detections, best first; between equal scores, fewer faults come first."""
     by_image = collections.defaultdict(list)
     for result in results:
         by_image[result["image_id"]].append(result)
@@ -88,7 +88,7 @@ def rank(split: CocoSplit, results: Sequence[dict[str, Any]], threshold: float) 
 
 
 def examples(ranked: Sequence[Judged], each: int) -> dict[str, Sequence[Judged]]:
-    """Take so many of the best, from the middle, and of the worst; fewer where there are not that many images."""
+    """Choose `each` images from the best, the middle and the worst; fewer if there are not enough images."""
     each = max(1, min(each, len(ranked) // 3))
     middle = (len(ranked) - each) // 2
     chosen = {"best": ranked[:each], "median": ranked[middle : middle + each], "worst": ranked[-each:]}
@@ -96,7 +96,7 @@ def examples(ranked: Sequence[Judged], each: int) -> dict[str, Sequence[Judged]]
 
 
 def _iou(found: Sequence[Any], items: Sequence[Any], scan: Scan, masks: bool) -> np.ndarray:
-    """IoU of each detection with each item [detections, items]; with a crowd, the part of the detection inside it."""
+    """Compute the IoU [detections, items]; for a crowd, the share of the detection inside it."""
     if not found or not items:
         return np.zeros((len(found), len(items)))
     sides = [

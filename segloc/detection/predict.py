@@ -1,4 +1,4 @@
-"""Runs a detector over a test set and writes down what it finds as COCO results."""
+"""Run a detector on a test set and return COCO results."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from segloc.detection.splits import CocoSplit, Scan
 def predict_split(
     detector: Detector, split: CocoSplit, image_size: int, threads: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Detect in every image of a test set, one at a time, so that no image's result depends on its neighbours.
+    """Run a detector on a test set, one image at a time, so results do not depend on how images are batched.
 
-    An image that cannot be read stays part of the test set, as one in which nothing was found.
+    An image that cannot be read stays in the test set without detections.
 
     Args:
-        detector: put into test mode.
+        detector: set to evaluation mode.
         split: the test set.
         image_size: see `fit`.
         threads: decoding threads.
 
     Returns:
-        COCO results with the file's own image and category ids, boxes as x y w h, scores, and masks as RLE; and which
-        images could not be read, and why.
+        COCO results with the file's own image and category ids, boxes as x y w h, scores, and masks as RLE; and a
+        message for each image that cannot be read.
 
     Raises:
-        InputError: none can.
+        InputError: no image can be read.
     """
 
     def read(scan: Scan) -> torch.Tensor | InputError:
@@ -57,7 +57,7 @@ def predict_split(
 
 
 def to_results(found: Detections, image_id: int, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Write the detections of one image as COCO results."""
+    """Convert the detections of one image to COCO results."""
     results = []
     for box, score, class_id, mask in zip(found.boxes, found.scores, found.classes, found.masks, strict=True):
         x0, y0, x1, y1 = (float(edge) for edge in box)

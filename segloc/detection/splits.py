@@ -1,6 +1,6 @@
-"""Annotated training and test sets as detectors need them: every field is there, and every scan is found.
+"""Checked training and test sets: every annotation has all fields, and every scan exists.
 
-Boxes in the file are x, y, width, height; everything handed out is x0, y0, x1, y1, half-open, in pixels of the scan.
+Boxes in the file and in annotations are x, y, width, height. `box_of` returns x0, y0, x1, y1, half-open, in pixels.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Scan:
     """One image and its annotations that have a mask.
 
     Attributes:
-        image_id: id in its file; ids restart in every PIDray file.
-        path: where it lies.
-        width: in pixels, as the file says.
-        height: in pixels, as the file says.
+        image_id: id in its annotation file; different PIDray files use the same ids.
+        path: the image file.
+        width: in pixels, from the annotation file.
+        height: in pixels, from the annotation file.
         annotations: COCO annotations with every field that COCO's evaluation reads.
     """
 
@@ -45,15 +45,15 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class CocoSplit:
-    """A COCO file that has been checked.
+    """A checked COCO file.
 
     Attributes:
         name: of the split.
         classes: category names in ascending order of their ids; the position is the class id inside the project.
         category_ids: the ids in the file, in the same order.
         scans: the images, in the file's order.
-        ground_truth: the file's content for the COCO evaluation; ``segmentation`` is None where `dropped` counts it.
-        dropped: number of annotations without a mask that can be decoded: in `ground_truth` alone, for their boxes.
+        ground_truth: the file's content for the COCO evaluation; ``segmentation`` is None if it cannot be decoded.
+        dropped: number of annotations whose mask cannot be decoded; only `ground_truth` has them, for their boxes.
     """
 
     name: str
@@ -65,11 +65,11 @@ class CocoSplit:
 
 
 def read_split(split: Split) -> CocoSplit:
-    """Read and check a COCO file; with an image folder, check that every image is there.
+    """Read and check a COCO file; with an image folder, check that every image exists.
 
     Raises:
-        InputError: not a COCO file, ids that are no whole numbers, repeat or point nowhere, an annotation with neither
-            box nor mask, or an image that is missing.
+        InputError: the file is not COCO, an id is not a whole number, repeats or is not listed, an annotation has
+            neither box nor mask, or an image is missing.
     """
     content = read_file(split.annotations)
     try:
@@ -97,24 +97,24 @@ def read_split(split: Split) -> CocoSplit:
 
 
 def mask_of(annotation: Annotation, height: int, width: int) -> np.ndarray:
-    """Draw the mask of an annotation: uint8 0 or 1, [height, width]."""
+    """Decode the mask of an annotation: uint8 0 or 1, [height, width]."""
     return mask_api.decode(masks.to_rle(annotation["segmentation"], height, width))
 
 
 def box_of(annotation: Annotation, height: int, width: int) -> tuple[float, float, float, float]:
-    """Box of an annotation as x0, y0, x1, y1, cut at the edges of the scan."""
+    """Return the box of an annotation as x0, y0, x1, y1, clipped to the scan."""
     x, y, w, h = annotation["bbox"]
     return max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
 
 
 def is_trainable(annotation: Annotation, height: int, width: int) -> bool:
-    """Tell whether training uses an annotation: like the official loader, no crowds and nothing below one pixel."""
+    """Return whether training uses an annotation: like the official loader, no crowds and no boxes below one pixel."""
     x0, y0, x1, y1 = box_of(annotation, height, width)
     return not annotation["iscrowd"] and annotation["area"] > 0 and x1 - x0 >= 1 and y1 - y0 >= 1
 
 
 def _whole_ids(ids: Iterable[Any], kind: str) -> tuple[int, ...]:
-    """Refuse ids that are text: batches of training and COCO results hold numbers."""
+    """Check that ids are whole numbers, which training batches and COCO results need."""
     try:
         return tuple(whole(value) for value in ids)
     except ValueError as error:
@@ -122,9 +122,9 @@ def _whole_ids(ids: Iterable[Any], kind: str) -> tuple[int, ...]:
 
 
 def _size(image: CocoImage) -> tuple[int, int]:
-    """Width and height in pixels."""
+    """Return width and height in pixels."""
     if image.size is None:
-        raise ValueError(f"not COCO: image {image.name!r} without width and height")
+        raise ValueError(f"not COCO: image {image.name!r} has no width or height")
     if not all(1 <= side <= MAX_SIDE_PX for side in image.size):
         raise ValueError(f"image {image.name!r} is not between 1 and {MAX_SIDE_PX} pixels high and wide")
     return image.size
@@ -139,10 +139,10 @@ def _annotations(content: CocoFile, sizes: dict[Any, tuple[int, int]]) -> list[A
         if faults := [field for field in item.malformed if field in ("id", "image_id", "category_id", "iscrowd")]:
             raise ValueError(f"not COCO: {_name(item)} has a malformed {faults[0]}")
         if item.image_id not in sizes:
-            raise ValueError(f"an annotation is of image {item.image_id!r}, which is not listed")
+            raise ValueError(f"annotation {item.id!r} has image_id {item.image_id!r}, which is not listed")
         if item.category_id not in content.categories:
-            raise ValueError(f"an annotation is of category {item.category_id!r}, which is not listed")
-        # COCO's evaluation takes id 0, which PIDray has, for "unmatched".
+            raise ValueError(f"{_name(item)} has category_id {item.category_id!r}, which is not listed")
+        # Renumber from 1: PIDray has id 0, which COCO's evaluation reads as "unmatched".
         found.append({"id": number, **_annotation(item, *sizes[item.image_id])})
     return found
 
@@ -150,8 +150,8 @@ def _annotations(content: CocoFile, sizes: dict[Any, tuple[int, int]]) -> list[A
 def _annotation(item: CocoItem, width: int, height: int) -> Annotation:
     """Return all other fields that COCO's evaluation reads.
 
-    `segmentation` is None if it cannot be decoded. Without a box, it gets that of its mask. With a mask of no pixel,
-    which COCO counts as an item that cannot be found, its area is none either, so that it is not trained on.
+    ``segmentation`` is None if it cannot be decoded. A missing box is computed from the mask. An empty mask counts in
+    COCO as an item that cannot be found; its ``area`` is set to 0 so that training skips it.
     """
     try:
         mask = masks.checked(item.segmentation, width, height)
@@ -162,7 +162,7 @@ def _annotation(item: CocoItem, width: int, height: int) -> Annotation:
     box, area = item.box, item.area
     if box is None:
         if encoded is None or empty:
-            raise ValueError(f"{_name(item)} has no box, and no mask to take it from")
+            raise ValueError(f"{_name(item)} has no box and no mask to compute it from")
         box = mask_api.toBbox(encoded).tolist()
     if area is None or not is_number(area):
         area = box[2] * box[3]

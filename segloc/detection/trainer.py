@@ -21,12 +21,12 @@ from segloc.training.run_folder import MetricsLog
 
 
 class FinetuneTrainer(Trainer):
-    """One optimiser step an iteration; everything random in a step derives from (seed, iteration).
+    """Runs one optimiser step per iteration; all random numbers of a step derive from (seed, iteration).
 
     Args:
-        detector: what to train, on its device.
+        detector: the detector, on its device.
         data: the batches.
-        settings: the optimiser.
+        settings: optimiser settings.
         learning_rates: [steps], the schedule.
         seed: of the sampling of anchors and proposals.
     """
@@ -50,15 +50,15 @@ class FinetuneTrainer(Trainer):
             self.train(start, len(self.learning_rates))
 
     def run_step(self) -> None:
-        """Load, then forward and backward for each micro-batch, then step.
+        """Load the batch, run forward and backward for each micro-batch, then step.
 
         Raises:
-            DivergedError: the loss is not finite; names the images.
+            DivergedError: the loss is not finite; the message names the images.
         """
         began = time.perf_counter()
         batch = next(self._batches)
         loaded = time.perf_counter()
-        # Anchors and proposals are sampled from torch's global generator.
+        # Both engines sample anchors and proposals with torch's global generator.
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.iter]).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.learning_rates[self.iter])
@@ -78,7 +78,7 @@ class FinetuneTrainer(Trainer):
         }
 
     def _backward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Add a micro-batch's share of the step's gradient; returns its share of each loss."""
+        """Add a micro-batch's share of the step's gradient; return its share of each loss."""
         share = len(batch) / self.settings.batch
         losses = {name: value * share for name, value in self._losses(batch).items()}
         loss = torch.stack(list(losses.values())).sum()
@@ -91,7 +91,7 @@ class FinetuneTrainer(Trainer):
         try:
             with torch.autocast(self.detector.device.type, torch.bfloat16, enabled=self.settings.amp):
                 return {name: value.float() for name, value in self.detector(batch).items()}
-        except FloatingPointError as error:  # Detectron2's own check of the proposals
+        except FloatingPointError as error:  # raised by Detectron2's check of the proposals
             raise DivergedError(self._diverged(batch)) from error
 
     def _diverged(self, batch: Sequence[Example]) -> str:
@@ -107,11 +107,11 @@ def _optimizer(detector: Detector, settings: OptimSettings) -> torch.optim.Optim
 
 
 class Progress(Hook):
-    """Shows a bar, writes metrics.json and names the scans that cannot be read.
+    """Shows a progress bar, writes metrics.json and prints the scans that cannot be read.
 
     Args:
         folder: the run folder.
-        every: iterations between lines.
+        every: iterations between lines of metrics.json.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -120,24 +120,24 @@ class Progress(Hook):
         self.named: set[str] = set()
 
     def before_train(self) -> None:
-        """Open both."""
+        """Open the log and the bar."""
         self.log = MetricsLog(self.folder, self.trainer.start_iter)
         total = self.trainer.max_iter
         self.bar = tqdm(total=total, initial=self.trainer.start_iter, desc="fine-tuning", unit="step")
 
     def after_step(self) -> None:
-        """Advance the bar; write every so often, and at the end."""
+        """Advance the bar; write metrics every `every` iterations and at the end."""
         measured = self.trainer.metrics
         self.bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
         self.bar.update()
         unreadable = self.trainer.data.unreadable
         for name in unreadable.keys() - self.named:
             self.named.add(name)
-            tqdm.write(f"another scan takes its place: {unreadable[name]}")
+            tqdm.write(f"replaced by another scan: {unreadable[name]}")
         if (self.trainer.iter + 1) % self.every == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
             self.log.write(self.trainer.iter, {**measured, "unreadable": len(self.named)})
 
     def after_train(self) -> None:
-        """Close both."""
+        """Close the bar and the log."""
         self.bar.close()
         self.log.close()

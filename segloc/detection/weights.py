@@ -1,4 +1,4 @@
-"""What a detector takes from pretraining besides its backbone, and what it is saved as and read back from."""
+"""Initial weights of detectors, and the fine-tuning checkpoint: its content, loading and recipe."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from segloc.settings.loader import parse, to_yaml
 from segloc.training import checkpoint
 
 
-def start_detector(detector: Detector, weights: str, config: FinetuneConfig) -> Started:
-    """Give a new detector its start weights: the backbone's and, if the recipe says so, the box heads'.
+def load_initial_weights(detector: Detector, weights: str, config: FinetuneConfig) -> Started:
+    """Load the initial weights of a new detector: backbone and, with ``train.box_heads=pretrained``, box heads.
 
     Args:
         detector: changed in place.
         weights: see `segloc.models.initial_weights.load_start`.
-        config: the recipe it was built by.
+        config: the recipe the detector was built with.
 
     Raises:
-        InputError: the weights cannot be had or do not fit, or something random would be frozen.
+        InputError: the weights cannot be loaded or do not fit, or random weights would be frozen.
     """
     model, train = config.model, config.train
     if weights == RANDOM and model.fixed_statistics:
         raise InputError(
-            "model.fixed_statistics=true would normalise random weights by statistics nobody measured; give start "
-            "--weights, or use a recipe of the fair protocol"
+            "model.fixed_statistics=true needs measured batch-norm statistics, which random weights do not have; give "
+            "pretrained --weights, or use a recipe of the fair protocol"
         )
     try:
         started = load_start(detector.backbone, weights, vars(model.backbone), unmatched=train.unmatched)
     except Misfit as error:
-        raise Misfit(f"{error}; train.unmatched=start_anew would take over what fits and list the rest") from error
+        raise Misfit(f"{error}; train.unmatched=start_anew loads the tensors that fit and lists the rest") from error
     state = detector.backbone.state_dict()
-    # Scales, shifts and statistics start as the identity, not at random.
+    # Scales, shifts and statistics are initialised as the identity, not at random.
     lost = [name for name in started.anew if name in detector.backbone.frozen and state[name].dim() > 1]
     if lost:
         raise InputError(
-            f"model.frozen={model.frozen} would keep random weights for good ({lost[0]} and {len(lost) - 1} more); "
-            "give start --weights that have them, or use a recipe of the fair protocol"
+            f"model.frozen={model.frozen} would freeze random weights ({lost[0]} and {len(lost) - 1} more); "
+            "give --weights that contain them, or use a recipe of the fair protocol"
         )
     if train.box_heads == "pretrained":
         load_box_heads(detector, weights)
@@ -60,19 +60,19 @@ def start_detector(detector: Detector, weights: str, config: FinetuneConfig) -> 
 
 
 def load_box_heads(detector: Detector, weights: str) -> None:
-    """Start every box head of a new detector from the layers pretrained with ``head.kind=box2fc``.
+    """Load the layers pretrained with ``head.kind=box2fc`` into every box head of a new detector.
 
     Args:
         detector: changed in place.
-        weights: the start weights of its backbone.
+        weights: the initial weights of its backbone.
 
     Raises:
-        InputError: they hold no such layers, or layers of another width.
+        InputError: the weights have no such layers, or layers of another width.
     """
     head = {} if weights in (RANDOM, IMAGENET) else read_backbone(weights).head
     layers = {name.removeprefix("box."): tensor for name, tensor in head.items() if name.startswith("box.")}
     if not layers:
-        raise InputError(f"{weights}: no box head in it; train.box_heads=pretrained needs one pretrained by box2fc")
+        raise InputError(f"{weights}: has no box head; train.box_heads=pretrained needs one pretrained with box2fc")
     for fc1, fc2 in detector.box_layers:
         load_strict(nn.ModuleDict({"fc1": fc1, "fc2": fc2}), layers, weights)
 
@@ -80,7 +80,7 @@ def load_box_heads(detector: Detector, weights: str) -> None:
 def detector_content(
     detector: Detector, config: FinetuneConfig, classes: Sequence[str], iteration: int
 ) -> dict[str, Any]:
-    """Put together what a fine-tuning checkpoint holds; the backbone's tensors are shared, not stored twice."""
+    """Return the content of a fine-tuning checkpoint; ``model`` and ``backbone`` share tensors, stored once."""
     return {
         "kind": "detector",
         "engine": detector.engine,
@@ -94,15 +94,15 @@ def detector_content(
 
 
 def read_detector(path: str | Path) -> dict[str, Any]:
-    """Read a fine-tuning checkpoint, file or run folder.
+    """Read a fine-tuning checkpoint from a file or run folder.
 
     Raises:
-        InputError: there is none, or it is another kind of checkpoint.
+        InputError: there is no checkpoint, or it is of another kind.
     """
     file = checkpoint.find(path)
     content = checkpoint.load(file)
     if content.get("kind") != "detector":
-        raise InputError(f"{file}: a {content.get('kind', 'unknown')} checkpoint, not a fine-tuned detector")
+        raise InputError(f"{file}: is a {content.get('kind', 'unknown')} checkpoint, not a fine-tuned detector")
     return content
 
 
@@ -111,21 +111,21 @@ def build_detector(content: Mapping[str, Any], config: FinetuneConfig, source: s
 
     Args:
         content: see `read_detector`.
-        config: the recipe to build it by.
+        config: the recipe to build it with.
         source: name for error messages.
 
     Raises:
         InputError: the engine is not installed or the weights do not fit.
     """
     if config.model.engine not in ("auto", content["engine"]):
-        raise InputError(f"{source}: was trained on {content['engine']}, the recipe asks for {config.model.engine}")
+        raise InputError(f"{source}: was trained with engine {content['engine']}, the recipe has {config.model.engine}")
     detector = new_detector(config.resolved(content["classes"], engine_name(content["engine"])).model)
     load_strict(detector.net, content["model"], source)
     return detector
 
 
 def recipe_inside(content: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """Read the recipe inside a fine-tuning checkpoint; settings that have been added since have their defaults.
+    """Read the recipe in a fine-tuning checkpoint; settings added since then get their defaults.
 
     Args:
         content: see `read_detector`.
@@ -133,9 +133,9 @@ def recipe_inside(content: Mapping[str, Any], source: str, overrides: Sequence[s
         overrides: ``key=value`` settings to change.
 
     Raises:
-        InputError: it is none, or an override has a key that does not exist.
+        InputError: the recipe is damaged, or the key of an override does not exist.
     """
     text = content.get("config", "")
-    if content.get("format_version") == 1:  # its recipes also named the classes that they configured
+    if content.get("format_version") == 1:  # recipes of version 1 also name the class of each section
         text = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("_target_:"))
     return parse(FinetuneConfig, text, f"{source}: its recipe", overrides)

@@ -1,1 +1,1 @@
-"""Grids of runs: the jobs of a recipe, and running them."""
+"""Grids of runs: jobs of a recipe, locks, execution."""

@@ -1,6 +1,7 @@
-"""The jobs of an experiment: what each runs, where, and how far it is.
+"""Jobs of an experiment: commands, folders and states.
 
-A cell of the grid is a job that fine-tunes a start or probes it.
+A start is an entry of ``starts`` in the recipe: initial weights. A cell of the grid is a job that fine-tunes or
+probes a start.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from segloc.training import checkpoint
 WITH_BN = "with_bn.pth"
 MODEL = "model.pth"
 PROBED = "probe.json"
-# Settings of a pretraining recipe that an untrained network depends on.
-MADE_OF = ("seed", "model", "head")
+# Settings of a pretraining recipe that determine an untrained network.
+NETWORK_SETTINGS = ("seed", "model", "head")
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command of ours.
+    """A segloc command.
 
     Attributes:
         name: of its log.
-        arguments: what follows ``python -m``.
-        makes: the file that is there once it has been carried out.
+        arguments: the arguments of ``python -m``.
+        makes: the file that exists once the command is done.
     """
 
     name: str
@@ -55,15 +56,15 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Steps to be carried out one after the other by one process at a time.
+    """Steps that one process at a time runs in order.
 
     Attributes:
-        name: path of the folder inside the experiment's; two jobs may share it.
-        folder: where its steps write.
-        steps: the last one's file tells that the job is finished.
-        settings: everything its result depends on, by dotted key, but for what the data hold.
-        check: raises InputError when something the job reads is missing.
-        needs: jobs to be finished before.
+        name: path of the folder, relative to the experiment's folder; two jobs may share a folder.
+        folder: output folder of the steps.
+        steps: the job is finished when the file of the last step exists.
+        settings: everything the result depends on, by dotted key, except the content of the data.
+        check: raises InputError when an input of the job is missing.
+        needs: jobs that must be finished first.
     """
 
     name: str
@@ -75,41 +76,41 @@ class Job:
 
     @property
     def probes(self) -> bool:
-        """Whether it is a cell that probes a start."""
+        """Whether the job is a cell that probes a start."""
         return self.steps[0].name == PROBE
 
     @property
     def finished(self) -> bool:
-        """Whether its last step's file is there."""
+        """Whether the file of the last step exists."""
         return self.steps[-1].makes.is_file()
 
     @property
     def record(self) -> Path:
-        """File that says what the folder was made with."""
+        """File with the settings of the job."""
         return self.folder / f"{self.steps[0].name}.job.json"
 
     @property
     def stamp(self) -> int | None:
-        """When the record was last written, by the clock of the file system; None if there is none."""
+        """Modification time of the record in nanoseconds; None if there is no record."""
         return self.record.stat().st_mtime_ns if self.record.is_file() else None
 
     @property
     def lock(self) -> Path:
-        """File that whoever works on the job holds locked."""
+        """File that a process locks while it works on the job."""
         return self.folder / f"{self.steps[0].name}.lock"
 
     @property
     def chain(self) -> list[Job]:
-        """What it needs, directly or not, in the order to be done, and itself."""
+        """All jobs it needs, directly or indirectly, in execution order, then the job itself."""
         return [*(other for need in self.needs for other in need.chain), self]
 
     def write(self, failure: str = "") -> None:
-        """Write the record, with the last attempt's failure if there is one."""
+        """Write the record, with the failure of the last attempt if there is one."""
         content = {"settings": self.settings, "commands": [str(step) for step in self.steps], "failure": failure}
         write_json(self.record, content)
 
     def read(self) -> dict[str, Any]:
-        """Read the record; empty if there is none.
+        """Read the record; empty if the file does not exist.
 
         Raises:
             InputError: the file is damaged.
@@ -119,17 +120,17 @@ class Job:
         try:
             found = json.loads(self.record.read_text(encoding="utf-8"))
             if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
-                raise ValueError("no settings in it")
+                raise ValueError("it has no settings")
         except ValueError as error:
             raise InputError(f"{self.record}: not the record of a job ({error}); remove {self.folder}") from error
         return found
 
 
 def plan(experiment: Experiment, out: Path) -> list[Job]:
-    """List the cells in the order they run: probes, which are cheap, and protocols of the first seed, then of the next.
+    """List the cells in execution order: seed by seed, first the probes, which are cheap, then the protocols.
 
     Raises:
-        InputError: a recipe or setting that cannot be used, or two cells of one name.
+        InputError: a recipe or setting cannot be used, or two cells have the same name.
     """
     cells: dict[str, Job] = {}
     for seed in experiment.seeds:
@@ -143,23 +144,23 @@ def plan(experiment: Experiment, out: Path) -> list[Job]:
                 where = PROBE if protocol == PROBE else f"protocol {protocol}"
                 raise InputError(f"start {start}, {where}: {error}") from error
             if cell.name in cells:
-                raise InputError(f"two cells would be called {cell.name}; rename a start or a protocol")
+                raise InputError(f"two cells have the name {cell.name}; rename a start or a protocol")
             cells[cell.name] = cell
     return list(cells.values())
 
 
 def with_needs(cells: Sequence[Job]) -> list[Job]:
-    """List cells and what they need, each once, in the order to be done."""
+    """List cells and the jobs they need, each once, in execution order."""
     return list({job.name: job for cell in cells for job in cell.chain}.values())
 
 
 def cell_name(start: str, protocol: str, seed: int) -> str:
-    """Name a cell; the protocol of one that probes is `PROBE`."""
+    """Name a cell; the protocol of a probing cell is `PROBE`."""
     return f"{start}-{protocol}-seed{seed}"
 
 
 def changed(job: Job) -> str:
-    """Say how a job differs from what its folder was made with; empty if it does not, or the folder is new.
+    """Describe how a job's settings differ from those its folder was made with; empty if equal or the folder is new.
 
     Raises:
         InputError: the record is damaged.
@@ -167,7 +168,7 @@ def changed(job: Job) -> str:
     record = job.read()
     if not record:
         made = next((step.makes for step in job.steps if step.makes.exists()), None)
-        return f"{made} was not made by an experiment" if made else ""
+        return f"{made} has no record of an experiment" if made else ""
     before, now = record["settings"], json.loads(json.dumps(job.settings))
     missing = object()
     different = [key for key in {**before, **now} if before.get(key, missing) != now.get(key, missing)]
@@ -180,7 +181,7 @@ def changed(job: Job) -> str:
 
 
 def state(job: Job) -> str:
-    """Tell how far a job is: finished, changed, running, failed, stopped (half-way) or waiting."""
+    """Return the state of a job: finished, changed, running, failed, stopped (half-way) or waiting."""
     if changed(job):
         return "changed"
     if job.finished:
@@ -194,18 +195,18 @@ def state(job: Job) -> str:
 
 
 def _grid(experiment: Experiment, seed: int) -> list[tuple[str, str]]:
-    """List starts and protocols of a seed's cells."""
+    """List start and protocol of each cell of a seed."""
     probes: list[tuple[str, str]] = []
     if experiment.probe:
         starts = experiment.probe.starts or experiment.starts
-        # The same weights probed again would pass for another seed of the start.
+        # Weights that are the same for all seeds are probed once; repeats would look like independent seeds.
         probes = [(start, PROBE) for start in starts if seed == experiment.seeds[0] or _has_seeds(experiment, start)]
     tuned = [(s, name) for name, about in experiment.protocols.items() for s in about.starts or experiment.starts]
     return [*probes, *tuned]
 
 
 def _has_seeds(experiment: Experiment, start_name: str) -> bool:
-    """Whether the start's weights are others for every seed."""
+    """Return whether the start has different weights for each seed."""
     start = experiment.starts[start_name]
     if start.pretraining:
         return experiment.pretrainings[start.pretraining].seed is None
@@ -215,7 +216,7 @@ def _has_seeds(experiment: Experiment, start_name: str) -> bool:
 def _weights(
     experiment: Experiment, out: Path, start_name: str, seed: int
 ) -> tuple[str, tuple[Job, ...], dict[str, Any]]:
-    """Tell ``--weights`` of a start, what makes them, and the settings of that."""
+    """Return ``--weights`` of a start, the jobs that make them, and the settings of these jobs."""
     start = experiment.starts[start_name]
     if not start.pretraining:
         return start.weights, (), {}
@@ -256,7 +257,7 @@ def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int) -
         overrides = [*probe.overrides, f"seed={seed}"]
         config = load_config(probe.config or None, overrides)
         options += [*_option("--config", probe.config), *overrides]
-        network = flat({key: value for key, value in dataclasses.asdict(config).items() if key in MADE_OF})
+        network = flat({key: value for key, value in dataclasses.asdict(config).items() if key in NETWORK_SETTINGS})
     what = ["--weights", weights, "--shards", probe.shards, "--out", str(folder / PROBED)]
     step = Step(PROBE, ("segloc.probe", *what, *options), folder / PROBED)
     content = {"weights": weights, "shards": probe.shards, **views, **network, **settings}

@@ -1,4 +1,4 @@
-"""A lock that processes on one or several machines share through a file."""
+"""File lock between processes on one or several machines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path, what: str, wait: bool) -> Iterator[int | None]:
-    """Hold a lock; yields the descriptor to be handed to commands that work under it, or None if another holds it.
+    """Hold a lock; yield its file descriptor, or None if another process holds the lock.
 
-    The kernel lets go of the lock when the last process that has the descriptor open ends, however that comes about. A
-    command that outlives its killed parent still holds it, so nobody starts a second one beside it.
+    Pass the descriptor to the commands that run under the lock. The kernel releases the lock when the last process with
+    the descriptor ends. A command that outlives its killed parent therefore keeps the lock, and no second one starts.
 
     Args:
-        path: the file; made when missing, it says who has the lock.
-        what: what is locked, for the message that it is waited for.
-        wait: wait for whoever holds it.
+        path: the lock file, created if missing; it names the process that holds the lock.
+        what: name of the locked job, for the message while waiting.
+        wait: wait until the lock is free.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -30,7 +30,7 @@ def locked(path: Path, what: str, wait: bool) -> Iterator[int | None]:
                 yield None
                 return
             owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-            print(f"{what}: waiting for {owner or 'another process'}, which works on it", flush=True)
+            print(f"{what}: waiting for {owner or 'another process'}", flush=True)
             _lock(descriptor, block=True)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -1,4 +1,4 @@
-"""Runs the cells of an experiment, and concludes with report and tables."""
+"""Runs the cells of an experiment, then writes the report and tables."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from segloc.settings.experiments import PROBE, Experiment
 
 
 class Failed(Exception):
-    """A command of a job ended without doing what it should have; says so in one line."""
+    """A command of a job failed; the message is one line."""
 
 
 def experiment_folder(out: str) -> Path:
-    """Write the folder of the experiment in one way, however it was given: its name is in the commands that resume.
+    """Normalise the experiment's folder: the commands in the records contain it and must be the same when resumed.
 
     Raises:
-        InputError: it is a file.
+        InputError: the path is a file.
     """
     path = Path(out).resolve()
     if path.exists() and not path.is_dir():
-        raise InputError(f"{out}: is a file, not a folder")
+        raise InputError(f"{out}: is a file, not a folder; choose another --out")
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def show(cells: Sequence[Job]) -> None:
-    """Print every cell and what it needs: state, name, commands."""
+    """Print state, name and commands of every cell and of the jobs it needs."""
     for job in with_needs(cells):
         print(f"{state(job):9} {job.name}")
         for step in job.steps:
@@ -45,15 +45,15 @@ def show(cells: Sequence[Job]) -> None:
 
 
 def check(cells: Sequence[Job]) -> None:
-    """Check before work starts that no finished part was made with other settings, and that the inputs are there.
+    """Check before running that finished jobs have the same settings and that all inputs exist.
 
     Raises:
-        InputError: something is not as it should be.
+        InputError: settings of a job have changed, or an input is missing.
     """
     for cell in cells:
         for job in cell.chain:
             if difference := changed(job):
-                raise InputError(f"{difference}; choose another --out, or remove that folder to make it anew")
+                raise InputError(f"{difference}; choose another --out, or remove that folder to run the job again")
         if not cell.finished:
             for job in cell.chain:
                 if not job.finished:
@@ -61,10 +61,10 @@ def check(cells: Sequence[Job]) -> None:
 
 
 def run_cells(cells: Sequence[Job]) -> list[str]:
-    """Run what is not finished, first what no other process works on, then the rest.
+    """Run the unfinished cells; cells that another process works on come last.
 
     Returns:
-        What failed, a line each.
+        A line for each failure.
     """
     failures: dict[str, str] = {}
     stamps = {job.name: job.stamp for job in with_needs(cells)}
@@ -80,20 +80,20 @@ def run_cells(cells: Sequence[Job]) -> list[str]:
 
 
 def run_cell(cell: Job, wait: bool, failures: dict[str, str], stamps: Mapping[str, int | None]) -> bool:
-    """Run a cell and what it needs, unless finished.
+    """Run a cell and the jobs it needs, unless finished.
 
     Args:
         cell: the cell.
         wait: wait for jobs that another process works on.
-        failures: by name of the job, what has failed so far; added to.
-        stamps: by name of the job, its `Job.stamp` when this process began.
+        failures: failures so far, by name of the job; updated in place.
+        stamps: `Job.stamp` at the start of this process, by name of the job.
 
     Returns:
-        Whether it was dealt with; not if another process works on it, or on what it needs.
+        False if another process works on the cell or on a job it needs, else True.
     """
     for job in cell.chain if not cell.finished else ():
         if any(other.name in failures for other in job.chain):
-            failures.setdefault(cell.name, f"{cell.name}: cannot run without what has failed before")
+            failures.setdefault(cell.name, f"{cell.name}: not run, because a job it needs failed")
             return True
         try:
             if not run_job(job, wait, stamps[job.name]):
@@ -104,15 +104,15 @@ def run_cell(cell: Job, wait: bool, failures: dict[str, str], stamps: Mapping[st
 
 
 def run_job(job: Job, wait: bool, stamp: int | None) -> bool:
-    """Carry out the steps of a job whose files are not there yet.
+    """Run the steps of a job whose files do not exist yet.
 
     Args:
         job: the job.
-        wait: wait for another process that works on it.
-        stamp: its `Job.stamp` when this process began; what another has failed at since is not tried again.
+        wait: wait for another process that works on the job.
+        stamp: `Job.stamp` at the start of this process; a job that failed in another process since is not tried again.
 
     Returns:
-        Whether it is finished; not if another process works on it and it is not to be waited for.
+        Whether the job is finished; False if another process works on it and `wait` is false.
 
     Raises:
         Failed: a step failed, here or in another process.
@@ -141,15 +141,12 @@ def run_job(job: Job, wait: bool, stamp: int | None) -> bool:
 
 
 def execute(step: Step, log: Path, descriptors: Sequence[int] = ()) -> int:
-    """Run a command with its output added to `log`; stops it when this process is told to stop.
+    """Run a command, append its output to `log`, and return its exit code; stop it when this process is stopped.
 
     Args:
         step: the command.
-        log: made when missing.
-        descriptors: files that it keeps open, for their locks.
-
-    Returns:
-        Its exit code.
+        log: created if missing.
+        descriptors: lock files that the command inherits.
     """
     with log.open("ab") as file:
         file.write(f"$ {step}\n".encode())
@@ -171,10 +168,10 @@ def execute(step: Step, log: Path, descriptors: Sequence[int] = ()) -> int:
 
 
 def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list[str]:
-    """Write report and tables of the finished cells, as far as there are cells for them.
+    """Write the report and tables of the finished cells.
 
     Returns:
-        What failed, a line each.
+        A line for each failure.
     """
     tuned = [cell for cell in finished if not cell.probes]
     probed = {cell.name: cell.steps[-1].makes for cell in finished if cell.probes}
@@ -201,9 +198,9 @@ def report(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
     """Write report.html, table.md and table.csv of finished fine-tunings.
 
     Returns:
-        What failed, a line if anything.
+        A line if the report failed, else nothing.
     """
-    # A pretraining may have been removed once nothing needed it any more.
+    # A pretraining may have been removed after its cells were finished.
     needed = [need.folder for cell in tuned for need in cell.chain[:-1] if need.finished]
     folders = map(str, dict.fromkeys([*needed, *(cell.folder for cell in tuned)]))
     page, *tables = (out / name for name in ("report.html", "table.md", "table.csv"))
@@ -224,7 +221,7 @@ def _last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM, which clusters send, as Ctrl-C: the command that runs is stopped too."""
+    """Treat SIGTERM, which clusters send, as Ctrl-C, so that the running command is stopped too."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -233,7 +230,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def chosen_cells(cells: Sequence[Job], name: str | None) -> list[Job]:
-    """Choose the cell of a name; all without one.
+    """Select the cell `name`; all cells without a name.
 
     Raises:
         InputError: there is no such cell.
@@ -245,13 +242,13 @@ def chosen_cells(cells: Sequence[Job], name: str | None) -> list[Job]:
 
 
 def run_experiment(experiment: Experiment, cells: Sequence[Job], out: Path, with_report: bool) -> list[str]:
-    """Check and run cells, then write report and tables of what is finished.
+    """Check and run cells, then write the report and tables of the finished ones.
 
     Returns:
-        What failed, a line each.
+        A line for each failure.
 
     Raises:
-        InputError: a finished part was made with other settings, or an input is missing.
+        InputError: a finished job was made with other settings, or an input is missing.
     """
     check(cells)
     with _stopped_by_sigterm():

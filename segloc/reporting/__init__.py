@@ -1,1 +1,1 @@
-"""Runs read, compared and shown: tables, charts, the page."""
+"""Reading and comparing runs: tables, charts, pictures, the HTML page."""

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG for the report."""
+"""Line charts of the report as inline SVG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ matplotlib.use("svg")
 
 from matplotlib import pyplot as plt
 
-# Okabe-Ito: told apart by colour-blind readers, and in the same order everywhere.
+# Okabe-Ito palette, safe for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 
 Series = tuple[str, Sequence[float], Sequence[float]]
@@ -25,9 +25,9 @@ def line_chart(
     Args:
         title: above the chart.
         x_label: of the x axis.
-        y_label: of the y axis, unit included.
-        series: (name, x, y) per line; lines of one name share a colour and an entry in the legend.
-        reference: a line to compare with, drawn dashed and grey.
+        y_label: of the y axis, with unit.
+        series: (name, x, y) per line; lines with the same name share a colour and a legend entry.
+        reference: a line to compare with, dashed and grey.
 
     Returns:
         An ``<svg>`` element.
@@ -36,7 +36,7 @@ def line_chart(
     names = list(dict.fromkeys(name for name, _, _ in series))
     labelled: set[str] = set()
     for name, x, y in series:
-        label = "_" if name in labelled else name  # an underscore keeps a line out of the legend
+        label = "_" if name in labelled else name  # matplotlib leaves "_" out of the legend
         axes.plot(x, y, label=label, color=COLOURS[names.index(name) % len(COLOURS)], linewidth=1.6)
         labelled.add(name)
     if reference is not None:
@@ -52,7 +52,7 @@ def line_chart(
     axes.legend(fontsize=8 if len(names) <= len(COLOURS) else 6, frameon=False)
     figure.tight_layout()
     buffer = io.StringIO()
-    # No date and fixed ids, so that equal runs give equal pages.
+    # No date and fixed ids: equal runs give equal pages.
     with plt.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)

@@ -33,13 +33,13 @@ from segloc.reporting.run_results import KINDS, Run, load_run
 from segloc.training.run_folder import RUN, closing
 
 MAX_WIDTH_PX = 1600
-# More pretraining sections than this start folded.
+# Up to this number of pretraining sections are unfolded.
 UNFOLDED = 3
 WRITERS = {".md": results_markdown, ".csv": results_csv}
 
 
 def pretraining_charts(run: Run) -> list[str]:
-    """Draw loss against chance, class accuracy against chance, similarity, and spread of the embeddings."""
+    """Draw loss and class accuracy with their chance levels, top-1 accuracy, and spread of the embeddings."""
     if not run.metrics:
         return []
     x = _column(run, "iteration")
@@ -53,14 +53,14 @@ def pretraining_charts(run: Run) -> list[str]:
     chance = ("chance", [x[0], x[-1]], [run.about["chance_loss"]] * 2)
     return [
         line_chart("Pretraining loss", "step", "InfoNCE, sum of levels", loss, chance),
-        chart("Class of the nearest stored key", "share right", "class_accuracy", run.about["chance_class_accuracy"]),
+        chart("Class of the nearest stored key", "accuracy", "class_accuracy", run.about["chance_class_accuracy"]),
         chart("Query closer to its key than to all negatives", "share", "top1"),
         chart("Spread of the embeddings (0 is collapse)", "standard deviation", "embedding_std"),
     ]
 
 
 def fine_tuning_chart(runs: Sequence[Run]) -> str | None:
-    """Draw the fine-tuning losses of all runs in one chart; runs that differ only in seed share a colour."""
+    """Draw the fine-tuning losses of all runs; runs that differ only in seed share a colour."""
     groups = group_by_seed([run for run in runs if run.metrics])
     lines = [
         (name, _column(run, "iteration"), _column(run, "loss"))
@@ -71,10 +71,10 @@ def fine_tuning_chart(runs: Sequence[Run]) -> str | None:
 
 
 def picture(argument: str) -> tuple[str, str]:
-    """Turn ``CAPTION=FILE`` into the caption and a data URL, shrunk to what a page can show.
+    """Convert ``CAPTION=FILE`` to the caption and a data URL of at most `MAX_WIDTH_PX`.
 
     Raises:
-        InputError: no such file, or it is no image.
+        InputError: the file does not exist or is not an image.
     """
     caption, file = cli.split_override(argument)
     if not Path(file).is_file():
@@ -118,7 +118,7 @@ def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
 
 
 def _unique(svg: str, prefix: str) -> str:
-    """Make the ids of an SVG its own: several on one page would otherwise use each other's clip paths."""
+    """Make the ids of an SVG unique; with equal ids, SVGs on one page would share clip paths."""
     prefix = re.sub(r"\W", "-", prefix)
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
 
@@ -128,7 +128,7 @@ def _column(run: Run, name: str) -> list[float]:
 
 
 def _with_runs(paths: list[Path]) -> list[Path]:
-    """Leave out folders that hold no run, such as a failed one's, unless that leaves none; says so of each."""
+    """Leave out and print folders without a run, for example of a failed run; keep all if none has a run."""
     left_out = [path for path in paths if path.is_dir() and not (path / RUN).is_file()]
     kept = [path for path in paths if path not in left_out]
     for path in left_out if kept else ():
@@ -139,12 +139,12 @@ def _with_runs(paths: list[Path]) -> list[Path]:
 def write_report(
     runs: Sequence[str], out: str, title: str, pictures: Sequence[str] = (), tables: Sequence[str] = ()
 ) -> list[Path]:
-    """Compare runs on a page, and write the results table beside it.
+    """Write a page that compares runs, and the results table.
 
     Args:
-        runs: run folders, and files that `segloc.evaluate` wrote.
+        runs: run folders, and JSON files of `segloc.evaluate`.
         out: the HTML page.
-        title: its headline.
+        title: of the page.
         pictures: ``CAPTION=FILE`` each.
         tables: files to write the table to, ``.md`` or ``.csv``.
 
@@ -152,13 +152,13 @@ def write_report(
         The files written, tables first.
 
     Raises:
-        InputError: a run or picture cannot be read, or a table has another ending.
+        InputError: a run or picture cannot be read, or the suffix of a table is unknown.
     """
     for path in (out, *tables):
         check_output(path)
     for path in tables:
         if Path(path).suffix not in WRITERS:
-            raise InputError(f"{path}: --table writes {' and '.join(WRITERS)} files")
+            raise InputError(f"{path}: unknown suffix; --table writes {' and '.join(WRITERS)} files")
     found = [load_run(path) for path in _with_runs([Path(run) for run in runs])]
     page = render(found, [picture(argument) for argument in pictures], title)
     for path in tables:

@@ -1,4 +1,4 @@
-"""Ground truth and detections side by side, for the best, median and worst images."""
+"""Pictures of ground truth beside detections, for the best, median and worst images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DPI = 100
 
 
 def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -> bytes:
-    """Draw a row per kind of image, two panels an image, as PNG.
+    """Draw a row for each kind of image (best, median, worst), with two panels per image, as PNG.
 
     Raises:
         InputError: an image cannot be read.
@@ -48,7 +48,7 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -
             _panel(row[2 * place], image, split, one.items, one.pairs, f"{kind}: {one.scan.path.name}")
             _panel(row[2 * place + 1], image, split, one.found, one.pairs.values(), f"{one.score:.2f}: {counts}")
     buffer = io.BytesIO()
-    # No version in the file, so that equal results give equal bytes.
+    # No version in the file: equal results give equal bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -56,7 +56,7 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -
 def _panel(
     axes: Any, image: np.ndarray, split: CocoSplit, shown: Sequence[dict[str, Any]], paired: Collection[int], title: str
 ) -> None:
-    """Show an image [h, w, 3] with annotations or detections outlined; those not among `paired` are dashed."""
+    """Show an image [h, w, 3] with outlined annotations or detections; positions not in `paired` are dashed."""
     height, width = image.shape[:2]
     axes.imshow(image)
     axes.set_title(_plain(title), fontsize=9, loc="left")
@@ -64,13 +64,13 @@ def _panel(
     axes.set_ylim(height, 0)
     for place, one in enumerate(shown):
         class_id = split.category_ids.index(one["category_id"])
-        # The ten strong colours of the map first, then their pale twins.
+        # First the ten strong colours of the map, then the pale ones.
         colour = matplotlib.colormaps["tab20"]((2 * class_id + class_id // 10) % 20)
         line = "-" if place in paired else (0, (2, 1.5))
         outlines = _outlines(one, height, width)
         x, y = np.concatenate(outlines).min(axis=0) if outlines else one.get("bbox", (0, 0))[:2]
         for outline in outlines:
-            # Scans have these colours too: a white rim sets the line off.
+            # A white rim separates the line from the scan, which has the same colours.
             axes.plot(*outline.T, color="white", linewidth=3.2)
             axes.plot(*outline.T, color=colour, linewidth=1.6, linestyle=line)
         score = f" {one['score']:.2f}" if "score" in one else ""
@@ -87,7 +87,7 @@ def _panel(
 
 
 def _outlines(one: dict[str, Any], height: int, width: int) -> list[np.ndarray]:
-    """Closed outlines [n, 2] of the mask, or of the box where there is none."""
+    """Return closed outlines [n, 2] of the mask, or of the box without a mask."""
     if "segmentation" not in one:
         x, y, w, h = one["bbox"]
         return [np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y)])]
@@ -97,7 +97,7 @@ def _outlines(one: dict[str, Any], height: int, width: int) -> list[np.ndarray]:
 
 
 def _plain(text: str) -> str:
-    """Keep matplotlib from reading dollar signs as formulas."""
+    """Escape dollar signs, which matplotlib would read as formulas."""
     return text.replace("$", r"\$")
 
 
@@ -109,7 +109,7 @@ def write_picture(results: str, annotations: str, images: str, out: str, score: 
         annotations: COCO file of the test set.
         images: folder of its images.
         out: the PNG file.
-        score: weakest detection to show, 0 to 1.
+        score: lowest score of a detection to show, 0 to 1.
         each: images of each kind.
 
     Returns:
@@ -120,20 +120,20 @@ def write_picture(results: str, annotations: str, images: str, out: str, score: 
     """
     check_output(out)
     if Path(out).suffix.lower() != ".png":
-        raise InputError(f"{out}: --out writes a .png file")
+        raise InputError(f"{out}: is not a .png file; give --out a name that ends in .png")
     if each < 1 or not 0 <= score <= 1:
-        raise InputError("--each must be at least 1, and --score within 0 and 1")
+        raise InputError(f"--each {each} --score {score:g}: give at least 1 for --each and 0 to 1 for --score")
     detections = read_results(Path(results))
     split = read_split(Split(Path(annotations).stem, Path(annotations), Path(images)))
     kinds = [kind for kind in IOU_TYPES if any(FIELDS[kind] in result for result in detections)] or ["bbox"]
     try:
-        figures = {kind: evaluate(split.ground_truth, detections, kind)["AP"] for kind in kinds}  # checks them, too
+        figures = {kind: evaluate(split.ground_truth, detections, kind)["AP"] for kind in kinds}  # also checks them
     except InputError as error:
         raise InputError(f"{results}: {error}") from error
     ranked = rank(split, detections, score)
     if not ranked:
-        raise InputError(f"{annotations}: no image with an item or a detection")
+        raise InputError(f"{annotations}: no image has an item or a detection; nothing to draw")
     aps = ", ".join(f"{kind} AP {value:.1f}" for kind, value in figures.items() if value is not None)
-    title = f"{split.name}: {len(split.scans)} images, {aps}; detections of score {score:g} and more"
+    title = f"{split.name}: {len(split.scans)} images, {aps}; detections with a score of at least {score:g}"
     write_atomic(out, draw(split, examples(ranked, each), title))
     return Path(out)

@@ -1,4 +1,4 @@
-"""Starts side by side by what their features know (`segloc.probe`), the seeds of a start put together."""
+"""Tables of probing results (`segloc.probe`) by start, that is by initial weights, averaged over seeds."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from segloc.reporting.results_table import Figure
 
 METHODS = {"knn": "k-NN", "linear": "linear"}
 ALL_LEVELS = "all levels"
-# The features that the Markdown table shows; not every start has an embedding.
+# Features in the Markdown table; not every start has an embedding.
 SHOWN = (ALL_LEVELS, "embedding")
 CSV_COLUMNS = ("start", "seed", "iteration", "features", *METHODS, "chance")
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A probed start, of one seed.
+    """Probing result of one start and seed.
 
     Attributes:
-        start: its name.
+        start: name of the start.
         seed: of its weights.
-        iteration: steps of the training that made them; 0 of random and ImageNet, None if they do not tell.
-        shards: digest of the index of what it was probed on.
-        views: how many were learned from and tested on.
+        iteration: training steps of the weights; 0 for random and ImageNet weights, None if unknown.
+        shards: digest of the index of the shards used for probing.
+        views: number of training and of test views.
         chance: share of the largest class among the test views, 0 to 1.
-        accuracy: by kind of features ``knn`` and ``linear``, 0 to 1.
+        accuracy: ``knn`` and ``linear`` accuracy by kind of features, 0 to 1.
     """
 
     start: str
@@ -44,26 +44,23 @@ class Probe:
 
 
 def read_probes(files: Sequence[tuple[str, int, Path]]) -> list[Probe]:
-    """Read what `segloc.probe` wrote.
+    """Read files of `segloc.probe`.
 
     Args:
-        files: start, seed and file.
-
-    Returns:
-        A probe a file.
+        files: start, seed and path of each file.
 
     Raises:
-        InputError: one is damaged, or the shards had changed between two.
+        InputError: a file is damaged, or two files are of different shards.
     """
     probes = [_read(*file) for file in files]
     for probe, (_, _, path) in zip(probes, files, strict=True):
         if probe.shards != probes[0].shards:
-            raise InputError(f"{path}: not of the same shards as {files[0][2]}; remove the folder of the older one")
+            raise InputError(f"{path}: has other shards than {files[0][2]}; remove the folder of the older one")
     return probes
 
 
 def probes_markdown(probes: Sequence[Probe]) -> str:
-    """Write a row per start, in the order given: per cent, mean ± sample standard deviation over the seeds."""
+    """Format a row per start in the given order: per cent, mean ± sample standard deviation over seeds."""
     groups = [[p for p in probes if p.start == start] for start in dict.fromkeys(p.start for p in probes)]
     shown = [features for features in SHOWN if any(features in probe.accuracy for probe in probes)]
     columns = [(features, method) for features in shown for method in METHODS]
@@ -81,7 +78,7 @@ def probes_markdown(probes: Sequence[Probe]) -> str:
 
 
 def probes_csv(probes: Sequence[Probe]) -> str:
-    """Write a line per start, seed and kind of features; accuracies and chance from 0 to 1, with six digits."""
+    """Format a line per start, seed and kind of features; accuracies and chance from 0 to 1, with six digits."""
     rows = []
     for probe in probes:
         for features, row in probe.accuracy.items():
@@ -93,12 +90,12 @@ def probes_csv(probes: Sequence[Probe]) -> str:
 def _notes(groups: Sequence[Sequence[Probe]]) -> list[str]:
     train, test = groups[0][0].views
     found = [
-        f"Accuracy of the classes of held-out items by their features, per cent: learned from {train} views, tested on "
-        f"{test}, the same for all.",
-        "Steps: of the training that made the weights. Chance: the share of the largest class among the test views.",
+        f"Classification accuracy on held-out items, per cent: {train} training views and {test} test views, the same "
+        "for all starts.",
+        "Steps: training steps of the weights. Chance: share of the largest class among the test views.",
     ]
     if any(len(members) > 1 for members in groups):
-        found.append("± is the sample standard deviation over the seeds of the weights.")
+        found.append("±: sample standard deviation over seeds.")
     return found
 
 
@@ -110,21 +107,21 @@ def _read(start: str, seed: int, path: Path) -> Probe:
             for features, row in found["accuracy"].items()
         }
         if ALL_LEVELS not in accuracy:
-            raise ValueError(f"no accuracy of {ALL_LEVELS}")
+            raise ValueError(f"it has no accuracy of {ALL_LEVELS}")
         iteration = None if found["iteration"] is None else _whole(found["iteration"])
         views = _whole(found["train"]["views"]), _whole(found["test"]["views"])
         return Probe(start, seed, iteration, str(found["shards"]), views, _share(found["chance"]), accuracy)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not as segloc.probe writes it ({one_line(error)}); remove {path.parent}") from error
+        raise InputError(f"{path}: not a file of segloc.probe ({one_line(error)}); remove {path.parent}") from error
 
 
 def _share(value: Any) -> float:
     if isinstance(value, bool) or not 0 <= value <= 1:
-        raise ValueError(f"{value!r} is no share")
+        raise ValueError(f"{value!r} is not between 0 and 1")
     return float(value)
 
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not an integer")
     return value

@@ -1,4 +1,4 @@
-"""Runs side by side in the layout of the paper's table 1, runs that differ only in their seed put together."""
+"""Results table in the layout of the paper's table 1; runs that differ only in seed are averaged."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from segloc.reporting.run_results import KINDS, Run
 from segloc.settings.finetuning import INCIDENTAL
 
 PUBLISHED: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
-# Settings that start weights dictate, so that a random start may have others and still be of the same protocol.
-HOW_TAKEN_OVER = ("train.box_heads", "train.unmatched")
-OF_THE_START = ("model.backbone.norm", "model.backbone.sda_norm", *HOW_TAKEN_OVER)
+# Settings that depend on the initial weights: runs that differ only in these have the same protocol.
+LOADING = ("train.box_heads", "train.unmatched")
+LOADING_AND_NORMS = ("model.backbone.norm", "model.backbone.sda_norm", *LOADING)
 CSV_COLUMNS = (
     *("name", "origin", "engine", "runs", "metric", "task", "test_set"),
     *("value", "standard_deviation", "difference", "difference_to"),
 )
 
 Column = tuple[str, str]
-Value = Callable[[str, str, str], float | None]  # what a run has for a kind, test set and metric
+Value = Callable[[str, str, str], float | None]  # value of a run for a kind, test set and metric
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """What a cell shows, per cent.
+    """Content of a cell, per cent.
 
     Attributes:
-        value: mean over the seeds, None where a run has none.
-        spread: sample standard deviation over the seeds, None for a single run.
-        difference: to the random start, in points.
+        value: mean over the seeds; None if a run has no value.
+        spread: sample standard deviation over the seeds; None for a single run.
+        difference: to random initialisation, in points.
     """
 
     value: float | None
@@ -48,7 +48,7 @@ class Figure:
 
     @classmethod
     def of(cls, seeds: Sequence[float | None], base: Sequence[float | None] = ()) -> Figure:
-        """Put the seeds together; `base` has those of the random start. What one seed lacks has no mean."""
+        """Average the seeds and subtract the mean of `base`, random initialisation; None if a seed has no value."""
         value, other = mean_of_all(seeds), mean_of_all(base)
         spread = statistics.stdev(seeds) if value is not None and len(seeds) > 1 else None  # type: ignore[type-var]
         return cls(value, spread, None if value is None or other is None else value - other)
@@ -63,15 +63,15 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """The rows of one start and protocol, or of one publication.
+    """Rows for one initialisation and protocol, or for one published result.
 
     Attributes:
-        name: what the runs' folders have in common, or the publication's name for it.
-        engine: the detector's, labelled when it is the stand-in; empty for published figures.
-        runs: how many, of different seeds; 0 for published figures.
+        name: common part of the runs' folder names, or name of the published result.
+        engine: of the detector, marked if it is the stand-in; empty for published results.
+        runs: number of runs with different seeds; 0 for published results.
         source: the publication; empty for runs.
-        base: name of the random start that the differences are to; empty if there is none.
-        figures: by metric, a figure a column.
+        base: name of the random initialisation that the differences are to; empty if there is none.
+        figures: by metric, one figure per column.
     """
 
     name: str
@@ -84,14 +84,14 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns as (kind, test set), and the blocks: runs first, then what is published."""
+    """Columns (kind, test set) and blocks: first the runs, then the published results."""
 
     columns: list[Column]
     blocks: list[Block]
 
 
 def results_table(runs: Sequence[Run]) -> Table:
-    """Lay out the evaluated runs among `runs`, with the published figures where the test sets are PIDray's by name."""
+    """Make the table of the evaluated runs; add published results if the test sets have the names of PIDray's."""
     groups = group_by_seed([run for run in runs if run.evaluation])
     columns = _columns([run for members in groups for run in members])
     names = group_names(groups)
@@ -107,20 +107,20 @@ def results_table(runs: Sequence[Run]) -> Table:
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
-    """Put runs together that differ only in seed, in the order given; the same seeds a second time stay apart."""
+    """Group runs that differ only in seed, in the given order; a repeated seed goes to a new group."""
     groups: list[list[Run]] = []
     for run in runs:
         alike = (g for g in groups if (g[0].start, protocol(g[0])) == (run.start, protocol(run)))
-        home = next((g for g in alike if run.seeds not in [other.seeds for other in g]), None)
-        if home is None:
+        group = next((g for g in alike if run.seeds not in [other.seeds for other in g]), None)
+        if group is None:
             groups.append([run])
         else:
-            home.append(run)
+            group.append(run)
     return groups
 
 
 def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Name groups after their folders, without the seed at the end; a name taken already gets a number."""
+    """Name groups after their folders without the seed at the end; repeated names get a number."""
     names: list[str] = []
     for members in groups:
         name = members[0].name
@@ -132,9 +132,9 @@ def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
     return names
 
 
-def protocol(run: Run, whatever: Sequence[str] = ()) -> tuple[Any, ...]:
-    """Everything but start and seed that two runs must share to be compared; settings named in `whatever` need not."""
-    left_out = {*INCIDENTAL, *whatever}
+def protocol(run: Run, ignored: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Return everything that comparable runs share, except initial weights, seed and the settings in `ignored`."""
+    left_out = {*INCIDENTAL, *ignored}
     settings = tuple(sorted((key, repr(value)) for key, value in run.settings.items() if key not in left_out))
     found = run.evaluation or {"engine": None, "subsets": {}}
     tests = sorted((name, str(part.get("images")), str(part.get("digest"))) for name, part in found["subsets"].items())
@@ -142,21 +142,21 @@ def protocol(run: Run, whatever: Sequence[str] = ()) -> tuple[Any, ...]:
 
 
 def baseline(groups: Sequence[Sequence[Run]], members: Sequence[Run]) -> int | None:
-    """Find the random start of the same protocol; None if there is none, or the runs are random starts themselves.
+    """Find the random initialisation of the same protocol; None if there is none or `members` is one itself.
 
-    One of the same network is preferred to one that differs in what start weights dictate.
+    A group with the same norms is preferred to one with other norms.
     """
     if members[0].start == RANDOM:
         return None
-    for whatever in (HOW_TAKEN_OVER, OF_THE_START):
+    for ignored in (LOADING, LOADING_AND_NORMS):
         for position, others in enumerate(groups):
-            if others[0].start == RANDOM and protocol(others[0], whatever) == protocol(members[0], whatever):
+            if others[0].start == RANDOM and protocol(others[0], ignored) == protocol(members[0], ignored):
                 return position
     return None
 
 
 def published(columns: Sequence[Column]) -> list[Block]:
-    """Read the published figures; their mean is that of the three test sets."""
+    """Return the blocks of published results; their mean is computed from the three test sets."""
     by_name = {entry["name"]: entry for entry in PUBLISHED["rows"]}
     blocks = []
     for entry in by_name.values():
@@ -168,7 +168,7 @@ def published(columns: Sequence[Column]) -> list[Block]:
 
 
 def results_csv(table: Table) -> str:
-    """Write a line per figure, undefined ones left out; values have six digits."""
+    """Format a line per defined figure; values have six digits."""
     rows = []
     for block in table.blocks:
         for metric, row in block.figures.items():
@@ -181,7 +181,7 @@ def results_csv(table: Table) -> str:
 
 
 def results_markdown(table: Table) -> str:
-    """Write the table as people read it: per cent, ± over seeds, difference to the random start in brackets."""
+    """Format the table as Markdown: per cent, ± over seeds, difference to random initialisation in brackets."""
     header = ["run", "metric", *(f"{KINDS[kind].split()[0]} {subset}" for kind, subset in table.columns)]
     rows = [
         [f"**{block.name}**<br>{about(block)}" if not position else "", metric, *map(str, row)]
@@ -192,35 +192,35 @@ def results_markdown(table: Table) -> str:
 
 
 def about(block: Block) -> str:
-    """Say in a few words where a block comes from."""
+    """Describe the source of a block in a few words."""
     if block.source:
         return f"published: {block.source}"
     return f"{block.engine}; " + ("1 run" if block.runs == 1 else f"{block.runs} seeds")
 
 
 def signed(difference: float) -> str:
-    """Write a difference to one decimal; what rounds to nothing is +0.0."""
+    """Format a difference with sign and one decimal; zero is +0.0."""
     return f"{round(difference, 1) + 0.0:+.1f}"
 
 
 def notes(table: Table) -> list[str]:
-    """Say what the figures are, a sentence each."""
+    """Return the sentences that explain the table."""
     subsets = {subset for _, subset in table.columns}
     found = ["COCO metrics, per cent.", f"{MEAN.capitalize()}: the plain mean of the test sets."]
     if POOLED in subsets:
-        found.append(f"{POOLED.capitalize()}: the images of all test sets measured as one.")
+        found.append(f"{POOLED.capitalize()}: all test images as one set.")
     if any(block.runs > 1 for block in table.blocks):
-        found.append("± is the sample standard deviation over runs that differ only in seed.")
+        found.append("±: sample standard deviation over runs that differ only in seed.")
     if any(block.base for block in table.blocks):
-        found.append("In brackets: the difference to the random start of the same protocol and engine, in points.")
+        found.append("In brackets: difference to random initialisation with the same protocol and engine, in points.")
     if any("stand-in" in block.engine for block in table.blocks):
         found.append(
-            "The stand-in takes the place of Detectron2's Cascade Mask R-CNN where that is not installed; its figures "
-            "are not comparable with those of other engines or with published ones."
+            "The stand-in replaces Detectron2's Cascade Mask R-CNN where Detectron2 is not installed. Its metrics "
+            "cannot be compared with those of other engines or with published ones."
         )
     if any(block.source for block in table.blocks):
         found.append(
-            "Published rows are not measured here. They are of the real scans of PIDray's first release; figures of "
+            "Published rows are not measured here. They are for the real scans of PIDray's first release; metrics on "
             "simulated or other scans cannot be compared with them."
         )
         found += [f"{name}: {source}." for name, source in PUBLISHED["sources"].items()]
@@ -228,7 +228,7 @@ def notes(table: Table) -> list[str]:
 
 
 def _columns(runs: Sequence[Run]) -> list[Column]:
-    """List boxes, then masks; of each the test sets in the order of the runs, then mean and pooled."""
+    """List the columns: boxes, then masks; for each, the test sets in the order of the runs, mean, pooled."""
     columns = [
         (kind, subset)
         for run in runs

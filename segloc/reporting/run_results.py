@@ -1,4 +1,4 @@
-"""A run as the report reads it: what was asked for, what was measured on the way and in the end."""
+"""Reading of runs for the report: settings, training metrics, evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segloc.training.run_folder import RUN, START, origin, read_metrics, read_ru
 
 EVALUATION = "evaluation.json"
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}
-# What the page shows of run.json and of each line of metrics.json, by the kind of run.
+# Fields of run.json and of each line of metrics.json that the page shows, by kind of run.
 NUMBER = (int, float)
 _COMMON = dict.fromkeys(("engine", "device", "git_revision", "command"), str)
 SHOWN: dict[str, dict[str, Any]] = {
@@ -29,16 +29,16 @@ MEASURED: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run, read.
+    """A run.
 
     Attributes:
-        name: of its folder.
+        name: of the run folder.
         about: ``run.json``.
         settings: ``config.yaml``, by dotted key.
-        metrics: ``metrics.json``, a dict a line.
-        evaluation: ``evaluation.json``, None before the finished run was evaluated.
-        start: what its start weights are, the seed of their pretraining aside: a name, a path, or all settings of
-            the pretraining; see `origin`.
+        metrics: ``metrics.json``, a dict per line.
+        evaluation: ``evaluation.json``; None until the finished run is evaluated.
+        start: identity of the initial weights without the pretraining's seed: a name, a path, or all settings of the
+            pretraining; see `origin`.
         seeds: of the run and of the pretraining.
     """
 
@@ -51,29 +51,29 @@ class Run:
     seeds: tuple[Any, Any]
 
     def parts(self) -> dict[str, Any]:
-        """Measured figures by test set, then of the overalls; empty before the run was evaluated."""
+        """Metrics of each test set, then of mean and pooled; empty until the run is evaluated."""
         return parts(self.evaluation) if self.evaluation else {}
 
     def figure(self, kind: str, test_set: str, metric: str) -> float | None:
-        """A measured figure, per cent; None where there is none."""
+        """Value of a metric, per cent; None if undefined."""
         value: float | None = self.parts().get(test_set, {}).get(kind, {}).get(metric)
         return value
 
 
 def load_run(path: Path) -> Run:
-    """Read a run folder, or the file that `segloc.evaluate` made of another program's results.
+    """Read a run folder, or a JSON file of ``segloc.evaluate --results``.
 
     Raises:
-        InputError: it is neither.
+        InputError: the path is neither.
     """
     return _read_results(path) if path.is_file() else _read_folder(path)
 
 
 def _read_results(path: Path) -> Run:
-    """Read an evaluation file alone: figures of a detector of which nothing else is known."""
+    """Read an evaluation file without a run folder."""
     evaluation = _evaluation(path)
     if evaluation is None:
-        raise InputError(f"{path}: of a training that had not finished")
+        raise InputError(f"{path}: evaluates an unfinished training; finish it and evaluate again")
     about = {"kind": "results", "engine": evaluation["engine"], "device": "", "git_revision": "", "command": ""}
     name = path.parent.resolve().name if path.name == EVALUATION else path.stem
     return Run(name, about, {}, [], evaluation, str(path.resolve()), (None, None))
@@ -85,7 +85,7 @@ def _read_folder(folder: Path) -> Run:
     about, metrics = read_run(folder), read_metrics(folder)
     kind = str(about.get("kind"))
     if kind not in SHOWN:
-        raise InputError(f"{folder}: a run of kind {kind!r}, not one of {', '.join(SHOWN)}")
+        raise InputError(f"{folder}: has a run of kind {kind!r}; give runs of kind {' or '.join(SHOWN)}")
     _check_fields(about, SHOWN[kind], folder / RUN)
     for row in metrics:
         _check_fields(row, MEASURED[kind], folder / METRICS_FILE)
@@ -96,10 +96,10 @@ def _read_folder(folder: Path) -> Run:
 
 
 def _start(folder: Path, weights: str) -> tuple[str, Any]:
-    """Read what the run noted of its start weights; of one that noted nothing, look at the weights."""
+    """Read the origin of the initial weights from the run folder, or from the weights if the folder has none."""
     try:
-        noted = json.loads((folder / START).read_text(encoding="utf-8"))
-        return str(noted["origin"]), noted["pretraining_seed"]
+        found = json.loads((folder / START).read_text(encoding="utf-8"))
+        return str(found["origin"]), found["pretraining_seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return origin(weights)
 
@@ -117,9 +117,9 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
             figures = part.get(kind, {}) if isinstance(part, dict) else None
             values = [figures.get(metric) for metric in METRICS] if isinstance(figures, dict) else ["missing"]
             if not all(value is None or isinstance(value, NUMBER) for value in values):
-                raise InputError(f"{path}: the figures of {name} are not those of segloc.evaluate")
+                raise InputError(f"{path}: the metrics of {name} are malformed; run segloc.evaluate again")
     if found.get("iteration") != found.get("steps", found.get("iteration")):
-        return None  # of a checkpoint on the way
+        return None  # of a checkpoint before the last step
     return found  # type: ignore[no-any-return]
 
 
@@ -127,4 +127,4 @@ def _check_fields(found: Any, fields: dict[str, Any], path: Path) -> None:
     for name, kind in fields.items():
         value = found.get(name) if isinstance(found, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{path}: {name} is {str(value)[:40]!r}, so this is no file of ours")
+            raise InputError(f"{path}: {name} is {str(value)[:40]!r}; give a file that segloc wrote")

@@ -1,4 +1,4 @@
-"""The small data of both packages' tests, for the benchmarks' own."""
+"""Fixtures of both packages' tests, for the tests of the benchmarks."""
 
 from tests.pipeline.conftest import sixray
 from tests.segloc.conftest import shards

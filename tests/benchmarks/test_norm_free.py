@@ -1,4 +1,4 @@
-"""The paper's ResNet-101 without norms (section 5.4) trains, because its residual branches start at zero."""
+"""The paper's ResNet-101 without norms (section 5.4) trains, because its residual branches are initialised to zero."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SMALL = [
 
 
 def spread(images):
-    """Standard deviation of the ResNet's last maps, untrained."""
+    """Standard deviation of the untrained ResNet's last maps."""
     torch.manual_seed(0)
     with torch.no_grad():
         return float(SegLocBackbone("resnet101", norm="none", attention=False).body(images)["p5"].std())

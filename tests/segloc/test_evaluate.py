@@ -28,7 +28,7 @@ def pidray(tmp_path_factory):
 
 
 class Oracle:
-    """Stands where the detector does and returns the truth."""
+    """Replaces the detector and returns the ground truth."""
 
     engine = "torchvision"
 
@@ -57,7 +57,7 @@ def tuned(pidray, tmp_path):
     return tmp_path / "run"
 
 
-def test_the_truth_scores_a_hundred_and_its_results_file_too(pidray, tuned, tmp_path, monkeypatch, capsys):
+def test_the_truth_and_its_results_file_score_100(pidray, tuned, tmp_path, monkeypatch, capsys):
     names = [pidray / "annotations" / f"xray_test_{s}.json" for s in SUBSETS]
     splits = [read_split(Split(s, n, pidray / s)) for s, n in zip(SUBSETS, names, strict=True)]
     monkeypatch.setattr(evaluation, "build_detector", lambda *_: Oracle(splits))
@@ -101,14 +101,14 @@ def test_a_detector_and_its_results_files_score_the_same(pidray, tmp_path, engin
         assert figures(report["subsets"]["hard"][kind]) == expected
 
 
-def test_an_image_that_cannot_be_read_counts_as_one_where_nothing_was_found(pidray, tuned, tmp_path, capsys):
+def test_an_image_that_cannot_be_read_counts_as_without_detections(pidray, tuned, tmp_path, capsys):
     root = shutil.copytree(pidray, tmp_path / "pidray")
     spoilt = sorted((root / "hard").iterdir())
     spoilt[0].write_bytes(spoilt[0].read_bytes()[:60])
     out = tmp_path / "eval.json"
     arguments = ["--weights", str(tuned), "--data", str(root), "--subset", "hard", "--out", str(out)]
     assert evaluate.main(arguments) == 0
-    assert "images count as without detections; " in capsys.readouterr().out
+    assert "images cannot be read and count as without detections; " in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert report["subsets"]["hard"]["images"] == len(spoilt)
     assert [spoilt[0].name in message for message in report["unreadable"]["hard"]] == [True]
@@ -120,7 +120,7 @@ def test_an_image_that_cannot_be_read_counts_as_one_where_nothing_was_found(pidr
     assert f"none of its {len(spoilt)} images can be read" in capsys.readouterr().err
 
 
-def test_what_was_measured_otherwise_than_trained_is_written_down(pidray, tuned, tmp_path):
+def test_settings_that_differ_from_training_are_recorded(pidray, tuned, tmp_path):
     out = tmp_path / "eval.json"
     arguments = ["--weights", str(tuned), "--data", str(pidray), "--subset", "easy", "--out", str(out)]
     assert evaluate.main(arguments) == 0
@@ -131,7 +131,7 @@ def test_what_was_measured_otherwise_than_trained_is_written_down(pidray, tuned,
     assert older != content["config"]
     checkpoint.save(tmp_path / "older" / "model.pth", {**content, "config": older})
     assert evaluate.main(["--weights", str(tmp_path / "older"), *arguments[2:]]) == 0
-    assert json.loads(out.read_text())["changed"] == {}  # a setting added since has its default
+    assert json.loads(out.read_text())["changed"] == {}  # settings added later have their defaults
     assert evaluate.main([*arguments, "data.image_size=32", "data.threads=2"]) == 0
     assert json.loads(out.read_text())["changed"] == {"data.image_size": "32"}
 
@@ -173,17 +173,20 @@ def test_results_without_masks_are_measured_by_box_alone(pidray, tmp_path, capsy
         (["--weights", "RUN", "--data", "EMPTY"], "not a PIDray folder"),
         (["--results", "gone.json", "--annotations", "TRUTH"], "no such file (results)"),
         (["--results", "TRUTH", "--annotations", "TRUTH"], "not COCO results"),
-        (["--results", "a.json", "b.json", "--annotations", "TRUTH"], "2 --results and 1 --annotations"),
+        (["--results", "a.json", "b.json", "--annotations", "TRUTH"], "2 --results but 1 --annotations"),
         (["--results", "a.json", "b.json", "--annotations", "TRUTH", "TRUTH"], "several test sets are named 'easy'"),
         (["--results", "a.json", "--annotations", "mean.json"], "a test set cannot be named 'mean'"),
-        (["--results", "a.json", "--annotations", "TRUTH", "--data", "EMPTY"], "--data, --subset and key=value belong"),
-        (["--weights", "RUN", "--annotations", "TRUTH"], "--annotations belongs to --results"),
+        (
+            ["--results", "a.json", "--annotations", "TRUTH", "--data", "EMPTY"],
+            "--data, --subset and key=value are for --weights",
+        ),
+        (["--weights", "RUN", "--annotations", "TRUTH"], "--annotations is for --results"),
         (["--weights", "RUN", "data.tests=[[a/b, x.json, y]]"], "a test set cannot be named 'a/b'"),
         (["--weights", "RUN", "data.tests=[[a, x.json, y], [a, z.json, y]]"], "several test sets are named 'a'"),
-        (["--weights", "RUN", "--bootstrap", "5"], "--bootstrap 5: give at least 40 draws"),
-        (["--weights", "RUN", "--bootstrap", "-1"], "--bootstrap -1: give at least 40 draws"),
+        (["--weights", "RUN", "--bootstrap", "5"], "--bootstrap 5: too few draws; give at least 40"),
+        (["--weights", "RUN", "--bootstrap", "-1"], "--bootstrap -1: too few draws; give at least 40"),
         (["--weights", "RUN", "data.image_sizes=3"], "did you mean 'data.image_size'"),
-        (["--weights", "RUN", "model.engine=detectron2"], "was trained on torchvision"),
+        (["--weights", "RUN", "model.engine=detectron2"], "was trained with engine torchvision"),
     ],
 )
 def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, message):
@@ -206,18 +209,18 @@ def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, 
         ({"bbox": None}, "result 1 has bbox None"),
         ({"bbox": [1, 2, -3, 4]}, "result 1 has bbox [1, 2, -3, 4], whose width or height is negative"),
         ({"bbox": [1, 2, 3, float("nan")]}, "result 1 has bbox [1, 2, 3, nan], which is not x, y, width, height"),
-        ({"image_id": 99}, "result 1 is of image 99, which the annotations do not list"),
-        ({"category_id": 2}, "result 1 is of category 2, which is not listed"),
+        ({"image_id": 99}, "result 1 has image_id 99, which the annotations lack"),
+        ({"category_id": 2}, "result 1 has category_id 2, which is not listed"),
         ({"score": None}, "result 1 has score None"),
-        ({"image_id": [1]}, "result 1 is of image [1]"),
-        ({"category_id": {}}, "result 1 is of category {}"),
+        ({"image_id": [1]}, "result 1 has image_id [1]"),
+        ({"category_id": {}}, "result 1 has category_id {}"),
         ({"bbox": [1, 2, 3, 10**400]}, "result 1 has bbox"),
         ({"score": float("nan")}, "result 1 has score nan"),
         ({"score": True}, "result 1 has score True"),
         ({"score": 10**400}, "result 1 has score 1000"),
-        ({"segmentation": 5}, "result 1 has a segmentation that is no RLE of its image's size"),
-        ({"segmentation": {"size": [56, 80], "counts": "e5QncV"}}, "result 1 has a segmentation that is no RLE"),
-        ({"segmentation": {"size": [5, 5], "counts": [25]}}, "result 1 has a segmentation that is no RLE"),
+        ({"segmentation": 5}, "result 1 has a segmentation that is not an RLE of the image's size"),
+        ({"segmentation": {"size": [56, 80], "counts": "e5QncV"}}, "result 1 has a segmentation that is not an RLE"),
+        ({"segmentation": {"size": [5, 5], "counts": [25]}}, "result 1 has a segmentation that is not an RLE"),
     ],
 )
 def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, message):
@@ -242,10 +245,10 @@ def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, mes
         ("\udcff", "not JSON"),
         ('{"annotations": []}', "not COCO results (a list of detections)"),
         ("[1, 2]", "not COCO results (a list of detections)"),
-        ('[{"image_id": 0, "category_id": 1, "score": 1}]', "result 0 has neither 'bbox' nor 'segmentation'"),
+        ('[{"image_id": 0, "category_id": 1, "score": 1}]', "no result has 'bbox' or 'segmentation'"),
     ],
 )
-def test_files_that_are_no_results_end_in_one_line(pidray, tmp_path, capsys, results, message):
+def test_files_that_are_not_results_end_in_one_line(pidray, tmp_path, capsys, results, message):
     (tmp_path / "found.json").write_text(results, errors="surrogateescape")
     truth = pidray / "annotations" / "xray_test_easy.json"
     command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth)]
@@ -287,14 +290,14 @@ def lose_names(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename, "its categories are not those of"),
-        (swap, "its categories are not those of"),
+        (rename, "the categories differ from those of"),
+        (swap, "the categories differ from those of"),
         (repeat_name, "category name 'Knife' occurs more than once"),
         (repeat_annotation, "annotation id 0 occurs more than once"),
         (lose_names, "not COCO: a category without name"),
     ],
 )
-def test_annotations_that_do_not_go_together_end_in_one_line(pidray, tmp_path, capsys, change, message):
+def test_incompatible_annotations_end_in_one_line(pidray, tmp_path, capsys, change, message):
     truths = [pidray / "annotations" / "xray_test_easy.json", tmp_path / "xray_test_hard.json"]
     content = json.loads((pidray / "annotations" / "xray_test_hard.json").read_text())
     change(content)
@@ -310,12 +313,12 @@ def test_annotations_that_do_not_go_together_end_in_one_line(pidray, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_outputs_do_not_take_the_place_of_inputs(pidray, tmp_path, capsys, monkeypatch):
+def test_outputs_do_not_overwrite_inputs(pidray, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     truth = pidray / "annotations" / "xray_test_easy.json"
     (tmp_path / "found.json").write_text("[]")
     command = ["--results", "found.json", "--annotations", str(truth), "--out"]
-    for out, message in (("found.json", "would be overwritten"), ("x.csv", "--out is the JSON file")):
+    for out, message in (("found.json", "would be overwritten"), ("x.csv", "--out names the JSON file")):
         assert evaluate.main([*command, out]) == 2
         assert message in capsys.readouterr().err
     (tmp_path / "y.md").mkdir()
@@ -341,7 +344,7 @@ def random_files(tmp_path):
     return truths, files
 
 
-def test_csv_and_markdown_hold_what_the_json_holds(random_files, tmp_path, capsys):
+def test_csv_and_markdown_equal_the_json(random_files, tmp_path, capsys):
     (truths, files), out = random_files, tmp_path / "out" / "evaluation.json"
     command = ["--results", *map(str, files), "--annotations", *map(str, truths), "--out", str(out)]
     assert evaluate.main([*command, "--bootstrap", "40"]) == 0
@@ -416,7 +419,7 @@ def test_ids_written_as_whole_floats_are_the_same_ids(pidray, tmp_path):
     assert reports[0] == reports[1]
 
 
-def test_results_may_have_their_masks_as_plain_run_lengths(pidray, tmp_path):
+def test_results_may_have_uncompressed_rle_masks(pidray, tmp_path):
     truth = pidray / "annotations" / "xray_test_easy.json"
     found = []
     for scan in read_split(Split("easy", truth, None)).scans:
@@ -432,7 +435,7 @@ def test_results_may_have_their_masks_as_plain_run_lengths(pidray, tmp_path):
 
 
 def run_lengths(mask):
-    """Lengths of the runs of 0 and 1 in turn, column by column, zeros first."""
+    """Return the alternating run lengths of 0 and 1, column by column, zeros first."""
     column_wise = mask.T.ravel()
     edges = np.flatnonzero(np.diff(column_wise)) + 1
     lengths = np.diff(np.concatenate([[0], edges, [len(column_wise)]])).tolist()
@@ -445,7 +448,7 @@ def test_a_folder_as_output_is_refused_before_the_detector_runs(pidray, tuned, t
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_data_stands_for_that_folder_whatever_the_checkpoint_was_trained_on(pidray, tuned, tmp_path):
+def test_data_overrides_the_data_of_the_checkpoint(pidray, tuned, tmp_path):
     content = checkpoint.load(tuned / finetuning.MODEL)
     content["config"] = content["config"].replace("tests: []", "tests: [[old, gone.json, gone]]")
     assert "gone.json" in content["config"]
@@ -461,7 +464,7 @@ def test_other_categories_than_the_detectors_are_refused(tuned, tmp_path, capsys
     path = other / "annotations" / "xray_test_hard.json"
     path.write_text(path.read_text().replace("Wrench", "Spanner"))
     assert evaluate.main(["--weights", str(tuned), "--data", str(other), "--out", str(tmp_path / "e.json")]) == 2
-    assert "hard: its categories are not those of" in capsys.readouterr().err
+    assert "hard: the categories differ from those of" in capsys.readouterr().err
 
 
 def test_a_hostile_recipe_in_a_checkpoint_is_refused(tuned, tmp_path, capsys):
@@ -493,7 +496,7 @@ def without_version(content):
     return {key: value for key, value in content.items() if key != "format_version"}
 
 
-def test_boxes_are_written_as_coco_has_them():
+def test_boxes_are_written_in_coco_format():
     found = Detections(
         np.array([[1, 2, 11, 7]], np.float32), np.array([0.5], np.float32), np.array([1]), [{"counts": ""}]
     )
@@ -501,6 +504,6 @@ def test_boxes_are_written_as_coco_has_them():
     assert (result["image_id"], result["category_id"], result["bbox"]) == (42, 4, [1.0, 2.0, 10.0, 5.0])
 
 
-def test_the_recipe_can_be_given_again(pidray, tuned, tmp_path):
+def test_config_replaces_the_recipe_of_the_checkpoint(pidray, tuned, tmp_path):
     command = ["--weights", str(tuned), "--config", str(DEMO), "--data", str(pidray), "--out", str(tmp_path / "e.json")]
     assert evaluate.main([*command, "--subset", "easy", *SMALL]) == 0

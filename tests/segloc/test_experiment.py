@@ -40,7 +40,7 @@ def pidray(tmp_path_factory):
 
 @pytest.fixture
 def grid(pidray, shards):
-    """A recipe: random, and two starts from one pretraining of which one has batch norm put in."""
+    """A recipe with random weights and two starts from one pretraining, one of them with batch norm inserted."""
     return {
         "title": "A grid",
         "data": str(pidray),
@@ -57,7 +57,7 @@ def grid(pidray, shards):
 
 @pytest.fixture
 def probed(grid, shards):
-    """The grid with a probe."""
+    """The grid with probing."""
     return grid | {"probe": {"shards": str(shards), "config": str(PRETRAIN), "train": 20, "test": 10, "image_size": 48}}
 
 
@@ -68,7 +68,7 @@ def write(tmp_path, content):
 
 
 def options(arguments):
-    """Options of a command line by name; what is no option under ''."""
+    """Return the options of a command line by name; other arguments are under ''."""
     found, rest = {}, list(arguments)
     while rest:
         word = rest.pop(0)
@@ -80,7 +80,7 @@ def options(arguments):
 
 
 class Fake:
-    """Stands for the commands: writes the files they would, or fails."""
+    """Replaces the commands: writes their files, or fails."""
 
     def __init__(self):
         self.ran = []
@@ -140,7 +140,7 @@ def test_the_whole_grid_runs_once_and_ends_in_the_report(grid, tmp_path, fake, c
     path, out = write(tmp_path, grid), tmp_path / "out"
     assert experiment.main([str(path), "--out", str(out)]) == 0
     counts = {module: sum(m == module for m, _ in fake.ran) for module, _ in fake.ran}
-    # Two pretrainings, one a seed, serve both starts that use them.
+    # Both starts use the same two pretrainings, one per seed.
     assert counts == {
         "segloc.pretrain": 2, "segloc.export": 2, "segloc.finetune": 6, "segloc.evaluate": 6, "segloc.report": 1,
     }  # fmt: skip
@@ -231,7 +231,7 @@ def test_seeds_can_share_a_pretraining(grid, tmp_path, fake):
         ("pretrainings.keys.shards=elsewhere", "pretrain/keys-seed0 was made with shards "),
     ],
 )
-def test_a_changed_recipe_does_not_mix_with_finished_cells(grid, tmp_path, fake, capsys, override, message):
+def test_a_changed_recipe_is_refused_for_finished_cells(grid, tmp_path, fake, capsys, override, message):
     path, out = write(tmp_path, grid), tmp_path / "out"
     assert experiment.main([str(path), "--out", str(out), "--cell", "segloc-fair-seed0"]) == 0
     capsys.readouterr()
@@ -243,7 +243,7 @@ def test_a_changed_recipe_does_not_mix_with_finished_cells(grid, tmp_path, fake,
     assert "changed   segloc-fair-seed0" in capsys.readouterr().out
 
 
-def test_cells_of_a_pretraining_that_was_changed_and_made_anew_are_refused_too(grid, tmp_path, fake, capsys):
+def test_cells_of_a_pretraining_that_was_changed_and_repeated_are_refused(grid, tmp_path, fake, capsys):
     path, out = write(tmp_path, grid), tmp_path / "out"
     assert experiment.main([str(path), "--out", str(out), "--cell", "segloc-fair-seed0"]) == 0
     for file in (out / "pretrain" / "keys-seed0").iterdir():
@@ -279,7 +279,7 @@ def test_folders_that_no_experiment_made_are_refused(grid, tmp_path, fake, capsy
     (out / "random-fair-seed0").mkdir(parents=True)
     (out / "random-fair-seed0" / "evaluation.json").write_text("{}")
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(out)]) == 2
-    assert "evaluation.json was not made by an experiment" in capsys.readouterr().err
+    assert "evaluation.json has no record of an experiment" in capsys.readouterr().err
 
 
 def test_the_folder_may_be_written_in_any_way(tmp_path, monkeypatch):
@@ -339,7 +339,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("content", "message"), BAD)
-def test_a_bad_recipe_is_one_sentence(tmp_path, capsys, content, message):
+def test_a_bad_recipe_gives_one_sentence(tmp_path, capsys, content, message):
     assert experiment.main([str(write(tmp_path, content)), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -364,7 +364,7 @@ def test_a_bad_recipe_is_one_sentence(tmp_path, capsys, content, message):
         (["--out", "grid.yaml"], "is a file, not a folder"),
     ],
 )
-def test_what_cannot_work_is_said_before_work_starts(grid, tmp_path, fake, capsys, monkeypatch, overrides, message):
+def test_bad_settings_are_refused_before_work_starts(grid, tmp_path, fake, capsys, monkeypatch, overrides, message):
     monkeypatch.chdir(tmp_path)
     assert experiment.main([str(write(tmp_path, grid)), "--out", "out", *overrides]) == 2
     error = capsys.readouterr().err
@@ -378,10 +378,10 @@ def test_two_cells_of_one_name_are_refused(grid, tmp_path, capsys):
     grid["starts"]["random-fair"] = {"weights": "random"}
     grid["protocols"]["fair-fair"] = grid["protocols"]["fair"]
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out")]) == 2
-    assert "two cells would be called random-fair-fair-seed0" in capsys.readouterr().err
+    assert "two cells have the name random-fair-fair-seed0" in capsys.readouterr().err
 
 
-def test_probes_go_first_and_end_in_a_table_beside_the_others(probed, tmp_path, fake, capsys):
+def test_probes_run_first_and_get_their_own_table(probed, tmp_path, fake, capsys):
     path, out = write(tmp_path, probed), tmp_path / "out"
     assert experiment.main([str(path), "--out", str(out)]) == 0
     cells = [out.parent.name for module, out in fake.ran if module in ("segloc.probe", "segloc.evaluate")]
@@ -413,7 +413,7 @@ def test_starts_may_be_probed_without_any_protocol(probed, tmp_path, fake, capsy
         f"python -m segloc.probe --weights random --shards {shards} --out {folder}/probe.json {views} "
         f"--config {PRETRAIN} model.sda_norm=gn seed=1"
     ) in lines
-    # A checkpoint knows its own network; what is probed is what fine-tuning would start from.
+    # A checkpoint has its own network. Probing uses the same weights as fine-tuning.
     weights = out / "pretrain" / "keys-seed0" / "with_bn.pth"
     command = (
         f"python -m segloc.probe --weights {weights} --shards {shards} --out {out}/bn-probe-seed0/probe.json {views}"
@@ -446,7 +446,7 @@ def test_a_single_probe_can_be_run_and_a_failed_one_is_tried_again(probed, tmp_p
     assert not (out / "report.html").exists()
 
 
-def test_weights_that_no_seed_changes_are_probed_once(probed, tmp_path):
+def test_weights_that_are_the_same_for_all_seeds_are_probed_once(probed, tmp_path):
     probed["pretrainings"]["shared"] = {**probed["pretrainings"]["keys"], "seed": 7}
     probed["starts"] |= {
         "given": {"weights": "some.pth"},
@@ -479,7 +479,7 @@ def test_weights_that_no_seed_changes_are_probed_once(probed, tmp_path):
         ),
     ],
 )
-def test_a_probe_that_cannot_work_is_said_before_work_starts(probed, tmp_path, fake, capsys, overrides, message):
+def test_a_bad_probe_is_refused_before_work_starts(probed, tmp_path, fake, capsys, overrides, message):
     assert experiment.main([str(write(tmp_path, probed)), "--out", str(tmp_path / "out"), *overrides]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -487,7 +487,7 @@ def test_a_probe_that_cannot_work_is_said_before_work_starts(probed, tmp_path, f
     assert not fake.ran
 
 
-def test_a_damaged_probe_is_named_and_the_report_is_written_all_the_same(probed, tmp_path, fake, capsys):
+def test_a_damaged_probe_is_named_and_the_report_is_still_written(probed, tmp_path, fake, capsys):
     path, out = write(tmp_path, probed), tmp_path / "out"
     assert experiment.main([str(path), "--out", str(out)]) == 0
     (out / "report.html").unlink()
@@ -495,7 +495,7 @@ def test_a_damaged_probe_is_named_and_the_report_is_written_all_the_same(probed,
     assert experiment.main([str(path), "--out", str(out)]) == 1
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1
-    assert f"{out / 'bn-probe-seed0' / 'probe.json'}: not as segloc.probe writes it" in failed[0]
+    assert f"{out / 'bn-probe-seed0' / 'probe.json'}: not a file of segloc.probe" in failed[0]
     assert (out / "report.html").is_file()
 
 
@@ -504,7 +504,7 @@ def job_of(grid, tmp_path, name):
     return {job.name: job for cell in cells for job in cell.chain}[name]
 
 
-def test_what_another_process_works_on_is_left_for_later_and_then_waited_for(grid, tmp_path, fake, capsys):
+def test_jobs_of_another_process_come_last_and_are_waited_for(grid, tmp_path, fake, capsys):
     job = job_of(grid, tmp_path, "pretrain/keys-seed0")
     held, order = threading.Event(), []
 
@@ -546,7 +546,7 @@ def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkey
     assert len(fake.ran) == len(set(fake.ran)) == 2 + 2 + 6 + 6
 
 
-def test_what_fails_while_several_run_is_tried_once_and_again_by_the_next_command(grid, tmp_path, fake, monkeypatch):
+def test_a_failure_while_several_run_is_tried_again_only_by_the_next_command(grid, tmp_path, fake, monkeypatch):
     path = write(tmp_path, grid)
     fake.fails = ["segloc.finetune.*random-fair-seed0", "segloc.pretrain.*keys-seed1"]
 
@@ -571,7 +571,7 @@ def test_what_fails_while_several_run_is_tried_once_and_again_by_the_next_comman
         assert sum("(in another process)" in line for of_one in failures for line in of_one) == 2
 
 
-def test_start_weights_that_do_not_fit_are_refused_before_work_starts(grid, tmp_path, fake, capsys):
+def test_initial_weights_that_do_not_fit_are_refused_before_work_starts(grid, tmp_path, fake, capsys):
     settings = {"arch": "resnet50", "norm": "gn", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     checkpoint.save(tmp_path / "b.pth", {"kind": "backbone", **settings, "backbone": {}})
     grid["starts"]["other"] = {"weights": str(tmp_path / "b.pth")}
@@ -584,8 +584,8 @@ def test_start_weights_that_do_not_fit_are_refused_before_work_starts(grid, tmp_
     assert fake.ran
 
 
-def test_a_lock_outlives_its_owner_as_long_as_its_command_and_no_longer(grid, tmp_path):
-    """SIGKILL the experiment: its command goes on and keeps the lock; when that has ended the lock is free."""
+def test_a_lock_is_held_until_its_command_ends(grid, tmp_path):
+    """After SIGKILL of the experiment, its command continues and holds the lock; the lock is free when it ends."""
     job = job_of(grid, tmp_path, "random-fair-seed0")
     go = tmp_path / "go"
     sleep = f"import time, pathlib\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.02)"
@@ -653,7 +653,7 @@ def test_two_real_cells(grid, tmp_path, capsys):
 
 
 def test_real_probes(probed, tmp_path, capsys, monkeypatch):
-    """Of two networks started from other seeds, and of one pretraining for all seeds, with batch norm put in."""
+    """Probe two random networks and one pretraining for all seeds, with batch norm inserted."""
 
     def in_this_process(step, log, descriptors=()):
         log.touch()

@@ -40,7 +40,7 @@ PUBLISHED = ["model.backbone.norm=bn", "model.frozen=1", "model.fixed_statistics
 
 
 def torchvision_file(folder):
-    """The state dict of a ResNet, as torchvision's own files are, with statistics that are not a new network's."""
+    """A ResNet state dict like torchvision's files, with statistics that differ from a new network's."""
     torch.manual_seed(4)
     net = resnet18()
     net(torch.randn(4, 3, 64, 64))
@@ -54,7 +54,7 @@ def run(data, out, *overrides, weights="random", engine="torchvision"):
 
 
 @pytest.mark.parametrize(("engine", "method"), [("torchvision", "sgd"), ("detectron2", "adamw")])
-def test_a_killed_run_ends_like_an_undisturbed_one(pidray, tmp_path, monkeypatch, capsys, engine, method):
+def test_a_killed_run_ends_like_an_uninterrupted_one(pidray, tmp_path, monkeypatch, capsys, engine, method):
     need(engine)
     settings = f"optim.method={method}"
     assert run(pidray, tmp_path / "whole", settings, engine=engine) == 0
@@ -83,7 +83,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(pidray, tmp_path, monkeypatch
     assert "finished" in capsys.readouterr().out
 
 
-def test_sigterm_saves_and_the_same_command_ends_like_an_undisturbed_run(pidray, tmp_path, monkeypatch, capsys):
+def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(pidray, tmp_path, monkeypatch, capsys):
     need("detectron2")
     start = torchvision_file(tmp_path)
     settings = [*PUBLISHED, "optim.micro_batch=1"]
@@ -100,20 +100,20 @@ def test_sigterm_saves_and_the_same_command_ends_like_an_undisturbed_run(pidray,
     with monkeypatch.context() as patch:
         patch.setattr(FinetuneTrainer, "run_step", interrupted)
         assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
-    assert f"stopped early; the same command goes on from {out}" in capsys.readouterr().out
+    assert f"stopped early; run the same command again to resume from {out}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == handler
     assert checkpoint.load(out / checkpoint.LAST)["iteration"] == 3
     checkpoint.save(start, {"other": 1})
     assert run(pidray, out, *settings, weights=start, engine="detectron2") == 2
-    assert "when that held other weights; choose another --out" in capsys.readouterr().err
-    start.unlink()  # all that is needed is in the checkpoint
+    assert "have changed since this run began; choose another --out" in capsys.readouterr().err
+    start.unlink()  # the checkpoint has everything needed
     assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
     whole, resumed = (checkpoint.load(path / finetuning.MODEL)["model"] for path in (tmp_path / "whole", out))
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
-def test_sigterm_in_the_last_step_leaves_a_run_that_ends_without_training(pidray, tmp_path, monkeypatch):
+def test_after_sigterm_in_the_last_step_the_run_ends_without_training(pidray, tmp_path, monkeypatch):
     step = FinetuneTrainer.run_step
 
     def interrupted(self):
@@ -132,7 +132,7 @@ def test_sigterm_in_the_last_step_leaves_a_run_that_ends_without_training(pidray
 def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path, capsys):
     start = torchvision_file(tmp_path)
     assert run(pidray, tmp_path / "out", *PUBLISHED, weights=start) == 0
-    assert "torchvision has no cascade: instead of 3 stages, this is a Mask R-CNN" in capsys.readouterr().out
+    assert "no cascade: training a one-stage Mask R-CNN instead of 3 stages" in capsys.readouterr().out
     before = checkpoint.read_any(start)
     after = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
     stem = [name for name in before if name.startswith(("conv1.", "bn1.", "layer1."))]
@@ -145,10 +145,10 @@ def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path,
     assert sorted(listed["loaded"] + listed["anew"]) == sorted(after)
 
 
-def test_imagenet_then_segloc_then_the_detector(pidray, tmp_path):
+def test_weights_pass_from_imagenet_through_pretraining_to_the_detector(pidray, tmp_path):
     start, shards = torchvision_file(tmp_path), write_shards(tmp_path / "shards")
     settings = ["model.arch=resnet18", "model.norm=bn", "model.sda_norm=gn", "model.bn_splits=1", f"model.init={start}"]
-    # So small a learning rate leaves every weight as it was.
+    # This learning rate is too small to change any weight.
     settings += ["optim.steps=1", "optim.batch=4", "optim.micro_batch=4", "optim.lr_per_256=1e-30"]
     settings += ["data.image_size=64", "queue.size=16", "head.convs=1", "head.conv_dim=32", "head.fc_dim=32"]
     assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "pre"), *settings]) == 0
@@ -162,7 +162,7 @@ def test_imagenet_then_segloc_then_the_detector(pidray, tmp_path):
     body = [name for name in imagenet if f"body.{name}" in weights]
     assert len(body) > 50
     assert all(torch.allclose(found[f"body.{name}"], imagenet[name], rtol=0, atol=1e-20) for name in body)
-    # What it started from is known without the pretraining's folder, too.
+    # The origin of the weights is known without the pretraining's folder.
     described = run_results.origin(str(tmp_path / "pre"))
     assert "('optim.lr_per_256', 1e-30)" in described[0]
     shutil.rmtree(tmp_path / "pre")
@@ -171,20 +171,20 @@ def test_imagenet_then_segloc_then_the_detector(pidray, tmp_path):
 
 
 def norm_free(tmp_path):
-    """A backbone pretrained without batch norm, every tensor of it different from a new one's."""
+    """A backbone pretrained without batch norm; every tensor differs from a new one's."""
     settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     state = {name: torch.randn_like(x) / 50 for name, x in SegLocBackbone(**settings).state_dict().items()}
     checkpoint.save(tmp_path / "free.pth", {"kind": "backbone", **settings, "backbone": state})
     return tmp_path / "free.pth", state
 
 
-def test_norm_free_weights_go_into_a_detector_with_batch_norm_if_told_so(pidray, tmp_path, capsys):
+def test_norm_free_weights_load_into_a_detector_with_batch_norm_on_request(pidray, tmp_path, capsys):
     path, state = norm_free(tmp_path)
     settings = ["train.iterations=1", "optim.lr_per_16=0.0", "model.backbone.norm=bn"]
     assert run(pidray, tmp_path / "out", *settings, weights=path) == 2
     message = capsys.readouterr().err
     assert "was pretrained with norm=none, the recipe has bn" in message
-    assert "train.unmatched=start_anew would take over what fits" in message
+    assert "train.unmatched=start_anew loads the tensors that fit" in message
     assert run(pidray, tmp_path / "out", *settings, "train.unmatched=start_anew", weights=path) == 0
     text = capsys.readouterr().out
     found = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
@@ -201,7 +201,7 @@ def test_norm_free_weights_go_into_a_detector_with_batch_norm_if_told_so(pidray,
     assert "; 16 of the file not used (body.layer1.0.bn2." in text
 
 
-def test_batch_norm_that_starts_anew_with_fixed_statistics_keeps_a_norm_free_network(pidray, tmp_path):
+def test_new_batch_norm_with_fixed_statistics_does_not_change_a_norm_free_network(pidray, tmp_path):
     path, state = norm_free(tmp_path)
     settings = ["train.iterations=1", "optim.lr_per_16=0.0", *PUBLISHED, "train.unmatched=start_anew"]
     assert run(pidray, tmp_path / "out", *settings, weights=path) == 0
@@ -223,7 +223,7 @@ def test_nothing_is_registered_with_detectron2(pidray, tmp_path):
     assert (DatasetCatalog.list(), MetadataCatalog.list()) == before
 
 
-def test_scans_without_items_take_part_if_told_so(pidray, tmp_path):
+def test_scans_without_items_are_used_on_request(pidray, tmp_path):
     content = json.loads((pidray / "annotations" / "xray_train.json").read_text())
     content["annotations"] = content["annotations"][:1]
     (tmp_path / "a.json").write_text(json.dumps(content))
@@ -232,7 +232,7 @@ def test_scans_without_items_take_part_if_told_so(pidray, tmp_path):
     assert read_run(tmp_path / "out")["scans"] == 5
 
 
-def test_start_weights_arrive_and_are_trained(pidray, tmp_path, monkeypatch):
+def test_initial_weights_are_loaded_and_trained(pidray, tmp_path, monkeypatch):
     settings = {"arch": "resnet18", "norm": "gn", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     torch.manual_seed(9)
     start = SegLocBackbone(**settings).state_dict()
@@ -269,10 +269,10 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
     [
         (["optim.batch=3", "optim.micro_batch=2"], "batch 3 is no multiple of optim.micro_batch 2"),
         (["model.backbone.sda_norm=bn", "optim.micro_batch=1"], "sda_norm=bn needs optim.micro_batch of at least 2"),
-        (["model.frozen=1"], "model.frozen=1 would keep random weights for good (body.conv1.weight and 4 more)"),
+        (["model.frozen=1"], "model.frozen=1 would freeze random weights (body.conv1.weight and 4 more)"),
         (["model.frozen=5"], "frozen is 5, it must be within 0 and 4"),
         (["model.fixed_statistics=true"], "fixed_statistics=true needs model.backbone.norm=bn"),
-        (["model.fixed_statistics=true", "model.backbone.norm=bn"], "by statistics nobody measured"),
+        (["model.fixed_statistics=true", "model.backbone.norm=bn"], "needs measured batch-norm statistics"),
         (["model.heads.stages=4"], "heads.stages is 4, it must be within 1 and 3"),
         (["train.unmatched=skip"], "unmatched is 'skip', not one of refuse, start_anew"),
         (["optim.btach=1"], "did you mean 'optim.batch'"),
@@ -280,7 +280,7 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
         (["model.backbone.arch=vgg"], "arch is 'vgg', not one of"),
         (["model.backbone.sda_norm=bn", "optim.batch=1"], "sda_norm=bn needs optim.batch of at least 2"),
         (["optim.batch=0"], "batch is 0"),
-        (["train.box_heads=pretrained"], "random: no box head in it"),
+        (["train.box_heads=pretrained"], "random: has no box head"),
         (["train.box_heads=zero"], "box_heads is 'zero', not one of random, pretrained"),
         (["optim.method=adam"], "method is 'adam', not one of sgd, adamw"),
         (["optim.clip=["], "'optim.clip=[': the value cannot be read"),
@@ -303,7 +303,7 @@ def test_bad_settings_end_in_one_line(pidray, tmp_path, capsys, change, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_other_kind_of_run_is_written_over(pidray, tmp_path, capsys):
+def test_another_kind_of_run_is_not_overwritten(pidray, tmp_path, capsys):
     assert run(pidray, tmp_path / "out", "train.iterations=1") == 0
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir())
     shards = write_shards(tmp_path / "shards")
@@ -317,7 +317,7 @@ def test_another_training_set_does_not_resume(pidray, tmp_path, capsys):
     content = checkpoint.load(tmp_path / "out" / finetuning.MODEL)
     checkpoint.save(tmp_path / "out" / finetuning.MODEL, {**content, "data_digest": "another"})
     assert run(pidray, tmp_path / "out", "train.iterations=1") == 2
-    assert "was on another training set" in capsys.readouterr().err
+    assert "holds a run with another training set" in capsys.readouterr().err
 
 
 def test_bad_paths_end_in_one_line(pidray, tmp_path, capsys):
@@ -334,7 +334,7 @@ def test_bad_paths_end_in_one_line(pidray, tmp_path, capsys):
         assert "\n" not in error
 
 
-def test_a_run_from_before_a_setting_was_added_is_the_same_run(pidray, tmp_path):
+def test_a_run_older_than_a_setting_is_the_same_run(pidray, tmp_path):
     assert run(pidray, tmp_path, "train.iterations=1") == 0
     path = tmp_path / finetuning.MODEL
     content = checkpoint.load(path)
@@ -346,15 +346,15 @@ def test_a_run_from_before_a_setting_was_added_is_the_same_run(pidray, tmp_path)
     assert path.read_bytes() == before
 
 
-def test_a_folder_with_another_run_is_left_alone(pidray, tmp_path, capsys):
+def test_a_folder_with_another_run_is_not_changed(pidray, tmp_path, capsys):
     assert run(pidray, tmp_path, "train.iterations=1") == 0
     before = (tmp_path / finetuning.MODEL).read_bytes()
     assert run(pidray, tmp_path, "train.iterations=1", "train.seed=1") == 2
-    assert "holds another run" in capsys.readouterr().err
+    assert "holds a run with other settings" in capsys.readouterr().err
     assert (tmp_path / finetuning.MODEL).read_bytes() == before
 
 
-def test_explicit_files_take_the_place_of_pidray(pidray, tmp_path):
+def test_explicit_files_replace_pidray(pidray, tmp_path):
     files = f"data.train=[{pidray}/annotations/xray_train.json, {pidray}/train]"
     arguments = ["--weights", "random", "--config", str(DEMO), "--out", str(tmp_path), files, *SMALL]
     assert finetune.main([*arguments, "model.engine=torchvision", "train.iterations=1"]) == 0
@@ -368,5 +368,5 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(pidray,
     torch.save({**content, "format_version": 1}, out / finetuning.MODEL)
     capsys.readouterr()
     assert run(pidray, out) == 2
-    assert "its run is of an earlier version, so it cannot go on" in capsys.readouterr().err
+    assert "a run of an earlier version cannot be resumed" in capsys.readouterr().err
     assert read_backbone(out).tensors.keys() == content["backbone"].keys()

@@ -47,8 +47,8 @@ def scan_of(*items):
         ([(0, 0)], [(30, 20)], (0.0, 1, 1)),  # elsewhere
         ([(0, 0)], [(0, 0, 0.9, 4)], (0.0, 1, 1)),  # of another class
         ([(0, 0)], [(0, 0, 0.4)], (0.0, 1, 0)),  # too weak to count
-        ([(0, 0)], [(0, 0, 0.6), (2, 0, 0.9)], (2 / 3 / 2, 0, 1)),  # the stronger takes it, the other is one too many
-        ([(0, 0)], [(0, 0, 0.6), (5, 0, 0.9)], (1 / 2, 0, 1)),  # the stronger is too far off to take it
+        ([(0, 0)], [(0, 0, 0.6), (2, 0, 0.9)], (2 / 3 / 2, 0, 1)),  # the better one takes it, the other is false
+        ([(0, 0)], [(0, 0, 0.6), (5, 0, 0.9)], (1 / 2, 0, 1)),  # the better detection overlaps too little
         ([(0, 0), (20, 0)], [(0, 0)], (0.5, 1, 0)),
         ([(0, 0), (5, 0)], [(5, 0), (0, 0)], (1.0, 0, 0)),  # each takes what it overlaps most
     ],
@@ -71,7 +71,7 @@ def test_half_a_detection_in_a_crowd_is_enough(inside, false_alarms, mask):
     assert judged.false_alarms == false_alarms
 
 
-def test_masks_decide_where_there_are_masks():
+def test_masks_are_used_instead_of_boxes_if_present():
     """Detections with the right box and 0.64, a half and a quarter of the mask."""
     for (w, h), score in (((8, 8), 0.64), ((10, 5), 0.5), ((5, 5), 0)):
         one = found(0, 0)
@@ -86,7 +86,7 @@ def data(tmp_path):
 
 
 def perfect(data, share=1.0):
-    """Results equal to the truth for the first images, none for the others."""
+    """Return results equal to the truth for the first images, none for the others."""
     content = json.loads((data / "truth.json").read_text())
     kept = content["annotations"][: round(len(content["annotations"]) * share)]
     return [{key: a[key] for key in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.8} for a in kept]
@@ -101,7 +101,7 @@ def test_ranking_puts_faults_last_and_leaves_empty_images_out(data):
     results += [{**results[0], "image_id": 8}, {**results[0], "image_id": 5}, {**results[0], "image_id": 5}]
     ranked = rank(split, results, 0.5)
     assert sorted(one.scan.image_id for one in ranked[:3]) == [0, 1, 2]
-    assert 7 not in [one.scan.image_id for one in ranked]  # nothing in it and nothing found
+    assert 7 not in [one.scan.image_id for one in ranked]  # no item and no detection
     assert ranked[-1].scan.image_id == 5  # an item missed and two false alarms
     chosen = examples(ranked, 2)
     assert {kind: len(images) for kind, images in chosen.items()} == {"best": 2, "median": 2, "worst": 2}
@@ -132,7 +132,7 @@ def test_the_picture_shows_the_items_and_what_was_found(data):
     assert (data / "p.png").read_bytes() == whole  # equal results, equal picture
     image = cv2.imread(str(data / "p.png"))
     assert image.shape[1] == round(pictures_body.PANEL_INCHES[0] * 4 * pictures_body.DPI)
-    # Without detections the panels on the left stay, those on the right lose their outlines.
+    # Without detections, the left panels stay the same and the right panels have no outlines.
     assert run(data, []) == 0
     bare = cv2.imread(str(data / "p.png"))
     assert bare.shape == image.shape
@@ -159,28 +159,28 @@ def test_results_without_masks_or_boxes_and_names_with_dollars(data):
         ("{", [], "not JSON"),
         ("{}", [], "not COCO results"),
         ("[" * 100_000, [], "not JSON"),
-        ([{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], [], "of image 99"),
+        ([{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], [], "image_id 99"),
         ([{"image_id": 0, "category_id": 1, "score": 1}], [], "has no 'bbox'"),
-        ([{"image_id": 0, "category_id": 1, "bbox": [0, 0, 1, 1], "segmentation": {}, "score": 1}], [], "no RLE"),
-        ([], ["--score", "2"], "--score within 0 and 1"),
-        ([], ["--each", "0"], "--each must be at least 1"),
-        ([], ["--out", "p.jpg"], "--out writes a .png file"),
+        ([{"image_id": 0, "category_id": 1, "bbox": [0, 0, 1, 1], "segmentation": {}, "score": 1}], [], "not an RLE"),
+        ([], ["--score", "2"], "0 to 1 for --score"),
+        ([], ["--each", "0"], "at least 1 for --each"),
+        ([], ["--out", "p.jpg"], "p.jpg: is not a .png file"),
         ([], ["--images", "nowhere"], "nowhere: no such folder"),
         ([], ["--annotations", "nowhere"], "nowhere: no such file (annotations)"),
         ([], ["--results", "nowhere"], "nowhere: no such file (results)"),
     ],
 )
-def test_bad_input_is_one_sentence(data, capsys, results, arguments, message):
+def test_bad_input_gives_one_sentence(data, capsys, results, arguments, message):
     assert run(data, results, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
 
 
-def test_a_test_set_with_nothing_in_it_and_an_image_that_cannot_be_read(data, capsys):
+def test_an_empty_test_set_and_an_unreadable_image_are_refused(data, capsys):
     (data / "images" / "scan 000.png").write_bytes(b"no image")
     assert run(data, [], "--each", "3") == 2
     assert "not a JPEG, PNG, BMP or TIFF file" in capsys.readouterr().err
     (data / "truth.json").write_text(json.dumps(coco(json.loads((data / "truth.json").read_text())["images"])))
     assert run(data, []) == 2
-    assert "no image with an item or a detection" in capsys.readouterr().err
+    assert "no image has an item or a detection" in capsys.readouterr().err

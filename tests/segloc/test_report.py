@@ -61,13 +61,13 @@ def test_the_end_of_a_run_is_its_last_quarter():
     assert closing(rows[:1]) == {"iteration": 0.0, "loss": 0.0}
 
 
-def test_page_stands_alone_and_shows_the_figures(runs, tmp_path, capsys):
+def test_page_is_self_contained_and_shows_the_metrics(runs, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "p.png"), np.zeros((20, 2000, 3), np.uint8))
     out = tmp_path / "report.html"
     arguments = [*map(str, runs), "--out", str(out), "--picture", f"A <pair>={tmp_path / 'p.png'}"]
     assert report.main(arguments) == 0
     assert capsys.readouterr().out.strip() == str(out)
-    assert "published" not in out.read_text().split("</style>")[1]  # the runs know no test set called hard
+    assert "published" not in out.read_text().split("</style>")[1]  # no run has a test set named hard
     page = out.read_text()
     assert "41.2" in page
     assert "+1.2" in page
@@ -92,17 +92,17 @@ def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
     ("file", "content", "message"),
     [
         ("run.json", "[]", "not the description of a run"),
-        ("run.json", "{}", "a run of kind 'None'"),
+        ("run.json", "{}", "has a run of kind 'None'"),
         ("run.json", '{"kind": "pretrain", "engine": "e", "device": "d", "command": "c"}', "git_revision is 'None'"),
         ("metrics.json", "5", "iteration is 'None'"),
         ("metrics.json", '{"iteration": 1, "loss": "low"}', "loss is 'low'"),
         ("config.yaml", "{", "not YAML"),
         ("config.yaml", "5", "not the settings of a run"),
         ("evaluation.json", "{}", "engine is 'None'"),
-        ("evaluation.json", '{"engine": "x", "mean": {}, "pooled": 3, "subsets": {}}', "the figures of pooled"),
+        ("evaluation.json", '{"engine": "x", "mean": {}, "pooled": 3, "subsets": {}}', "the metrics of pooled"),
         ("evaluation.json", '{"engine": ["x"], "mean": {}, "subsets": {}}', "engine is"),
-        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "the figures of easy"),
-        ("evaluation.json", '{"engine": "x", "mean": {"bbox": {"AP": "1"}}, "subsets": {}}', "the figures of mean"),
+        ("evaluation.json", '{"engine": "x", "mean": {}, "subsets": {"easy": {"bbox": 5}}}', "the metrics of easy"),
+        ("evaluation.json", '{"engine": "x", "mean": {"bbox": {"AP": "1"}}, "subsets": {}}', "the metrics of mean"),
     ],
 )
 def test_a_folder_with_a_foreign_or_broken_file_is_refused(runs, tmp_path, capsys, file, content, message):
@@ -123,7 +123,7 @@ def test_folders_without_a_run_are_named_and_left_out(runs, tmp_path, capsys):
     assert capsys.readouterr().err == f"left out: {tmp_path / 'failed'} (no run.json)\n"
 
 
-def test_results_of_another_program_stand_in_the_table(runs, tmp_path):
+def test_results_of_another_program_are_in_the_table(runs, tmp_path):
     other, table = tmp_path / "theirs.json", tmp_path / "t.md"
     other.write_text(json.dumps(evaluation([38.5] * 6, [12.0] * 6, "results file")))
     arguments = [*map(str, runs), str(other), "--out", str(tmp_path / "r.html"), "--table", str(table)]

@@ -12,7 +12,7 @@ COLOURS = ((40, 60, 200), (230, 140, 40), (60, 170, 60))
 
 
 def draw_item(rng, image, position):
-    """Draw one item; returns its mask."""
+    """Draw one item; return its mask."""
     height, width = image.shape[:2]
     w, h = (int(v) for v in rng.integers(16, 30, 2))
     x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
@@ -45,7 +45,7 @@ def annotation(number, image_id, category_id, mask):
 
 
 def coco(images=(), annotations=()):
-    """A COCO dict with the toy's classes, listed out of order as real files have them."""
+    """Make a COCO dict with the toy's classes in unsorted order, as in real files."""
     categories = [{"id": i, "name": n} for i, n in zip(CATEGORY_IDS, CLASSES, strict=True)]
     return {"categories": categories[::-1], "images": list(images), "annotations": list(annotations)}
 

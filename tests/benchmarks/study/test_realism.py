@@ -18,7 +18,7 @@ ORANGE = (220, 150, 60)
 
 
 def bag(colour: tuple[int, int, int] = ORANGE) -> np.ndarray:
-    """A white belt of 200 x 400 with an even bag of 100 x 200 in the middle."""
+    """A white belt of 200 x 400 with a uniform bag of 100 x 200 in the middle."""
     scan = np.full((200, 400, 3), 255, np.uint8)
     scan[50:150, 100:300] = colour
     return scan
@@ -33,7 +33,7 @@ def noisy_bag(seed: int, noise: float) -> np.ndarray:
 
 
 def scans(count: int, noise: float, seed: int = 0) -> list[Scan]:
-    """Measured scans of even bags with this noise."""
+    """Measured scans of uniform bags with this noise."""
     rng = np.random.default_rng(seed)
     found = []
     for number in range(count):
@@ -44,7 +44,7 @@ def scans(count: int, noise: float, seed: int = 0) -> list[Scan]:
     return found
 
 
-def test_statistics_of_an_even_bag():
+def test_statistics_of_a_uniform_bag():
     statistics = scan_statistics.measure(bag())
     assert statistics is not None
     values = statistics.values
@@ -67,7 +67,7 @@ def test_statistics_of_an_even_bag():
     ("colour", "share"),
     [((60, 200, 70), "green_share"), ((50, 120, 220), "blue_share"), ((120, 120, 120), "neutral_share")],
 )
-def test_colours_are_told(colour, share):
+def test_shares_of_colours(colour, share):
     statistics = scan_statistics.measure(bag(colour))
     assert statistics is not None
     assert statistics.values[share] == 1
@@ -123,7 +123,7 @@ def test_texture_is_the_deviation_in_a_window():
 
 
 @pytest.mark.parametrize("exponent", [0.0, -1.0, -2.5])
-def test_the_spectrums_slope_is_that_of_made_up_noise(exponent):
+def test_the_spectrums_slope_is_that_of_synthetic_noise(exponent):
     rng = np.random.default_rng(1)
     frequency = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256))
     frequency[0, 0] = np.inf if exponent else 1
@@ -149,7 +149,7 @@ def test_earth_movers_distance_is_that_of_the_sorted_samples():
 
 
 @pytest.mark.parametrize("sizes", [(10, 30), (53, 170), (34, 34)])
-def test_samples_alike_are_at_the_distance_of_chance(sizes):
+def test_equal_distributions_are_at_the_distance_of_chance(sizes):
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(60):
@@ -169,7 +169,7 @@ def test_distance_of_histograms_goes_round_for_hue_only():
     assert scan_statistics.histogram_distance("grey", *grey) == pytest.approx(63 * 4)
 
 
-def test_every_fold_has_its_part_of_every_group():
+def test_every_fold_has_its_share_of_every_group():
     groups = ["a"] * 53 + ["b"] * 10 + ["c"] * 34
     fold = real_or_simulated.folds(groups, np.random.default_rng(0))
     for name in "abc":
@@ -180,7 +180,7 @@ def test_every_fold_has_its_part_of_every_group():
     assert all(not set(train) & set(test) for train, test in real_or_simulated.splits(fold))
 
 
-def test_a_network_learns_nothing_from_the_scans_it_is_asked_about(monkeypatch):
+def test_a_network_does_not_train_on_test_scans(monkeypatch):
     monkeypatch.setattr(real_or_simulated, "STEPS", 3)
     rng = np.random.default_rng(0)
     sets = [rng.integers(0, 256, (4, 64, 64, 3), np.uint8) for _ in range(6)]
@@ -213,16 +213,16 @@ def test_intervals_are_wilsons():
 
 def accuracy(one: list[Scan], other: list[Scan], view: str | None) -> float:
     labels = np.array([1] * len(one) + [0] * len(other))
-    told = realism.told([*one, *other], labels, view, np.random.default_rng(0))
-    return float(np.mean([(scores.mean() > 0) == label for scores, label in zip(told, labels, strict=True)]))
+    scored = realism.classifier_scores([*one, *other], labels, view, np.random.default_rng(0))
+    return float(np.mean([(scores.mean() > 0) == label for scores, label in zip(scored, labels, strict=True)]))
 
 
-def test_what_differs_is_told_by_statistics():
+def test_statistics_separate_different_sources():
     assert accuracy(scans(15, 2.0), scans(15, 9.0, seed=1), None) > 0.9
 
 
 @pytest.mark.parametrize("view", realism.VIEWS)
-def test_what_differs_is_told_by_a_network(view, monkeypatch):
+def test_a_network_separates_different_sources(view, monkeypatch):
     monkeypatch.setattr(real_or_simulated, "STEPS", 60)
     blue = bag((90, 150, 220))
     blue[60:140:12, 100:300] = 0
@@ -233,7 +233,7 @@ def test_what_differs_is_told_by_a_network(view, monkeypatch):
     assert [score.mean() > 0 for score in scores] == [False, True, False, True]
 
 
-def test_one_source_is_not_told_from_itself():
+def test_statistics_are_at_chance_for_one_source():
     one = scans(60, 4.0)
     assert 0.25 < accuracy(one[::2], one[1::2], None) < 0.75
 
@@ -244,7 +244,7 @@ def test_a_network_is_at_chance_for_one_source(monkeypatch):
     assert 0.25 < accuracy(one[::2], one[1::2], "grey") < 0.75
 
 
-def test_real_scans_are_not_told_from_real_ones(real_scans):
+def test_statistics_are_at_chance_for_real_scans(real_scans):
     rng = np.random.default_rng(0)
     found = realism.read_scans([real_scans / "sixray"], 400, 50, rng)
     right = [accuracy(found[::2], found[1::2], None)]
@@ -255,7 +255,7 @@ def test_real_scans_are_not_told_from_real_ones(real_scans):
 
 
 def write_layout(root: Path, noise: float) -> None:
-    """Eight scans in each folder of a simulation."""
+    """Write eight scans into each folder of a simulation."""
     for number, place in enumerate(simulator_page.ROWS.values()):
         (root / place).mkdir(parents=True)
         for index in range(8):
@@ -279,8 +279,8 @@ def test_one_command_writes_results_page_charts_and_sheet(tmp_path, monkeypatch)
     for name in (simulator_page.SHEET, simulator_page.HISTOGRAM_CHART, simulator_page.STATISTICS_CHART):
         assert f"({name})" in page
         assert cv2.imread(str(tmp_path / "docs" / name)).std() > 0
-    told = simulator_page.read("classifiers", tmp_path / "results")
-    all_scans = {(row["task"], row["inputs"]): row for row in told if row["group"] == "all"}
+    rows = simulator_page.read("classifiers", tmp_path / "results")
+    all_scans = {(row["task"], row["inputs"]): row for row in rows if row["group"] == "all"}
     assert float(all_scans["real or simulated", "statistics"]["accuracy"]) > 0.9
     assert float(all_scans["real or simulated", "statistics"]["scans"]) == 80
     grain = next(r for r in simulator_page.read("statistics", tmp_path / "results") if r["statistic"] == "grain")
@@ -291,10 +291,10 @@ def test_one_command_writes_results_page_charts_and_sheet(tmp_path, monkeypatch)
     ("arguments", "reason"),
     [
         (["--real", "nowhere"], "no such folder"),
-        (["--real", "{sixray}", "--width", "400"], "must be less than any scan's"),
+        (["--real", "{sixray}", "--width", "400"], "give --width less than that, not 400"),
     ],
 )
-def test_bad_input_is_one_sentence(sixray, capsys, arguments, reason):
+def test_bad_input_gives_one_sentence(sixray, capsys, arguments, reason):
     assert realism.main([argument.format(sixray=sixray) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert reason in error

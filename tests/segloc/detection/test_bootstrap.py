@@ -32,7 +32,7 @@ def test_every_image_once_gives_the_figures_of_pycocotools(seed, iou_type):
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", range(8))
-def test_weights_are_as_if_images_were_really_there_several_times(seed, iou_type):
+def test_a_weight_of_n_equals_n_copies_of_the_image(seed, iou_type):
     truth, results = random_case(seed)
     weights = np.random.default_rng(seed).integers(0, 4, len(truth["images"]))
     copied, found = {**truth, "images": [], "annotations": []}, []
@@ -59,7 +59,7 @@ def test_degenerate_sets_are_measured_as_pycocotools_measures_them():
 
 
 def hits_and_misses(share, images, seed):
-    """An item and one detection an image, which is exact in that share of them and elsewhere otherwise."""
+    """One item and one detection per image; the detection is exact in this share of the images and wrong in others."""
     rng = np.random.default_rng(seed)
     item, miss = np.zeros((48, 48), np.uint8), np.zeros((48, 48), np.uint8)
     item[4:20, 4:20], miss[30:40, 30:40] = 1, 1
@@ -96,7 +96,7 @@ def test_the_interval_is_the_middle_95_per_cent():
     assert bootstrap.interval(values) == [[25, 975], pytest.approx([2.5, 97.5]), pytest.approx([512.5, 987.5])]
 
 
-def test_draws_without_items_have_no_figure():
+def test_draws_without_items_are_nan():
     truth, found = hits_and_misses(1, 2, 0)
     truth["annotations"] = truth["annotations"][:1]
     values = bootstrap.resample({"test": match(truth, found, "bbox")}, 40)["test"]

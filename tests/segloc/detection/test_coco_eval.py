@@ -43,7 +43,7 @@ def result(image_id, category_id, mask, score):
 
 
 def shifted(annotations, rng):
-    """Predictions that are near the truth, far from it, or of another class."""
+    """Make predictions near the truth, far from it, or of another class."""
     results = []
     for item in annotations:
         x, y, w, h = item["bbox"]
@@ -94,33 +94,33 @@ def test_figures_are_those_of_pycocotools(tmp_path, seed, iou_type):
 
 
 def crowded(truth, results, rng):
-    """Every second item is a crowd, which takes any number of detections that are then neither true nor false."""
+    """Make every second item a crowd: any number of detections match it and count as neither true nor false."""
     for item in truth["annotations"][::2]:
         item["iscrowd"] = 1
     return truth, results + results
 
 
 def over_the_limit(truth, results, rng):
-    """Some 150 detections of one class in one image, of which the best 100 count."""
+    """Add 150 detections of one class in one image; COCO counts the best 100."""
     category = truth["annotations"][0]["category_id"]
     image = truth["annotations"][0]["image_id"]
     return truth, results + [result(image, category, random_mask(rng), rng.random()) for _ in range(150)]
 
 
 def equal_scores(truth, results, rng):
-    """Ties, which COCO breaks by image and by place in the file."""
+    """Make ties, which COCO breaks by image and by position in the file."""
     return truth, [{**r, "score": round(r["score"], 1)} for r in results]
 
 
 def odd_areas(truth, results, rng):
-    """COCO goes by the file's own areas: what lies outside its "all" is ignored."""
+    """Set areas outside COCO's "all"; COCO uses the file's areas and ignores these items."""
     for item, area in zip(truth["annotations"], (-5, 2e10, 0, 1e10, 0.5), strict=False):
         item["area"] = area
     return truth, results
 
 
 def masks_without_pixels(truth, results, rng):
-    """Items that COCO counts and nothing can find."""
+    """Make items with empty masks, which COCO counts but no detection can match."""
     for item, mask in zip(truth["annotations"], ([[5, 5, 5, 5, 5, 5]], empty_rle(truth)), strict=False):
         item["segmentation"] = mask
     return truth, results
@@ -171,7 +171,7 @@ def test_degenerate_cases_are_those_of_pycocotools(tmp_path, case, iou_type):
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_pooled_is_what_pycocotools_says_of_one_file_with_all_images(tmp_path, iou_type):
+def test_pooled_equals_pycocotools_on_one_file_with_all_images(tmp_path, iou_type):
     rng = np.random.default_rng(11)
     truths = [random_truth(rng, images=n) for n in (4, 7, 1)]  # ids repeat between them
     results = [equal_scores(truth, shifted(truth["annotations"], rng), rng)[1] for truth in truths]
@@ -188,7 +188,7 @@ def test_pooled_is_what_pycocotools_says_of_one_file_with_all_images(tmp_path, i
     assert pooled["per_class"] == evaluate(merged, found, iou_type)["per_class"]
 
 
-def test_an_item_without_a_mask_counts_for_boxes_as_pycocotools_counts_it(tmp_path):
+def test_an_item_without_a_mask_counts_for_boxes_as_in_pycocotools(tmp_path):
     rng = np.random.default_rng(5)
     truth = random_truth(rng)
     results = shifted(truth["annotations"], rng)
@@ -217,7 +217,7 @@ def test_a_perfect_prediction_gives_a_hundred(iou_type):
     assert figures(metrics["per_class"]["Gun"]) == [None] * 6  # nothing to find is not zero
 
 
-def test_ids_that_a_float_does_not_hold_stay_apart(tmp_path):
+def test_ids_that_a_float_cannot_represent_stay_distinct(tmp_path):
     truth = random_truth(np.random.default_rng(2))
     results = shifted(truth["annotations"], np.random.default_rng(2))
     expected = evaluate(truth, results, "bbox")
@@ -250,7 +250,7 @@ def test_inputs_stay_as_they_were():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"image_id": 77}, "image 77"), ({"category_id": 2}, "category 2"), ({"score": ...}, "no 'score'")],
+    [({"image_id": 77}, "image_id 77"), ({"category_id": 2}, "category_id 2"), ({"score": ...}, "no 'score'")],
 )
 def test_results_of_another_data_set_are_refused(change, message):
     truth = random_truth(np.random.default_rng(0))
@@ -259,7 +259,7 @@ def test_results_of_another_data_set_are_refused(change, message):
         evaluate(truth, [{k: v for k, v in found.items() if v is not ...}], "bbox")
 
 
-def test_mean_is_the_mean_and_none_where_a_part_has_none():
+def test_mean_is_none_where_a_part_is_none():
     one = {"AP": 10.0, "AR1": 4.0, "per_class": {"Gun": {"AP": 10.0}, "Knife": {"AP": None}}}
     two = {"AP": 40.0, "AR1": None, "per_class": {"Gun": {"AP": 40.0}, "Knife": {"AP": 3.0}}}
     expected = {"AP": 25.0, "AR1": None, "per_class": {"Gun": {"AP": 25.0}, "Knife": {"AP": None}}}

@@ -52,8 +52,8 @@ def test_both_releases_of_pidray_are_found(tmp_path, layout):
     ("edit", "message"),
     [
         (lambda c: c["images"].append(dict(c["images"][0])), "image id 0 occurs more than once"),
-        (lambda c: c["annotations"][0].update(image_id=99), "image 99, which is not listed"),
-        (lambda c: c["annotations"][0].update(category_id=2), "category 2, which is not listed"),
+        (lambda c: c["annotations"][0].update(image_id=99), "annotation .* has image_id 99, which is not listed"),
+        (lambda c: c["annotations"][0].update(category_id=2), "annotation .* has category_id 2, which is not listed"),
         (lambda c: c["images"][1].update(file_name="gone.png"), "'gone.png' .* is missing"),
         (lambda c: c["images"][1].update(file_name="../images/../secret.png"), "is missing"),
         (lambda c: c.pop("categories"), "not a COCO annotation file"),
@@ -110,11 +110,11 @@ def test_annotations_without_a_mask_are_counted_and_left_out(split):
         {"size": [56, 80]},
         {"size": 3, "counts": [4480]},
         "mask",
-        [[1, 1, 9, 1, 9, 9], [1e9, 1, 5, 5, 1, 9]],  # a good part does not save it
-        {"size": [56, 80], "counts": "e5QncV"},  # sets pycocotools on a walk of billions of runs
+        [[1, 1, 9, 1, 9, 9], [1e9, 1, 5, 5, 1, 9]],  # one valid part is not enough
+        {"size": [56, 80], "counts": "e5QncV"},  # pycocotools would loop over billions of runs
     ],
 )
-def test_masks_that_pycocotools_would_choke_on_are_left_out(split, segmentation):
+def test_masks_that_pycocotools_cannot_handle_are_left_out(split, segmentation):
     change(split, lambda content: content["annotations"][0].update(segmentation=segmentation))
     assert read_split(split).dropped == 1
 
@@ -129,7 +129,7 @@ def test_an_item_whose_mask_has_no_pixel_counts_but_is_not_trained_on(split, seg
 
 
 @pytest.mark.parametrize("box", [None, [1, 2, 3], [1, 2, 3, float("nan")], "missing"])
-def test_a_missing_box_is_taken_from_the_mask_if_there_is_one(split, box):
+def test_a_missing_box_is_computed_from_the_mask_if_there_is_one(split, box):
     before = read_split(split)
 
     def edit(content):
@@ -139,11 +139,11 @@ def test_a_missing_box_is_taken_from_the_mask_if_there_is_one(split, box):
     assert read_split(split) == before
     for segmentation in (None, [[5, 5, 5, 5, 5, 5]]):
         change(split, lambda content, new=segmentation: content["annotations"][1].update(segmentation=new))
-        with pytest.raises(InputError, match="annotation 1 of image 1 has no box, and no mask to take it from"):
+        with pytest.raises(InputError, match="annotation 1 of image 1 has no box and no mask to compute it from"):
             read_split(split)
 
 
-def test_a_byte_order_mark_is_read_over(split):
+def test_a_byte_order_mark_is_skipped(split):
     before = read_split(split)
     split.annotations.write_text(split.annotations.read_text(), encoding="utf-8-sig")
     assert split.annotations.read_bytes().startswith(b"\xef\xbb\xbf")
@@ -173,7 +173,7 @@ def test_training_leaves_out_crowds_and_degenerate_boxes(split):
     read = read_split(split)
     assert len(TrainingData(read, DataSettings(), 1, 0)) == 1
     assert len(TrainingData(read, DataSettings(train_empty=True), 1, 0)) == 4
-    assert len(read.ground_truth["annotations"]) == 4  # COCO's own code deals with them in testing
+    assert len(read.ground_truth["annotations"]) == 4  # COCO's own code handles them in evaluation
     assert all(len(make_example(s, {1: 0, 4: 1, 7: 2}, 80, False).boxes) == 0 for s in read.scans[:3])
 
 
@@ -183,7 +183,7 @@ def test_training_leaves_out_crowds_and_degenerate_boxes(split):
         ((10, 10, 1, 1), True),
         ((10, 10, 0.9, 5), False),
         ((10, 10, 5, 0.9), False),
-        ((-4, 10, 4.9, 5), False),  # what counts is what lies in the scan, here 80 by 56
+        ((-4, 10, 4.9, 5), False),  # only the part inside the scan (80 by 56) counts
         ((10, -4, 5, 4.9), False),
         ((79.1, 10, 5, 5), False),
         ((10, 55.1, 5, 5), False),
@@ -197,7 +197,7 @@ def test_boxes_of_at_least_a_pixel_each_way_are_trained_on(bbox, trainable):
 
 
 def test_shrinking_averages_what_a_pixel_covers():
-    """So that no thin wire is stepped over."""
+    """Thin wires must not be skipped."""
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
     blocks = image.reshape(12, 4, 24, 4, 3).mean((1, 3))
     assert np.abs(fit(image, 24) - blocks).max() <= 0.5
@@ -254,7 +254,7 @@ def test_every_pass_and_every_seed_has_its_own_order(tmp_path):
     assert all(sorted(order) == list(range(12)) for order in orders)
 
 
-def test_flips_are_drawn_anew_for_every_slot_of_every_iteration(split):
+def test_every_slot_of_every_iteration_has_its_own_flip(split):
     read = read_split(split)
     for scan in read.scans[1:]:
         scan.path.unlink()  # only the first is loaded
@@ -276,8 +276,8 @@ def test_flips_are_drawn_anew_for_every_slot_of_every_iteration(split):
     assert flips(1.0).all()
 
 
-def test_an_example_is_the_same_whatever_its_mask_is_written_as(split):
-    """Polygon, runs as numbers, runs as text."""
+def test_an_example_does_not_depend_on_the_encoding_of_its_mask(split):
+    """Polygon, uncompressed RLE, compressed RLE."""
     x, y, w, h = 20, 10, 30, 20
     mask = np.zeros((56, 80), np.uint8)
     mask[y : y + h, x : x + w] = 1
@@ -332,7 +332,7 @@ def test_an_image_that_cannot_be_read_is_named_and_replaced_by_the_next(split, f
         (lambda _: b"", "empty file"),
     ],
 )
-def test_scans_that_decoders_guess_at_are_unreadable_with_the_reason_of_stage_1(split, make, reason):
+def test_scans_that_decoders_would_fill_in_are_unreadable_with_the_reason_of_stage_1(split, make, reason):
     scan = read_split(split).scans[2]
     scan.path.write_bytes(make(np.full((scan.height, scan.width, 3), 90, np.uint8)))
     data = TrainingData(read_split(split), DataSettings(), 4, 0)
@@ -370,5 +370,5 @@ def test_a_fraction_is_part_of_every_larger_one_and_the_same_for_every_seed(spli
     ]
     assert [len(names) for names in chosen] == [1, 1, 2, 4]
     assert chosen[0] == chosen[1] < chosen[2] < chosen[3]
-    with pytest.raises(InputError, match=r"data\.fraction=0\.1 of 4 images is none"):
+    with pytest.raises(InputError, match=r"data\.fraction=0\.1 of 4 images rounds to 0"):
         TrainingData(whole, DataSettings(fraction=0.1), 1, 0)

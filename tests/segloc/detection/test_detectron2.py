@@ -64,7 +64,7 @@ SMALL = HeadSettings(8, 64, 32, 100, 50, fc_dim=64, mask_convs=1, mask_dim=32)
 
 @pytest.fixture
 def pidray(tmp_path, monkeypatch):
-    """A small PIDray where Detectron2 looks for it."""
+    """A small PIDray in Detectron2's data folder."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for name in ("train", "easy", "hard", "hidden"):
         MetadataCatalog.pop(f"pidray_{name}", None)
@@ -82,13 +82,13 @@ def small_config(*settings):
 
 
 def export(backbone, path):
-    """Write what ``segloc.export --format detectron2`` writes."""
+    """Write a file like ``segloc.export --format detectron2``."""
     torch.save(wrapped(convert(backbone.state_dict(), "detectron2", "bn"), "detectron2", {}), path)
     return path
 
 
 def moved(backbone):
-    """Give batch norm statistics that are not those of a new network."""
+    """Set batch-norm statistics that differ from those of a new network."""
     torch.manual_seed(1)
     backbone.train()(torch.randn(4, 3, 64, 64))
     return backbone.eval()
@@ -138,7 +138,7 @@ def test_norms_come_from_the_configuration():
     assert type(backbone.fpn_output2.norm).__name__ == "GroupNorm"
 
 
-def test_settings_that_spoil_the_weights_are_named(caplog):
+def test_settings_that_do_not_fit_the_weights_are_logged(caplog):
     build_model(small_config())
     assert "trained with" not in caplog.text
     build_model(small_config("INPUT.FORMAT", "BGR", "MODEL.BACKBONE.FREEZE_AT", 2))

@@ -67,8 +67,8 @@ def test_batches_are_padded_with_white_below_and_right():
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("source", ["random", "a pretraining checkpoint"])
-def test_the_backbone_sees_the_same_inside_every_detector_and_alone(source, engine, tmp_path):
-    """Bit for bit: so a checkpoint means the same in all three, and a difference in AP is the heads'."""
+def test_the_backbone_computes_the_same_features_in_every_detector_and_alone(source, engine, tmp_path):
+    """Bit-identical features: a difference in AP between engines comes from the heads."""
     settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "bn", "attention": True, "fpn_channels": 64}
     torch.manual_seed(3)
     alone = SegLocBackbone(**settings)
@@ -112,8 +112,8 @@ def test_a_frozen_part_is_noticed(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_a_protocol_freezes_does_not_move(engine, examples):
-    """Frozen parts and fixed statistics stay, bit for bit, while all else learns, the fixed norms' scales included."""
+def test_frozen_parts_of_a_protocol_do_not_change(engine, examples):
+    """Frozen parts and fixed statistics stay bit-identical; all else learns, including the scales of fixed norms."""
     need(engine)
     torch.manual_seed(0)
     model = new_detector(settings_of(engine, frozen=1, fixed_statistics=True))
@@ -137,7 +137,7 @@ def test_what_cannot_be_frozen_is_refused(arguments, message):
 
 
 class Stepped(torch.optim.SGD):
-    """Keeps the gradients that each step was given."""
+    """Records the gradients of each step."""
 
     def step(self, closure=None):
         self.given = [x.grad.clone() for group in self.param_groups for x in group["params"] if x.grad is not None]
@@ -145,7 +145,7 @@ class Stepped(torch.optim.SGD):
 
 
 def gradients_of_a_step(model, examples, **settings):
-    """The gradients with which the optimiser steps; nothing moves."""
+    """Return the gradients of an optimiser step that does not change the weights."""
     trainer = FinetuneTrainer(model, examples, OptimSettings(**settings), np.zeros(1), seed=0)
     trainer.optimizer = Stepped(model.parameters(), lr=0.0)
     trainer.fit(0)
@@ -176,10 +176,10 @@ def test_a_step_has_the_mean_gradient_of_its_micro_batches_clipped_once(engine, 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_micro_batches_make_the_step_of_one_batch_where_all_scans_have_as_many_samples(engine, examples):
+def test_micro_batches_give_the_step_of_one_batch_if_all_scans_have_equally_many_samples(engine, examples):
     need(engine)
     torch.manual_seed(0)
-    # Every anchor and proposal is a sample, so none is left to chance, and both scans are the same.
+    # Every anchor and proposal is a sample, so sampling is not random, and both scans are the same.
     heads = HeadSettings(4, 10**6, 10**6, 50, 50, fc_dim=64, mask_convs=1, mask_dim=32)
     model = new_detector(settings_of(engine, heads, norm="gn", sda_norm="gn"))
     examples.indices = lambda iteration: [0, 0]
@@ -191,7 +191,7 @@ def test_micro_batches_make_the_step_of_one_batch_where_all_scans_have_as_many_s
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_the_heads_train_on_is_what_the_examples_say(engine, examples):
+def test_the_heads_train_on_the_targets_of_the_examples(engine, examples):
     model = build(engine).train()
     batch = [examples.example(0, slot) for slot in range(2)]
     assert not any(torch.equal(example.masks, example.masks.flip(axis)) for example in batch for axis in (1, 2))
@@ -209,8 +209,8 @@ def test_what_the_heads_train_on_is_what_the_examples_say(engine, examples):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_setting_of_the_heads_arrives(engine):
-    """With values that are no library's defaults, so that none goes missing unnoticed."""
+def test_every_setting_of_the_heads_is_applied(engine):
+    """The values differ from every library's defaults, so a missing one is noticed."""
     need(engine)
     settings = HeadSettings(
         rpn_batch=40, roi_batch=50, train_proposals=60, test_proposals=30, fc_dim=64, mask_convs=1, mask_dim=32,
@@ -276,7 +276,7 @@ def test_predictions_come_back_in_the_pixels_of_the_scan(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_mask_is_what_is_more_likely_than_not(engine):
+def test_a_mask_has_the_pixels_of_probability_above_one_half(engine):
     model = build(engine).eval()
     masks = torch.full((1, 1, 28, 28), 0.45)
     masks[..., 14:] = 0.55
@@ -314,8 +314,8 @@ def test_a_scan_without_items_can_be_trained_on(engine, examples):
         assert all(torch.isfinite(x.grad).all() for x in model.parameters() if x.grad is not None)
 
 
-def test_cascade_gives_the_features_the_whole_gradient(examples):
-    """Detectron2's own heads divide it by the number of stages; SDANet weights the losses instead."""
+def test_cascade_passes_the_whole_gradient_to_the_features(examples):
+    """Detectron2's heads divide the gradient by the number of stages; SDANet weights the losses instead."""
     model = build("detectron2").train()
     pooled = torch.randn(4, 256, 7, 7, requires_grad=True)
     heads = model.net.roi_heads
@@ -338,7 +338,7 @@ def test_engine_names():
         engine_name("mmdet")
 
 
-def test_a_fault_in_an_engine_module_is_not_taken_for_a_missing_library(monkeypatch):
+def test_an_import_error_inside_segloc_is_not_reported_as_a_missing_library(monkeypatch):
     monkeypatch.delitem(sys.modules, "segloc.detection.engine_torchvision", raising=False)
     monkeypatch.setitem(sys.modules, "segloc.common.masks", None)
     with pytest.raises(ImportError, match=r"segloc\.common\.masks"):
@@ -349,7 +349,7 @@ def test_every_engine_has_its_module():
     assert {f"engine_{name}.py" for name in ENGINES} == {path.name for path in DETECTION.glob("engine_*.py")}
 
 
-def test_a_recipe_for_detectron2_says_so_when_it_is_missing(monkeypatch):
+def test_a_recipe_for_detectron2_is_refused_when_it_is_missing(monkeypatch):
     monkeypatch.delitem(sys.modules, "segloc.detection.engine_detectron2", raising=False)
     for name in ("detectron2", "detectron2.layers"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -1,4 +1,4 @@
-"""SDANet's configuration (Wang et al., ICCV 2021, as released), read off the detector that the recipes build."""
+"""The detector of the recipes has the settings of SDANet's released config (Wang et al., ICCV 2021)."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def read(name, *overrides):
 
 
 def build(name):
-    """The detector of a recipe, with 18 layers in place of 101, which take seconds."""
+    """The detector of a recipe, with 18 layers instead of 101 to save seconds."""
     return new_detector(read(name, "model.backbone.arch=resnet18").model)
 
 
@@ -123,7 +123,7 @@ def test_training(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_protocols(name):
-    """Which parameters learn and which norms go by running statistics in training."""
+    """Check which parameters learn and which norms use running statistics in training."""
     published = name == "sdanet_r101_published"
     detector = build(name).train()
     stem = ("body.conv1.", "body.bn1.", "body.layer1.")

@@ -1,4 +1,4 @@
-"""The settings of the stand-in, torchvision's Mask R-CNN, read off the detector that a recipe builds."""
+"""The settings of the stand-in, torchvision's Mask R-CNN, in the detector that a recipe builds."""
 
 import numpy as np
 import pytest

@@ -12,7 +12,7 @@ DECAY = 0.05
 
 
 class Linear(torch.nn.Module):
-    """A detector whose loss has a given gradient: a batch is one example, the gradient itself."""
+    """A detector whose loss has a given gradient: the batch is one example, which is the gradient."""
 
     device = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def weights_after_two_steps(gradients, **settings):
 
 
 def test_two_steps_of_sgd_by_hand():
-    """The velocity holds past gradients and decays, so that a step's own learning rate scales all of it."""
+    """The velocity holds decayed past gradients; the learning rate of a step scales all of it."""
     velocity = GRADIENTS[0] + DECAY * START
     one = START - 0.1 * velocity
     velocity = 0.8 * velocity + GRADIENTS[1] + DECAY * one
@@ -49,7 +49,7 @@ def test_two_steps_of_sgd_by_hand():
 
 
 def test_two_steps_of_adamw_by_hand():
-    """Under a gradient that stays the same a step is the learning rate's sign of it; the weights decay besides."""
+    """For a constant gradient, a step is the learning rate times the gradient's sign, plus weight decay."""
     expected = START
     for rate in (0.1, 0.02):
         expected = expected * (1 - rate * DECAY) - rate * GRADIENTS[0].sign()

@@ -39,7 +39,7 @@ def test_every_box_head_computes_what_the_pretrained_one_did(engine, tmp_path):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (InsLocHead(1, 32, 64, 16), "no box head in it"),
+        (InsLocHead(1, 32, 64, 16), "has no box head"),
         (BoxHead(32, 16), r"fc1.weight is \(32, 12544\), not \(64, 12544\)"),
     ],
 )
@@ -49,6 +49,6 @@ def test_another_head_does_not_go_into_the_detector(tmp_path, head, message):
 
 
 @pytest.mark.parametrize("start", ["random", "imagenet"])
-def test_a_start_without_a_head_is_refused(start):
-    with pytest.raises(InputError, match=f"^{start}: no box head in it"):
+def test_initial_weights_without_a_head_are_refused(start):
+    with pytest.raises(InputError, match=f"^{start}: has no box head"):
         load_box_heads(build("torchvision"), start)

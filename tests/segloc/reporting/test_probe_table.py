@@ -7,7 +7,7 @@ from segloc.reporting import probe_table
 
 
 def written(folder, name, knn, linear, embedding=None, **changed):
-    """What segloc.probe writes, as far as the table needs it."""
+    """Write the fields of a segloc.probe file that the table needs."""
     accuracy = {"p2": {"size": 4, "knn": 0.1, "linear": 0.2}, "all levels": {"size": 8, "knn": knn, "linear": linear}}
     if embedding:
         accuracy["embedding"] = {"size": 2, "knn": embedding[0], "linear": embedding[1]}
@@ -28,7 +28,7 @@ def files(tmp_path):
     ]
 
 
-def test_seeds_are_put_together(files):
+def test_seeds_are_averaged(files):
     lines = probe_table.probes_markdown(probe_table.read_probes(files)).splitlines()
     columns = ["k-NN, all levels", "linear, all levels", "k-NN, embedding", "linear, embedding"]
     assert lines[0] == f"| start | steps | seeds | {' | '.join(columns)} | chance |"
@@ -37,7 +37,7 @@ def test_seeds_are_put_together(files):
     assert lines[2] == "| random | 0 | 3 | 50.0 ± 10.0 | 60.0 ± 17.3 | 40.0 ± 17.3 | 35.0 ± 5.0 | 25.0 |"
     assert lines[3] == "| paper | 94000 | 1 | 75.0 | 66.7 | – | – | 25.0 |"
     notes = "\n".join(lines[4:])
-    assert "learned from 40 views, tested on 20" in notes
+    assert "40 training views and 20 test views" in notes
     assert "sample standard deviation" in notes
 
 
@@ -64,7 +64,7 @@ def test_every_seed_and_kind_of_features_has_a_line(files):
     assert len(lines) == 1 + 3 * 3 + 2
 
 
-def test_weights_need_not_tell_their_steps(tmp_path):
+def test_the_steps_of_weights_may_be_unknown(tmp_path):
     probes = probe_table.read_probes([("given", 0, written(tmp_path, "a", 0.4, 0.5, iteration=None))])
     assert "| given | – | 1 |" in probe_table.probes_markdown(probes)
     assert "given,0,,all levels," in probe_table.probes_csv(probes)
@@ -72,7 +72,7 @@ def test_weights_need_not_tell_their_steps(tmp_path):
 
 def test_probes_of_other_shards_are_not_compared(files, tmp_path):
     files[3] = ("paper", 0, written(tmp_path, "d", 0.75, 0.5, shards="other"))
-    with pytest.raises(InputError, match=r"d\.json: not of the same shards as .*a\.json"):
+    with pytest.raises(InputError, match=r"d\.json: has other shards than .*a\.json"):
         probe_table.read_probes(files)
 
 
@@ -93,19 +93,19 @@ def test_probes_of_other_shards_are_not_compared(files, tmp_path):
         ("test", {"views": 2.5}),
     ],
 )
-def test_a_damaged_file_is_one_sentence(tmp_path, key, value):
+def test_a_damaged_file_gives_one_sentence(tmp_path, key, value):
     path = written(tmp_path, "a", 0.4, 0.5)
     good = json.loads(path.read_text())
     for bad in ({**good, key: value}, {name: good[name] for name in good if name != key}):
         path.write_text(json.dumps(bad))
-        with pytest.raises(InputError, match=r"not as segloc\.probe writes it") as error:
+        with pytest.raises(InputError, match=r"not a file of segloc\.probe") as error:
             probe_table.read_probes([("random", 0, path)])
         assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"3", b"{", b"\xff\xfe"])
-def test_what_is_no_report_is_one_sentence(tmp_path, content):
+def test_a_file_that_is_not_a_report_gives_one_sentence(tmp_path, content):
     path = tmp_path / "probe.json"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"not as segloc\.probe writes it"):
+    with pytest.raises(InputError, match=r"not a file of segloc\.probe"):
         probe_table.read_probes([("random", 0, path)])

@@ -23,7 +23,7 @@ from tests.segloc.test_report import evaluation, metrics_of, runs, write_run  # 
 
 
 def tuned(folder, weights, ap, seed=0, engine="detectron2", digest="d", **settings):
-    """A fine-tuned run whose figures are all `ap` on easy, hard and hidden."""
+    """Write a fine-tuned run whose metrics are all `ap` on easy, hard and hidden."""
     result = evaluation([ap] * 6, [ap] * 6, engine)
     result["subsets"]["hard"] = result["subsets"]["easy"]
     write_run(folder, "finetune", str(weights), (), result, seed, **settings)
@@ -75,14 +75,14 @@ def test_another_setting_start_training_set_or_engine_is_another_block(tmp_path)
         tuned(tmp_path / "e", tmp_path / "pre", 1.0, 5),
         tuned(tmp_path / "f", tmp_path / "pre-other", 1.0, 6),
         tuned(tmp_path / "g", "imagenet", 1.0, 7),
-        tuned(tmp_path / "h", "random", 1.0, 1),  # the seed of a1 once more is no further sample
+        tuned(tmp_path / "h", "random", 1.0, 1),  # repeats the seed of a1, so it is not another sample
     ]
     groups = group_by_seed([load_run(folder) for folder in folders])
     names = [[run.name for run in members] for members in groups]
     assert names == [["a0", "a1"], *([name] for name in "bcdefgh")]
 
 
-def test_figures_of_an_unfinished_training_or_of_other_test_settings_stay_apart(tmp_path):
+def test_unfinished_trainings_and_other_test_settings_are_not_averaged(tmp_path):
     def edit(folder, **changes):
         path = folder / "evaluation.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -101,11 +101,11 @@ def test_figures_of_an_unfinished_training_or_of_other_test_settings_stay_apart(
     assert [block.runs for block in table_of(*folders).blocks if not block.source] == [1, 1, 1]
     page = tmp_path / "r.html"
     assert report.main([*map(str, folders), "--out", str(page)]) == 0
-    assert "Not evaluated since they were finished: random-seed1." in page.read_text()
+    assert "Runs without an evaluation of their final checkpoint: random-seed1." in page.read_text()
     assert report.main([str(folders[1] / "evaluation.json"), "--out", str(page)]) == 2
 
 
-def test_runs_measured_on_other_test_sets_are_not_put_together(tmp_path):
+def test_runs_on_other_test_sets_are_not_averaged(tmp_path):
     def measured(name, seed, edit):
         folder = tuned(tmp_path / name, "random", 1.0, seed)
         content = json.loads((folder / "evaluation.json").read_text())
@@ -139,7 +139,7 @@ def test_differences_are_to_the_random_start_of_the_same_protocol(tmp_path):
     assert found["w-long"] == ("random-long", 5.0)
     assert found["bare-long"] == ("random-long", 6.0)  # its weights have no batch norm, the protocol is the same
     assert found["other"] == found["stand-in"] == ("", None)
-    # A random start of exactly the same settings comes first.
+    # Random initialisation with exactly the same settings is preferred.
     table = table_of(
         tmp_path / "random-long",
         tuned(tmp_path / "random-bare", "random", 21.0, optim={"batch": 4}, model=bare),
@@ -148,8 +148,8 @@ def test_differences_are_to_the_random_start_of_the_same_protocol(tmp_path):
     assert table.blocks[2].base == "random-bare"
 
 
-def test_how_start_weights_are_taken_over_does_not_make_another_network(tmp_path):
-    """Of two random starts the one with the same norms is the base, whatever the weights needed to be taken over."""
+def test_settings_of_weight_loading_do_not_make_another_network(tmp_path):
+    """Of two random initialisations the one with the same norms is the base; loading settings do not matter."""
     model = {"backbone": {"norm": "bn", "sda_norm": "bn"}}
     layers = {"backbone": {"norm": "bn", "sda_norm": "ln"}}
     table = table_of(
@@ -165,7 +165,7 @@ def test_published_figures_are_those_of_the_paper_and_marked(tmp_path):
     blocks = {block.name: block for block in table.blocks if block.source}
     assert len(blocks) == len(table.blocks) - 1 == 6
     columns = {subset: place for place, (kind, subset) in enumerate(table.columns) if kind == "bbox"}
-    segloc = blocks["SegLoc start"].figures
+    segloc = blocks["SegLoc initialisation"].figures
     assert segloc["AP"][columns["easy"]].value == 53.7
     assert segloc["AP"][columns["easy"]].difference == pytest.approx(4.6)
     assert segloc["AP50"][columns["hidden"]].difference == pytest.approx(37.1 - 39.3)
@@ -184,21 +184,21 @@ def test_published_figures_are_those_of_the_paper_and_marked(tmp_path):
 # As printed: table 1 of the paper in shares, and the main results of SDANet's in per cent, its "overall" last.
 # Columns are boxes easy, hard, hidden (overall), then masks.
 TABLE_1 = {
-    "SegLoc start": """
+    "SegLoc initialisation": """
         AP     0.537 0.528 0.238  0.470 0.432 0.192
         AP50   0.698 0.736 0.371  0.684 0.695 0.341
         AP75   0.611 0.599 0.256  0.551 0.476 0.201
         AR1    0.631 0.558 0.380  0.546 0.468 0.304
         AR10   0.650 0.626 0.422  0.560 0.515 0.332
         AR100  0.650 0.626 0.422  0.560 0.515 0.332""",
-    "random start": """
+    "random initialisation": """
         AP     0.491 0.467 0.255  0.428 0.375 0.199
         AP50   0.652 0.674 0.393  0.639 0.630 0.352
         AP75   0.556 0.525 0.279  0.501 0.400 0.200
         AR1    0.601 0.510 0.390  0.516 0.419 0.303
         AR10   0.623 0.583 0.435  0.533 0.469 0.331
         AR100  0.623 0.583 0.435  0.533 0.469 0.331""",
-    "supervised (ImageNet) start": """
+    "supervised (ImageNet) initialisation": """
         AP     0.709 0.641 0.482  0.595 0.520 0.361
         AP50   0.826 0.814 0.632  0.818 0.778 0.592
         AP75   0.782 0.716 0.542  0.707 0.590 0.408
@@ -279,7 +279,7 @@ def test_csv_and_markdown_hold_the_same_figures(tmp_path):
     assert widths == {len(table.columns) + 3}
     assert "12.5 (+2.5)" in lines[2]
     assert "torchvision (stand-in)" in lines[2]
-    assert any(line.startswith("The stand-in takes") for line in lines)
+    assert any(line.startswith("The stand-in replaces") for line in lines)
 
 
 def test_names_leave_the_seed_out(tmp_path):
