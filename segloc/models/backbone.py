@@ -60,7 +60,8 @@ class SegLocBackbone(nn.Module):
         if arch not in ARCHS:
             raise ValueError(f"arch {arch!r} is none of {', '.join(ARCHS)}")
         if fpn_channels < MIN_CHANNELS or fpn_channels % BOTTLENECK:
-            raise ValueError(f"fpn_channels {fpn_channels} is not a multiple of {BOTTLENECK} from {MIN_CHANNELS} on")
+            least = f"a multiple of {BOTTLENECK} that is at least {MIN_CHANNELS}"
+            raise ValueError(f"fpn_channels {fpn_channels} is not {least}")
         body = getattr(resnet, arch)(weights=None, norm_layer=norm_layer(norm, bn_splits))
         if norm == "none":
             _scale_residuals(body)

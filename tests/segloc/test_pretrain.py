@@ -504,12 +504,15 @@ def test_a_gradient_that_is_not_finite_stops_before_it_does_harm(shards, tmp_pat
     [
         (["optim.lr=1"], "did you mean 'optim.lr_per_256'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
-        (["optim.batch=3", "optim.micro_batch=2"], "no multiple of micro_batch"),
+        (["optim.batch=3", "optim.micro_batch=2"], "not a multiple of micro_batch"),
         (["model.arch=resnet19"], "not one of resnet18"),
         (["optim.steps=0", "optim.batch=64", "optim.micro_batch=64", "optim.epochs=1"], "do not fill one batch"),
         (["oops"], "not key=value"),
         (["head.embedding_bn=true", "model.bn_splits=4"], "head.embedding_bn=true needs an optim.micro_batch of at"),
-        (["head.embedding_bn=true", "model.bn_splits=3", "optim.batch=7", "optim.micro_batch=7"], "no multiple of"),
+        (
+            ["head.embedding_bn=true", "model.bn_splits=3", "optim.batch=7", "optim.micro_batch=7"],
+            "is not a multiple of",
+        ),
         (["head.conv_dim=40"], "needs a head.conv_dim that is a multiple of 32"),
         (["seed=99999999999999999999"], "seed is 99999999999999999999"),
         (["optim.temperature=.inf"], "optim.temperature is inf"),

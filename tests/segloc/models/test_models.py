@@ -66,7 +66,7 @@ def test_the_pyramid_has_as_many_channels_as_asked_for(attention):
 
 @pytest.mark.parametrize("channels", [0, -64, 48, 72])
 def test_channels_the_attention_cannot_have_are_refused(channels):
-    with pytest.raises(ValueError, match=f"fpn_channels {channels} is not a multiple of 16 from 64 on"):
+    with pytest.raises(ValueError, match=f"fpn_channels {channels} is not a multiple of 16 that is at least 64"):
         SegLocBackbone("resnet18", fpn_channels=channels)
 
 
