@@ -197,7 +197,7 @@ def test_norm_free_weights_go_into_a_detector_with_batch_norm_if_told_so(pidray,
     assert set(listed["loaded"]) == kept
     assert set(listed["anew"]) == set(found) - kept
     assert {fault.partition(" is a residual scale")[0] for fault in listed["unused"]} == scales
-    assert f"{len(kept)} of {len(found)} tensors taken over; {len(found) - len(kept)} start anew (body.bn1." in text
+    assert f"{len(kept)} of {len(found)} tensors loaded; {len(found) - len(kept)} newly initialised (body.bn1." in text
     assert "; 16 of the file not used (body.layer1.0.bn2." in text
 
 
