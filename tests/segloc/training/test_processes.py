@@ -156,7 +156,7 @@ def test_stopped_in_two_processes_goes_on_in_one(number, to_group, shards, alone
     )  # fmt: skip
     printed, errors = interrupt(process, out, number, to_group)
     assert process.returncode == 0
-    assert printed.count("stopped early; the same command goes on from") == 1
+    assert printed.count("stopped early; the same command resumes from") == 1
     assert "Traceback" not in errors
     assert 0 < checkpoint.load(out / checkpoint.LAST)["iteration"] < 6
     assert read_run(out)["processes"] == 2
