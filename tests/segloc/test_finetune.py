@@ -308,7 +308,7 @@ def test_no_other_kind_of_run_is_written_over(pidray, tmp_path, capsys):
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir())
     shards = write_shards(tmp_path / "shards")
     assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "out"), "optim.steps=1"]) == 2
-    assert "holds a run of kind 'finetune'" in capsys.readouterr().err
+    assert "contains a run of kind 'finetune'" in capsys.readouterr().err
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()) == before
 
 
@@ -325,7 +325,7 @@ def test_bad_paths_end_in_one_line(pidray, tmp_path, capsys):
     for data, weights, message in [
         (tmp_path / "empty", "random", "not a PIDray folder"),
         (tmp_path / "nowhere", "random", "no such folder"),
-        (pidray, tmp_path / "empty", "holds no checkpoint"),
+        (pidray, tmp_path / "empty", "contains no checkpoint"),
         (pidray, tmp_path / "nothing.pth", "no such checkpoint"),
     ]:
         assert run(data, tmp_path / "out", weights=weights) == 2

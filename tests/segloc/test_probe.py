@@ -153,7 +153,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, shards, tmp_path, capsys
         (["--weights", run, "--shards", tmp_path / "empty"], "no index.json"),
         (["--weights", run, "--shards", tmp_path / "nowhere"], "no such folder"),
         (["--weights", tmp_path / "text.pth", "--shards", shards], "not a checkpoint"),
-        (["--weights", tmp_path / "empty", "--shards", shards], "holds no checkpoint"),
+        (["--weights", tmp_path / "empty", "--shards", shards], "contains no checkpoint"),
         (["--weights", tmp_path / "nan.pth", "--shards", shards, "--train", "8", "--test", "4"], "are not finite"),
         (["--weights", run, "--shards", renamed_classes(tmp_path / "renamed")], "in the index 'Baton'"),
         (["--weights", run, "--shards", shards, "model.arch=resnet50"], "has its own settings"),

@@ -216,7 +216,7 @@ def test_torchvision_files_with_other_than_numbers_are_refused(tmp_path):
 
 def test_a_pickled_model_gives_a_one_line_error(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
-    with pytest.raises(InputError, match=r"of a whole model, save its state_dict\(\) instead\)$") as error:
+    with pytest.raises(InputError, match=r"for a pickled model, save its state_dict\(\) instead\)$") as error:
         checkpoint.read_any(tmp_path / "whole.pth")
     assert "weights_only" not in str(error.value)
     assert "\x1b" not in str(error.value)

@@ -11,7 +11,7 @@ from tests.imports import ROOT
 
 
 class Counting(Trainer):
-    """Writes down what happens."""
+    """Records the calls."""
 
     def __init__(self, fail_at=None):
         super().__init__()
@@ -59,7 +59,7 @@ def test_hooks_end_when_a_step_fails():
     assert trainer.seen == ["begin at 0 of 3", "step 0", "after 0", "end at 1"]
 
 
-def test_a_run_of_no_steps_still_opens_and_closes():
+def test_a_run_without_steps_calls_before_and_after_train():
     trainer = Counting()
     trainer.register_hooks([Noting()])
     trainer.train(2, 2)
