@@ -1,4 +1,4 @@
-"""``python -m segloc.export``: the backbone's weights for other libraries, or with batch norm put in."""
+"""``python -m segloc.export``: export backbone weights for other libraries, or insert batch norm."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ EXAMPLES = """\
   python -m segloc.export --weights runs/pretrain --format detectron2 --out segloc_r101_d2.pth
   python -m segloc.export --weights runs/finetune-segloc --format timm --out segloc_r101_timm.pth
   python -m segloc.export --weights runs/paper --insert-bn --shards data/shards --format segloc --out runs/paper-bn.pth
-The report goes beside the file, as NAME.report.json. segloc is this project's own format, which segloc.finetune and
-this command read; it alone keeps the head of pretraining. detectron2 is for segloc.detection.detectron2 (with the
-attention) and for Detectron2's own FPN (which skips it), detectron2-sda for Detectron2 models on PyramidBackbone.
---insert-bn gives weights that were pretrained with norm=none the batch norm layers of norm=bn without changing what
-the network computes: each starts from statistics measured on the shards and has an affine part that undoes them.
+The report is written next to the file, as NAME.report.json.
+Formats: segloc is read by segloc.finetune and by this command; only it keeps the RoI head of pretraining. detectron2 is
+for segloc.detection.detectron2 (with attention) and for Detectron2's FPN (without). detectron2-sda is for Detectron2
+models with PyramidBackbone.
+--insert-bn inserts batch norm into weights pretrained with norm=none, without changing the outputs of the network: its
+statistics are measured on the shards, and its affine part undoes the normalisation.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    options = cli.parser("segloc.export", "Write the backbone's weights for another library.", EXAMPLES)
+    """Run the command; return its exit code."""
+    options = cli.parser("segloc.export", "Export backbone weights for another library.", EXAMPLES)
     options.add_argument("--weights", required=True, help="pretraining or fine-tuning run or checkpoint")
-    options.add_argument("--format", required=True, choices=FORMATS)
+    options.add_argument("--format", required=True, choices=FORMATS, help="library to export for")
     options.add_argument("--out", required=True, help="file to write")
     group = options.add_argument_group("batch norm")
     group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
-    group.add_argument("--shards", metavar="DIR_OR_URL", help="where the statistics are measured")
-    group.add_argument("--views", type=int, default=512, help="images to measure (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of the order of the pairs (default: %(default)s)")
+    group.add_argument("--shards", metavar="DIR_OR_URL", help="shards to measure statistics on")
+    group.add_argument("--views", type=int, default=512, help="number of images to measure (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="seed of the order of the pairs (default: %(default)s)")
     group.add_argument(
-        "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to fit (default: %(default)s)"
+        "--image-size", type=int, default=500, metavar="PX", help="longest image side (default: %(default)s)"
     )
     return cli.run(_command, options, argv)
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 def _command(args: argparse.Namespace) -> None:
     check_output(args.out)
     if args.insert_bn != bool(args.shards):
-        raise InputError("--insert-bn measures its statistics on --shards: give both or neither")
+        raise InputError("--insert-bn measures statistics on --shards; give both or neither")
     measuring = Measuring(args.shards, args.views, args.seed, args.image_size) if args.insert_bn else None
     report, report_path = export(args.weights, args.format, Path(args.out), measuring)
     print(summary(report))

@@ -1,4 +1,4 @@
-"""Pretraining: ``python -m segloc.pretrain --shards DIR`` (paper section 4)."""
+"""``python -m segloc.pretrain --shards DIR``: pretrain a backbone (paper section 4)."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ def _command(args: argparse.Namespace) -> int:
         raise InputError(f"--processes is {args.processes}, it must be at least 1")
     if args.processes > 1:
         if "WORLD_SIZE" in os.environ:
-            raise InputError("--processes starts processes, and so does torchrun; use one of them")
-        ShardFolder.open(args.shards)  # so that what is wrong with it is said once
+            raise InputError("--processes cannot be used under torchrun; use one of them")
+        ShardFolder.open(args.shards)  # so that errors in the shards are printed once
         return launch(train, args.processes, config, args.shards, Path(args.out))
     with join() as group:
         return train(config, args.shards, Path(args.out), group)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command; return its exit code."""
     options = cli.parser(
         "segloc.pretrain",
-        "Pretrain a backbone on shards of positive pairs. The same command resumes a run that was stopped.",
+        "Pretrain a backbone on shards of positive pairs. Run the same command again to resume a stopped run.",
         "  python -m segloc.pretrain --shards data/shards\n"
         "  python -m segloc.pretrain --shards data/shards --config detectron_configs/pretrain/paper_r101.yaml\n"
         "  python -m segloc.pretrain --shards data/shards --out runs/r50 model.arch=resnet50 optim.micro_batch=16\n"
-        "  python -m segloc.pretrain --shards data/shards --processes 4    # one for each GPU of this machine\n"
+        "  python -m segloc.pretrain --shards data/shards --processes 4    # one per GPU of this machine\n"
         "  torchrun --nnodes 2 --nproc_per_node 8 ... -m segloc.pretrain --shards s3://bucket/shards",
     )
     options.add_argument(
         "--shards",
         required=True,
         metavar="DIR_OR_URL",
-        help="finished folder of shards, local or s3://, https:// and what else fsspec opens; or some of its shards, "
+        help="folder of finished shards, local or any URL of fsspec (s3://, https://, ...); or a part of it, "
         "FOLDER/pairs-{000000..000003}.tar",
     )
     options.add_argument("--config", metavar="YAML", help="recipe (default: the recommended ResNet-101 recipe)")
     options.add_argument("--out", default="runs/pretrain", metavar="RUN", help="run folder (default: %(default)s)")
-    options.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    options.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="number of processes on this machine (default: 1)"
+    )
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 

@@ -1,7 +1,7 @@
-"""``python -m segloc.probe``: how well the features of an item tell its class, a cheap stand-in for AP.
+"""``python -m segloc.probe``: measure how well features predict the classes of items, a cheap proxy for AP.
 
-A detector has to be fine-tuned for hours to show what pretraining was worth. Here nothing is trained but a linear
-layer: the features are RoIAlign's 7x7 cells of the item's box, averaged to one vector a level.
+Fine-tuning a detector takes hours; the probe trains only a linear layer. The features are the 7x7 RoIAlign cells of the
+item's box, averaged to one vector per level.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ EXAMPLES = """\
   python -m segloc.probe --weights runs/pretrain --shards data/shards --out runs/pretrain/probe.json
   python -m segloc.probe --weights imagenet --shards data/shards
   python -m segloc.probe --weights random --shards data/shards --config detectron_configs/pretrain/demo_r18.yaml
-The recipe is for random (fresh weights of its network) and imagenet; a checkpoint knows its own.
+--config is the recipe of the network for random and imagenet; a checkpoint contains its own settings.
 
-The shards are split once: the last third of the shards and a third of every class's segments are held out, and the
-test views are the held-out segments in the held-out shards, so no item and no picture is on both sides.
-Pretraining knows nothing of this split: on the shards it ran on it has seen the test views and their classes. To see
-what it is worth on items that are new to it, give shards made of other segments.
-k-NN: the 20 training views of highest cosine similarity vote with the weight exp(cosine / 0.07). Linear: logistic
-regression on standardised features by L-BFGS, L2 0.001. Chance is the share of the largest class among the test views.
+Split: the last third of the shards and a third of every class's segments are held out. Test views show held-out
+segments in held-out shards, so training and test views have no item and no image in common.
+Pretraining ignores this split. If it used the same shards, it has seen the test views and their classes. To measure
+generalisation to new items, use shards made from other segments.
+k-NN: the 20 training views of highest cosine similarity vote with weight exp(cosine / 0.07). Linear: logistic
+regression on standardised features by L-BFGS, L2 0.001. Chance is the share of the largest class in the test views.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    options = cli.parser("segloc.probe", "Measure how well features of held-out items tell their class.", EXAMPLES)
-    options.add_argument("--weights", required=True, help="pretraining or fine-tuning run or checkpoint, or a start")
-    options.add_argument("--shards", required=True, metavar="DIR_OR_URL", help="finished folder of shards")
+    """Run the command; return its exit code."""
+    options = cli.parser("segloc.probe", "Measure how well features predict the classes of held-out items.", EXAMPLES)
+    options.add_argument("--weights", required=True, help="run or checkpoint, random, or imagenet")
+    options.add_argument("--shards", required=True, metavar="DIR_OR_URL", help="folder or URL of finished shards")
     options.add_argument("--out", metavar="FILE", help="JSON file to write")
-    options.add_argument("--config", metavar="YAML", help="recipe of pretraining, for --weights random and imagenet")
-    options.add_argument("--train", type=int, default=2000, metavar="N", help="views to learn from (%(default)s)")
-    options.add_argument("--test", type=int, default=1000, metavar="N", help="views to test on (%(default)s)")
-    options.add_argument("--seed", type=int, default=0, help="of the choice of views (%(default)s)")
+    options.add_argument("--config", metavar="YAML", help="pretraining recipe, for --weights random and imagenet")
+    options.add_argument("--train", type=int, default=2000, metavar="N", help="training views (default: %(default)s)")
+    options.add_argument("--test", type=int, default=1000, metavar="N", help="test views (default: %(default)s)")
+    options.add_argument("--seed", type=int, default=0, help="seed of the choice of views (default: %(default)s)")
     options.add_argument(
-        "--image-size", type=int, default=500, metavar="PX", help="images are shrunk to it (%(default)s)"
+        "--image-size", type=int, default=500, metavar="PX", help="longest image side (default: %(default)s)"
     )
     cli.add_overrides(options)
     return cli.run(_command, options, argv)

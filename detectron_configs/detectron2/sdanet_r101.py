@@ -1,12 +1,12 @@
-"""SDANet with a ResNet-101 on PIDray, for Detectron2's own training script.
+"""SDANet with a ResNet-101 on PIDray, for Detectron2's training script.
 
-    export DETECTRON2_DATASETS=/data        # has pidray/, of either release
+    export DETECTRON2_DATASETS=/data        # contains pidray/, of either release
     python -m segloc.export --weights runs/pretrain --format detectron2 --out segloc.pth
     python $DETECTRON2/tools/lazyconfig_train_net.py --config-file detectron_configs/detectron2/sdanet_r101.py \
         train.init_checkpoint=segloc.pth train.output_dir=runs/detectron2
 
-The model, the data and the schedule are those of `detectron_configs/finetune/sdanet_r101_fair.yaml` at its batch of two
-scans. Detectron2's script clips no gradients, which that recipe does at a norm of 35.
+Model, data and schedule are those of `detectron_configs/finetune/sdanet_r101_fair.yaml` at its batch of two scans. One
+difference: that recipe clips gradients at a norm of 35, Detectron2's script does not clip.
 """
 
 import detectron2.data.transforms as T
@@ -31,7 +31,7 @@ from segloc.detection.engine_detectron2 import rcnn
 from segloc.models.attention import PyramidAttention
 from segloc.settings.finetuning import HeadSettings
 
-SCANS = 29_457  # of PIDray's training part
+SCANS = 29_457  # in PIDray's training set
 BATCH = 2
 EPOCHS = 12
 
@@ -65,7 +65,7 @@ dataloader.train = L(build_detection_train_loader)(
     total_batch_size=BATCH,
     num_workers=4,
 )
-# Image ids restart in each of PIDray's files, so each test part is evaluated in a run of its own.
+# PIDray's files reuse image ids, so evaluate each test set in a separate run.
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="pidray_easy", filter_empty=False),
     mapper=L(DatasetMapper)(
@@ -78,7 +78,7 @@ dataloader.test = L(build_detection_test_loader)(
 dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}",
     output_dir="${train.output_dir}",
-    allow_cached_coco=False,  # a cached copy would stay when the data change
+    allow_cached_coco=False,  # a cached file is not updated when the data change
 )
 
 optimizer = L(torch.optim.SGD)(

@@ -1,12 +1,11 @@
 #!/bin/sh
-# The data of the study (docs/study.md), from the project's root with its environment active:
-#   sh detectron_configs/experiment/study_data.sh cpu    # into data/study/cpu, some minutes on two cores
-#   sh detectron_configs/experiment/study_data.sh gpu    # into data/study/gpu
-# Shards of three kinds to pretrain on, and shards to probe on, whose items are of brands and whose bags are of a
-# simulation that no pretraining sees. What is finished is not made again.
+# Make the data of the study (docs/study.md). Run from the project's root with its environment active:
+#   sh detectron_configs/experiment/study_data.sh cpu    # writes data/study/cpu, some minutes on two cores
+#   sh detectron_configs/experiment/study_data.sh gpu    # writes data/study/gpu
+# Makes three kinds of shards for pretraining, and shards for the probe. The probe's items are of other brands, and its
+# bags of another simulation, than those for pretraining. Finished parts are not made again.
 set -eu
-# Items in the pairs are about as large in pixels as in fine-tuning (scans of 128 px on the CPU, 500 px on a GPU), so
-# pairs of a smaller frame show them larger.
+# Scale items in the pairs to about their size in fine-tuning, in pixels (scans of 128 px on the CPU, 500 px on a GPU).
 case "${1:-}" in
   cpu) scans=1500 trial_scans=1800 width=320 pairs=4000 frame=64 scale=1.8:3.2 ;;
   gpu) scans=20000 trial_scans=4000 width=500 pairs=50000 frame=500 scale=0.9:1.6 ;;
@@ -14,7 +13,7 @@ case "${1:-}" in
 esac
 out=data/study/$1
 
-# A table is made again when it is older than what it is made of.
+# True if the table does not exist or is older than its source.
 missing() { # TABLE SOURCE
   [ ! -f "$1" ] || [ "$2" -nt "$1" ]
 }
@@ -47,5 +46,5 @@ fi
 pairs scans scans.segments alpha "$pairs" alpha "$scale"
 pairs scans scans.segments ratio "$pairs" ratio "$scale"
 pairs scans crops crops "$pairs" paste 0.5:1
-# As a scanner would show them: by Beer and Lambert's law, with a coefficient of 1.
+# As a scanner shows items: Beer-Lambert law, with a coefficient of 1.
 pairs trial trial.segments probe 3000 ratio "$scale" --coefficients 1:1

@@ -1,1 +1,1 @@
-"""The contrastive pretraining: class queues, loss, metrics, and the trainer (paper section 4)."""
+"""Contrastive pretraining: class queues, loss, metrics and trainer (paper section 4)."""

@@ -1,4 +1,4 @@
-"""InfoNCE against a shared store of keys, of which each query may see only some, with one positive or with many."""
+"""InfoNCE with one or many positives, against a shared store of keys with a mask per query."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Added to the logit of a slot that is no negative. Its exponential is 0, like that of -inf, but it can be made from a
-# mask by arithmetic, which is faster than filling in a value, and it gives no NaN where a query has no negative.
+# Added to the logits of slots that are not negatives. Its exponential is 0, as for -inf. Unlike -inf, it can be
+# computed from a mask by arithmetic, which is faster than masked_fill, and gives no NaN for a query without negatives.
 MASKED = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
 class InfoNCE:
-    """Result of one level's comparison; a new loss returns it too.
+    """Loss of one level; every loss function returns this.
 
-    The trainer needs `loss`. The training metrics (`segloc.contrast.metrics.gauges`) read `loss`, `top1`, `positive`
-    and `negative`.
+    The trainer uses `loss`. `segloc.contrast.metrics.training_metrics` uses `loss`, `top1`, `positive` and `negative`.
 
     Attributes:
         loss: mean over the queries, differentiable.
-        top1: share of queries closer to their key than to every negative.
+        top1: fraction of queries that are closer to their key than to every negative.
         positive: mean cosine of query and key.
-        compared: the queries, the bank and the mask, from which `negative` is computed on demand.
+        compared: queries, bank and mask, from which `negative` is computed.
     """
 
     loss: torch.Tensor
@@ -36,7 +35,7 @@ class InfoNCE:
     @property
     @torch.no_grad()
     def negative(self) -> torch.Tensor:
-        """Mean cosine of query and its negatives; read it before the bank changes."""
+        """Mean cosine of the queries and their negatives; read it before the bank changes."""
         query, bank, valid = self.compared
         return (query @ bank.T).masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
 
@@ -51,21 +50,21 @@ def info_nce(
 ) -> InfoNCE:
     """Compute the mean over a query's positives p of -log( exp(q.p/T) / (exp(q.p/T) + sum over negatives exp(q.n/T)) ).
 
-    With `same_class`, every stored key of the query's class is a positive beside its own key. One key says little about
-    its class as long as the key network knows little; the mean of many says more. The positives do not compete with
-    each other: Khosla et al. (NeurIPS 2020, "Supervised Contrastive Learning") have the other positives in the
-    denominator as well; without them chance is log(1 + K) for any number of positives.
+    With `same_class`, every stored key of the query's class is a positive, too. Early in training a single key says
+    little about its class; the mean over many says more. The positives do not compete with each other, so chance is
+    log(1 + K) for any number of positives. Khosla et al. (NeurIPS 2020, "Supervised Contrastive Learning") instead put
+    the other positives in the denominator as well.
 
     Args:
         query: [n, d] unit vectors.
         key: [n, d] unit vectors, each query's own positive; no gradient flows into them.
-        bank: [m, d] unit vectors; no gradient flows into them either.
-        valid: [n, m] bool, which rows of `bank` are negatives of which query.
+        bank: [m, d] unit vectors, the stored keys; no gradient flows into them.
+        valid: [n, m] bool, True where a row of `bank` is a negative of the query.
         temperature: T.
-        same_class: [n, m] bool, which rows of `bank` are further positives; None for none.
+        same_class: [n, m] bool, True where a row of `bank` is a further positive; None: no further positives.
 
     Returns:
-        The result in float32, or in float64 if `query` is.
+        The result in float32, or in float64 if `query` is float64.
     """
     query = query.to(torch.promote_types(query.dtype, torch.float32))
     key, bank = key.detach().to(query), bank.detach().to(query)
@@ -75,14 +74,15 @@ def info_nce(
 
 
 class _Contrast(torch.autograd.Function):
-    """The loss of every query, with the gradient written out.
+    """Loss per query, with an explicit gradient.
 
-    The gradient to a query is (weight of its key * key + weights of the bank @ bank) / T, where the weights are the
+    The gradient of a query is (weight of its key * key + weights of the bank @ bank) / T. The weights are the
     derivatives of the loss by the logits. With one positive they are softmax - 1 for the key and softmax for the rest.
-    With many, let Z be the logarithm of the sum over the negatives; the loss of a positive p is softplus(Z - q.p/T), so
-    its weight is -sigmoid(Z - q.p/T), and that of a negative its softmax among the negatives times all that is pulled.
+    With many positives, let Z be the log of the sum over the negatives. The loss of a positive p is
+    softplus(Z - q.p/T), and its weight is -sigmoid(Z - q.p/T) times its share of the mean. The weight of a negative is
+    its softmax among the negatives times minus the sum of the positives' weights.
 
-    Plain autograd keeps further [n, m] matrices and takes 1.1 to 1.44 times as long as MoCo's single queue
+    Autograd keeps further [n, m] matrices and takes 1.1 to 1.44 times as long as MoCo's single queue
     (``python -m benchmarks.queues`` compares this function with such a queue).
     """
 
@@ -96,7 +96,7 @@ class _Contrast(torch.autograd.Function):
         temperature: float,
         same_class: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the losses [n] and whether the own key is closer than every negative [n]."""
+        """Return the losses [n], and [n] bool: the query's key is closer than every negative."""
         logits = query.new_empty(len(query), 1 + len(bank))
         own, stored = logits[:, :1], logits[:, 1:]
         torch.sum(query * key, 1, keepdim=True, out=own).div_(temperature)
@@ -105,7 +105,7 @@ class _Contrast(torch.autograd.Function):
         stored.addmm_(query, bank.T, alpha=1 / temperature)
         negatives = stored if same_class is None else torch.where(valid, stored, MASKED)
         greatest = negatives.amax(1, keepdim=True)
-        # The logarithm of a sum of exponentials is the greatest logit - log of its softmax, which never underflows.
+        # Log-sum-exp is the greatest logit minus the log of its softmax, which never underflows.
         if same_class is None:
             weights = logits.softmax(1)
             losses = (torch.maximum(own, greatest) - weights.amax(1, keepdim=True).log() - own)[:, 0]
@@ -121,13 +121,13 @@ class _Contrast(torch.autograd.Function):
         ctx.temperature = temperature
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.addmm(weights[:, :1] * key, weights[:, 1:], bank))
-        top1 = (own > greatest)[:, 0]  # of equals, as after a collapse, none is closer
+        top1 = (own > greatest)[:, 0]  # strict, so that a collapsed network scores 0
         ctx.mark_non_differentiable(top1)
         return losses, top1
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient to the queries [n, d]."""
+        """Return the gradient of the queries [n, d]."""
         (pull,) = ctx.saved_tensors
         return pull * (gradient / ctx.temperature)[:, None], None, None, None, None, None

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: is it learning, and is it collapsing?"""
+"""Training metrics, which show learning and collapse."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from segloc.models.backbone import LEVELS
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """What comparing the queries of a micro-batch gave.
+    """Comparison of the queries of a micro-batch with keys and queues.
 
     Attributes:
-        levels: a result a level.
+        levels: one result per level.
         queries: [levels, N, dim], unit length.
         labels: [N] class ids.
     """
@@ -29,14 +29,14 @@ class Compared:
 
 
 @torch.no_grad()
-def gauges(results: list[Compared], queues: ClassQueues) -> dict[str, float]:
-    """Summarise a step, before its own keys enter the queues: a query would find its own positive there.
+def training_metrics(results: list[Compared], queues: ClassQueues) -> dict[str, float]:
+    """Compute the metrics of a step. Call it before the step's keys enter the queues.
 
-    Per level: ``loss``; ``top1``, how often the key is nearer than every negative; ``positive`` and ``negative``
-    similarity; ``class_accuracy``, how often the nearest key of all queues is of the query's class; ``embedding_std``,
-    the spread of the embeddings, 1 when they point everywhere and 0 when they have collapsed. Without a level's name:
-    the sum of the losses and the means of the others. Per class id: ``queue_fill``, the keys in its queue, and
-    ``queue_age``, how many keys have arrived since its oldest did; without an id, the least fill.
+    Per level: ``loss``; ``top1``, fraction of queries whose key is nearer than every negative; ``positive`` and
+    ``negative``, mean cosine; ``class_accuracy``, fraction of queries whose nearest key in any queue has their class;
+    ``embedding_std``, spread of the embeddings, 1 if they are spread evenly and 0 if they have collapsed. Without a
+    level: the sum of the losses, the mean ``top1`` and ``class_accuracy``. Per class id: ``queue_fill``, keys in its
+    queue, and ``queue_age``, keys that have arrived since its oldest; without an id, the smallest fill.
     """
     slots = queues.slot_labels()
     labels = torch.cat([result.labels for result in results]).to(slots.device)
@@ -58,7 +58,7 @@ def gauges(results: list[Compared], queues: ClassQueues) -> dict[str, float]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory this process has had at once: of the GPU, or resident in the machine's on a CPU."""
+    """Return the peak memory of this process: allocated on the GPU, or resident memory on a CPU, MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

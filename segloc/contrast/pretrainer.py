@@ -1,8 +1,8 @@
 """The pretraining loop (paper section 4).
 
-Per step: embed the queries with gradients and the keys without, compare each query with its positives (its key, and if
-asked for the stored keys of its class) and with its class's queue on every level, sum the levels, step, move the key
-network, then enqueue the keys.
+Per step: embed the queries with gradients and the keys without. On every level, compare each query with its positives
+(its key and, with queue.positives=class, the stored keys of its class) and with its class's queue. Sum the losses of
+the levels, take an optimiser step, update the key network, then enqueue the keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from segloc.common.errors import DivergedError, InputError, one_line
 from segloc.common.files import write_atomic
 from segloc.contrast.losses import InfoNCE, info_nce
-from segloc.contrast.metrics import Compared, gauges
+from segloc.contrast.metrics import Compared, training_metrics
 from segloc.contrast.queues import QUEUES
 from segloc.data.augment import horizontal_flip, photometric
 from segloc.data.box_augment import query_boxes
@@ -43,13 +43,13 @@ from segloc.training.loop import Trainer
 from segloc.training.processes import ALONE, Group
 from segloc.training.schedules import cosine_schedule
 
-# Settings that may differ when a run is resumed: they do not change what is computed.
+# Settings that may change when a run is resumed, because they do not affect the result.
 HARMLESS = ("checkpoint_every", "log_every", "data.threads")
 _STATE = ("config", "shards", "query", "key", "optimizer", "queues", "iteration", "pairs_skipped")
 
 
 class MicroBatch(NamedTuple):
-    """What a step keeps of a forward and backward pass: the comparison, its loss, keys [levels, N, dim], pairs [N]."""
+    """Results of one forward and backward pass: comparison, loss, keys [levels, N, dim], pair numbers [N]."""
 
     compared: Compared
     loss: torch.Tensor
@@ -58,21 +58,21 @@ class MicroBatch(NamedTuple):
 
 
 class Pretrainer(Trainer):
-    """The pretraining loop; one `run_step` is one optimiser step.
+    """The pretraining loop; `run_step` does one optimiser step.
 
     Args:
         config: all settings.
         folder: the shards.
         out: run folder.
         device: where to train.
-        group: the processes that train together. Which pairs a step sees, and in which order their keys enter the
-            queues, depends on the batch and the micro-batch, not on how many processes share them. A micro-batch is
-            never larger than a process's share of the batch.
-        resuming: whether a `state` will be taken over; the start weights are then not needed.
+        group: the processes that train together. The pairs of a step, and the order in which their keys enter the
+            queues, depend on the batch and the micro-batch, not on the number of processes. A micro-batch is never
+            larger than a process's share of the batch.
+        resuming: whether `load_state` will be called; the initial weights are then not loaded.
 
     Attributes:
-        metrics: numbers of the last step that was measured, averaged over the processes.
-        skipped_before: damaged pairs that were replaced before this run was resumed.
+        metrics: metrics of the last logged step, averaged over the processes.
+        skipped_before: damaged pairs replaced before this run was resumed.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Pretrainer(Trainer):
         self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
         self.query: nn.Module = self.model.query
         if group.world > 1:
-            # Averages the gradients over the processes. Running statistics stay each process's own, as in MoCo.
+            # Average the gradients over the processes. Each process keeps its own running statistics, as in MoCo.
             self.query = DistributedDataParallel(self.model.query, broadcast_buffers=False)
         self.skipped_before = 0
         self._batches: Generator[Batch, None, None] | None = None
@@ -116,14 +116,14 @@ class Pretrainer(Trainer):
 
     @property
     def chance_loss(self) -> float:
-        """Loss of embeddings that say nothing: log(1 + K) on every level."""
+        """Loss of uninformative embeddings: log(1 + K) on every level."""
         return len(LEVELS) * float(np.log1p(self.config.queue.size))
 
     def fill_queues(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Fill every queue before the first step (paper section 5.4: crucial for convergence).
 
         Returns:
-            Whether they are full: not when `stop` came true in any process before.
+            True if the queues are full, False if `stop` returned True in any process.
         """
         if self.config.queue.init == "random":
             self._fill_randomly()
@@ -137,7 +137,9 @@ class Pretrainer(Trainer):
             for step in itertools.count():
                 if step % a_pass == 0 and least == (least := int(self.queues.fill().min())):
                     name = self.folder.index.classes[int(self.queues.fill().argmin())]
-                    raise InputError(f"{self.folder.store}: no usable pair is of another class than {name!r}")
+                    raise InputError(
+                        f"{self.folder.store}: all usable pairs are of class {name!r}; class queues need two classes"
+                    )
                 micro_batches = list(itertools.islice(batches, self.accumulate))
                 first = step * self.accumulate
                 keys = [
@@ -150,7 +152,7 @@ class Pretrainer(Trainer):
                     return True
                 if self.group.any(stop(), self.device):
                     return False
-        raise AssertionError("the batches have no end")
+        raise AssertionError("the batches never end")
 
     def run_step(self) -> None:
         """Do one optimiser step over `accumulate` micro-batches."""
@@ -178,8 +180,9 @@ class Pretrainer(Trainer):
         self.optimizer.step()
         self.model.update_keys(self.config.optim.ema)
         if self.iter % self.config.log_every == 0 or self.iter == self.steps - 1:
-            # Before the step's own keys enter, or a query would find its own positive.
-            self.metrics = self.group.mean(gauges([part.compared for part in done], self.queues), self.device)
+            # Before the step's keys are enqueued, or a query would find its own positive.
+            own = training_metrics([part.compared for part in done], self.queues)
+            self.metrics = self.group.mean(own, self.device)
             skipped = self.pairs_skipped()
             step_time = time.perf_counter() - started
             self.metrics |= {
@@ -193,12 +196,12 @@ class Pretrainer(Trainer):
         self._enqueue([part.keys for part in done], [part.compared.labels for part in done])
 
     def pairs_skipped(self) -> int:
-        """Count the damaged pairs that were replaced, in all processes since the run began; all must ask."""
+        """Count the damaged pairs replaced in all processes since the run began; a collective call."""
         here = torch.tensor(self.stream.skipped, device=self.device)
         return self.skipped_before + int(self.group.gather(here).sum())
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs, but for its counters, as tensors, numbers and strings."""
+        """Return the state for resuming, without counters, as tensors, numbers and strings."""
         return {
             "kind": "pretrain",
             "config": to_yaml(self.config),
@@ -210,28 +213,30 @@ class Pretrainer(Trainer):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a `state` with its counters, `iteration` and `pairs_skipped`.
+        """Load a `state` with its counters, `iteration` and `pairs_skipped`.
 
         Raises:
-            InputError: it belongs to other settings or other shards.
+            InputError: the state is of other settings or shards, or of another version.
         """
         if state.get("kind") != "pretrain" or not {*_STATE} <= {*state}:
-            raise InputError(f"{self.out}: its checkpoint is not that of a pretraining run of this version")
+            raise InputError(
+                f"{self.out}: its checkpoint is not from a pretraining run of this version; use another --out"
+            )
         if state["format_version"] != checkpoint.FORMAT_VERSION:
-            raise InputError(f"{self.out}: its run is of an earlier version, so it cannot go on; choose another --out")
+            raise InputError(f"{self.out}: its run is of an earlier version and cannot be resumed; use another --out")
         settings = yaml.safe_load(state["config"])
         if not isinstance(settings, dict):
             raise InputError(f"{self.out}: its checkpoint has no settings")
-        # A setting that the checkpoint lacks came later, and its default is what was done until then.
+        # A setting missing in the checkpoint was added later; its default is the earlier behaviour.
         old = flat(dataclasses.asdict(PretrainConfig())) | flat(settings)
         for name, value in flat(dataclasses.asdict(self.config)).items():
             if name not in HARMLESS and old[name] != value:
                 raise InputError(
-                    f"{self.out}: its run has another {name} ({old[name]!r}, not {value!r}); use another --out, or the "
+                    f"{self.out}: its run has another {name} ({old[name]!r}, not {value!r}); use another --out or the "
                     "same settings"
                 )
         if state["shards"] != index_digest(self.folder):
-            raise InputError(f"{self.out}: its run was on other shards than {self.folder.store}; use another --out")
+            raise InputError(f"{self.out}: its run used other shards than {self.folder.store}; use another --out")
         try:
             self.model.query.load_state_dict(state["query"])
             self.model.key.load_state_dict(state["key"])
@@ -244,19 +249,19 @@ class Pretrainer(Trainer):
             ) from error
 
     def close(self) -> None:
-        """End the decoding threads."""
+        """Stop the decoding threads."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
     def _without_sync(self, micro: int) -> contextlib.AbstractContextManager[None]:
-        """Let gradients add up in this process until the step's last micro-batch."""
+        """Accumulate gradients locally until the step's last micro-batch."""
         if isinstance(self.query, DistributedDataParallel) and micro < self.accumulate - 1:
             return self.query.no_sync()
         return contextlib.nullcontext()
 
     def _enqueue(self, keys: list[torch.Tensor], labels: list[torch.Tensor]) -> None:
-        """Append the keys [levels, N, dim] and labels [N] of micro-batches of all processes, as one would make them."""
+        """Enqueue the keys [levels, N, dim] and labels [N] of all processes, in single-process order."""
         every_key = self.group.gather(torch.stack(keys))  # [world, micro-batches, levels, N, dim]
         every_label = self.group.gather(torch.stack(labels).to(self.device))
         self.queues.enqueue(every_key.permute(2, 1, 0, 3, 4).flatten(1, 3), every_label.transpose(0, 1).flatten())
@@ -267,7 +272,7 @@ class Pretrainer(Trainer):
         """Compare the queries of a micro-batch with their keys and queues.
 
         Returns:
-            One result a level, the query embeddings and the keys, both [levels, N, dim].
+            One result per level, and the query embeddings and keys, both [levels, N, dim].
         """
         images, boxes = self._augmented(batch.query, generators)
         boxes = query_boxes(boxes, images.shape[-2:], self.config.data.box_augment, generators)
@@ -301,9 +306,9 @@ class Pretrainer(Trainer):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.amp)
 
     def _generators(self, iteration: int, micro: int) -> tuple[list[torch.Generator], torch.Generator]:
-        """One generator for the augmentation of each pair of a micro-batch, and one, equal everywhere, to shuffle keys.
+        """Return a generator per pair of a micro-batch for augmentation, and one to shuffle keys.
 
-        A pair's depends on its place in the batch of the step alone.
+        A pair's generator depends only on its position in the step's batch. The second one is equal in all processes.
         """
         first = (micro * self.group.world + self.group.rank) * self.micro_batch
         own = [self._generator(iteration, place) for place in range(first, first + self.micro_batch)]
@@ -323,7 +328,7 @@ class Pretrainer(Trainer):
             self.queues.enqueue(keys.to(self.device), labels)
 
     def _check_finite(self, done: list[MicroBatch], gradient_norm: torch.Tensor) -> None:
-        """Stop all processes before the step is taken when a loss of any of them, or the gradient, is not finite."""
+        """Raise in all processes if a loss in any of them, or the gradient, is not finite."""
         every_loss = self.group.gather(torch.stack([part.loss for part in done]))  # [world, micro-batches]
         bad = ~torch.isfinite(every_loss)
         if not bad.any():
@@ -338,12 +343,12 @@ class Pretrainer(Trainer):
             write_atomic(path, json.dumps(found).encode())
         raise DivergedError(
             f"step {self.iter}: the loss is {every_loss[bad][0].item()}, the norm of its gradient "
-            f"{gradient_norm.item()}; the pairs they came from are in {path}"
+            f"{gradient_norm.item()}; see {path} for the pairs, and try a smaller optim.lr_per_256"
         )
 
 
 def process_settings(config: PretrainConfig, world: int) -> PretrainConfig:
-    """Settings of one of `world` processes: a micro-batch no larger than its share of the batch, fewer splits.
+    """Return the settings of one of `world` processes, with its micro-batch and its number of bn_splits.
 
     Raises:
         InputError: the batch cannot be shared evenly, or its parts are too small for batch norm.
@@ -355,13 +360,13 @@ def process_settings(config: PretrainConfig, world: int) -> PretrainConfig:
             f"optim.batch {optim.batch} cannot be shared by {world} processes in micro-batches of {micro_batch}; set "
             "another optim.micro_batch"
         )
-    # The processes' own statistics part a batch as splits do, so fewer splits leave the parts as large.
+    # Each process has its own batch statistics, so fewer splits keep the size of the parts.
     model = dataclasses.replace(model, bn_splits=max(1, model.bn_splits // world))
     return dataclasses.replace(config, model=model, optim=dataclasses.replace(optim, micro_batch=micro_batch))
 
 
 def make_model(config: PretrainConfig, device: torch.device, resuming: bool) -> SegLoc:
-    """Build both networks, seeded; of a resumed run, whose weights a checkpoint holds, without start weights."""
+    """Build both networks, seeded; with `resuming`, do not load initial weights."""
     torch.manual_seed(config.seed)
     settings = dataclasses.replace(config.model, init=RANDOM) if resuming else config.model
     model = SegLoc(settings, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -380,5 +385,5 @@ def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) ->
 
 
 def index_digest(folder: ShardFolder) -> str:
-    """Digest of the shards' index, which names the digest of every shard."""
+    """Return the SHA-256 of the shards' index, which contains the digest of every shard."""
     return hashlib.sha256(folder.index.to_json()).hexdigest()

@@ -1,4 +1,4 @@
-"""Pretraining into a run folder, resumed from its checkpoint (paper section 4)."""
+"""Pretrain into a run folder, and resume from its checkpoint (paper section 4)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from segloc.training.stopping import Keeper, StopTraining, sigterm
 
 
 class Writer(Hook):
-    """Writes metrics and shows progress, in the main process."""
+    """Writes metrics and shows progress; used in the main process."""
 
     trainer: Pretrainer
 
@@ -35,7 +35,7 @@ class Writer(Hook):
         self.bar = tqdm(total=trainer.steps, initial=start, desc="pretraining", unit="step")
 
     def after_step(self) -> None:
-        """Write what the step measured."""
+        """Write the metrics of the step."""
         trainer = self.trainer
         if trainer.metrics:
             self.log.write(trainer.iter, trainer.metrics)
@@ -52,9 +52,9 @@ class Writer(Hook):
 
 
 def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
-    """Save the state after `iteration` steps for resuming: the main process's.
+    """Save the main process's state after `iteration` steps.
 
-    The others equal it but for the running statistics of batch norm, which training does not read.
+    The other processes differ only in the running statistics of batch norm, which training does not use.
     """
     counters = {"iteration": iteration, "pairs_skipped": trainer.pairs_skipped()}
     if trainer.group.is_main:
@@ -62,9 +62,9 @@ def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
 
 
 def save_backbone(trainer: Pretrainer) -> Path:
-    """Save what is transferred: backbone, FPN and attention of the query network, and its head.
+    """Save the backbone (ResNet, FPN and attention) and the RoI head of the query network.
 
-    With batch norm, the running statistics are those the main process saw.
+    The running statistics of batch norm are those of the main process.
     """
     path = trainer.out / checkpoint.BACKBONE
     content = {
@@ -80,13 +80,13 @@ def save_backbone(trainer: Pretrainer) -> Path:
 
 
 def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALONE) -> Path | None:
-    """Pretrain into the run folder `out`, from its last checkpoint if it has one, whatever number of processes made it.
+    """Pretrain into the run folder `out`; resume from its checkpoint, written by any number of processes.
 
     Returns:
-        Path of the backbone, or None when stopped early by SIGTERM.
+        Path of the backbone, or None if stopped early by SIGTERM.
 
     Raises:
-        InputError: shards or settings that cannot be used.
+        InputError: invalid shards or settings.
         DivergedError: the loss is no longer finite.
     """
     with sigterm() as stop:
@@ -99,7 +99,9 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     folder.check_sizes()
     present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
     if present.sum() < 2 and config.queue.kind == "class":
-        raise InputError(f"{shards}: pairs of one class only; class queues need two, or set queue.kind=single")
+        raise InputError(
+            f"{shards}: all pairs are of one class; class queues need two classes, or set queue.kind=single"
+        )
     last = out / checkpoint.LAST
     state = checkpoint.load(last) if last.is_file() else None
     trainer = Pretrainer(config, folder, out, group.device(), group, resuming=state is not None)
@@ -108,7 +110,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
         trainer.load_state(state)
         start = state["iteration"]
     if len(set(group.gather(torch.tensor(start, device=trainer.device)).tolist())) > 1:
-        raise InputError(f"{out}: the processes find different checkpoints there; it must be one folder that all see")
+        raise InputError(f"{out}: the processes read different checkpoints; use a run folder shared by all processes")
     say = print if group.is_main else lambda text: None
     hooks = f"own and Detectron2 {DETECTRON2}'s" if DETECTRON2 else "own"
     say(f"device: {trainer.device.type}; processes: {group.world}; hooks: {hooks}")
@@ -117,7 +119,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     if start >= trainer.steps:
         say(f"already finished: {start} steps in {out}")
         return save_backbone(trainer)
-    say(f"{trainer.steps} steps of {config.optim.batch} pairs; a loss of {trainer.chance_loss:.2f} is chance")
+    say(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
     if group.is_main:
         run_folder.describe(
             out, "pretrain", to_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
@@ -129,7 +131,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     with contextlib.closing(trainer):
         if not start and not trainer.fill_queues(stop):
             return None
-        # All processes stop after the same step when one of them is asked to.
+        # If one process receives SIGTERM, all stop after the same step.
         keeper = Keeper(
             partial(save_checkpoint, trainer), config.checkpoint_every, lambda: group.any(stop(), trainer.device)
         )
@@ -142,8 +144,8 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
 
 
 def train(config: PretrainConfig, shards: str, out: Path, group: Group) -> int:
-    """Pretrain as one process of a group; returns its exit code."""
+    """Pretrain as one process of a group; return its exit code."""
     path = pretrain(config, shards, out, group)
     if group.is_main:
-        print(f"pretrained backbone: {path}" if path else f"stopped early; the same command goes on from {out}")
+        print(f"pretrained backbone: {path}" if path else f"stopped early; the same command resumes from {out}")
     return 0

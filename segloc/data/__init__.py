@@ -1,1 +1,1 @@
-"""Shards to batches: which pair comes when, decoding, augmentation."""
+"""From shards to batches: order of the pairs, decoding, augmentation."""

@@ -1,9 +1,9 @@
-"""Augmentation of whole batches on the device.
+"""Augment whole batches on the device.
 
-Each image has a generator of its own, on the CPU: what is drawn for it depends neither on the rest of its batch nor on
-the device, and a step can be repeated exactly.
+Each image has its own generator on the CPU, so its random numbers do not depend on the rest of the batch or on the
+device, and a step can be repeated exactly.
 
-Grey-scaling, part of MoCo v2's set, is in none of the sets: in X-ray scans colour is material (paper, page 4).
+No set includes the grey-scaling of MoCo v2, because colour encodes the material in X-ray scans (paper, page 4).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Photometric:
     """Strengths of a photometric set.
 
     Attributes:
-        brightness: factor drawn from 1 +- this.
-        contrast: factor drawn from 1 +- this, about the image's mean grey level.
-        saturation: factor drawn from 1 +- this.
-        hue: shift drawn from +- this, in turns of the colour circle.
-        jitter: probability of the four above, together.
+        brightness: factor drawn from 1 +- this value.
+        contrast: factor drawn from 1 +- this value, about the image's mean grey level.
+        saturation: factor drawn from 1 +- this value.
+        hue: shift drawn from +- this value, in turns of the colour circle.
+        jitter: probability of the four changes above, applied together.
         sigma: range of the Gaussian blur, pixels.
-        blur: its probability.
+        blur: probability of the blur.
     """
 
     brightness: float = 0.0
@@ -43,21 +43,21 @@ class Photometric:
 
 
 SETS: dict[str, Photometric | None] = {
-    # Hue and saturation carry the material, so they are (nearly) left alone.
+    # Hue and saturation encode the material: no hue change, little saturation change.
     "xray": Photometric(brightness=0.2, contrast=0.2, saturation=0.1),
-    # MoCo v2 without grey-scaling, as the paper has it.
+    # MoCo v2 without grey-scaling, as in the paper.
     "paper": Photometric(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, sigma=(0.1, 2.0)),
     "none": None,
 }
 
 
 def photometric(images: torch.Tensor, name: str, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Apply the set `name`, each image by itself.
+    """Apply the set `name` to each image independently.
 
     Args:
         images: [N, 3, H, W] float RGB in 0..255.
         name: key of `SETS`.
-        generators: one an image.
+        generators: one per image.
 
     Returns:
         The same shape, in 0..255.
@@ -80,20 +80,20 @@ def photometric(images: torch.Tensor, name: str, generators: Sequence[torch.Gene
         turns = within(strength.hue, hue).flatten().tolist()
         images = torch.stack([adjust_hue(x / 255, turn) * 255 for x, turn in zip(images, turns, strict=True)])
     low, high = strength.sigma
-    # A Gaussian of no width leaves the image as it is.
+    # A Gaussian of sigma 0 leaves the image unchanged.
     return _blur(images, ((low + (high - low) * width) * (blur < strength.blur)).to(images))
 
 
 def horizontal_flip(
     images: torch.Tensor, boxes: torch.Tensor, probability: float, generators: Sequence[torch.Generator]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mirror some images left-right, and their boxes with them.
+    """Flip some images and their boxes left to right.
 
     Args:
         images: [N, 3, H, W].
         boxes: [N, 4], x0 y0 x1 y1 in pixels.
-        probability: of each image.
-        generators: one an image.
+        probability: of a flip, per image.
+        generators: one per image.
     """
     chosen = (_uniform(generators, 1)[0] < probability).to(images.device)
     width = images.shape[-1]
@@ -103,7 +103,7 @@ def horizontal_flip(
 
 
 def _uniform(generators: Sequence[torch.Generator], count: int) -> torch.Tensor:
-    """Draw so many numbers in [0, 1) for every image: [count, N]."""
+    """Draw `count` numbers in [0, 1) per image: [count, N]."""
     return torch.stack([torch.rand(count, generator=generator) for generator in generators], 1)
 
 
@@ -112,7 +112,7 @@ def _grey(images: torch.Tensor) -> torch.Tensor:
 
 
 def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Blur each image by its own Gaussian: one grouped convolution along each axis."""
+    """Blur each image with its own Gaussian, by one grouped convolution per axis."""
     n, c, h, w = images.shape
     offset = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)

@@ -1,4 +1,4 @@
-"""From encoded pairs to batches: images decoded straight into memory that is used again and again."""
+"""Decode stored pairs into batches; image buffers are reused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Views:
 
     Attributes:
         images: [N, 3, H, W] uint8 RGB (channels-last memory), padded with white at the right and bottom; H and W
-            multiples of 32. White is what the empty belt looks like; any other padding would be something to detect.
+            multiples of 32. White looks like the empty belt; other padding would look like an object.
         boxes: [N, 4] float32, x0 y0 x1 y1 in pixels of `images`.
     """
 
@@ -56,10 +56,10 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Shards in memory whose pairs are mixed with each other.
+    """A group of shards in memory whose pairs are shuffled together.
 
     Attributes:
-        order: [n, 2], shard number and position in it of each pair, in the order in which they are used.
+        order: [n, 2] int, shard number and position in the shard of each pair, in order of use.
         shards: the pairs of each shard.
     """
 
@@ -67,15 +67,15 @@ class Group:
     shards: dict[int, list[Sample]]
 
     def sample(self, place: int) -> Sample:
-        """Return the pair at a place of the order, which goes round."""
+        """Return the pair at index `place` of the order, modulo its length."""
         shard, position = self.order[place % len(self.order)]
         return self.shards[shard][position]
 
 
 class Buffers:
-    """Memory for images, handed out again once nothing refers to the array it was handed out as.
+    """A pool of image buffers. A buffer is reused when its array is no longer referenced.
 
-    A page the system has to provide anew costs more than copying a page's worth of pixels.
+    Allocating a new memory page costs more time than copying a page of pixels.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Buffers:
         self._largest = 0
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an array of uint8 with anything in it; threads may call this at the same time."""
+        """Return an uninitialised uint8 array; thread-safe."""
         size = math.prod(shape)
         self._largest = max(self._largest, size)
         try:
@@ -92,14 +92,14 @@ class Buffers:
             memory = np.empty(0, np.uint8)
         if len(memory) < size:
             memory = np.empty(self._largest, np.uint8)
-        # A tensor made of the array refers to it, whereas views of it would refer to the memory beneath.
+        # Tensors made from the array keep it alive; NumPy views would keep only `memory` alive.
         array = memory[:size].reshape(shape)
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array
 
 
 class _Draw:
-    """What is drawn for one place of a batch: its pair or, when that is damaged, the next usable one of its group.
+    """The pair for one place of a batch; if it is damaged, the next usable pair of its group.
 
     Raises:
         InputError: all pairs of the group are damaged.
@@ -108,12 +108,12 @@ class _Draw:
     def __init__(self, group: Group, place: int, classes: Sequence[str]) -> None:
         self.group, self.place, self.classes = group, place, classes
         self.tried = 0
-        self.damage = ""  # of the pair whose place this is
+        self.damage = ""  # of the original pair of this place
         self.pair = self._describe()
 
     def replace(self, damage: str) -> None:
-        """Go on to the next pair because of this damage."""
-        self._pass_over(damage)
+        """Replace the damaged pair by the next usable one."""
+        self._skip(damage)
         self.pair = self._describe()
 
     @property
@@ -126,24 +126,24 @@ class _Draw:
             try:
                 return self.sample.describe(self.classes)
             except InputError as error:
-                self._pass_over(str(error))
+                self._skip(str(error))
 
-    def _pass_over(self, damage: str) -> None:
+    def _skip(self, damage: str) -> None:
         self.damage = self.damage or f"pair {self.sample.name}: {damage}"
         self.tried += 1
         if self.tried == len(self.group.order):
-            raise InputError(f"all {self.tried} pairs of a group of shards are damaged ({self.damage})")
+            raise InputError(f"all {self.tried} pairs of a group of shards are damaged; the first: {self.damage}")
 
 
 class Step:
-    """The pairs of an optimiser step. However they are cut into batches, all are padded to one size.
+    """The pairs of an optimiser step. All its batches are padded to one size.
 
-    The network sees the padding (attention and pooling reach over the whole image), so a size that depended on what
-    else is in a batch would make the result depend on how many batches, or processes, share a step.
+    The network sees the padding, because attention and pooling cover the whole image. With a size per batch, results
+    would depend on the number of batches or processes that share a step.
 
     Args:
-        places: of the pairs, in order; threads may use parts of them at the same time.
-        classes: names of the classes, as in the index.
+        places: groups and indices of the pairs, in order. Threads may use different parts at the same time.
+        classes: class names, as in the index.
     """
 
     def __init__(self, places: list[tuple[Group, int]], classes: Sequence[str]) -> None:
@@ -152,7 +152,7 @@ class Step:
         self._draws: list[_Draw] = []
 
     def draws(self) -> list[_Draw]:
-        """What is drawn for each place, as far as the descriptions tell."""
+        """Return the pair of each place; pairs with a damaged description are already replaced."""
         with self._lock:
             if not self._draws:
                 self._draws = [_Draw(group, place, self.classes) for group, place in self.places]
@@ -162,19 +162,19 @@ class Step:
         return self._draws
 
     def sizes(self, side: str) -> list[tuple[int, int]]:
-        """(width, height) of a side's images, after `draws`; an image found damaged later is not followed."""
+        """Return (width, height) of a side's images; call `draws` first. Later replacements do not change it."""
         return self._sizes[side]
 
 
 class Batcher:
-    """Makes batches of images shrunk to fit a square of `image_size` pixels; threads may share one."""
+    """Makes batches of images shrunk to fit a square of `image_size` pixels; thread-safe."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
         self.buffers = Buffers()
 
     def make(self, step: Step, part: slice = slice(None)) -> tuple[Batch, list[str]]:
-        """Decode some of a step's pairs; also return what is damaged of those that had to be replaced.
+        """Decode part of a step's pairs; also return the damage of each replaced pair.
 
         Raises:
             InputError: all pairs of a group are damaged.
@@ -186,7 +186,7 @@ class Batcher:
             key = self._views([(d.sample.files[KEY], d.pair.key) for d in draws], step.sizes("key"), bad)
             if not bad:
                 break
-            # Another pair may need another height or width, so the batch is made anew. It happens rarely.
+            # The replacement may need another height or width, so decode the batch again. This is rare.
             for row, damage in bad.items():
                 draws[row].replace(damage)
         labels, pairs = (torch.tensor([getattr(d.pair, name) for d in draws]) for name in ("class_id", "pair"))
@@ -195,7 +195,7 @@ class Batcher:
     def _views(
         self, stored: list[tuple[np.ndarray, View]], together: list[tuple[int, int]], bad: dict[int, str]
     ) -> Views:
-        """Decode one side's images, padded with those of the sizes `together`; note in `bad` what cannot be, by row."""
+        """Decode one side's images, padded to fit `together` too; write the damage of each bad row to `bad`."""
         sizes = [self._fit(view.size) for _, view in stored]
         width, height = padded_size(*sizes, *map(self._fit, together))
         images = self.buffers.take((len(stored), height, width, 3))
@@ -223,8 +223,8 @@ def _decode(data: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
     try:
         image = decode_unchecked(data)
     except ImageError as error:
-        raise InputError(f"an image that {error}") from error
+        raise InputError(f"image {error}") from error
     stored = (image.shape[1], image.shape[0])
     if stored != view.size:
-        raise InputError(f"an image of {stored[0]}x{stored[1]}, described as {view.size[0]}x{view.size[1]}")
+        raise InputError(f"image is {stored[0]}x{stored[1]}, its description says {view.size[0]}x{view.size[1]}")
     return image if size == stored else cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -1,7 +1,7 @@
-"""InsLoc's bounding-box augmentation: the query is pooled from a box that only overlaps the pasted item.
+"""InsLoc's bounding-box augmentation: pool the query from a random box that overlaps the pasted item.
 
-"Instance Localization for Self-supervised Detection Pretraining" (Yang et al., CVPR 2021), with the numbers of its
-released code: anchors of the stride-16 level, some reaching beyond the image. SegLoc itself pools the item's own box.
+"Instance Localization for Self-supervised Detection Pretraining" (Yang et al., CVPR 2021), with the constants of
+its released code: anchors of the stride-16 level, some of them partly outside the image. SegLoc pools the item's box.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torchvision.ops import box_iou, nms
 from segloc.models.backbone import LEVELS
 
 STRIDE_PX = 16
-SIDES_PX = (32, 64, 128, 256)  # 16 px times 2, 4, 8 and 16
+SIDES_PX = (32, 64, 128, 256)  # 2, 4, 8 and 16 strides
 RATIOS = (0.5, 0.75, 1.0, 1.5, 2.0)  # height over width
 LEAST_IOU = 0.5
 FALLBACK = 4000
@@ -25,16 +25,16 @@ AUGMENTED = LEVELS.index("p5")
 def query_boxes(
     boxes: torch.Tensor, size: Sequence[int], kind: str, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """Choose the boxes that queries are pooled from.
+    """Return the boxes to pool the queries from.
 
     Args:
-        boxes: [N, 4], x0 y0 x1 y1 in pixels, the items' own.
+        boxes: [N, 4], x0 y0 x1 y1 in pixels, of the items.
         size: height and width of the batch in pixels, multiples of 16.
         kind: ``none`` or ``insloc``.
-        generators: one an image, on the CPU.
+        generators: one per image, on the CPU.
 
     Returns:
-        `boxes` themselves for ``none``; else [levels, N, 4]: an augmented box on P5, the item's own on the others.
+        `boxes` for ``none``; else [levels, N, 4]: an augmented box on P5, the item's box on the other levels.
     """
     if kind == "none":
         return boxes
@@ -44,16 +44,16 @@ def query_boxes(
 
 
 def augment_boxes(boxes: torch.Tensor, size: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Draw for each box one of the anchors that overlap it by more than half (IoU).
+    """Draw one anchor with IoU > 0.5 for each box.
 
-    When no anchor does, as for items far smaller than 32 px, the `FALLBACK` best ones take part, which are nearly all
-    of a small image's: as released. Crowded places do not get more than their share, because the anchors are thinned by
-    non-maximum suppression under random scores before one of those left is drawn, each as likely.
+    If there is none, as for items far smaller than 32 px, the candidates are the `FALLBACK` anchors of highest IoU, as
+    in the released code; in a small image these are nearly all anchors. Non-maximum suppression with random scores
+    thins the candidates, so that dense regions are not overrepresented. One of the rest is drawn uniformly.
 
     Args:
         boxes: [N, 4], x0 y0 x1 y1 in pixels.
         size: height and width of the images in pixels, multiples of 16.
-        generators: one an image, on the CPU, whatever the device of `boxes`.
+        generators: one per image, on the CPU, for any device of `boxes`.
 
     Returns:
         [N, 4]; anchors are not clipped to the image.
@@ -73,7 +73,7 @@ def augment_boxes(boxes: torch.Tensor, size: Sequence[int], generators: Sequence
 
 
 def anchors(size: Sequence[int]) -> torch.Tensor:
-    """List the anchors around every multiple of 16 px in an image: [cells * 20, 4], x0 y0 x1 y1 in pixels.
+    """Return the anchors centred on every multiple of 16 px in an image: [cells * 20, 4], x0 y0 x1 y1 in pixels.
 
     Args:
         size: height and width of the image in pixels, multiples of 16.

@@ -1,4 +1,4 @@
-"""Finished shards, local or on a store: which there are, and what is in one."""
+"""Read finished shards from a local folder or an object store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segloc.common.stores import Store, open_store
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"
 _BLOCK = 512  # of a tar file, bytes
-# In a long run a store is out of reach for a moment now and then: seconds between the attempts to read a shard.
+# Seconds between attempts to read a shard, because object stores are sometimes unreachable for a moment.
 PAUSES_S = (1, 5, 20)
 
 
@@ -28,9 +28,9 @@ class Sample:
     """A pair as stored.
 
     Attributes:
-        name: what the names of its files begin with.
-        files: content of each of its files by the name's end: two encoded images and the description, [bytes] uint8.
-        format_version: of the description.
+        name: common prefix of its file names.
+        files: contents by file name suffix: two encoded images and the description, each [bytes] uint8.
+        format_version: version of the description.
     """
 
     name: str
@@ -38,33 +38,36 @@ class Sample:
     format_version: int = FORMAT_VERSION
 
     def describe(self, classes: Sequence[str]) -> Pair:
-        """Parse the description of a pair of one of these classes.
+        """Parse the description.
+
+        Args:
+            classes: class names, as in the index.
 
         Raises:
-            InputError: it is not valid, or a file of the pair is missing.
+            InputError: the description is invalid, or a file of the pair is missing.
         """
         for name in (DESCRIPTION, QUERY, KEY):
             if name not in self.files:
-                raise InputError(f"no {name}")
+                raise InputError(f"{name} is missing")
         pair = Pair.from_json(self.files[DESCRIPTION].tobytes(), self.format_version)
         if not 0 <= pair.class_id < len(classes):
-            raise InputError(f"class id {pair.class_id} is not one of the index's {len(classes)}")
+            raise InputError(f"class id {pair.class_id} is not in the index, which has {len(classes)} classes")
         if pair.class_name != classes[pair.class_id]:
-            raise InputError(f"class {pair.class_id} is {pair.class_name!r}, in the index {classes[pair.class_id]!r}")
+            raise InputError(f"class {pair.class_id} is {pair.class_name!r}, the index says {classes[pair.class_id]!r}")
         for side, view in (("query", pair.query), ("key", pair.key)):
             (x0, y0, x1, y1), (width, height) = view.box, view.size
             if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-                raise InputError(f"{side} box {view.box} is not in an image of {width}x{height}")
+                raise InputError(f"{side} box {view.box} is empty or outside the {width}x{height} image")
         return pair
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardFolder:
-    """A finished set of shards, or some of its shards, local or at any URL fsspec opens.
+    """A finished set of shards or a part of it, local or at any URL that fsspec opens.
 
     Attributes:
-        store: where they lie.
-        index: its index, of the chosen shards.
+        store: location of the shards.
+        index: index of the chosen shards.
     """
 
     store: Store
@@ -76,13 +79,12 @@ class ShardFolder:
         """Read the index of a set of shards.
 
         Args:
-            source: a folder; a URL; or either followed by ``/`` and shards of it as a brace pattern, such as
-                ``pairs-{000000..000003}.tar``, for a part of the set. The order in which a pattern names shards, or
-                that it names one twice, makes no difference.
+            source: a folder or URL, optionally followed by ``/`` and a brace pattern of shards, such as
+                ``pairs-{000000..000003}.tar``. Order and repetition in the pattern make no difference.
 
         Raises:
-            InputError: there is no valid index, it lists no pairs or not a shard that is named, or `source` is a
-                command (``pipe:``, which other readers of such shards would run).
+            InputError: there is no valid index, it lists no pairs, it does not list a named shard, or `source` is a
+                command (``pipe:``, which webdataset would run).
         """
         source = str(source)
         if any(part.strip().lower().startswith("pipe:") for part in source.split("::")):
@@ -100,37 +102,38 @@ class ShardFolder:
         return cls(store, index)
 
     def check_sizes(self) -> None:
-        """Look, without reading them, whether all shards are there and as long as the index says.
+        """Check that all shards exist and have the sizes in the index, without reading them.
 
         Raises:
-            InputError: one is not.
+            InputError: a shard is missing or has another size.
         """
         try:
             sizes = self.store.sizes([shard.name for shard in self.index.shards])
         except OSError as error:
-            raise InputError(f"{self.store}: its shards cannot be had ({one_line(error)})") from error
+            raise InputError(f"{self.store}: the shards cannot be accessed ({one_line(error)})") from error
         for shard, size in zip(self.index.shards, sizes, strict=True):
-            if size is not None:  # some web servers do not tell
+            if size is not None:  # some web servers do not report sizes
                 self._check_length(shard, size)
 
     def _check_length(self, shard: Shard, size: int) -> None:
         if size != shard.bytes:
-            raise InputError(f"{self.store}/{shard.name}: {size} bytes, the index says {shard.bytes}; is it cut short?")
+            raise InputError(f"{self.store}/{shard.name}: {size} bytes, the index says {shard.bytes}; is it truncated?")
 
     def load(self, shard: Shard) -> list[Sample]:
-        """Read a shard whole, its pairs in order.
+        """Read all pairs of a shard, in order.
 
-        Its length is checked each time, its digest the first time, which costs little beside decoding its images.
+        The size is checked each time. The digest is checked the first time only; this costs little compared to
+        decoding the images.
 
         Raises:
-            InputError: it is missing or is not the file the index describes.
+            InputError: the shard is missing or differs from the index.
         """
         source = f"{self.store}/{shard.name}"
         data = self.store.read_array(shard.name, PAUSES_S)
         self._check_length(shard, len(data))
         if shard.name not in self._checked:
             if hashlib.sha256(data.data).hexdigest() != shard.sha256:
-                raise InputError(f"{source}: not the file the index describes (another sha256)")
+                raise InputError(f"{source}: sha256 differs from the index; copy or make the shard again")
             self._checked.add(shard.name)
         samples: dict[str, Sample] = {}
         try:
@@ -147,7 +150,7 @@ class ShardFolder:
         """Read all pairs in order: the description, the query image and the key image (uint8 RGB [h, w, 3]).
 
         Raises:
-            InputError: a shard is missing or is not the file the index describes, or a pair is damaged.
+            InputError: a shard is missing or differs from the index, or a pair is damaged.
         """
         for shard in self.index.shards:
             for sample in self.load(shard):
@@ -168,15 +171,15 @@ def _select(index: Index, pattern: str, source: str) -> tuple[Shard, ...]:
         raise InputError(f"{source}: not a brace pattern ({error})") from error
     unknown = sorted(names - {shard.name for shard in index.shards})
     if unknown:
-        raise InputError(f"{source}: the index lists {len(index.shards)} shards, and {unknown[0]!r} is none of them")
+        raise InputError(f"{source}: the index lists {len(index.shards)} shards, but not {unknown[0]!r}")
     return tuple(shard for shard in index.shards if shard.name in names)
 
 
 def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """List the plain files in a tar file: names, and contents that share its memory.
+    """Yield names and contents of the regular files in a tar file; the contents share its memory.
 
-    Written out because webdataset's reader copies every member and so takes a share of the time that decoding takes.
-    Extended headers are passed over: names of a shard are short.
+    webdataset's reader copies every member, which is slow compared to decoding. Extended headers are skipped, because
+    names in shards are short.
     """
     start = 0
     while start + _BLOCK <= len(data):
@@ -186,7 +189,7 @@ def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         size = int(header[124:136].strip(b"\0 ") or b"0", 8)
         start += _BLOCK
         if not 0 <= size <= len(data) - start:
-            raise ValueError(f"a member of {size} bytes at byte {start}")
+            raise ValueError(f"a member of {size} bytes at byte {start} does not fit")
         if header[156:157] in (b"0", b"\0"):
             yield header[:100].partition(b"\0")[0].decode(), data[start : start + size]
         start += -(-size // _BLOCK) * _BLOCK

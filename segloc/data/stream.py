@@ -1,12 +1,12 @@
-"""Shards to batches: which pair comes when is a pure function, everything else follows it.
+"""Stream batches from shards, in an order that is a pure function.
 
-The order depends on (index, seed, epoch) alone, never on threads, processes or on how often training was stopped.
-Batches run on over the end of an epoch, so every pair is used exactly once an epoch and the batch at iteration *i* is
-known without having read the ones before it.
+The order depends only on (index, seed, epoch), not on threads, processes or interruptions of training. Batches may
+span the end of an epoch, so every pair is used exactly once per epoch, and the position of batch *i* in the order is
+known without reading earlier batches.
 
-A damaged pair (an image that cannot be decoded, a class the index does not know, a box outside its image) keeps its
-place in the order; what is drawn there is the next usable pair of the group of shards that are mixed with each other,
-round to the group's beginning. So no other pair moves, and where training resumes is still plain arithmetic.
+A damaged pair (an image that cannot be decoded, a class that is not in the index, a box outside its image) is replaced
+by the next usable pair of its shuffle group, wrapping around at the group's end. The other pairs keep their places, so
+resuming needs no record of damaged pairs.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from segloc.data.shard_folder import Sample, ShardFolder
 
 __all__ = ["Batch", "PairStream", "ShardFolder", "Views", "epoch_order"]
 
-# Shards that are read at the same time: reading is waiting, for a disk or a store, and must not keep decoding waiting.
+# Shards read in parallel, so that decoding does not wait for the disk or the store.
 READERS = 4
 _log = logging.getLogger(__name__)
 
 
 def epoch_order(index: Index, seed: int, epoch: int, mix_shards: int) -> list[tuple[list[int], np.ndarray]]:
-    """Decide the order of an epoch's pairs.
+    """Return the order of the pairs in an epoch.
 
-    The shards are shuffled and cut into groups of `mix_shards`; the pairs of a group are shuffled together. Whoever
-    reads along holds one group at a time and reads every shard once, from start to end.
+    The shards are shuffled and divided into groups of `mix_shards`; the pairs of a group are shuffled together. So a
+    reader holds one group at a time and reads every shard once.
 
     Args:
-        index: the shards.
-        seed: of the run.
+        index: index of the shards.
+        seed: seed of the run.
         epoch: counted from 0; -1 is the pass that fills the queues.
         mix_shards: shards per group.
 
     Returns:
-        Groups of (shard numbers, pairs), where pairs is [n, 2]: shard number and position in it.
+        Groups of (shard numbers, pairs); pairs is [n, 2] int: shard number and position in the shard.
     """
     rng = np.random.default_rng([seed, epoch + 1, 0x0DE])
     shards = rng.permutation(len(index.shards))
@@ -61,17 +61,17 @@ def epoch_order(index: Index, seed: int, epoch: int, mix_shards: int) -> list[tu
 
 @dataclasses.dataclass(eq=False)
 class PairStream:
-    """Batches of pairs, decoded ahead by threads (cv2 releases the interpreter lock while it decodes).
+    """Stream of batches, decoded ahead by threads (cv2 releases the GIL while it decodes).
 
     Attributes:
-        folder: where the pairs are.
+        folder: the shards.
         batch: pairs per batch.
-        image_size: images larger than this square are shrunk to fit it, pixels.
-        seed: of the run.
+        image_size: side of the square that larger images are shrunk to fit, pixels.
+        seed: seed of the run.
         mix_shards: see `epoch_order`.
         threads: decoding threads.
-        padded_together: batches, counted over all processes, whose images are padded to one size: those of a step.
-        skipped: how often a damaged pair was replaced in the batches handed out; the first is logged, with its reason.
+        padded_together: number of batches, over all processes, that are padded to one size: the batches of a step.
+        skipped: number of damaged pairs replaced in the batches so far; the first is logged with its reason.
     """
 
     folder: ShardFolder
@@ -84,14 +84,12 @@ class PairStream:
     skipped: int = dataclasses.field(default=0, init=False)
 
     def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
-        """Iterate without end over the batches from number `start`, counted from the beginning of `epoch`.
+        """Yield batches endlessly, from batch number `start`, counted from the beginning of `epoch`.
 
-        Of several processes that share the batches, each takes those whose number, divided by `world`, leaves its
-        `rank`. Each reads all shards and decodes its own pairs only, so that the order, and where a run resumes, do
-        not depend on how many processes there are.
+        Process `rank` yields the batches whose number modulo `world` is `rank`. Each process reads all shards but
+        decodes only its own pairs, so the order and the resume position do not depend on the number of processes.
 
-        The images of a batch lie in memory that serves for a later one as soon as nothing refers to the batch any
-        more: keep it as long as you like, and let go of it soon, for speed.
+        Image memory is reused when a batch is no longer referenced. Drop batches early for speed.
 
         Args:
             start: number of the first batch over all processes, a multiple of `padded_together`.
@@ -100,8 +98,8 @@ class PairStream:
             world: number of processes.
 
         Raises:
-            InputError: a shard is missing, cut short or not the file the index describes, or all pairs of a group of
-                shards are damaged.
+            InputError: a shard is missing, truncated or differs from the index, or all pairs of a group of shards are
+                damaged.
         """
         assert start % self.padded_together == 0
         batcher = Batcher(self.image_size)
@@ -118,23 +116,23 @@ class PairStream:
                         ahead.append(decoders.submit(batcher.make, step, part))
                 batch, damaged = ahead.popleft().result()
                 if damaged and not self.skipped:
-                    _log.warning("%s: a pair is left out, and perhaps more: %s", self.folder.store, damaged[0])
+                    _log.warning("%s: skipping damaged pairs; the first: %s", self.folder.store, damaged[0])
                 self.skipped += len(damaged)
                 yield batch
-                del batch  # or it would still be held while its successor is awaited
+                del batch  # so that its memory is free while the next one is decoded
         finally:
             for pool in (readers, decoders):
                 pool.shutdown(cancel_futures=True)
 
     def _parts(self, places: Iterator[tuple[Group, int]]) -> Iterator[tuple[Step, slice]]:
-        """Each batch as a part of the batches that are padded together."""
+        """Yield each batch as a slice of the step it belongs to."""
         while True:
             step = Step(list(itertools.islice(places, self.batch * self.padded_together)), self.folder.index.classes)
             for first in range(0, len(step.places), self.batch):
                 yield step, slice(first, first + self.batch)
 
     def _places(self, readers: ThreadPoolExecutor, epoch: int, offset: int) -> Iterator[tuple[Group, int]]:
-        """Places from `offset` of `epoch` on; the next group is read while one is used."""
+        """Yield places from `offset` of `epoch` on; read the next group while one is in use."""
         groups = self._loading(readers, epoch, offset)
         following = next(groups)
         while True:
@@ -147,7 +145,7 @@ class PairStream:
     def _loading(
         self, readers: ThreadPoolExecutor, epoch: int, offset: int
     ) -> Iterator[tuple[np.ndarray, int, dict[int, Future[list[Sample]]]]]:
-        """Start to read group after group: the order of its pairs (`epoch_order`), the first wanted, its shards."""
+        """Start reading each group; yield its order (`epoch_order`), the first index wanted, and its shards."""
         load, shards = self.folder.load, self.folder.index.shards
         while True:
             for numbers, order in epoch_order(self.folder.index, self.seed, epoch, self.mix_shards):

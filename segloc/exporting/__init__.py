@@ -1,1 +1,1 @@
-"""Weights for other libraries, and batch norm put into weights pretrained without."""
+"""Export weights for other libraries, and insert batch norm into norm-free weights."""

@@ -1,7 +1,7 @@
-"""Measuring and inserting batch norm for the export: which images, and how far the outputs moved.
+"""Measure statistics on shards, insert batch norm, and compare the outputs before and after.
 
-The images come in the order a pretraining run with the same seed would see them, one at a time, so that nothing
-depends on what else is in a batch. The pairs after the measured ones serve to compare the outputs.
+Images are processed one at a time, in the order of a pretraining run with the same seed, so results do not depend on
+batches. The pairs after the measured ones are used to compare the outputs.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from segloc.models.initial_weights import StoredBackbone
 from segloc.settings.pretraining import DataConfig
 from segloc.training.processes import ALONE
 
-# Pairs on which the outputs are compared; fewer when the shards hold fewer than twice as many.
+# Pairs to compare the outputs on; at most half of the pairs in the shards.
 COMPARED = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Measuring:
-    """How the statistics of batch norm are measured.
+    """How to measure the statistics of batch norm.
 
     Attributes:
-        shards: finished folder of shards or its URL.
-        views: number of images.
-        seed: of the order of the pairs.
-        image_size: images are shrunk to fit a square of this side, pixels.
+        shards: folder or URL of finished shards.
+        views: number of images to measure.
+        seed: seed of the order of the pairs.
+        image_size: side of the square that larger images are shrunk to fit, pixels.
     """
 
     shards: str
@@ -50,23 +50,27 @@ class Measuring:
 
 
 def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[StoredBackbone, dict[str, Any]]:
-    """Turn a norm-free backbone into one with batch norm that computes the same.
+    """Insert batch norm into a norm-free backbone without changing its outputs.
 
     Args:
         stored: the backbone.
-        measuring: on which images the statistics are measured.
+        measuring: the images to measure statistics on.
 
     Returns:
-        The backbone with its new state dict and norm, and what the report says of it.
+        The backbone with its new state dict and norm, and the entries for the report.
 
     Raises:
-        InputError: the weights have a norm already, or shards or weights cannot be used.
+        InputError: the weights already have a norm, or shards or weights are invalid.
     """
     if (norm := stored.settings["norm"]) != "none":
-        raise InputError(f"{stored.source}: has norm={norm}; batch norm is inserted where there is none")
+        raise InputError(
+            f"{stored.source}: has norm={norm}; batch norm can only be inserted into weights with norm=none"
+        )
     folder = ShardFolder.open(measuring.shards)
     if folder.index.num_pairs < 2:
-        raise InputError(f"{measuring.shards}: holds one pair; one has to be measured and another compared")
+        raise InputError(
+            f"{measuring.shards}: contains one pair; use shards with at least two, one to measure and one to compare"
+        )
     device = ALONE.device()
     before = stored.build().to(device)
     compared = min(COMPARED, folder.index.num_pairs // 2)
@@ -75,7 +79,9 @@ def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[Sto
     moments = measure_moments(before, itertools.islice(views, 2 * pairs))
     for name, found in moments.items():
         if not torch.isfinite(found.variance).all():
-            raise InputError(f"{stored.source}: what reaches {name} is not finite; its training must have diverged")
+            raise InputError(
+                f"{stored.source}: the input of {name} is not finite; the training of these weights diverged"
+            )
     settings, tensors = {**stored.settings, "norm": "bn"}, insert(before, moments)
     changed = dataclasses.replace(stored, source="inserted batch norm", settings=settings, tensors=tensors)
     after = changed.build().to(device)
@@ -93,7 +99,7 @@ def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[Sto
 
 
 def _views(folder: ShardFolder, pairs: int, measuring: Measuring, device: torch.device) -> Iterator[torch.Tensor]:
-    """Normalised images [1, 3, H, W] of the first `pairs` pairs in training order: query, key, query, ..."""
+    """Yield normalised images [1, 3, H, W] of the first `pairs` pairs in training order: query, key, query, ..."""
     data = DataConfig()
     stream = PairStream(folder, 1, measuring.image_size, measuring.seed, data.mix_shards, data.threads)
     with contextlib.closing(stream.batches()) as batches:
@@ -104,7 +110,7 @@ def _views(folder: ShardFolder, pairs: int, measuring: Measuring, device: torch.
 
 @torch.no_grad()
 def _differences(before: SegLocBackbone, after: SegLocBackbone, views: Iterator[torch.Tensor]) -> dict[str, float]:
-    """Find the largest difference of the two pyramids over all levels, as it is and in parts of the level's maximum."""
+    """Return the largest difference of the two pyramids, absolute and relative to the level's maximum."""
     absolute = relative = 0.0
     for images in views:
         one, other = before(images), after(images)

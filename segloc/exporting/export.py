@@ -1,4 +1,4 @@
-"""Backbone weights for other libraries, with a report of every tensor."""
+"""Export backbone weights for other libraries, with a report of every tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from segloc.models.initial_weights import read_backbone
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Put the report into a few lines."""
+    """Summarise the report in a few lines of text."""
     lines = [
         f"{report['arch']}, norm {report['norm']} -> {report['format']}: {len(report['matched'])} tensors matched, "
         f"{len(report['renamed'])} renamed, {len(report['left_out'])} left out"
@@ -25,7 +25,7 @@ def summary(report: Mapping[str, Any]) -> str:
     if inserted := report["inserted"]:
         lines.append(
             f"  inserted {len(inserted['layers'])} batch norm layers, measured on {inserted['measured_views']} views; "
-            f"on {inserted['compared_views']} others the outputs differ by at most "
+            f"on {inserted['compared_views']} other views the outputs change by at most "
             f"{inserted['largest_relative_difference']:.1e} of the largest value"
         )
     for reason in dict.fromkeys(report["left_out"].values()):
@@ -35,25 +35,25 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def export(weights: str, format: str, out: Path, measuring: Measuring | None = None) -> tuple[dict[str, Any], Path]:
-    """Write a backbone for another library, and a report of every tensor beside it.
+    """Write a backbone for another library, and a report of every tensor next to it.
 
     Args:
         weights: run or checkpoint.
         format: a name in `segloc.exporting.formats.FORMATS`.
         out: file to write.
-        measuring: how batch norm is measured and inserted first; None leaves the network as it is.
+        measuring: how to measure batch norm before inserting it; None inserts none.
 
     Returns:
-        The report, and its path.
+        The report and its path.
 
     Raises:
-        InputError: the weights cannot be used.
+        InputError: the weights are invalid.
     """
     stored, inserted = read_backbone(weights), None
     if measuring:
         stored, inserted = batch_norm.insert_batch_norm(stored, measuring)
     norm, about = stored.settings["norm"], {**stored.settings, "iteration": stored.iteration}
-    # Fine-tuning here can start its box heads from the head of pretraining; other libraries have no place for it.
+    # segloc.finetune can initialise its box heads from the pretrained RoI head; other libraries do not use it.
     converted = with_head(convert(stored.tensors, format, norm), stored.head, format)
     report = {
         "format": format,

@@ -1,7 +1,7 @@
-"""What a backbone's tensors are called in other libraries.
+"""Rename a backbone's tensors for other libraries.
 
-Every tensor is accounted for: kept under its name, renamed, or left out for a stated reason. A tensor no rule knows
-stops the export, because one that is skipped in silence is found out by nobody.
+Every tensor is kept under its name, renamed, or left out with a reason. A tensor that no rule matches is an error, so
+that none is dropped silently.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from segloc.training.checkpoint import FORMAT_VERSION
 
 FORMATS = ("segloc", "detectron2", "detectron2-sda", "torchvision", "timm", "mmdet")
 OWN_NAMES = ("segloc", "detectron2-sda")
-NO_ATTENTION = "the format has no selective dense attention; without it the pyramid's maps are those of a plain FPN"
-NO_SCALE = "a norm-free residual branch's learned scale; the format's ResNet has nowhere to put it"
-NO_HEAD = "the format is a backbone's; the head of pretraining has no place in it"
+NO_ATTENTION = "the format has no selective dense attention; without it the feature maps are those of a plain FPN"
+NO_SCALE = "learned scale of a norm-free residual branch; the format's ResNet has no such parameter"
+NO_HEAD = "RoI head of pretraining; the format contains only the backbone"
 NO_FPN = "the format is a ResNet without an FPN"
-FREEZE_NOTE = "train all of it: freezing the stem or the batch statistics is meant for ImageNet weights"
-NO_SCALE_NOTE = """without the residual scales (left out) the network does not compute what it was trained to; with \
---insert-bn it does"""
+FREEZE_NOTE = "train all layers: freezing the stem or the batch-norm statistics suits ImageNet weights only"
+NO_SCALE_NOTE = """without the residual scales (left out) the outputs differ from the trained network's; --insert-bn \
+preserves them"""
 IMAGE_NOTE = "images are RGB, (x - 127.5) / 127.5, padded with white to multiples of 32"
-# The same in the words of formats that have their own, and how the model is made there.
-DETECTRON2_IMAGES = """INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and PIXEL_STD [127.5, 127.5, 127.5]; here it pads with grey, \
-not white"""
+# The same in the settings of each library, and how to create the model there.
+DETECTRON2_IMAGES = """INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and PIXEL_STD [127.5, 127.5, 127.5]; it pads with grey, not \
+white"""
 IMAGE_NOTES = {
     "detectron2": DETECTRON2_IMAGES,
     "detectron2-sda": DETECTRON2_IMAGES,
     "mmdet": "data_preprocessor: mean and std [127.5]*3, bgr_to_rgb=True, pad_size_divisor=32, pad_value=1 (white)",
 }
 MODEL_NOTES = {
-    "timm": ["create the model with num_classes=0 (or features_only=True): there is no classifier in the file"],
+    "timm": ["create the model with num_classes=0 (or features_only=True), because the file contains no classifier"],
     "mmdet": ["style='pytorch', frozen_stages=-1"],
 }
 
-# How the formats with an FPN are told its channels; Detectron2 and mmdet skip tensors of another shape.
+# Setting of the FPN's channels, by format; Detectron2 and mmdet skip tensors of another shape.
 FPN_WIDTH = {
     "detectron2": "FPN.OUT_CHANNELS {}",
     "detectron2-sda": "SegLocBackbone(..., fpn_channels={})",
@@ -50,12 +50,12 @@ FPN_WIDTH = {
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What happens to the tensors whose whole name matches.
+    """Rule for the tensors whose full name matches a pattern.
 
     Attributes:
         pattern: regular expression.
-        name: the new name, with groups of the pattern; None leaves the tensor out.
-        reason: why it is left out.
+        name: the new name, with group references; None leaves the tensor out.
+        reason: reason for leaving it out.
     """
 
     pattern: str
@@ -65,14 +65,14 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Tensors under their new names, and what became of each.
+    """Tensors under their new names, and the mapping of names.
 
     Attributes:
         state: the state dict.
-        matched: names that stay.
+        matched: unchanged names.
         renamed: new name by old name.
         left_out: reason by old name.
-        head: state dict of the head of pretraining, where the format keeps it.
+        head: state dict of the pretrained RoI head, if the format keeps it.
     """
 
     state: dict[str, torch.Tensor]
@@ -91,14 +91,14 @@ def convert(state: Mapping[str, torch.Tensor], format_: str, norm: str) -> Expor
         norm: the backbone's norm, ``bn``, ``gn`` or ``none``.
 
     Raises:
-        ValueError: no rule, or more than one, knows a tensor.
+        ValueError: no rule, or more than one, matches a tensor.
     """
     rules = rename_rules(format_, norm)
     export = Export({}, [], {}, {})
     for old, tensor in state.items():
         matches = [(rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, old))]
         if len(matches) != 1:
-            raise ValueError(f"{format_}: {len(matches)} rules know the tensor {old!r}, there must be one")
+            raise ValueError(f"{format_}: {len(matches)} rules match the tensor {old!r}, expected one")
         rule, match = matches[0]
         if rule.name is None:
             export.left_out[old] = rule.reason
@@ -113,13 +113,13 @@ def convert(state: Mapping[str, torch.Tensor], format_: str, norm: str) -> Expor
 
 
 def rename_rules(format_: str, norm: str) -> list[Rule]:
-    """List the rules of a format: what the ResNet, the FPN and the attention are called there."""
+    """Return the rules of a format for ResNet, FPN and attention."""
     if format_ in OWN_NAMES:
-        # `PyramidBackbone`, our adapter for Detectron2, holds the backbone as its `net`.
+        # `PyramidBackbone`, segloc's adapter for Detectron2, has the backbone as its attribute `net`.
         return [Rule(r"(.+)", r"\1" if format_ == "segloc" else r"net.\1")]
     resnet = _detectron2_resnet() if format_ == "detectron2" else _torchvision_resnet(format_, norm)
     if norm == "none":
-        # What stands under a norm's name is a residual scale; see segloc.models.norm.
+        # Tensors with a norm's name are residual scales; see segloc.models.norm.
         kept = [rule for rule in resnet if "bn" not in rule.pattern and "norm" not in rule.pattern]
         resnet = [*kept, Rule(r"body\.layer\d\.\d+\.bn\d\.(weight|bias)", None, NO_SCALE)]
     attention = (
@@ -129,9 +129,9 @@ def rename_rules(format_: str, norm: str) -> list[Rule]:
 
 
 def usage_notes(format_: str, norm: str, fpn_channels: int = FPN_CHANNELS) -> list[str]:
-    """Say what the user has to set so that the weights mean there what they mean here."""
+    """Return the settings that the other library needs to compute the same features."""
     if format_ == "segloc":
-        return [f"for recipes with model.backbone.norm={norm} model.backbone.fpn_channels={fpn_channels}"]
+        return [f"use recipes with model.backbone.norm={norm} model.backbone.fpn_channels={fpn_channels}"]
     setting = {
         "detectron2": {"bn": "RESNETS.NORM BN", "gn": "RESNETS.NORM GN", "none": 'RESNETS.NORM ""'},
         "detectron2-sda": dict.fromkeys(
@@ -156,22 +156,22 @@ def usage_notes(format_: str, norm: str, fpn_channels: int = FPN_CHANNELS) -> li
     found = [f"norm: {setting}", IMAGE_NOTES.get(format_, IMAGE_NOTE), FREEZE_NOTE]
     if format_ == "detectron2":
         found += [
-            "segloc.detection.detectron2.add_segloc_config sets all but the norm, and adds the attention; otherwise:",
+            "segloc.detection.detectron2.add_segloc_config sets all but the norm and adds the attention; otherwise:",
             "RESNETS.STRIDE_IN_1X1 False, BACKBONE.FREEZE_AT 0",
             "resnet18: RESNETS.RES2_OUT_CHANNELS 64",
         ]
     if format_ in FPN_WIDTH and fpn_channels != FPN_CHANNELS:
-        found.append(f"FPN: {FPN_WIDTH[format_].format(fpn_channels)}; with another width it would not be loaded")
+        found.append(f"FPN: {FPN_WIDTH[format_].format(fpn_channels)}; with another width the FPN is not loaded")
     found += MODEL_NOTES.get(format_, [])
     return found + ([NO_SCALE_NOTE] if norm == "none" and format_ not in OWN_NAMES else [])
 
 
 def with_head(export: Export, head: Mapping[str, torch.Tensor], format_: str) -> Export:
-    """Account for the head of pretraining, whose names in the report begin with ``head.``: one format keeps it.
+    """Add the pretrained RoI head; only the format ``segloc`` keeps it. Its names in the report start with ``head.``.
 
     Args:
-        export: the backbone's.
-        head: state dict of the head; empty where there is none.
+        export: export of the backbone.
+        head: state dict of the head; empty if there is none.
         format_: one of `FORMATS`.
     """
     names = [f"head.{name}" for name in head]
@@ -181,19 +181,19 @@ def with_head(export: Export, head: Mapping[str, torch.Tensor], format_: str) ->
 
 
 def wrapped(export: Export, format_: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the state dict into the envelope the library's own loader expects.
+    """Wrap the state dict in the structure that the library's loader expects.
 
     Args:
         export: the tensors under their new names.
         format_: one of `FORMATS`.
-        about: the backbone's settings and iteration, kept where the format has room for them.
+        about: settings and iteration of the backbone; only the format ``segloc`` stores them.
     """
     state = export.state
     if format_ == "segloc":
         head = {"head": export.head} if export.head else {}
         return {"format_version": FORMAT_VERSION, "kind": "backbone", **about, "backbone": state, **head}
     if format_.startswith("detectron2"):
-        # With the heuristics its checkpointer finds the names under any prefix, such as a detector's "backbone.".
+        # With these heuristics the checkpointer matches names under any prefix, such as a detector's "backbone.".
         return {"model": state, "__author__": "segloc", "matching_heuristics": True}
     if format_ == "mmdet":
         return {"state_dict": state, "meta": {}}
@@ -217,7 +217,7 @@ def _detectron2_resnet() -> list[Rule]:
 
 
 def _torchvision_resnet(format_: str, norm: str) -> list[Rule]:
-    """Name things as torchvision does, as timm and mmdet do but for the prefix and mmdet's name of a group norm."""
+    """Return rules for torchvision's names; timm and mmdet have other prefixes, mmdet also calls group norm gn."""
     prefix = {"torchvision": "body.", "timm": "", "mmdet": "backbone."}[format_]
     normed = "gn" if format_ == "mmdet" and norm == "gn" else "bn"
     block = r"(layer\d\.\d+)\."

@@ -1,12 +1,12 @@
-"""Batch norm put into a norm-free ResNet without changing what it computes.
+"""Insert batch norm into a norm-free ResNet without changing its outputs.
 
-The paper pretrains without batch norm and fine-tunes with new, random ones, and names that as its weak spot
-(section 5.4). Here each new layer starts from the mean and the variance of what the convolution before it puts out,
-and its affine part undoes the normalisation: in eval mode the network is the same function as before, and in training
-mode nearly so, as far as a batch resembles the images that were measured.
+The paper pretrains without batch norm and fine-tunes with newly initialised batch norm, which it calls a weak spot
+(section 5.4). Here each new layer gets the mean and variance of its input, the output of the preceding convolution, as
+running statistics, and its affine part undoes the normalisation. In eval mode the network computes the same function
+as before. In training mode it is close, if batches have statistics like those of the measured images.
 
-Symbols, per channel: m and v mean and variance, s and t the scale and the shift that stood in the layer's place
-(1 and 0 where nothing did; see `segloc.models.norm.ResidualScale`).
+Symbols, per channel: m and v are mean and variance; s and t are scale and shift of the replaced
+`segloc.models.norm.ResidualScale`, or 1 and 0 if there was none.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ EPS = nn.BatchNorm2d(1).eps
 
 @dataclasses.dataclass
 class Moments:
-    """Mean and variance of each channel over all values seen so far.
+    """Running mean and variance of each channel.
 
     Attributes:
-        count: values seen per channel.
+        count: number of values per channel.
         mean: [C] float64.
-        squares: [C] float64, sum of the squared distances from the mean.
+        squares: [C] float64, sum of squared deviations from the mean.
     """
 
     count: int
@@ -40,11 +40,11 @@ class Moments:
 
     @property
     def variance(self) -> torch.Tensor:
-        """Population variance [C] float64, what batch norm divides by in training."""
+        """Population variance [C] float64, as batch norm uses it in training."""
         return self.squares / self.count
 
     def add(self, x: torch.Tensor) -> None:
-        """Take in x [N, C, H, W], by the pairwise update of Chan et al. (1979), which does not cancel."""
+        """Add x [N, C, H, W] by the pairwise update of Chan et al. (1979), which avoids cancellation."""
         values = x.detach().double().transpose(0, 1).flatten(1)
         mean, count = values.mean(1), values.shape[1]
         difference, total = mean - self.mean, self.count + count
@@ -54,16 +54,16 @@ class Moments:
 
 
 def measure_moments(backbone: SegLocBackbone, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
-    """Measure what arrives at every place of the ResNet where a norm would stand.
+    """Measure the inputs of all modules of the ResNet that batch norm will replace.
 
-    One pass is enough for all of them, as the layers to be inserted change nothing.
+    One pass over the images is enough, because the inserted layers do not change the outputs.
 
     Args:
-        backbone: with ``norm=none``; left as it is.
+        backbone: with ``norm=none``; not changed.
         batches: normalised images, each [N, 3, H, W], on the backbone's device.
 
     Returns:
-        The moments by the place's name in the backbone.
+        The moments by module name in the backbone.
     """
     found: dict[str, Moments] = {}
 
@@ -89,12 +89,11 @@ def measure_moments(backbone: SegLocBackbone, batches: Iterable[torch.Tensor]) -
 
 
 def insert(backbone: SegLocBackbone, moments: dict[str, Moments]) -> dict[str, torch.Tensor]:
-    """Make the state dict of the same backbone with ``norm=bn``.
+    """Return the state dict of the same backbone with ``norm=bn``.
 
     Batch norm computes ``gamma * (x - m) / sqrt(v + eps) + beta``. With ``gamma = s * sqrt(v + eps)`` and
-    ``beta = s * m + t`` that is ``s * x + t``. The ResNet's convolutions have no bias, so nothing else moves. A channel
-    that never varies needs no exception: v is 0, and eps keeps the division defined. FPN and attention keep their
-    tensors.
+    ``beta = s * m + t`` this equals ``s * x + t``. The ResNet's convolutions have no bias with either norm. Constant
+    channels work, too: v is 0, and eps avoids division by zero. FPN and attention are copied.
 
     Args:
         backbone: with ``norm=none``.
@@ -103,7 +102,7 @@ def insert(backbone: SegLocBackbone, moments: dict[str, Moments]) -> dict[str, t
     state = dict(backbone.state_dict())
     dtype = state["body.conv1.weight"].dtype
     for name, place in _places(backbone).items():
-        # The affine part has to undo the statistics as they are stored, so it is computed from the rounded ones.
+        # The affine part must undo the stored statistics, so compute it from the rounded values.
         mean, variance = moments[name].mean.to(dtype), moments[name].variance.to(dtype)
         gamma, beta = (variance.double() + EPS).sqrt(), mean.double()
         if isinstance(place, ResidualScale):
@@ -116,6 +115,6 @@ def insert(backbone: SegLocBackbone, moments: dict[str, Moments]) -> dict[str, t
 
 
 def _places(backbone: SegLocBackbone) -> dict[str, nn.Module]:
-    """Find the modules of the ResNet that stand where a norm would."""
+    """Return the modules of the ResNet that take the place of a norm, by name."""
     kinds = (nn.Identity, ResidualScale)
     return {f"body.{name}": module for name, module in backbone.body.named_modules() if isinstance(module, kinds)}

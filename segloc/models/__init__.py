@@ -1,1 +1,1 @@
-"""The networks: backbone with FPN and attention, RoI head, and the query/key pair that pretraining trains."""
+"""The networks: backbone with FPN and attention, RoI head, and the query and key networks of pretraining."""

@@ -1,7 +1,7 @@
-"""Selective dense attention (SDA): the module SDANet puts between the FPN and everything that reads it.
+"""Selective dense attention (SDA), SDANet's module between the FPN and the heads.
 
-Follows the released code rather than the figure of "Towards Real-World Prohibited Item Detection" (Wang et al., ICCV
-2021), where the two differ: softmax over the pyramid levels in both attentions, layer norm and ReLU in the refinement.
+Paper: "Towards Real-World Prohibited Item Detection" (Wang et al., ICCV 2021). Where its figure and the released code
+differ, this follows the code: softmax over the levels in both attentions, layer norm and ReLU in the refinement.
 
 Symbols: N images, C channels, L pyramid levels, H x W the size of the level being refined.
 """
@@ -17,9 +17,9 @@ from segloc.settings.backbone import BOTTLENECK, SDA_NORMS
 
 
 class ChannelAttention(nn.Module):
-    """Selective channel attention: per channel, how much of each level.
+    """Selective channel attention: a weight per channel and level.
 
-    The published norm is ``bn``; ``gn`` and ``ln`` do not depend on the batch. `bn_splits` is `SplitBatchNorm2d`'s.
+    The published norm is ``bn``; ``gn`` and ``ln`` do not depend on the batch. For `bn_splits` see `SplitBatchNorm2d`.
     """
 
     def __init__(self, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
@@ -31,26 +31,26 @@ class ChannelAttention(nn.Module):
         self.expand = nn.ModuleList(nn.Conv2d(hidden, channels, 1) for _ in range(levels))
 
     def forward(self, total: torch.Tensor) -> torch.Tensor:
-        """Map the sum of the levels [N, C, H, W] to weights [L, N, C, 1, 1] that add up to 1 over L."""
+        """Map the sum of the levels [N, C, H, W] to weights [L, N, C, 1, 1] that sum to 1 over L."""
         squeezed = self.squeeze(total.mean((2, 3), keepdim=True))
         return torch.stack([expand(squeezed) for expand in self.expand]).softmax(0)
 
 
 class SpatialAttention(nn.Module):
-    """Selective spatial attention: per position, how much of each level."""
+    """Selective spatial attention: a weight per position and level."""
 
     def __init__(self, levels: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(2, 1, 7, padding=3, bias=False) for _ in range(levels))
 
     def forward(self, total: torch.Tensor) -> torch.Tensor:
-        """Map the sum of the levels [N, C, H, W] to weights [L, N, 1, H, W] that add up to 1 over L."""
+        """Map the sum of the levels [N, C, H, W] to weights [L, N, 1, H, W] that sum to 1 over L."""
         pooled = torch.cat([total.mean(1, keepdim=True), total.amax(1, keepdim=True)], 1)
         return torch.stack([conv(pooled) for conv in self.convs]).softmax(0)
 
 
 class DependencyRefinement(nn.Module):
-    """Global-context block: adds to every position one vector pooled from the whole map; starts as the identity."""
+    """Global-context block: add one vector, pooled from the whole map, to every position; initially the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class DependencyRefinement(nn.Module):
 
 
 class LevelAttention(nn.Module):
-    """The SDA module of the pyramid level at position `level` in the list of maps."""
+    """SDA module of one pyramid level; `level` is its index in the list of maps."""
 
     def __init__(self, level: int, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
         super().__init__()
@@ -83,18 +83,18 @@ class LevelAttention(nn.Module):
         self.refine = DependencyRefinement(channels)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Refine ``maps[level]`` with the help of all levels.
+        """Refine ``maps[level]`` from all levels.
 
         Args:
             maps: L feature maps [N, C, H_l, W_l], finest first.
 
         Returns:
-            [N, C, H, W], the size of ``maps[level]``.
+            [N, C, H, W], same size as ``maps[level]``.
         """
         own = maps[self.level]
         rescaled = [_rescale(x, own.shape[-2:], finer=i < self.level) for i, x in enumerate(maps)]
         total = torch.stack(rescaled).sum(0)
-        # Both attentions are weighted sums of the same maps, so their weights can be added first.
+        # Both attentions are weighted sums of the same maps, so add their weights first.
         weights = self.channel(total) + self.spatial(total)  # [L, N, C, H, W]
         mixed = sum(weight * x for weight, x in zip(weights, rescaled, strict=True))
         return own + self.refine(mixed)
@@ -106,7 +106,7 @@ class PyramidAttention(nn.Module):
     Args:
         channels: C.
         levels: L; SDANet has five, P2..P6.
-        norm: ``bn`` (published), ``gn`` or ``ln``. The ``bn`` is over 1x1 maps, so it sees N values per channel.
+        norm: ``bn`` (published), ``gn`` or ``ln``. ``bn`` is applied to 1x1 maps, so it sees N values per channel.
         bn_splits: see `SplitBatchNorm2d`.
     """
 
@@ -116,18 +116,18 @@ class PyramidAttention(nn.Module):
         self.levels = nn.ModuleList(LevelAttention(level, channels, levels, norm, bn_splits) for level in range(levels))
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Refine every level; shapes as in the input.
+        """Refine every level; output shapes equal input shapes.
 
         Raises:
-            ValueError: training with one image and ``bn``, where a batch's statistics do not exist.
+            ValueError: training on a single image with ``bn``, which has no variance.
         """
         if self.training and self.norm == "bn" and len(maps[0]) == 1:
-            raise ValueError("sda_norm=bn needs at least two images a batch in training; use sda_norm=gn or ln")
+            raise ValueError("sda_norm=bn needs at least two images per batch in training; use sda_norm=gn or ln")
         return [level(maps) for level in self.levels]
 
 
 def _rescale(x: torch.Tensor, size: torch.Size, finer: bool) -> torch.Tensor:
-    """Bring a finer level down by adaptive max pooling, a coarser one up by nearest neighbour."""
+    """Downsample a finer level by adaptive max pooling, or upsample a coarser one by nearest neighbour."""
     if x.shape[-2:] == size:
         return x
     return F.adaptive_max_pool2d(x, tuple(size)) if finer else F.interpolate(x, tuple(size), mode="nearest")
@@ -140,4 +140,4 @@ def _squeeze_norm(norm: str, channels: int, bn_splits: int) -> nn.Module:
         return nn.GroupNorm(channels // 4, channels)
     if norm == "ln":
         return nn.GroupNorm(1, channels)
-    raise ValueError(f"sda_norm {norm!r} is none of {', '.join(SDA_NORMS)}")
+    raise ValueError(f"sda_norm is {norm!r}, not one of {', '.join(SDA_NORMS)}")

@@ -1,7 +1,7 @@
-"""The backbone that is pretrained and transferred: ResNet, FPN and selective dense attention.
+"""The pretrained and transferred backbone: ResNet, FPN and selective dense attention.
 
-One module serves pretraining, the Detectron2 detector and the torchvision detector unchanged, so one state dict loads
-in all three (paper section 4.2, "backbone alignment").
+Pretraining, the Detectron2 detector and the torchvision detector use the same module, so one state dict loads in all
+three (paper section 4.2, "backbone alignment").
 """
 
 from __future__ import annotations
@@ -23,28 +23,27 @@ from segloc.settings.backbone import ARCHS, BOTTLENECK, FPN_CHANNELS, MIN_CHANNE
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 STRIDES = (4, 8, 16, 32, 64)
 
-# (x - 127.5) / 127.5 for RGB in 0..255, as SDANet's configuration has it. White, the empty belt, becomes 1.
+# (x - 127.5) / 127.5 for RGB in 0..255, as in SDANet's configuration. White, the empty belt, becomes 1.
 PIXEL_MEAN = 127.5
 PIXEL_STD = 127.5
 WHITE = 255
-MULTIPLE = 32  # the ResNet's coarsest stride: sides of a batch of images are multiples of it
+MULTIPLE = 32  # the ResNet's coarsest stride; heights and widths of batches are multiples of it
 
 
 class SegLocBackbone(nn.Module):
-    """ResNet + FPN (P2..P6, no norm) + one attention module a level.
+    """ResNet + FPN (P2..P6, no norm) + one attention module per level.
 
     Args:
-        arch: ``resnet18``, ``resnet50`` or ``resnet101`` of torchvision, starting from random weights.
-        norm: norm of the ResNet, ``bn``, ``gn`` or ``none``. The FPN has none, like SDANet's: a norm there would be
-            missing downstream.
+        arch: ``resnet18``, ``resnet50`` or ``resnet101`` of torchvision, randomly initialised.
+        norm: norm of the ResNet, ``bn``, ``gn`` or ``none``. The FPN has no norm, because SDANet's has none either.
         sda_norm: norm inside the channel attention, ``bn``, ``gn`` or ``ln``.
-        attention: False leaves the attention out (a plain FPN).
-        bn_splits: parts into which ``bn`` splits a training batch (see `SplitBatchNorm2d`).
-        fpn_channels: C, the channels of every level, a multiple of 16 from 64 on. SDANet has 256, which cost more than
-            the ResNet where that is a ResNet-18.
+        attention: whether to add the attention; False gives a plain FPN.
+        bn_splits: parts of a training batch that ``bn`` normalises separately (see `SplitBatchNorm2d`).
+        fpn_channels: C, channels of every level, a multiple of 16 that is at least 64. SDANet uses 256; with a
+            ResNet-18, FPN and attention of 256 channels cost more than the ResNet.
 
     Raises:
-        ValueError: an unknown `arch`, `norm` or `sda_norm`, or an `fpn_channels` that cannot be.
+        ValueError: unknown `arch`, `norm` or `sda_norm`, or invalid `fpn_channels`.
     """
 
     def __init__(
@@ -58,9 +57,10 @@ class SegLocBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if arch not in ARCHS:
-            raise ValueError(f"arch {arch!r} is none of {', '.join(ARCHS)}")
+            raise ValueError(f"arch is {arch!r}, not one of {', '.join(ARCHS)}")
         if fpn_channels < MIN_CHANNELS or fpn_channels % BOTTLENECK:
-            raise ValueError(f"fpn_channels {fpn_channels} is not a multiple of {BOTTLENECK} from {MIN_CHANNELS} on")
+            least = f"a multiple of {BOTTLENECK} that is at least {MIN_CHANNELS}"
+            raise ValueError(f"fpn_channels {fpn_channels} is not {least}")
         body = getattr(resnet, arch)(weights=None, norm_layer=norm_layer(norm, bn_splits))
         if norm == "none":
             _scale_residuals(body)
@@ -71,20 +71,20 @@ class SegLocBackbone(nn.Module):
         )
         self.attention = PyramidAttention(fpn_channels, len(LEVELS), sda_norm, bn_splits) if attention else None
         self.out_channels = fpn_channels
-        # Tuples, so that they are not registered twice.
+        # Tuples, so that the modules are not registered twice.
         self._frozen: tuple[nn.Module, ...] = ()
         self._evaluating: tuple[nn.Module, ...] = ()
 
     def freeze(self, stages: int, fixed_statistics: bool = False) -> None:
-        """Keep the first parts of the ResNet as they are: no gradients, batch norm by its running statistics.
+        """Freeze the first stages of the ResNet: no gradients, and batch norm uses its running statistics.
 
-        Nothing of it shows in the state dict. FPN and attention always learn, with the statistics of their batch.
+        The state dict does not change. FPN and attention are always trained, with batch statistics.
 
         Args:
-            stages: 0 freezes nothing, 1 the stem and layer1, and so on to 4, the whole ResNet (SDANet's
-                ``frozen_stages``; Detectron2's ``FREEZE_AT`` counts one more).
-            fixed_statistics: whether batch norm goes by its running statistics in all of the ResNet; its scales and
-                shifts still learn (SDANet's ``norm_eval``).
+            stages: 0 freezes nothing, 1 the stem and layer1, up to 4, the whole ResNet (SDANet's ``frozen_stages``;
+                Detectron2's ``FREEZE_AT`` is one higher).
+            fixed_statistics: whether batch norm uses its running statistics in the whole ResNet; its scales and shifts
+                are still trained (SDANet's ``norm_eval``).
         """
         names = ("conv1", "bn1", *(f"layer{stage}" for stage in range(1, stages + 1))) if stages else ()
         self._frozen = tuple(self.body[name].requires_grad_(False) for name in names)
@@ -94,18 +94,18 @@ class SegLocBackbone(nn.Module):
 
     @property
     def frozen(self) -> set[str]:
-        """Names of the parameters that `freeze` keeps as they are."""
+        """Names of the frozen parameters."""
         kept = {id(parameter) for part in self._frozen for parameter in part.parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in kept}
 
     @property
     def evaluating(self) -> set[str]:
-        """Names of the modules that `freeze` keeps in evaluation, where batch norm goes by its running statistics."""
+        """Names of the modules that `freeze` keeps in eval mode, where batch norm uses its running statistics."""
         kept = {id(module) for part in self._evaluating for module in part.modules()}
         return {name for name, module in self.named_modules() if id(module) in kept}
 
     def train(self, mode: bool = True) -> SegLocBackbone:
-        """Switch between training and evaluation; what `freeze` keeps stays in evaluation."""
+        """Set training or eval mode; frozen modules stay in eval mode."""
         super().train(mode)
         for part in self._evaluating:
             part.eval()
@@ -118,9 +118,9 @@ class SegLocBackbone(nn.Module):
             images: [N, 3, H, W] float, RGB normalised by `normalize`; H and W multiples of 32.
 
         Returns:
-            ``p2`` .. ``p6``, each [N, C, H / stride, W / stride] (P6 rounded up).
+            ``p2`` .. ``p6``, each [N, C, H / stride, W / stride] (rounded up for P6).
         """
-        # The FPN names its extra level "pool"; here levels go by position.
+        # The FPN names its extra level "pool", so name the levels by position.
         maps = list(self.fpn(self.body(images)).values())
         if self.attention is not None:
             maps = self.attention(maps)
@@ -131,7 +131,7 @@ class SegLocBackbone(nn.Module):
         """Compute the feature pyramid of scans of any size, without gradients.
 
         Args:
-            scans: uint8 RGB [h, w, 3] each. They are padded to one size at the right and the bottom, with white.
+            scans: uint8 RGB [h, w, 3] each. They are padded to one size with white at the right and bottom.
 
         Returns:
             See `forward`.
@@ -141,26 +141,26 @@ class SegLocBackbone(nn.Module):
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Map RGB values in 0..255 of any dtype to [-1, 1] floats, any shape."""
+    """Map RGB values in 0..255, of any dtype and shape, to floats in [-1, 1]."""
     if not images.is_floating_point():
         images = images.float()
     return (images - PIXEL_MEAN) / PIXEL_STD
 
 
 def padded_size(*sizes: tuple[int, int]) -> tuple[int, int]:
-    """Size that images of several sizes are padded to: the largest sides, rounded up to multiples of `MULTIPLE`."""
+    """Return the common padded size of images: the largest sides, rounded up to multiples of `MULTIPLE`."""
     first, second = (-(-max(sides) // MULTIPLE) * MULTIPLE for sides in zip(*sizes, strict=True))
     return first, second
 
 
 def pad_batch(images: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    """Put images into one batch, padded with white, the empty belt, and normalise it.
+    """Pad images with white, the empty belt, into one batch, and normalise it.
 
-    Detectron2 and torchvision would pad after normalising, with 0, which is grey here and found in no scan.
+    Detectron2 and torchvision pad with 0 after normalising; here that would be grey, which no scan contains.
 
     Args:
         images: [3, h, w] uint8 RGB each.
-        device: where the batch goes.
+        device: device of the batch.
 
     Returns:
         [n, 3, H, W] float32, H and W multiples of `MULTIPLE`, and the (height, width) of each image in it.
@@ -173,7 +173,7 @@ def pad_batch(images: Sequence[torch.Tensor], device: torch.device) -> tuple[tor
 
 
 def _scale_residuals(body: resnet.ResNet) -> None:
-    """Replace the (absent) last norm of every residual branch by a learned scale that starts at zero."""
+    """Replace the (absent) last norm of every residual branch by a learned scale, initially zero."""
     for module in body.modules():
         if isinstance(module, resnet.BasicBlock):
             module.bn2 = ResidualScale(module.conv2.out_channels)

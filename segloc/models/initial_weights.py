@@ -1,8 +1,8 @@
-"""Start weights: loading what was pretrained, all of it or not at all.
+"""Load initial weights strictly.
 
-Weights that quietly fail to load are the commonest mistake in transfer experiments: the run works, and its result is
-that of a random start. So every tensor has to match, in both directions, unless the user says that the rest may start
-anew; what did is then listed.
+Weights that fail to load silently are a common mistake in transfer experiments: the run works, but its result is that
+of random initialisation. So every tensor must match, in both directions, unless the user allows mismatches
+(``start_anew``); these are then listed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from segloc.training import checkpoint
 
 RANDOM = "random"
 IMAGENET = "imagenet"
-# Names by which a ResNet of torchvision is known.
+# Tensor names that identify a torchvision ResNet.
 _LAST_STAGE = "layer4.0.conv1.weight"
 _RESNET_TENSORS = {"conv1.weight", "layer1.0.conv1.weight", _LAST_STAGE}
-# What `segloc.models.norm.ResidualScale` learns, under the names of batch norm's scales and shifts.
+# Parameters of `segloc.models.norm.ResidualScale`, which have the names of batch norm's scales and shifts.
 _RESIDUAL_SCALE = re.compile(r"body\.layer\d\.\d+\.bn\d\.(weight|bias)")
 BACKBONE_SETTINGS = ("arch", "norm", "sda_norm", "attention", "fpn_channels")
 SHOWN = 8
@@ -37,19 +37,19 @@ COUNTER = "num_batches_tracked"
 
 
 class Misfit(InputError):
-    """Start weights that are not those of the recipe's model."""
+    """The initial weights do not match the recipe's model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredBackbone:
-    """What a file of weights holds, read once.
+    """Contents of a weights file.
 
     Attributes:
         source: name for error messages.
-        settings: `BACKBONE_SETTINGS` by name; empty for a ResNet of torchvision, which has batch norm.
-        tensors: state dict of the backbone or of that ResNet.
-        head: state dict of the RoI head; empty where the file has none.
-        iteration: steps it was trained for; None where the file does not say.
+        settings: `BACKBONE_SETTINGS` by name; empty for a torchvision ResNet, which has batch norm.
+        tensors: state dict of the backbone or of the torchvision ResNet.
+        head: state dict of the RoI head; empty if the file has none.
+        iteration: number of training steps; None if unknown.
     """
 
     source: str
@@ -59,10 +59,10 @@ class StoredBackbone:
     iteration: int | None = None
 
     def build(self) -> SegLocBackbone:
-        """Build the backbone in evaluation mode, on the CPU.
+        """Build the backbone in eval mode, on the CPU.
 
         Raises:
-            InputError: settings and tensors do not fit together.
+            InputError: the tensors do not match the settings.
         """
         backbone = SegLocBackbone(**self.settings).eval()
         load_strict(backbone, self.tensors, self.source)
@@ -71,13 +71,13 @@ class StoredBackbone:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """What a backbone took over from its start weights.
+    """Which tensors of a backbone were loaded from initial weights.
 
     Attributes:
-        summary: in words.
-        loaded: names of the backbone's tensors that were.
-        anew: names of those that were not and start at random, or at what new layers start at.
-        unused: the start weights' tensors that have no place in the backbone, or another shape there, and why.
+        summary: one line of text.
+        loaded: names of the loaded tensors.
+        anew: names of the tensors that kept the initialisation of a new layer.
+        unused: tensors of the initial weights that were not loaded, each with the reason.
     """
 
     summary: str
@@ -87,30 +87,30 @@ class Started:
 
 
 def read_backbone(path: str | Path) -> StoredBackbone:
-    """Read the backbone of a pretraining or fine-tuning result, file or run folder.
+    """Read the backbone of a pretraining or fine-tuning result, from a file or run folder.
 
     Raises:
-        InputError: no such file, or it holds no backbone by itself.
+        InputError: no such file, or it contains no backbone.
     """
     file = checkpoint.find(path)
     return _stored(checkpoint.load(file), str(path), file)
 
 
 def load_backbone(path: str | Path) -> SegLocBackbone:
-    """Load the backbone of a pretraining or fine-tuning result, file or run folder, in evaluation mode, on the CPU.
+    """Load the backbone of a pretraining or fine-tuning result, file or run folder, in eval mode, on the CPU.
 
     Raises:
-        InputError: no such file, or it holds no backbone, or one that does not fit its own settings.
+        InputError: no such file, it contains no backbone, or the tensors do not match the settings.
     """
     return read_backbone(path).build()
 
 
 def _stored(content: dict[str, Any], source: str, file: Path) -> StoredBackbone:
-    content = {"fpn_channels": FPN_CHANNELS, **content}  # before it was a setting, all had as many
+    content = {"fpn_channels": FPN_CHANNELS, **content}  # old files lack this setting; all had 256 channels
     missing = [key for key in ("backbone", *BACKBONE_SETTINGS) if key not in content]
     if missing:
         kind = content.get("kind", "unknown")
-        raise InputError(f"{file}: a {kind} checkpoint without {missing[0]!r}; give a finished run's backbone.pth")
+        raise InputError(f"{file}: a {kind} checkpoint without {missing[0]!r}; use the backbone.pth of a finished run")
     settings, head = {name: content[name] for name in BACKBONE_SETTINGS}, content.get("head", {})
     for state in (content["backbone"], head):
         check_tensors(state, str(file))
@@ -118,28 +118,28 @@ def _stored(content: dict[str, Any], source: str, file: Path) -> StoredBackbone:
 
 
 def check_tensors(state: Any, source: str) -> None:
-    """Check that what stands where weights should are tensors by name, and numbers all of them.
+    """Check that `state` maps names to tensors of finite values.
 
     Raises:
-        InputError: they are not.
+        InputError: it does not.
     """
     if not isinstance(state, Mapping):
-        raise InputError(f"{source}: holds a {type(state).__name__} where its weights should be")
+        raise InputError(f"{source}: the weights are a {type(state).__name__}, not a dict of tensors by name")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{source}: {name!r} of its weights is a {type(tensor).__name__}, not a tensor by name")
+            raise InputError(f"{source}: the weight {name!r} is a {type(tensor).__name__}, not a tensor by name")
         if not torch.isfinite(tensor).all():
-            raise InputError(f"{source}: {name} has values that are not finite; its training had diverged")
+            raise InputError(f"{source}: {name} has values that are not finite; its training diverged")
 
 
 def check_start(weights: str, settings: Mapping[str, Any], node: str, unmatched: str) -> StoredBackbone:
-    """Read start weights, and check that they were made with the recipe's settings where every tensor has to match.
+    """Read initial weights; with ``refuse``, check that they were made with the recipe's settings.
 
-    The arguments are those of `load_start`. Random weights and ImageNet's, which are not downloaded, have no tensors.
+    For the arguments see `load_start`. Results for ``random`` and ``imagenet`` have no tensors; nothing is downloaded.
 
     Raises:
-        Misfit: they were made with other settings.
-        InputError: they cannot be had.
+        Misfit: the weights were made with other settings.
+        InputError: the weights cannot be read.
     """
     if weights == RANDOM:
         return StoredBackbone(RANDOM)
@@ -172,7 +172,7 @@ def _read(weights: str) -> StoredBackbone:
 
 
 def _conversion(content: Any, file: Path) -> str:
-    """Say how to get the ResNet out of a file in which it lies deeper, under longer names; empty if there is none."""
+    """Return advice to extract a ResNet stored under a key or name prefix; empty if there is none."""
     parts = content.items() if isinstance(content, dict) else ()
     for place, part in [("", content), *((f"[{key!r}]", part) for key, part in parts)]:
         names = part if isinstance(part, dict) else ()
@@ -181,7 +181,7 @@ def _conversion(content: Any, file: Path) -> str:
                 prefix = name.removesuffix(_LAST_STAGE)
                 weights = f"torch.load({str(file)!r}){place}"
                 renamed = f"k.removeprefix({prefix!r}): v for k, v in {weights}.items() if k.startswith({prefix!r})"
-                return f"; it holds one, which `torch.save({{{renamed}}}, 'resnet.pth')` takes out"
+                return f"; it contains one, extract it with `torch.save({{{renamed}}}, 'resnet.pth')`"
     return ""
 
 
@@ -193,30 +193,31 @@ def load_start(
     head: nn.Module | None = None,
     unmatched: str = REFUSE,
 ) -> Started:
-    """Give a new backbone, and a new head if there is one for it, their start weights.
+    """Load initial weights into a new backbone and, if they match, into a new RoI head.
 
     Args:
         backbone: changed in place.
-        weights: ``random`` (left as it is), ``imagenet`` (torchvision's for the ResNet, downloaded), or a path: of a
-            run or checkpoint of this project, or of the state dict of a torchvision ResNet.
+        weights: ``random`` (no change), ``imagenet`` (torchvision's for the ResNet, downloaded), or the path of a
+            segloc run or checkpoint, or of a torchvision ResNet's state dict.
         settings: the recipe's settings of the backbone.
-        node: what the recipe calls them, for messages.
-        head: changed in place when the path's file has a head of the same tensors.
-        unmatched: ``refuse``: every tensor has to match; ``start_anew``: those that match by name and shape are taken
-            over, the others start anew. FPN and attention, which a torchvision ResNet does not have, always may. Batch
-            norm in the place of a residual scale of norm-free weights keeps it where its statistics are fixed, so that
-            the function stays; where it goes by its batches it starts anew, or the branch would start all but off.
+        node: dotted key of these settings, for messages.
+        head: changed in place if the file has a head with the same tensors.
+        unmatched: ``refuse``: every tensor must match; ``start_anew``: tensors that match by name and shape are
+            loaded, the others keep their new initialisation. FPN and attention always do so for a torchvision ResNet,
+            which lacks them. Where batch norm replaces the residual scale of norm-free weights, it keeps the scale if
+            its statistics are fixed, so the function stays the same. If it uses batch statistics, it keeps its own
+            initialisation, because the small learned scale would nearly switch off the branch.
 
     Raises:
-        Misfit: the weights do not fit the recipe; nothing has been loaded then.
-        InputError: they cannot be had.
+        Misfit: the weights do not match the recipe; nothing is loaded.
+        InputError: the weights cannot be read or downloaded.
     """
     if weights == RANDOM:
-        return Started("everything starts at random", anew=tuple(backbone.state_dict()))
+        return Started("random initialisation", anew=tuple(backbone.state_dict()))
     strict = unmatched == REFUSE
     stored = check_start(weights, settings, node, unmatched)
     if not stored.settings:
-        # Files of old releases lack the counters of batches, which are no weights.
+        # Files of old torchvision releases lack the batch counters, which are not weights.
         state = {name: count for name, count in backbone.body.state_dict().items() if name.endswith(COUNTER)}
         resnet = stored.tensors or _download(settings["arch"])
         state |= {name: tensor for name, tensor in resnet.items() if not name.startswith("fc.")}
@@ -224,7 +225,7 @@ def load_start(
     dropped: dict[str, str] = {}
     if stored.settings["norm"] == "none" != settings["norm"]:
         trained = (name for name in stored.tensors if name.rpartition(".")[0] not in backbone.evaluating)
-        reason = "is a residual scale, batch norm starts anew in its place"
+        reason = "is a residual scale, replaced by new batch norm"
         dropped = {name: f"{name} {reason}" for name in filter(_RESIDUAL_SCALE.fullmatch, trained)}
     state = {name: tensor for name, tensor in stored.tensors.items() if name not in dropped}
     started = _load(backbone, "", state, weights, strict, tuple(dropped.values()))
@@ -233,7 +234,7 @@ def load_start(
     fits = not misfits(head, stored.head)
     if fits:
         head.load_state_dict(dict(stored.head))
-    return dataclasses.replace(started, summary=f"{started.summary}, head {'too' if fits else 'starts anew'}")
+    return dataclasses.replace(started, summary=f"{started.summary}; RoI head {'loaded' if fits else 'random'}")
 
 
 def _load(
@@ -244,52 +245,52 @@ def _load(
     strict: bool,
     unused: tuple[str, ...] = (),
 ) -> Started:
-    """Load what matches by name and shape; unless that is all, only if not `strict`.
+    """Load the tensors that match by name and shape; with `strict`, all must match.
 
-    With the prefix ``body.`` the tensors are of the ResNet alone and lack it. `unused` says which tensors of the file
-    are not in `state`, and why.
+    With the prefix ``body.``, `state` is a ResNet alone, whose names lack the prefix. `unused` lists the file's tensors
+    that are not in `state`, each with the reason.
     """
     module = backbone.body if prefix else backbone
     wanted, faults = module.state_dict(), misfits(module, state)
     fitting = {name: x for name, x in state.items() if name in wanted and wanted[name].shape == x.shape}
     if strict or not faults:
         load_strict(module, state, source)
-    elif not any(tensor.dim() > 1 for tensor in fitting.values()):  # counters fit anywhere
-        raise InputError(f"{source}: none of its weights fits the model by name and shape")
+    elif not any(tensor.dim() > 1 for tensor in fitting.values()):  # counters always match
+        raise InputError(f"{source}: no weight matches the model by name and shape")
     else:
         module.load_state_dict(fitting, strict=False)
     loaded = tuple(prefix + name for name in (fitting if faults else wanted))
     anew = tuple(name for name in backbone.state_dict() if name not in loaded)
     unused = (*(fault for fault in faults if fault.partition(" ")[0] in state), *unused)
     if not faults and not unused:
-        done = "ResNet taken over, FPN and attention start at random" if prefix else "backbone taken over"
+        done = "ResNet loaded, FPN and attention random" if prefix else "backbone loaded"
     else:
-        done = f"{len(loaded)} of {len(loaded) + len(anew)} tensors taken over"
-        done += f"; {len(anew)} start anew ({_some(anew)})" if anew else ""
+        done = f"{len(loaded)} of {len(loaded) + len(anew)} tensors loaded"
+        done += f"; {len(anew)} newly initialised ({_some(anew)})" if anew else ""
         done += f"; {len(unused)} of the file not used ({_some(unused)})" if unused else ""
     return Started(f"{source}: {done}", loaded, anew, unused)
 
 
 def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load a state dict whose names and shapes all match.
+    """Load a state dict; all names and shapes must match.
 
     Raises:
-        Misfit: some do not; nothing has been loaded then.
-        InputError: something in it is no tensor, or has values that are not finite.
+        Misfit: some do not match; nothing is loaded.
+        InputError: an entry is not a tensor, or has values that are not finite.
     """
     check_tensors(state, source)
     faults = misfits(module, state)
     if faults:
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise Misfit(f"{source}: does not fit the model: {', '.join(faults[:SHOWN])}{more}")
+        raise Misfit(f"{source}: does not match the model: {', '.join(faults[:SHOWN])}{more}")
     module.load_state_dict(dict(state))
 
 
 def misfits(module: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """List what keeps a state dict from being the module's: tensors missing, without a place, or of another shape."""
+    """List the mismatches of a state dict: tensors that are missing, not in the module, or of another shape."""
     wanted = module.state_dict()
     faults = [f"{name} is missing" for name in wanted if name not in state]
-    faults += [f"{name} has no place" for name in state if name not in wanted]
+    faults += [f"{name} is not in the model" for name in state if name not in wanted]
     faults += [
         f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
@@ -299,7 +300,7 @@ def misfits(module: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    """Name the first and the last few."""
+    """Join the names; of many, only the first and last few."""
     few = SHOWN // 2
     return ", ".join(names if len(names) <= SHOWN else (*names[:few], "...", *names[-few:]))
 

@@ -1,7 +1,7 @@
 """Normalisation of the ResNet body and the RoI head: ``bn``, ``gn`` or ``none``.
 
-The paper had to leave batch norm out of pretraining because it accumulates gradients (section 5.4). ``gn`` is the
-alternative that needs no such sacrifice: a sample's result does not depend on the rest of its batch.
+The paper pretrains without batch norm because it accumulates gradients (section 5.4). Group norm works with gradient
+accumulation, because a sample's result does not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from segloc.settings.backbone import GROUPS, NORMS
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose training statistics are taken over equal parts of the batch, as if each were on its own GPU.
+    """Batch norm with separate training statistics for equal parts of the batch, as if each part were on its own GPU.
 
-    With the keys permuted before the forward pass and put back after, a query and its key never share statistics, so
-    the pretext task cannot be solved by comparing them (MoCo's shuffle-BN, on one device).
+    Keys are shuffled before the forward pass and restored after it. A query and its key then do not share statistics,
+    so the pretext task cannot be solved by comparing statistics (MoCo's shuffle-BN, on one device).
 
     Args:
         num_features: channels C.
-        splits: parts of the batch; a batch it does not divide is normalised as a whole.
-        affine: whether a scale and a shift are learned.
+        splits: number of parts; a batch that is not divisible by it is normalised as a whole.
+        affine: whether to learn a scale and a shift.
     """
 
     running_mean: torch.Tensor
@@ -37,7 +37,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.splits = splits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise x [N, C, H, W]; running statistics are the mean over the parts."""
+        """Normalise x [N, C, H, W]; update the running statistics with the mean over the parts."""
         if not self.training or self.splits == 1 or len(x) % self.splits:
             return super().forward(x)
         parts, means, variances = [], [], []
@@ -54,11 +54,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 class ResidualScale(nn.Module):
-    """Per-channel affine map at the end of a norm-free residual branch, starting at zero.
+    """Per-channel affine map at the end of a norm-free residual branch, initially zero.
 
-    Without normalisation each residual addition adds the branch's variance to the trunk's; 33 blocks of ResNet-101
-    would blow the signal up. A branch that starts at zero keeps the depth harmless and is learned from there (SkipInit,
-    De & Smith 2020). Its parameters carry the names of the batch norm it stands for.
+    Without normalisation, each residual addition adds the branch's variance to the trunk's, and the signal explodes
+    over the 33 blocks of ResNet-101. Zero initialisation avoids this (SkipInit, De & Smith 2020). The parameters have
+    the names of the batch norm that they replace.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -75,7 +75,7 @@ def norm_layer(name: str, bn_splits: int = 1) -> Callable[[int], nn.Module]:
     """Return the constructor ``channels -> module`` of norm `name`.
 
     Raises:
-        ValueError: `name` is none of `NORMS`.
+        ValueError: `name` is not in `NORMS`.
     """
     if name == "bn":
         return lambda channels: SplitBatchNorm2d(channels, bn_splits)
@@ -83,4 +83,4 @@ def norm_layer(name: str, bn_splits: int = 1) -> Callable[[int], nn.Module]:
         return lambda channels: nn.GroupNorm(GROUPS, channels)
     if name == "none":
         return lambda channels: nn.Identity()
-    raise ValueError(f"norm {name!r} is none of {', '.join(NORMS)}")
+    raise ValueError(f"norm is {name!r}, not one of {', '.join(NORMS)}")

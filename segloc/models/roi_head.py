@@ -1,4 +1,4 @@
-"""RoI features and their embedding: the pasted item's box is pooled from every level, one head serves all levels."""
+"""Pool the pasted item's box from every level, and embed it with one head for all levels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ POOLED = 7
 
 
 def pool_boxes(features: dict[str, torch.Tensor], boxes: torch.Tensor, sampling_ratio: int = 0) -> torch.Tensor:
-    """RoIAlign one box per image from every level, however small it is there (InsLoc does the same).
+    """RoIAlign one box per image from every level, for any box size (as in InsLoc).
 
     Args:
         features: ``p2`` .. ``p6``, each [N, C, H_l, W_l].
-        boxes: [N, 4], x0 y0 x1 y1 in image pixels, or [levels, N, 4] when the levels look at different boxes.
-        sampling_ratio: samples per bin and axis; 0 adapts to the box's size.
+        boxes: [N, 4], x0 y0 x1 y1 in image pixels, or [levels, N, 4] for a different box per level.
+        sampling_ratio: samples per bin and axis; 0 adapts to the box size.
 
     Returns:
         [levels, N, C, 7, 7].
@@ -39,7 +39,7 @@ def pool_boxes(features: dict[str, torch.Tensor], boxes: torch.Tensor, sampling_
 
 
 class RoIHead(nn.Module):
-    """What turns the RoI features of one level into embeddings of unit length; the heads derive from it."""
+    """Base class of the heads, which map RoI features to embeddings of unit length."""
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """Map RoI features [N, C, 7, 7] to embeddings [N, dim] of any length."""
@@ -54,7 +54,7 @@ class RoIHead(nn.Module):
         Returns:
             [levels, N, dim], unit length, float32.
         """
-        # Level by level, so that batch statistics are taken over images, not over levels.
+        # Embed each level separately, so that batch statistics cover one level.
         return F.normalize(torch.stack([self.embed(level) for level in pooled]).float(), dim=2)
 
 
@@ -63,15 +63,15 @@ class InsLocHead(RoIHead):
 
     Args:
         convs: number of 3x3 convolutions.
-        conv_dim: their channels.
+        conv_dim: channels of the convolutions.
         fc_dim: width of the two hidden fully connected layers.
-        dim: size of the embedding.
+        dim: dimension of the embedding.
         norm: norm after each convolution, ``bn``, ``gn`` or ``none``.
-        embedding_bn: standardise the embedding over the batch, with nothing learned, before it gets unit length, as
-            MoCo v3 does. InsLoc does not. All embeddings can then not drift away together from the older keys in the
-            queue, a shortcut that brings the loss down without learning anything.
+        embedding_bn: standardise the embedding over the batch, without learned parameters, before scaling it to unit
+            length, as in MoCo v3 (InsLoc does not). It stops all embeddings from drifting away from the older keys in
+            the queue, which would lower the loss without learning.
         bn_splits: see `SplitBatchNorm2d`.
-        channels: C, the channels of the RoI features.
+        channels: C, channels of the RoI features.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class InsLocHead(RoIHead):
 
 
 class BoxHead(RoIHead):
-    """The detector's own box head, two fully connected layers, and one more to the embedding.
+    """The two fully connected layers of the detector's box head, and a third for the embedding.
 
-    ``box`` has the shape and the names of Detectron2's FastRCNNConvFCHead without convolutions, which is SDANet's box
-    head. So what is pretrained leaves nothing of the box head to chance: `segloc.finetune` can start it from ``box``.
+    ``box`` has the shapes and names of Detectron2's FastRCNNConvFCHead without convolutions, which is SDANet's box
+    head, so `segloc.finetune` can initialise the detector's box heads from it. This needs the same `fc_dim` there.
 
-    The detector's `fc_dim` has to be the same for the transfer; the arguments are those of `InsLocHead`.
+    For the arguments see `InsLocHead`.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class BoxHead(RoIHead):
 
 
 def make_head(head: HeadConfig, model: ModelConfig) -> RoIHead:
-    """Build the head the settings ask for; norm, splits and channels are the model's."""
+    """Build the RoI head of the settings, with the model's norm, splits and channels."""
     splits, channels = model.bn_splits, model.fpn_channels
     if head.kind == "box2fc":
         return BoxHead(head.fc_dim, head.dim, head.embedding_bn, splits, channels)
@@ -154,5 +154,5 @@ def make_head(head: HeadConfig, model: ModelConfig) -> RoIHead:
 
 
 def _standardise(dim: int, bn_splits: int) -> nn.Module:
-    """Batch norm of vectors [N, dim] with nothing learned."""
+    """Return batch norm for vectors [N, dim], without learned parameters."""
     return nn.Sequential(nn.Unflatten(1, (dim, 1, 1)), SplitBatchNorm2d(dim, bn_splits, affine=False), nn.Flatten())

@@ -1,4 +1,4 @@
-"""The pretext model (paper section 4): a query network, its slow copy for the keys, RoI embeddings on every level."""
+"""The pretext model (paper section 4): query network, momentum key network, RoI embeddings on every level."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segloc.training.processes import ALONE, Group
 
 
 class Encoder(nn.Module):
-    """Backbone and RoI head: an image and the box of its item to one embedding a level."""
+    """Backbone and RoI head: map an image and the box of its item to one embedding per level."""
 
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
         super().__init__()
@@ -28,11 +28,11 @@ class Encoder(nn.Module):
         self.sampling_ratio = head.sampling_ratio
 
     def forward(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Embed.
+        """Embed the boxed items.
 
         Args:
             images: [N, 3, H, W] RGB in 0..255.
-            boxes: [N, 4], x0 y0 x1 y1 in pixels, or [levels, N, 4], a box a level.
+            boxes: [N, 4], x0 y0 x1 y1 in pixels, or [levels, N, 4], one box per level.
 
         Returns:
             [levels, N, dim] float32, unit length.
@@ -43,14 +43,14 @@ class Encoder(nn.Module):
 class SegLoc(nn.Module):
     """The query network, trained by gradients, and the key network, its exponential moving average.
 
-    The average covers backbone, FPN, attention and head: all parameters. Buffers (running statistics of batch norm)
-    are not averaged: in training both networks normalise by their own batch, so the key network keeps its own.
+    All parameters are averaged: backbone, FPN, attention and head. Buffers (running statistics of batch norm) are not,
+    because in training both networks normalise by their own batch.
 
     Attributes:
-        started_from: what was taken over from the start weights, in words.
+        started_from: summary of the loaded initial weights.
 
     Raises:
-        InputError: the start weights cannot be had or do not fit.
+        InputError: the initial weights cannot be read or do not match.
     """
 
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
@@ -67,14 +67,14 @@ class SegLoc(nn.Module):
     ) -> torch.Tensor:
         """Embed with the key network: [levels, N, dim].
 
-        The images of all processes go through in a random order and are put back after (shuffle-BN): a query and its
-        key then share no batch statistics, neither those of a process nor those of a part of its batch (split batch
-        norm). Without batch norm the order makes no difference, and nothing is sent.
+        Shuffle the images over all processes, and restore the order of the embeddings (shuffle-BN). A query and its key
+        then do not share batch statistics, neither of a process nor of a part of its batch (split batch norm). Without
+        batch norm nothing is shuffled or sent.
 
         Args:
-            images: [N, 3, H, W] of this process.
-            boxes: [N, 4].
-            generator: the same one in every process, on the CPU.
+            images: [N, 3, H, W], of this process.
+            boxes: [N, 4], x0 y0 x1 y1 in pixels.
+            generator: on the CPU, in the same state in every process.
             group: the processes.
         """
         if not self.has_batch_norm:

@@ -1,1 +1,1 @@
-"""What features know without fine-tuning: held-out views, RoI features, classifiers."""
+"""Evaluate features without fine-tuning: held-out views, RoI features, classifiers."""

@@ -1,6 +1,6 @@
-"""Two classifiers that measure features without training them: nearest neighbours and a linear layer.
+"""Classifiers on frozen features: k nearest neighbours and a linear layer.
 
-Both are deterministic and have no setting that depends on the features, so figures of different checkpoints compare.
+Both are deterministic and have no settings that depend on the features, so results of checkpoints are comparable.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ ITERATIONS = 200
 
 
 def nearest_neighbours(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Classify by the weighted vote of the nearest training features (Wu et al., CVPR 2018, section 3.4).
+    """Classify by a weighted vote of the nearest training features (Wu et al., CVPR 2018, section 3.4).
 
-    Each of the k = 20 neighbours of highest cosine similarity votes for its class with the weight exp(cosine / 0.07),
-    as there and in DINO; fewer vote when there are fewer. A draw goes to the lower class id.
+    Each of the k = 20 neighbours of highest cosine similarity votes for its class with weight exp(cosine / 0.07), as in
+    that paper and in DINO. All training features vote if there are fewer than k. Ties go to the lower class id.
 
     Args:
-        train: [M, D] float, any length.
+        train: [M, D] float training features, of any norm.
         labels: [M] int64 class ids.
-        test: [N, D].
+        test: [N, D] test features.
         num_classes: C.
 
     Returns:
@@ -31,7 +31,7 @@ def nearest_neighbours(train: torch.Tensor, labels: torch.Tensor, test: torch.Te
     """
     similarity = F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
     nearest = similarity.topk(min(NEIGHBOURS, len(train)), dim=1)
-    # Less the best, so that the exponentials stay within range; it scales all votes of a row alike.
+    # Subtract the maximum, so that exp does not overflow; this scales all votes of a row equally.
     weights = ((nearest.values - nearest.values[:, :1]) / TEMPERATURE).exp()
     votes = torch.zeros(len(test), num_classes, dtype=train.dtype, device=train.device)
     return votes.scatter_add_(1, labels[nearest.indices], weights).argmax(1)
@@ -40,13 +40,13 @@ def nearest_neighbours(train: torch.Tensor, labels: torch.Tensor, test: torch.Te
 def linear(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Classify by multinomial logistic regression on standardised features.
 
-    Every feature is shifted and scaled to mean 0 and variance 1 over the training set. L-BFGS from zero weights
-    minimises the mean cross entropy plus L2 / 2 times the squared weights (not the biases), L2 = 0.001.
+    Each feature is standardised to mean 0 and variance 1 over the training set. L-BFGS, initialised with zeros,
+    minimises the mean cross-entropy plus L2 / 2 times the sum of squared weights (without biases), L2 = 0.001.
 
-    Arguments and result are those of `nearest_neighbours`.
+    For arguments and result see `nearest_neighbours`.
     """
     mean, std = train.mean(0), train.std(0, correction=0)
-    # A feature that does not vary says nothing; it must not become a division by almost nothing.
+    # Set constant features to 0 instead of dividing by a tiny deviation.
     constant = std <= 1e-6 * train.abs().amax(0)
     std = torch.where(constant, torch.inf, std)
     x = (train - mean) / std

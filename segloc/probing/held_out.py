@@ -1,12 +1,11 @@
-"""Which views of a shard folder are learned from and which are tested on, so that no item is in both.
+"""Split the views of a shard folder into training and test views without a common item or image.
 
-One rule for every folder: the last third of the shards (of the pairs, where there is one shard only) is held out, and
-so is, of every class, a third of its segments. Training views are views of the other segments in the other shards; test
-views are views of held-out segments in held-out shards. What is neither is left out. So neither a picture nor an item
-occurs on both sides, however few segments the shards were made of.
+The last third of the shards (of the pairs, if there is only one shard) is held out, and a third of the segments of
+every class. Training views show segments that are not held out, in shards that are not held out. Test views show
+held-out segments in held-out shards. All other views are left out.
 
-What the shards do not tell, this cannot part: two segments cut from two scans of one bag count as two items. And the
-split is the classifier's: a network pretrained on the same shards has seen both sides of it.
+Limits: two segments cut from two scans of the same bag count as two items, because shards do not record bags. The split
+applies to the classifier only; a network pretrained on the same shards has seen both sides.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class Chosen:
     """One view of a stored pair.
 
     Attributes:
-        sample: the pair as stored.
-        pair: its description.
+        sample: the stored pair.
+        pair: description of the pair.
         side: ``query`` or ``key``.
     """
 
@@ -43,23 +42,23 @@ class Chosen:
 
     @property
     def view(self) -> View:
-        """Its description."""
+        """Description of the view."""
         return self.pair.query if self.side == "query" else self.pair.key
 
     @property
     def label(self) -> int:
-        """Its class id."""
+        """Class id."""
         return self.pair.class_id
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Views to learn from and views to test on.
+    """Training and test views.
 
     Attributes:
-        train: in stored order.
-        test: in stored order.
-        left_out: views that were read and belong to neither side, by the side whose shards they are in.
+        train: training views, in stored order.
+        test: test views, in stored order.
+        left_out: number of views on neither side, by the side whose shards they are in.
     """
 
     train: list[Chosen]
@@ -68,17 +67,17 @@ class Split:
 
 
 def split(folder: ShardFolder, train: int, test: int, seed: int) -> Split:
-    """Read as many shards as it takes and choose the views.
+    """Read as many shards as needed and choose the views.
 
     Args:
         folder: the shards.
-        train: most views to learn from.
-        test: most views to test on.
-        seed: decides which segments are held out, and which views are taken when there are more than asked for.
+        train: maximum number of training views.
+        test: maximum number of test views.
+        seed: seed of the choice of held-out segments, and of views if there are more than the maximum.
 
     Raises:
-        InputError: a shard cannot be read, a pair's class is not the index's, or there is nothing to test or to tell
-            apart.
+        InputError: a shard cannot be read, a pair's class differs from the index, there are no test views, or the
+            training views have fewer than two classes.
     """
     learning, testing = (_views(samples, folder) for samples in _read(folder, train, test))
     held_out = held_out_segments([*learning, *testing], seed)
@@ -88,14 +87,16 @@ def split(folder: ShardFolder, train: int, test: int, seed: int) -> Split:
     rng = np.random.default_rng([seed, 0x5E1])
     result = Split(_some(learned, train, rng), _some(tested, test, rng), left_out)
     if len({chosen.label for chosen in result.train}) < 2:
-        raise InputError(f"{folder.store}: fewer than two classes to learn from")
+        raise InputError(f"{folder.store}: the training views have fewer than two classes; use shards of more segments")
     if not result.test:
-        raise InputError(f"{folder.store}: no views of held-out segments; classes need two segments, and more pairs")
+        raise InputError(
+            f"{folder.store}: no views of held-out segments; use shards of more pairs, with two segments per class"
+        )
     return result
 
 
 def held_out_segments(views: Iterable[Chosen], seed: int) -> set[str]:
-    """Choose a third of the segments of every class, at least one where there are two; none of a class that has one."""
+    """Choose a third of the segments of every class: at least one of two or more, none of a single one."""
     classes = defaultdict(set)
     for chosen in views:
         classes[chosen.label].add(chosen.view.segment)
@@ -111,14 +112,14 @@ def held_out_segments(views: Iterable[Chosen], seed: int) -> set[str]:
 
 
 def _read(folder: ShardFolder, train: int, test: int) -> tuple[list[Sample], list[Sample]]:
-    """Read pairs to learn from, and others to test on."""
+    """Read the pairs of the training side and of the test side."""
     shards = [shard for shard in folder.index.shards if shard.pairs]
     if len(shards) == 1:
         samples = folder.load(shards[0])
         cut = len(samples) - len(samples) // SHARE
         return samples[:cut], samples[cut:]
     cut = len(shards) - max(1, len(shards) // SHARE)
-    # Of the views read, two thirds and one third come into question; a little more is read than that.
+    # About two thirds of the training side's views, and one third of the test side's, are usable. Read some more.
     ahead = _enough(shards[:cut], 2 * train)
     behind = _enough(shards[: cut - 1 : -1], (SHARE + 1) * test)
     bar = tqdm([*ahead, *behind], desc="reading", unit="shard")
@@ -128,7 +129,7 @@ def _read(folder: ShardFolder, train: int, test: int) -> tuple[list[Sample], lis
 
 
 def _enough(shards: Sequence[Shard], views: int) -> list[Shard]:
-    """Take the first shards that hold `views` views together, or all."""
+    """Return the first shards that together have at least `views` views, or all."""
     taken: list[Shard] = []
     for shard in shards:
         if sum(len(SIDES) * other.pairs for other in taken) >= views:

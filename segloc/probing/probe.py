@@ -1,4 +1,4 @@
-"""How well the features of an item tell its class: held-out views, k-NN and a linear layer."""
+"""Measure how well features predict the classes of held-out items, with k-NN and a linear layer."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def probe(
     seed: int = 0,
     image_size: int = 500,
 ) -> dict[str, Any]:
-    """Measure how well the features of held-out items tell their class.
+    """Measure how well features predict the classes of held-out items.
 
     Args:
         weights: run, checkpoint, ``random`` or ``imagenet``.
-        shards: finished folder of shards or its URL.
-        config: recipe of pretraining, for ``random`` and ``imagenet``.
-        overrides: ``key=value`` settings of it.
-        train: most views to learn from.
-        test: most views to test on.
-        seed: of the choice of views.
-        image_size: images are shrunk to fit a square of this side, pixels.
+        shards: folder or URL of finished shards.
+        config: pretraining recipe, for ``random`` and ``imagenet``.
+        overrides: ``key=value`` overrides of the recipe.
+        train: maximum number of training views.
+        test: maximum number of test views.
+        seed: seed of the choice of views.
+        image_size: side of the square that larger images are shrunk to fit, pixels.
 
     Returns:
-        The report: origin of the weights, counts of views, ``chance`` and ``accuracy`` by kind of features, 0 to 1.
+        The report: origin of the weights, counts of views, ``chance``, and ``accuracy`` by kind of features, 0 to 1.
 
     Raises:
-        InputError: weights, shards or numbers that cannot be used, or a recipe for weights that have their own.
+        InputError: invalid weights, shards or numbers, or a recipe for a checkpoint, which has its own settings.
     """
     if min(train, test, image_size) < 1 or seed < 0:
         raise InputError("--train, --test and --image-size must be at least 1, and --seed at least 0")
@@ -55,7 +55,9 @@ def probe(
     if weights in (RANDOM, IMAGENET):
         network = start(weights, load_config(config, list(overrides)))
     elif config or overrides:
-        raise InputError(f"--config and key=value are for {RANDOM} and {IMAGENET}; {weights} has its own settings")
+        raise InputError(
+            f"--config and key=value apply to {RANDOM} and {IMAGENET} only; {weights} has its own settings"
+        )
     else:
         network = trained(weights)
     views = split(folder, train, test, seed)
@@ -81,12 +83,12 @@ def accuracies(
     train: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Mapping[str, torch.Tensor], truth: torch.Tensor,
     num_classes: int,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Classify by every level, by all of them, and by the embedding where there is one.
+    """Classify by each level, by all levels together, and by the embedding if there is one.
 
-    Several levels count alike in k-NN: each has unit length before they are put together.
+    For k-NN, each level is scaled to unit length before concatenation, so that all levels have equal weight.
 
     Returns:
-        Per kind of features ``size``, and the accuracies ``knn`` and ``linear``.
+        Per kind of features: ``size``, and the accuracies ``knn`` and ``linear``.
     """
     pairs = {name: (train["levels"][i : i + 1], test["levels"][i : i + 1]) for i, name in enumerate(LEVELS)}
     pairs["all levels"] = train["levels"], test["levels"]
@@ -94,7 +96,7 @@ def accuracies(
         pairs["embedding"] = train["embedding"], test["embedding"]
     result = {}
     for name, sides in tqdm(pairs.items(), desc="classifying", unit="features"):
-        # Levels [L, N, D] are put side by side: [N, L * D].
+        # Concatenate the levels: [L, N, D] to [N, L * D].
         plain = [side.transpose(0, 1).flatten(1) for side in sides]
         unit = [normalize(side, dim=2).transpose(0, 1).flatten(1) for side in sides]
         nearest = classifiers.nearest_neighbours(unit[0], labels, unit[1], num_classes)
@@ -108,7 +110,7 @@ def accuracies(
 
 
 def about_views(views: Split, classes: Sequence[str]) -> dict[str, Any]:
-    """Count what was learned from and tested on."""
+    """Count views, segments and classes of both sides."""
     about: dict[str, Any] = {}
     for name, side in (("train", views.train), ("test", views.test)):
         per_class = Counter(chosen.label for chosen in side)
@@ -122,13 +124,13 @@ def about_views(views: Split, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """Put the report into a table for the terminal."""
+    """Format the report as a text table."""
     train, test = report["train"], report["test"]
     lines = [
         f"{report['weights']}: {report['arch']}, norm {report['norm']}, {report['iteration']} steps",
-        f"learned from {train['views']} views of {train['segments']} segments, tested on {test['views']} of "
-        f"{test['segments']} others, {len(test['classes'])} classes "
-        f"({train['left_out']} and {test['left_out']} left out to keep them apart)",
+        f"trained on {train['views']} views of {train['segments']} segments, tested on {test['views']} views of "
+        f"{test['segments']} other segments, {len(test['classes'])} classes "
+        f"({train['left_out']} and {test['left_out']} views left out to separate them)",
         f"{'features':<12}{'size':>6}{'k-NN':>8}{'linear':>8}",
     ]
     for name, row in report["accuracy"].items():

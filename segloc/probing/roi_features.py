@@ -1,4 +1,4 @@
-"""Features of boxed items: a network of any origin, RoIAlign on every level, and the RoI head where there is one."""
+"""Features of boxed items: RoIAlign on every level of a backbone, and the RoI head if there is one."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from segloc.probing.held_out import SIDES, Chosen
 from segloc.settings.pretraining import HeadConfig, PretrainConfig
 from segloc.training.processes import ALONE
 
-# Pairs decoded and embedded at a time.
+# Pairs per batch.
 PAIRS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What is probed.
+    """The network to probe.
 
     Attributes:
         backbone: in eval mode.
-        head: the RoI head of pretraining, where there is one that belongs to these weights.
-        about: settings and origin, for the report.
+        head: the pretrained RoI head, or None.
+        about: settings and iteration, for the report.
     """
 
     backbone: SegLocBackbone
@@ -41,15 +41,15 @@ class Network:
 
 
 def start(weights: str, config: PretrainConfig) -> Network:
-    """Build the network that pretraining or fine-tuning would start from.
+    """Build an untrained network.
 
     Args:
-        weights: ``random``, which is exactly what a pretraining run of that recipe starts from, or ``imagenet``, where
-            FPN and attention are random.
+        weights: ``random``, exactly the initial network of a pretraining run of that recipe, or ``imagenet``, whose FPN
+            and attention are random.
         config: the recipe.
 
     Raises:
-        InputError: the weights cannot be had, or do not fit the recipe.
+        InputError: the weights cannot be downloaded or do not match the recipe.
     """
     torch.manual_seed(config.seed)
     encoder = Encoder(config.model, config.head).eval()
@@ -60,10 +60,10 @@ def start(weights: str, config: PretrainConfig) -> Network:
 
 
 def trained(weights: str) -> Network:
-    """Load a pretraining or fine-tuning result, with the RoI head if it holds one.
+    """Load a pretraining or fine-tuning result, with its RoI head if it has one.
 
     Raises:
-        InputError: it is none, or does not fit together.
+        InputError: the file is not such a result, or its tensors do not match its settings.
     """
     stored, head = read_backbone(weights), None
     if stored.head:
@@ -73,12 +73,12 @@ def trained(weights: str) -> Network:
 
 
 def head_like(state: Mapping[str, torch.Tensor], source: str) -> RoIHead:
-    """Build the RoI head a state dict belongs to; its tensors tell its sizes and its norm.
+    """Build the RoI head of a state dict; infer sizes and norm from its tensors.
 
-    The norm can be another than the backbone's, where batch norm was put into a norm-free backbone.
+    The norm can differ from the backbone's if batch norm was inserted into a norm-free backbone.
 
     Raises:
-        InputError: it is no head of ours.
+        InputError: the state dict is not of a segloc RoI head.
     """
     standardised = any(name.endswith("running_mean") for name in state if name.startswith(("fcs.", "embedding.")))
     if "box.fc1.weight" in state:
@@ -103,14 +103,14 @@ def features(
     """Compute the features of the views' items.
 
     Args:
-        network: what is probed.
-        views: both of a pair next to each other, where both are wanted.
-        image_size: images are shrunk to fit a square of this side, pixels.
-        label: of the progress bar.
+        network: the network.
+        views: the views; if both views of a pair are included, they must be adjacent.
+        image_size: side of the square that larger images are shrunk to fit, pixels.
+        label: text of the progress bar.
 
     Returns:
-        ``levels`` [L, N, C] and, with a head, ``embedding`` [L, N, dim], on the CPU in float64, and the class ids [N].
-        The views' order is not kept, but is the same for equal arguments.
+        ``levels`` [L, N, C] and, with a head, ``embedding`` [L, N, dim], float64 on the CPU, and the class ids [N].
+        The order differs from `views` but is deterministic.
 
     Raises:
         InputError: an image cannot be decoded, or the features are not finite.
@@ -146,15 +146,15 @@ def features(
     if embeddings:
         found["embedding"] = torch.cat(embeddings, 1)
     if not all(torch.isfinite(x).all() for x in found.values()):
-        raise InputError("the features are not finite; these weights must have diverged in training")
+        raise InputError("the features are not finite; the training of these weights diverged")
     return found, torch.cat(labels)
 
 
 def make_batch(samples: list[Sample], classes: Sequence[str], batcher: Batcher) -> Batch:
-    """Decode these pairs and no others.
+    """Decode exactly these pairs.
 
     Raises:
-        InputError: one is damaged.
+        InputError: a pair is damaged.
     """
     group = Group(np.array([[0, position] for position in range(len(samples))]), {0: samples})
     batch, damaged = batcher.make(Step([(group, place) for place in range(len(samples))], classes))

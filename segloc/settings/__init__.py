@@ -1,1 +1,1 @@
-"""Every setting: frozen dataclasses, and the loader that reads recipes into them."""
+"""Settings as frozen dataclasses, and the loader that reads recipes into them."""

@@ -1,4 +1,4 @@
-"""An experiment's recipe: initialisations x protocols x seeds, and whether the initialisations are probed."""
+"""Settings of an experiment: a grid of initialisations x protocols x seeds, and an optional probe."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from segloc.common.errors import InputError, unknown_key
 from segloc.settings.fields import MAX_SEED, check_limits, setting
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-# Stands where the name of a protocol does in the cells that probe.
+# Used in place of a protocol's name for the cells that probe.
 PROBE = "probe"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """A pretraining that initialisations may use."""
+    """A pretraining run that initialisations can refer to."""
 
-    shards: str = setting("", "``--shards``; needed.")
+    shards: str = setting("", "``--shards``; required.")
     config: str = setting(
-        "", "``--config``, a recipe of detectron_configs/pretrain; empty is the recommended ResNet-101 recipe."
+        "", "``--config``, a recipe in detectron_configs/pretrain; empty: the recommended ResNet-101 recipe."
     )
-    overrides: tuple[str, ...] = setting((), "``key=value`` settings of it.")
+    overrides: tuple[str, ...] = setting((), "``key=value`` overrides of the recipe.")
     seed: int | None = setting(
         None,
-        "Empty: every seed of the experiment has its own pretraining, so that the spread over seeds covers the "
-        "pretraining too. Given: all seeds share one pretraining of this seed.",
+        "Empty: each seed of the experiment has its own pretraining, so the spread over seeds includes the "
+        "pretraining. A number: all seeds share one pretraining with this seed.",
     )
     processes: int = setting(1, "``--processes``.", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where fine-tuning starts: ``weights`` or ``pretraining``."""
+    """The initialisation of fine-tuning: either ``weights`` or ``pretraining``."""
 
     weights: str = setting("", "``random``, ``imagenet`` or a path; see ``segloc.finetune --weights``.")
-    pretraining: str = setting("", "Name of one of the pretrainings.")
+    pretraining: str = setting("", "Name of an entry of ``pretrainings``.")
     insert_bn: bool = setting(
-        False, "Whether batch norm is put into the pretraining's result first (``segloc.export --insert-bn``)."
+        False, "Insert batch norm into the pretrained backbone first (``segloc.export --insert-bn``)."
     )
-    overrides: tuple[str, ...] = setting((), "``key=value`` settings of the fine-tuning recipe that the weights need.")
+    overrides: tuple[str, ...] = setting((), "``key=value`` overrides of the fine-tuning recipe for these weights.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How it is fine-tuned."""
+    """A fine-tuning protocol."""
 
-    config: str = setting("", "``--config``, a recipe of detectron_configs/finetune; needed.")
-    overrides: tuple[str, ...] = setting((), "``key=value`` settings of it.")
-    starts: tuple[str, ...] = setting((), "Names of the initialisations it is for; empty is all.")
+    config: str = setting("", "``--config``, a recipe in detectron_configs/finetune; required.")
+    overrides: tuple[str, ...] = setting((), "``key=value`` overrides of the recipe.")
+    starts: tuple[str, ...] = setting((), "Names of the initialisations to fine-tune; empty: all.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """How the initialisations are probed; see ``segloc.probe``."""
+    """Settings of the probe; see ``segloc.probe``."""
 
-    shards: str = setting("", "``--shards``; the same for all, best of items that no pretraining has seen; needed.")
+    shards: str = setting("", "``--shards``; required. Best of items that no pretraining has seen.")
     config: str = setting(
         "",
-        "``--config``, a recipe of detectron_configs/pretrain whose network random and imagenet have; empty is the "
-        "recommended ResNet-101 recipe.",
+        "``--config``, a recipe in detectron_configs/pretrain that defines the network of random and imagenet; empty: "
+        "the recommended ResNet-101 recipe.",
     )
-    overrides: tuple[str, ...] = setting((), "``key=value`` settings of it.")
-    starts: tuple[str, ...] = setting((), "Names of the initialisations to probe; empty is all.")
-    train: int = setting(2000, "``--train``, views to learn from.", least=1)
-    test: int = setting(1000, "``--test``, views to test on.", least=1)
+    overrides: tuple[str, ...] = setting((), "``key=value`` overrides of the recipe.")
+    starts: tuple[str, ...] = setting((), "Names of the initialisations to probe; empty: all.")
+    train: int = setting(2000, "``--train``, number of training views.", least=1)
+    test: int = setting(1000, "``--test``, number of test views.", least=1)
     image_size: int = setting(500, "``--image-size``, pixels.", least=1)
 
 
@@ -84,13 +84,13 @@ class Compare:
 class Experiment:
     """A grid of fine-tuning runs and probes."""
 
-    title: str = setting("SegLoc experiment", "Headline of the report.")
-    data: str = setting("", "``--data``, a PIDray folder; empty leaves it to the protocols' recipes.")
-    seeds: tuple[int, ...] = setting((0, 1, 2), "One run of every initialisation and protocol for each.")
+    title: str = setting("SegLoc experiment", "Title of the report.")
+    data: str = setting("", "``--data``, a PIDray folder; empty: the protocols' recipes set it.")
+    seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds; each initialisation and protocol is run once per seed.")
     pretrainings: dict[str, Pretraining] = setting({}, "Pretrainings by name.")
     starts: dict[str, Start] = setting({}, "Initialisations by name.")
     protocols: dict[str, Protocol] = setting({}, "Protocols by name.")
-    probe: Probe | None = setting(None, "How the initialisations are probed; empty: they are not.")
+    probe: Probe | None = setting(None, "Probe of the initialisations; empty: no probe.")
     compare: Compare = setting(Compare(), "What the page of a study compares.")
 
     def __post_init__(self) -> None:
@@ -104,14 +104,14 @@ class Experiment:
             _check_entry("starts", name, start, None, "train.seed")
             self._check_start(f"starts.{name}", start)
         if not self.starts:
-            raise InputError("starts names none, so there is nothing to run")
+            raise InputError("starts is empty; add at least one initialisation")
         if not self.protocols and self.probe is None:
-            raise InputError("protocols names none and there is no probe, so there is nothing to run")
+            raise InputError("protocols is empty and there is no probe; add a protocol or a probe")
         for name, protocol in self.protocols.items():
             _check_entry("protocols", name, protocol, "config", "train.seed")
             self._check_names(protocol.starts, f"protocols.{name}.starts")
         if PROBE in self.protocols:
-            raise InputError(f"protocols: {PROBE} is what cells that probe are called; choose another name")
+            raise InputError(f"protocols: the name {PROBE!r} is reserved for the probe; choose another name")
         if self.probe is not None:
             _check_entry("", PROBE, self.probe, "shards", "seed")
             self._check_names(self.probe.starts, "probe.starts")
@@ -120,11 +120,11 @@ class Experiment:
 
     def _check_start(self, key: str, start: Start) -> None:
         if bool(start.weights) == bool(start.pretraining):
-            raise InputError(f"{key}: give weights (random, imagenet or a path) or pretraining, one of them")
+            raise InputError(f"{key}: set either weights (random, imagenet or a path) or pretraining")
         if start.pretraining and start.pretraining not in self.pretrainings:
             raise unknown_key(start.pretraining, self.pretrainings, f"{key}.pretraining")
         if start.insert_bn and not start.pretraining:
-            raise InputError(f"{key}: insert_bn needs a pretraining, whose shards it measures on")
+            raise InputError(f"{key}: insert_bn needs a pretraining, because it measures on its shards")
 
     def _check_names(self, names: Iterable[str], key: str) -> None:
         for name in names:
@@ -135,13 +135,13 @@ class Experiment:
 def _check_entry(
     section: str, name: object, entry: Pretraining | Start | Protocol | Probe, needed: str | None, seed: str
 ) -> None:
-    """Check an entry; `seed` is the setting that the experiment's seeds give, which no override may."""
+    """Check an entry. `seed` is the key that the experiment's seeds set, so no override may set it."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise InputError(f"{section}: {str(name)!r} cannot name a folder; use letters, digits, - and _")
+        raise InputError(f"{section}: {str(name)!r} is not a valid folder name; use letters, digits, - and _")
     key = f"{section}.{name}" if section else name
     check_limits(entry, f"{key}.")
     for override in entry.overrides:
         if split_override(override)[0] == seed:
-            raise InputError(f"{key}.overrides: {override!r}: the experiment's seeds set the seed")
+            raise InputError(f"{key}.overrides: {override!r} sets the seed; remove it, the experiment's seeds set it")
     if needed and not getattr(entry, needed):
         raise InputError(f"{key}.{needed} is not set")

@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, what it means, and which values it may have."""
+"""Declare a setting: its default, its meaning and its allowed values."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from segloc.common.errors import InputError
 
-MAX_SEED = 2**63 - 1  # torch takes no larger one
+MAX_SEED = 2**63 - 1  # largest seed that torch accepts
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Which values a setting may have.
+    """Allowed values of a setting.
 
     Attributes:
-        choices: the texts it may be.
-        least: the smallest number it may be.
-        most: the largest number it may be.
-        above: a number that it must exceed.
-        multiple_of: a number that must divide it; needs `least`.
+        choices: allowed texts.
+        least: inclusive lower bound.
+        most: inclusive upper bound; needs `least`.
+        above: exclusive lower bound.
+        multiple_of: required divisor; needs `least`.
     """
 
     choices: Sequence[str] = ()
@@ -31,7 +31,7 @@ class Limits:
     multiple_of: int = 0
 
     def allow(self, value: Any) -> bool:
-        """Whether a setting may have this value."""
+        """Return whether the value is allowed."""
         if self.choices:
             return value in self.choices
         if self.above is not None:
@@ -42,15 +42,15 @@ class Limits:
         return bool(fits and not (self.multiple_of and value % self.multiple_of))
 
     def words(self, quote: str = "") -> str:
-        """Say what the value is, with this around each choice; empty where everything goes."""
+        """Describe the allowed values, with `quote` around each choice; empty when all values are allowed."""
         if self.choices:
             return f"one of {', '.join(f'{quote}{choice}{quote}' for choice in self.choices)}"
         if self.above is not None:
             return f"more than {self.above}"
         if self.multiple_of:
-            return f"a multiple of {self.multiple_of} from {self.least} on"
+            return f"a multiple of {self.multiple_of} that is at least {self.least}"
         if self.most < math.inf:
-            return f"within {self.least} and {self.most}"
+            return f"from {self.least} to {self.most}"
         return "" if self.least is None else f"at least {self.least}"
 
 
@@ -58,8 +58,8 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
     """Declare a field of a settings dataclass.
 
     Args:
-        default: its default.
-        meaning: one sentence or two, with the unit; docs/settings.md shows it.
+        default: default value.
+        meaning: one or two sentences, with the unit; copied to docs/settings.md.
         limits: attributes of `Limits`.
     """
     metadata = {"meaning": meaning, "limits": Limits(**limits)}
@@ -69,12 +69,12 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
 
 
 def check_limits(settings: Any, prefix: str = "") -> None:
-    """Check every setting of a dataclass, and of the dataclasses in it, against its declaration.
+    """Check the settings of a dataclass and of its nested dataclasses.
 
-    The prefix is the dotted key of the dataclass, with a dot at the end.
+    `prefix` is the dotted key of the dataclass with a dot at the end.
 
     Raises:
-        InputError: a value is not one that its setting may have.
+        InputError: a value is not allowed.
     """
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), prefix + field.name

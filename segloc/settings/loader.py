@@ -1,8 +1,8 @@
-"""The one reader and writer of recipes: YAML into frozen dataclasses, strictly.
+"""Read and write recipes: YAML to frozen dataclasses, with strict keys and types.
 
-A recipe holds data only. Nothing in it is interpolated, called or imported. A key that the dataclass does not have is
-an error that names the nearest key. The key ``base`` names another recipe, relative to the recipe's folder, whose
-settings come first.
+A recipe holds data only. Nothing in it is interpolated, called or imported. An unknown key is an error that names the
+nearest valid key. The key ``base`` gives the path of another recipe, relative to this recipe's folder, whose settings
+are read first.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from segloc.common.cli import split_override
 from segloc.common.errors import InputError, one_line, unknown_key
 
 BASE = "base"
-# What YAML raises on text that it cannot read; ValueError is of a date or number that cannot be.
+# Errors that YAML raises on unreadable text; ValueError comes from impossible dates and numbers.
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 Config = TypeVar("Config")
 
 
 def load(schema: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe into a frozen dataclass, or take its defaults when there is none, and apply overrides.
+    """Read a recipe into a frozen dataclass and apply overrides; a `path` of None gives the defaults.
 
-    Overrides are ``section.key=value``. The value of a text setting is taken as it stands, any other is read as YAML.
+    Overrides are ``section.key=value``. The value of a text setting is used literally, any other is parsed as YAML.
 
     Raises:
-        InputError: no such file, not YAML, an unknown key, a value of another type or one that the dataclass refuses,
-            or bases that form a circle.
+        InputError: no such file, not YAML, an unknown key, a value of the wrong type or out of range, or circular
+            bases.
     """
     return _changed(schema, {} if path is None else _read(path), str(path), overrides)
 
@@ -42,19 +42,19 @@ def parse(schema: type[Config], text: str, where: str, overrides: Sequence[str] 
 
 
 def _changed(schema: type[Config], raw: dict[str, Any], where: str, overrides: Sequence[str]) -> Config:
-    config = _build(schema, raw, where)  # also before overrides, so that an error in the recipe names the recipe
+    config = _build(schema, raw, where)  # before the overrides, too, so that errors in the recipe name its file
     for override in overrides:
         _apply(schema, raw, override)
     return _build(schema, raw, "override") if overrides else config
 
 
 def to_yaml(config: Any) -> str:
-    """Write a resolved recipe: every setting, as YAML that `parse` reads."""
+    """Write all settings as YAML that `parse` reads."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
 def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe file into nested dicts, its bases merged in; `above` are the recipes that have it as their base."""
+    """Read a recipe and its bases into nested dicts; `above` holds the recipes that led here through ``base``."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
@@ -73,9 +73,9 @@ def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
-    """Build a frozen dataclass from nested dicts; keys left out keep their defaults.
+    """Build a frozen dataclass from nested dicts; missing keys keep their defaults.
 
-    Error messages name the source `where` and keys with their prefix, the section's dotted key and a dot.
+    Error messages contain the source `where` and the full key. `prefix` is the section's dotted key and a dot.
     """
     hints = get_type_hints(schema)
     values = {}
@@ -90,7 +90,7 @@ def _build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = 
 
 
 def keys(schema: Any, prefix: str = "") -> Iterator[str]:
-    """List the dotted keys of all settings of a dataclass."""
+    """Yield the dotted keys of all settings of a dataclass."""
     for name, hint in get_type_hints(schema).items():
         if dataclasses.is_dataclass(hint):
             yield from keys(hint, f"{prefix}{name}.")
@@ -99,7 +99,7 @@ def keys(schema: Any, prefix: str = "") -> Iterator[str]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested settings into one dict by dotted key; lists stay values."""
+    """Flatten nested settings into one dict by dotted key; lists stay values."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -126,19 +126,19 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
-    """Put an override's value into nested dicts, under a key that the schema or the recipe has."""
+    """Write an override's value into the nested dicts."""
     key, text = split_override(override)
     *sections, last = key.split(".")
     hint: Any = schema
     for part in sections:
-        if get_origin(hint) is dict and part not in raw:  # an entry that the recipe does not have
+        if get_origin(hint) is dict and part not in raw:  # the recipe has no such entry
             raise unknown_key(part, map(str, raw), f"override {override!r}")
         hint = _required(_inner(hint, part))
         if not (dataclasses.is_dataclass(hint) or get_origin(hint) is dict):
             raise unknown_key(key, keys(schema), "override")
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):
-            raise InputError(f"override: {key!r} lies in no section")
+            raise InputError(f"override: {key!r} is not in a section")
     hint = _inner(hint, last)
     if hint is None:
         raise unknown_key(key, keys(schema), "override")
@@ -147,25 +147,25 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
     try:
         raw[last] = text if hint is str else yaml.safe_load(text)
     except UNREADABLE as error:
-        raise InputError(f"{override!r}: the value cannot be read") from error
+        raise InputError(f"{override!r}: the value cannot be read as YAML") from error
 
 
 def _inner(hint: Any, key: str) -> Any:
-    """Type of a key of a section; None if it has no such key."""
+    """Return the type of a section's key; None if there is no such key."""
     if dataclasses.is_dataclass(hint):
         return get_type_hints(hint).get(key)
     return get_args(hint)[1] if get_origin(hint) is dict else None
 
 
 def _required(hint: Any) -> Any:
-    """Take None out of ``X | None``."""
+    """Return X for ``X | None``."""
     if get_origin(hint) in (Union, types.UnionType):
         return next(part for part in get_args(hint) if part is not type(None))
     return hint
 
 
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
-    """Check a value read from YAML against its annotation, and convert what YAML writes differently."""
+    """Check a value from YAML against its annotation; convert lists to tuples and numbers to float."""
     if value is None and type(None) in get_args(hint):
         return None
     hint = _required(hint)
@@ -182,7 +182,7 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         return tuple(_value(get_args(hint)[0], part, where, key) for part in value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-4, without a dot, as text
+            return float(value)  # YAML reads 1e-4 (no dot) as text
         except (ValueError, OverflowError):
             pass
     if type(value) is not hint:
@@ -191,7 +191,7 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Turn tuples into lists, which is all that YAML has."""
+    """Convert tuples to lists, because YAML has no tuples."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

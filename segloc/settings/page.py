@@ -1,4 +1,4 @@
-"""``python -m segloc.settings.page``: makes docs/settings.md of the settings' own declarations."""
+"""``python -m segloc.settings.page``: generate docs/settings.md from the settings' declarations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from segloc.settings.pretraining import PretrainConfig
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every setting of a recipe, for those who write one. `python -m segloc.settings.page` makes this page.
+Reference of all recipe settings. `python -m segloc.settings.page` generates this page.
 
-A recipe is YAML. It names the settings that differ from the defaults; `base: other.yaml` takes another recipe's
-settings first. `key=value` on the command line changes one setting, with the dotted key: `optim.batch=32`. The value of
-a text setting is taken as it stands, any other is read as YAML. A key that does not exist is an error that names the
-nearest one. Every run writes all its settings to `config.yaml`.
+A recipe is a YAML file with the settings that differ from the defaults. `base: other.yaml` reads another recipe first.
+`key=value` on the command line changes one setting by its dotted key: `optim.batch=32`. The value of a text setting is
+used literally, any other is parsed as YAML. An unknown key is an error that names the nearest valid key. Every run
+writes all its settings to `config.yaml`.
 """
 PARTS = (
     ("Pretraining", "`segloc.pretrain --config`, recipes in `detectron_configs/pretrain/`", PretrainConfig),
@@ -33,7 +33,7 @@ PARTS = (
 
 
 def page() -> str:
-    """Write the page."""
+    """Return the page as Markdown."""
     parts = [HEAD]
     for title, where, schema in PARTS:
         parts += [f"\n## {title}\n\n{where}.\n", *_tables(schema, "")]
@@ -41,7 +41,7 @@ def page() -> str:
 
 
 def _tables(schema: Any, prefix: str) -> list[str]:
-    """A table of the schema's own settings, then those of its sections."""
+    """Return a table of the schema's own settings, then the tables of its sections."""
     hints = typing.get_type_hints(schema)
     own = [field for field in dataclasses.fields(schema) if not dataclasses.is_dataclass(hints[field.name])]
     tables = []

@@ -1,7 +1,6 @@
-"""The settings of pretraining, as frozen dataclasses. The defaults are our recommended recipe.
+"""Settings of pretraining. The defaults are the recommended recipe.
 
-A recipe (``detectron_configs/pretrain/*.yaml``) and ``key=value`` overrides change them; a key that does not exist is
-an error that names the nearest one that does.
+Recipes (``detectron_configs/pretrain/*.yaml``) and ``key=value`` overrides change them; see `segloc.settings.loader`.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ from segloc.settings.backbone import GROUPS, BackboneSettings
 from segloc.settings.fields import MAX_SEED, check_limits, setting
 from segloc.settings.loader import load
 
-STRIDE = 32  # an image of this side is a single position in the ResNet's last stage
+STRIDE = 32  # images up to this side give a single position in the ResNet's last stage
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(BackboneSettings):
-    """The backbone (`segloc.models.backbone.SegLocBackbone`) and what it starts from."""
+    """The backbone (`segloc.models.backbone.SegLocBackbone`) and its initialisation."""
 
     bn_splits: int = setting(
-        8, "Parts into which bn splits a batch; keys are permuted over them (shuffle-BN on one device).", least=1
+        8, "Parts of a batch that bn normalises separately; keys are shuffled over them (shuffle-BN).", least=1
     )
     init: str = setting(
         "random",
-        "Start weights: ``random`` as in the paper; ``imagenet``, torchvision's for the ResNet (needs norm bn); the "
-        "path of the state dict of a torchvision ResNet (likewise); or the path of a run or checkpoint of this "
-        "project, whose backbone, and head if it fits, are taken over.",
+        "Initial weights: ``random``, as in the paper; ``imagenet``, torchvision's for the ResNet (needs norm=bn); the "
+        "path of a torchvision ResNet's state dict (needs norm=bn); or the path of a segloc run or checkpoint, whose "
+        "backbone is loaded, and its head if it matches.",
     )
     frozen: int = setting(
         0,
-        "Parts of the ResNet that keep their start weights and statistics: 0 none, as the paper found best (section "
-        "5.4), 1 the stem and layer1, ... 4 all of it.",
+        "ResNet stages that keep their initial weights and statistics: 0 none (best in the paper, section 5.4), 1 the "
+        "stem and layer1, up to 4, the whole ResNet.",
         least=0,
         most=4,
     )
@@ -46,20 +45,20 @@ class HeadConfig:
 
     kind: str = setting(
         "insloc",
-        "``insloc``: convolutions and fully connected layers (the paper has InsLoc's); ``box2fc``: the detector's own "
-        "two fully connected layers, which fine-tuning can then start from.",
+        "``insloc``: InsLoc's convolutions and fully connected layers, as in the paper; ``box2fc``: the two fully "
+        "connected layers of the detector's box head, which fine-tuning can load.",
         choices=("insloc", "box2fc"),
     )
-    convs: int = setting(4, "Number of convolutions; box2fc has none.", least=0)
-    conv_dim: int = setting(256, "Their channels.", least=1)
+    convs: int = setting(4, "Number of convolutions; not used by box2fc.", least=0)
+    conv_dim: int = setting(256, "Channels of these convolutions.", least=1)
     fc_dim: int = setting(1024, "Width of the fully connected layers.", least=1)
-    dim: int = setting(128, "Size of the embedding.", least=1)
+    dim: int = setting(128, "Dimension of the embedding.", least=1)
     embedding_bn: bool = setting(
         False,
-        "Standardise the embeddings over the micro-batch (over each of its bn_splits parts), so that they cannot all "
-        "drift away from older keys. Accumulating micro-batches is then not the same as one large batch.",
+        "Standardise the embeddings over each of the micro-batch's bn_splits parts, so that they cannot all drift away "
+        "from older keys. Accumulated micro-batches then give a different result than one large batch.",
     )
-    sampling_ratio: int = setting(2, "RoIAlign's samples per bin and axis; 0 adapts to the box.", least=0)
+    sampling_ratio: int = setting(2, "RoIAlign samples per bin and axis; 0 adapts to the box size.", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,74 +67,69 @@ class QueueConfig:
 
     kind: str = setting(
         "class",
-        "``class``: one a class, of keys of the other classes (the paper's contribution, section 4.1); ``single``: one "
-        "for all queries, the last K keys whatever their class (MoCo and InsLoc, the paper's baseline).",
+        "``class``: one queue per class, with keys of the other classes (the paper's contribution, section 4.1); "
+        "``single``: one queue with the last K keys of all classes (MoCo and InsLoc, the paper's baseline).",
         choices=("class", "single"),
     )
-    size: int = setting(
-        16384, "K, keys per queue and level. The paper says both 16385 and 2^14; 2^14 is 16384.", least=1
-    )
+    size: int = setting(16384, "K, keys per queue and level. The paper states both 16385 and 2^14 = 16384.", least=1)
     init: str = setting(
         "keys",
-        "``keys`` fills them from the untrained key network before training (the paper calls this crucial); ``random`` "
-        "fills them with random unit vectors of random classes, the paper's ablation.",
+        "``keys`` fills the queues with keys of the untrained key network (the paper calls this crucial); ``random`` "
+        "fills them with random unit vectors of random classes (the paper's ablation).",
         choices=("keys", "random"),
     )
     positives: str = setting(
         "key",
-        "``key``: a query's own key is its only positive, as in MoCo and the paper; ``class``: so are "
-        "the stored keys of its class, all with the same weight "
-        "(`segloc.contrast.losses.info_nce`). With C classes these are about K / (C - 1); with "
-        "``random`` keys they mean nothing until those are gone.",
+        "``key``: a query's own key is its only positive, as in MoCo and the paper; ``class``: the stored keys of its "
+        "class, about K / (C - 1) for C classes, are positives too, with equal weights "
+        "(`segloc.contrast.losses.info_nce`). With init=random they carry no information until real keys replace them.",
         choices=("key", "class"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What happens to a pair between shard and network."""
+    """Loading and augmentation of pairs."""
 
-    image_size: int = setting(500, "Images are shrunk to fit a square of this side, pixels.", least=1)
+    image_size: int = setting(500, "Side of the square that larger images are shrunk to fit, pixels.", least=1)
     augment: str = setting(
         "xray",
-        "Photometric set, ``xray``, ``paper`` or ``none`` (`segloc.data.augment`).",
+        "Photometric augmentation (`segloc.data.augment`).",
         choices=("xray", "paper", "none"),
     )
-    flip: float = setting(0.5, "Probability of a horizontal flip, each view by itself.", least=0, most=1)
+    flip: float = setting(0.5, "Probability of a horizontal flip, independent for each view.", least=0, most=1)
     box_augment: str = setting(
         "none",
-        "``none``: the item's own box; ``insloc``: the query is pooled on P5 from a random anchor that overlaps the "
-        "item instead (`segloc.data.box_augment`).",
+        "``none``: pool the query from the item's box; ``insloc``: on P5, pool it from a random anchor that overlaps "
+        "the item (`segloc.data.box_augment`).",
         choices=("none", "insloc"),
     )
-    mix_shards: int = setting(
-        4, "Shards whose pairs are mixed with each other; their bytes are held in memory.", least=1
-    )
+    mix_shards: int = setting(4, "Shards per shuffle group; a group is kept in memory.", least=1)
     threads: int = setting(4, "Decoding threads.", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser, under a cosine schedule, the learning rate scaled by the batch."""
+    """The optimiser under a cosine schedule."""
 
     method: str = setting(
         "sgd",
-        "``sgd`` with Nesterov momentum (InsLoc), or ``adamw``, which gets further in very short runs.",
+        "``sgd`` with Nesterov momentum (InsLoc), or ``adamw``, which learns faster in very short runs.",
         choices=("sgd", "adamw"),
     )
     batch: int = setting(64, "Pairs per optimiser step.", least=1)
     micro_batch: int = setting(64, "Pairs per forward pass; less than `batch` accumulates gradients.", least=1)
-    lr_per_256: float = setting(0.03, "Learning rate at 256 pairs per step (InsLoc: 0.03).", above=0)
-    momentum: float = setting(0.9, "Of SGD; AdamW keeps its own.", least=0, most=1)
-    weight_decay: float = setting(0.0001, "L2 penalty.", least=0)
+    lr_per_256: float = setting(0.03, "Learning rate per 256 pairs of `batch` (InsLoc: 0.03).", above=0)
+    momentum: float = setting(0.9, "Momentum of SGD; AdamW uses its default betas.", least=0, most=1)
+    weight_decay: float = setting(0.0001, "Weight decay of all parameters.", least=0)
     warmup: int = setting(0, "Steps of linear warm-up.", least=0)
     epochs: int = setting(30, "Passes over the shards.", least=1)
-    steps: int = setting(0, "Optimiser steps; 0 leaves it to `epochs`.", least=0)
+    steps: int = setting(0, "Optimiser steps; 0 uses `epochs`.", least=0)
     ema: float = setting(0.999, "Momentum m of the key network.", least=0, most=1)
     temperature: float = setting(0.2, "T of InfoNCE.", above=0)
-    amp: bool = setting(False, "Bfloat16 autocast.")
+    amp: bool = setting(False, "Use bfloat16 autocast.")
     compile: bool = setting(
-        False, "Torch.compile of both networks; pays on a GPU and in long runs, as the first steps take minutes."
+        False, "Compile both networks with torch.compile. Use it for long runs on a GPU; the first steps take minutes."
     )
 
 
@@ -143,7 +137,7 @@ class OptimConfig:
 class PretrainConfig:
     """All settings of a pretraining run."""
 
-    seed: int = setting(0, "Seeds the weights, the order of the pairs and the augmentation.", least=0, most=MAX_SEED)
+    seed: int = setting(0, "Seed of the weights, the order of the pairs and the augmentation.", least=0, most=MAX_SEED)
     checkpoint_every: int = setting(500, "Steps between checkpoints.", least=1)
     log_every: int = setting(10, "Steps between lines of metrics.json.", least=1)
     model: ModelConfig = ModelConfig()
@@ -156,13 +150,16 @@ class PretrainConfig:
         check_limits(self)
         if self.queue.positives != "key" and self.queue.kind != "class":
             raise InputError(
-                f"queue.positives={self.queue.positives} needs queue.kind=class; a single queue has them as negatives"
+                f"queue.positives={self.queue.positives} needs queue.kind=class; a single queue uses keys of the "
+                "query's class as negatives"
             )
         if self.optim.batch % self.optim.micro_batch:
-            raise InputError(f"optim.batch {self.optim.batch} is no multiple of micro_batch {self.optim.micro_batch}")
+            raise InputError(
+                f"optim.batch {self.optim.batch} is not a multiple of micro_batch {self.optim.micro_batch}"
+            )
         if self.model.frozen and self.model.init == "random":
             raise InputError(
-                f"model.frozen={self.model.frozen} would keep random weights for good; set model.init to imagenet or a "
+                f"model.frozen={self.model.frozen} would freeze random weights; set model.init to imagenet or a "
                 "checkpoint, or model.frozen=0"
             )
         if self.model.init == "imagenet" and self.model.norm != "bn":
@@ -173,7 +170,7 @@ class PretrainConfig:
         model, part = self.model, self.optim.micro_batch
         if model.norm == "gn" and self.head.kind == "insloc" and self.head.conv_dim % GROUPS:
             raise InputError(f"model.norm=gn needs a head.conv_dim that is a multiple of {GROUPS}")
-        # Batch norm over single vectors sees as many values as a part has pairs.
+        # Batch norm over single vectors sees one value per channel and pair.
         over_vectors = {
             "model.sda_norm=bn": model.sda_norm == "bn" and model.attention,
             "head.embedding_bn=true": self.head.embedding_bn,
@@ -183,12 +180,12 @@ class PretrainConfig:
             if used and part < 2 * model.bn_splits:
                 raise InputError(
                     f"{name} needs an optim.micro_batch of at least 2 * bn_splits, {2 * model.bn_splits}; or set "
-                    "another norm"
+                    "a norm other than bn"
                 )
         if (model.norm == "bn" or any(over_vectors.values())) and part % model.bn_splits:
-            raise InputError(f"optim.micro_batch {part} is no multiple of model.bn_splits {model.bn_splits}")
+            raise InputError(f"optim.micro_batch {part} is not a multiple of model.bn_splits {model.bn_splits}")
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """Read a recipe of pretraining and apply overrides; see `segloc.settings.loader.load`."""
+    """Read a pretraining recipe and apply overrides; see `segloc.settings.loader.load`."""
     return load(PretrainConfig, path, overrides)

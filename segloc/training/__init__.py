@@ -1,1 +1,1 @@
-"""What pretraining and fine-tuning share: loop, processes, checkpoints, schedules, the run folder."""
+"""Shared by pretraining and fine-tuning: loop, processes, checkpoints, schedules, run folder."""

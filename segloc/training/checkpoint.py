@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, hold only tensors, numbers and strings, loaded without running code."""
+"""Checkpoints: contain only tensors, numbers and strings; written atomically, loaded without running code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import write_atomic
 
-# Version 2 came with recipes that are YAML. Weights of version 1 are read; its runs are not resumed.
+# Version 2 introduced YAML recipes. Weights of version 1 can be read; its runs cannot be resumed.
 FORMAT_VERSION = 2
 READABLE = (1, 2)
 READABLE_NAMES = " or ".join(map(str, READABLE))
@@ -21,7 +21,7 @@ BACKBONE = "backbone.pth"
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:
-    """Write `content` (nested dicts and lists of tensors, numbers, strings) whole or not at all."""
+    """Write `content` (nested dicts and lists of tensors, numbers, strings) atomically."""
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **content}, buffer)
     write_atomic(path, buffer.getvalue())
@@ -31,7 +31,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        InputError: no such file, not one of our checkpoints, or it holds more than data.
+        InputError: no such file, not a segloc checkpoint, or it contains more than data.
     """
     content = read_any(path)
     if not is_ours(content):
@@ -40,40 +40,40 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def is_ours(content: Any) -> bool:
-    """Whether what `read_any` returned is a checkpoint of this project, of a format this version reads."""
+    """Return whether the result of `read_any` is a segloc checkpoint of a readable format."""
     return isinstance(content, dict) and content.get("format_version") in READABLE
 
 
 def read_any(path: str | Path) -> Any:
-    """Read what anybody's ``torch.save`` wrote, as long as it is nothing but data, onto the CPU.
+    """Read any file of ``torch.save`` that contains only data, onto the CPU.
 
     Raises:
-        InputError: no such file, damaged, or it holds more than data.
+        InputError: no such file, damaged, or it contains more than data.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's text is long, and advises to run what is in the file
-        reason = "damaged, or more than data in it; of a whole model, save its state_dict() instead"
+    except pickle.UnpicklingError as error:  # torch's message is long and advises to run the file's code
+        reason = "damaged, or contains more than data; for a pickled model, save its state_dict() instead"
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error
     except Exception as error:  # damaged bytes fail in many ways
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({one_line(error)})") from error
 
 
 def find(path: str | Path) -> Path:
-    """Return the file meant by `path`: itself, or the best one inside a run folder (final before intermediate).
+    """Return `path` if it is a file, or the best checkpoint of a run folder (final before intermediate).
 
     Raises:
-        InputError: there is none.
+        InputError: there is no checkpoint.
     """
     path = Path(path)
     if path.is_dir():
         for name in (BACKBONE, "model.pth", LAST):
             if (path / name).is_file():
                 return path / name
-        raise InputError(f"{path}: holds no checkpoint ({BACKBONE}, model.pth or {LAST})")
+        raise InputError(f"{path}: contains no checkpoint ({BACKBONE}, model.pth or {LAST})")
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     return path

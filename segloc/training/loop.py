@@ -1,7 +1,7 @@
-"""The training loop and its hooks, of pretraining and fine-tuning alike.
+"""The training loop and its hooks, for pretraining and fine-tuning.
 
-With Detectron2 installed a `Trainer` is also an instance of Detectron2's ``TrainerBase`` and keeps the ``EventStorage``
-that Detectron2's hooks write to, so that these can be registered beside our own. The loop is the one below in any case.
+If Detectron2 is installed, a `Trainer` is also an instance of Detectron2's ``TrainerBase`` and keeps an
+``EventStorage``, so that Detectron2's hooks can be registered, too. The loop below is used in both cases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["DETECTRON2", "Hook", "Trainer"]
 
 try:
     with warnings.catch_warnings():
-        # Its import compiles functions by torch.jit.script, which torch announces as deprecated each time.
+        # The import uses torch.jit.script, which prints deprecation warnings.
         warnings.simplefilter("ignore")
         from detectron2 import __version__ as DETECTRON2
         from detectron2.engine import HookBase, TrainerBase
@@ -27,7 +27,7 @@ except ImportError:
 
 
 class Hook(HookBase):  # type: ignore[misc]
-    """Something to do around the steps of a `Trainer`, which sets `trainer`."""
+    """Base class of hooks; the `Trainer` sets `trainer` and calls the methods."""
 
     trainer: Any
 
@@ -45,14 +45,14 @@ class Hook(HookBase):  # type: ignore[misc]
 
 
 class Trainer(TrainerBase):  # type: ignore[misc]
-    """Iterates `run_step` and calls the hooks in the order they were registered.
+    """Repeats `run_step` and calls the hooks in the order of registration.
 
     Attributes:
-        iter: the current step; after the last one, the number of steps.
-        start_iter: the step that this process began with.
-        max_iter: the step to stop before.
-        metrics: figures of the last step by name; empty where it took none.
-        storage: Detectron2's ``EventStorage``, which gets the metrics; None where Detectron2 is not installed.
+        iter: the current step, from 0; after the last one, `max_iter`.
+        start_iter: first step of this process.
+        max_iter: number of steps of the run.
+        metrics: metrics of the last step by name; empty if the step measured none.
+        storage: Detectron2's ``EventStorage``, which gets the metrics; None if Detectron2 is not installed.
     """
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ class Trainer(TrainerBase):  # type: ignore[misc]
     def register_hooks(self, hooks: Sequence[Any]) -> None:
         """Add hooks, ours or Detectron2's."""
         for hook in hooks:
-            hook.trainer = weakref.proxy(self)  # so that the model's memory is free once the trainer is gone
+            hook.trainer = weakref.proxy(self)  # a proxy, so that deleting the trainer frees the model's memory
             self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run the steps ``start_iter`` up to but not including ``max_iter``."""
+        """Run the steps from ``start_iter`` to ``max_iter - 1``."""
         self.iter, self.start_iter, self.max_iter = start_iter, start_iter, max_iter
         with EventStorage(start_iter) if DETECTRON2 else contextlib.nullcontext() as self.storage:
             begun: list[Any] = []
@@ -87,7 +87,7 @@ class Trainer(TrainerBase):  # type: ignore[misc]
                 self._call("after_train", begun)  # one that could not begin has nothing to close
 
     def run_step(self) -> None:
-        """Do one step; a trainer's own."""
+        """Do one step; subclasses implement it."""
         raise NotImplementedError
 
     def _call(self, moment: str, hooks: Sequence[Any] | None = None) -> None:

@@ -1,7 +1,6 @@
-"""Several processes that train one model: who they are, and what they tell each other.
+"""Distributed training: the group of processes, its collective operations and its launcher.
 
-The processes come from ``torchrun`` or from `launch`. Everything here also works in a lone process, where nothing is
-sent.
+``torchrun`` or `launch` starts the processes. Everything also works with a single process, which sends nothing.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ class Group:
     """The processes of a run.
 
     Attributes:
-        rank: number of this one.
-        world: how many there are.
-        local_rank: number of this one among those of its machine.
+        rank: number of this process.
+        world: number of processes.
+        local_rank: number of this process on its machine.
     """
 
     rank: int = 0
@@ -53,15 +52,15 @@ class Group:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
     def device(self) -> torch.device:
-        """The GPU of this process, or the CPU where there is none."""
+        """Return the GPU of this process, or the CPU if there is no GPU."""
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Collect a tensor of the same shape from everyone: [world, ...], in the order of the ranks, no gradient."""
+        """Gather a tensor of equal shape from all processes: [world, ...], in rank order, without gradient."""
         if self.world == 1:
             return tensor.detach()[None]
         tensor = tensor.detach().contiguous()
@@ -70,9 +69,9 @@ class Group:
         return torch.stack(parts)
 
     def gather_images(self, images: torch.Tensor, fill: float) -> torch.Tensor:
-        """Collect images [N, 3, H, W] of sizes that may differ from rank to rank: [world * N, 3, max H, max W].
+        """Gather images [N, 3, H, W], whose H and W may differ between ranks: [world * N, 3, max H, max W].
 
-        What is added at the right and the bottom is `fill`.
+        Images are padded with `fill` at the right and bottom.
         """
         sizes = self.gather(torch.tensor(images.shape[-2:], device=images.device))
         height, width = sizes.amax(0).tolist()
@@ -80,11 +79,11 @@ class Group:
         return self.gather(torch.nn.functional.pad(images, padding, value=fill)).flatten(0, 1)
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is set anywhere; everyone gets the same answer."""
+        """Return whether the flag is set in any process; the same result in all processes."""
         return bool(self.gather(torch.tensor(flag, device=device)).any())
 
     def mean(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-        """Average figures of the same names over all processes."""
+        """Average values over all processes; the names must be the same in all."""
         mine = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
         return dict(zip(values, self.gather(mine).mean(0).tolist(), strict=True))
 
@@ -94,9 +93,9 @@ ALONE = Group()
 
 @contextlib.contextmanager
 def join() -> Iterator[Group]:
-    """Join the processes that ``torchrun`` or `launch` started; alone, a group of one.
+    """Join the processes started by ``torchrun`` or `launch`; a single process gets a group of one.
 
-    On GPUs they talk by NCCL, on CPUs by Gloo.
+    The backend is NCCL on GPUs and Gloo on CPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -106,33 +105,33 @@ def join() -> Iterator[Group]:
         torch.cuda.set_device(local_rank)
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
-    # Not after an error: the others may be waiting in it.
+    # Not after an error, because the other processes may be waiting in a collective call.
     distributed.destroy_process_group()
 
 
 def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
-    """Run ``function(*args, group)`` in several processes of this machine, by torch's elastic launcher.
+    """Run ``function(*args, group)`` in several processes on this machine, with torch's elastic launcher.
 
-    Each SIGTERM, SIGHUP and Ctrl-C that this process gets is passed on to them as one SIGTERM. They also get one when
-    this process dies.
+    Each SIGTERM, SIGHUP and Ctrl-C is forwarded to the processes as one SIGTERM. They also get one when this process
+    dies.
 
     Args:
-        function: a module's function that returns an exit code and uses `segloc.training.stopping.sigterm`.
-        processes: how many; at most one a GPU.
-        args: picklable.
+        function: a module-level function that returns an exit code and uses `segloc.training.stopping.sigterm`.
+        processes: number of processes; at most one per GPU.
+        args: picklable arguments.
 
     Returns:
-        The exit code of the first process that did not end with 0, 1 if a signal ended it; or 0.
+        The exit code of the first process that failed (1 if a signal ended it), or 0.
 
     Raises:
-        InputError: more processes than GPUs.
+        InputError: there are more processes than GPUs.
     """
     if 0 < (gpus := torch.cuda.device_count()) < processes:
-        raise InputError(f"{processes} processes, but this machine has {gpus} GPUs")
+        raise InputError(f"--processes is {processes}, but this machine has {gpus} GPUs; set at most {gpus}")
     stops: list[int] = []
     previous = {number: signal.signal(number, lambda number, _: stops.append(number)) for number in STOPS}
     try:
-        # In a thread the launcher leaves the signals alone; its own handling kills a process that saves for long.
+        # In a thread the launcher does not handle signals; its handler would kill a process during a long save.
         with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory() as logs:
             launched = pool.submit(_launch, function, args, processes, logs)
             passed_on: collections.Counter[int | None] = collections.Counter()
@@ -160,7 +159,7 @@ def _launch(function: Callable[..., int], args: tuple[Any, ...], processes: int,
     # multiprocessing's tracker resets the mask, so it comes first.
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    # The launcher reports what a process prints itself.
+    # Silence the launcher's report; the failed process prints its own error.
     logging.getLogger("torch.distributed.elastic").propagate = False
     logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
     config = LaunchConfig(
@@ -171,7 +170,7 @@ def _launch(function: Callable[..., int], args: tuple[Any, ...], processes: int,
 
 
 def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int) -> None:
-    """Be one of the launched processes, which take their stop from the launcher only, not from the terminal."""
+    """Run one launched process. It ignores Ctrl-C, because the launcher forwards it as SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # instead of SIGINT, which torch sets
     if os.getppid() != launcher:  # it died before
@@ -182,7 +181,7 @@ def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int) -> 
         except EXPECTED as error:
             code = report(error, f"process {group.rank}")
         except Exception:
-            # If another process failed, it ends first and its exit code counts; the launcher then ends this one.
+            # If another process failed, let it exit first, so that its exit code counts; the launcher ends this one.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             time.sleep(LOST_PEER_S)
             traceback.print_exc()

@@ -1,10 +1,10 @@
-"""The run folder: what was asked for, where it ran, and what was measured on the way.
+"""The run folder: settings, environment and metrics of a run.
 
-``config.yaml``   resolved settings
+``config.yaml``   all settings
 ``run.json``      kind of run, engine, command line, versions, git revision, data digest
-``start.json``    of fine-tuning: what of the start weights was used, and what pretraining they are of
-``metrics.json``  one JSON object a line, ``iteration`` ascending
-``tensorboard/``  the same numbers as events
+``start.json``    for fine-tuning: which initial weights were loaded, and the pretraining they are from
+``metrics.json``  one JSON object per line, in order of ``iteration``
+``tensorboard/``  the same metrics as TensorBoard events
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ START = "start.json"
 
 
 def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) -> None:
-    """Write ``config.yaml``, the resolved settings, and ``run.json`` into a run folder, which is made when missing.
+    """Write ``config.yaml`` and ``run.json`` into a run folder, which is created if missing.
 
-    The kind is ``pretrain`` or ``finetune``; details are what else identifies the run (start weights, digest, ...).
+    `kind` is ``pretrain`` or ``finetune``; `details` are further entries of run.json (initial weights, digest, ...).
     """
     about = {
         "kind": kind,
@@ -57,14 +57,14 @@ def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) ->
 
 
 def git_revision() -> str:
-    """Revision of the checkout this code runs from, ``unknown`` outside one; ``-dirty`` marks changed files."""
+    """Return the git revision of this code, with ``-dirty`` if files changed; ``unknown`` outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parents[2]), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        # DVC's lock files change with every run and say nothing about the code.
+        # Ignore DVC's lock files, which change with every run.
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)*dvc.lock")
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
@@ -75,7 +75,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     """Read ``run.json``.
 
     Raises:
-        InputError: `folder` is no run folder.
+        InputError: `folder` is not a run folder.
     """
     path = Path(folder) / RUN
     if not path.is_file():
@@ -85,15 +85,15 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(about, dict):
-        raise InputError(f"{path}: not the description of a run")
+        raise InputError(f"{path}: not a JSON object that describes a run")
     return about
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read ``config.yaml`` by dotted key.
+    """Read ``config.yaml`` into a dict by dotted key.
 
     Raises:
-        InputError: it is missing or not the settings of a run.
+        InputError: the file is missing or invalid.
     """
     path = folder / CONFIG
     try:
@@ -101,15 +101,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML ({one_line(error)})") from error
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: not the settings of a run")
+        raise InputError(f"{path}: missing, or not a mapping of settings")
     return flat(tree)
 
 
 def origin(weights: str) -> tuple[str, Any]:
-    """Say what start weights are, and the seed they were pretrained with if that can be told.
+    """Identify initial weights, apart from the seed of their pretraining.
 
     Returns:
-        Weights of a pretraining run: all its settings but the seed, and the seed. Others: their name or path, and None.
+        For weights in a run folder: a text of the file, shards and settings without the seed, and the seed. For other
+        weights: `weights` and None.
     """
     path = Path(weights)
     folder = path if path.is_dir() else path.parent
@@ -125,14 +126,14 @@ def refuse_other_kind(folder: str | Path, kind: str) -> None:
     """Refuse to write into the folder of another kind of run.
 
     Raises:
-        InputError: `folder` holds one.
+        InputError: `folder` contains a run of another kind.
     """
     if (Path(folder) / RUN).is_file() and (found := read_run(folder).get("kind")) != kind:
-        raise InputError(f"{folder}: holds a run of kind {found!r}; choose another --out")
+        raise InputError(f"{folder}: contains a run of kind {found!r}; use another --out")
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """Read ``metrics.json``; a last line cut short by a crash is dropped; a missing file has no lines."""
+    """Read ``metrics.json``; drop a last line truncated by a crash. A missing file gives an empty list."""
     path = Path(folder) / METRICS
     if not path.is_file():
         return []
@@ -146,7 +147,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
 
 
 def closing(metrics: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over the last quarter of a run's lines: one step of a small batch says little."""
+    """Average each metric over the last quarter of the lines, because a single step is noisy."""
     last = metrics[-max(1, len(metrics) // 4) :]
     return {name: sum(row[name] for row in last) / len(last) for name in last[-1] if all(name in row for row in last)}
 
@@ -156,7 +157,7 @@ class MetricsLog:
 
     Args:
         folder: the run folder.
-        start: first iteration of this process; lines at or after it, from a run that was killed, are dropped.
+        start: first iteration of this process; later lines, from a killed run, are dropped.
     """
 
     def __init__(self, folder: str | Path, start: int = 0) -> None:
@@ -167,7 +168,7 @@ class MetricsLog:
         self.events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        """Append one line: `iteration` and the named values."""
+        """Append one line: `iteration` and the values by name."""
         self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Schedules as arrays over iterations: resuming needs no state, and a plot is one call."""
+"""Schedules as arrays over iterations, so that resuming needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def cosine_schedule(base: float, steps: int, warmup: int = 0) -> np.ndarray:
 
     Args:
         base: peak value.
-        steps: length of the schedule, warm-up included.
-        warmup: steps of the warm-up.
+        steps: length of the schedule, including the warm-up.
+        warmup: number of warm-up steps.
 
     Returns:
         [steps] float64.
@@ -36,10 +36,10 @@ def step_schedule(
     Args:
         base: value after the warm-up.
         steps: length of the schedule.
-        warmup: steps of the warm-up.
-        warmup_start: share of `base` at the first step.
+        warmup: number of warm-up steps.
+        warmup_start: fraction of `base` at the first step.
         milestones: fractions of `steps` at which the value is multiplied by `gamma`.
-        gamma: the factor.
+        gamma: factor at each milestone.
 
     Returns:
         [steps] float64.

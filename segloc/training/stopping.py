@@ -1,4 +1,4 @@
-"""How both trainings save, and how they stop when they are asked to (SIGTERM, as a cluster's scheduler sends it)."""
+"""Save checkpoints, and stop training on SIGTERM, which cluster schedulers send."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segloc.training.loop import Hook
 
 
 class StopTraining(Exception):
-    """Raised between two steps to leave the loop early."""
+    """Raised between two steps to stop training early."""
 
 
 @contextlib.contextmanager
@@ -36,12 +36,12 @@ def sigterm() -> Iterator[Callable[[], bool]]:
 
 @dataclasses.dataclass(eq=False)
 class Keeper(Hook):
-    """Saves checkpoints, and stops the training after a step when it is asked to.
+    """Saves checkpoints, and stops training after a step on request.
 
     Args:
-        save: writes a checkpoint, given the number of finished steps.
-        every: steps between checkpoints; there is one at the end and one before stopping, too.
-        stop: tells whether to stop; asked once after every step.
+        save: writes a checkpoint; its argument is the number of finished steps.
+        every: steps between checkpoints; the end of training and early stopping also write one.
+        stop: returns whether to stop; called once after every step.
     """
 
     save: Callable[[int], None]
@@ -49,10 +49,10 @@ class Keeper(Hook):
     stop: Callable[[], bool]
 
     def after_step(self) -> None:
-        """Save now and then, and before stopping.
+        """Save every `every` steps, at the end and before stopping.
 
         Raises:
-            StopTraining: it was asked for; all is saved.
+            StopTraining: `stop` returned True; the checkpoint is saved.
         """
         done, stop = self.trainer.iter + 1, self.stop()
         if done % self.every == 0 or done == self.trainer.max_iter or stop:

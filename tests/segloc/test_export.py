@@ -20,7 +20,7 @@ NORMS = {"bn": torch.nn.BatchNorm2d, "gn": lambda channels: torch.nn.GroupNorm(3
 
 
 def trained(arch, norm, attention=False):
-    """A backbone none of whose tensors has a value that another library would start from."""
+    """A backbone whose tensors all differ from the initial values of other libraries."""
     torch.manual_seed(0)
     backbone = SegLocBackbone(arch, norm, "gn", attention).eval()
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_torchvision_computes_the_same_pyramid(arch, norm):
 
 
 def detectron2_config(arch, norm):
-    """Detectron2's configuration with what the export's notes ask for."""
+    """Detectron2's configuration with the settings of the export's notes."""
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
@@ -122,7 +122,7 @@ def test_timm_gets_a_plain_resnet(arch):
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 @pytest.mark.parametrize(("arch", "reference"), [("resnet18", resnet18), ("resnet50", resnet50)])
 def test_mmdet_names_and_shapes(arch, reference, norm):
-    """mmdet's ResNet has torchvision's names, but for a group norm's outside the shortcuts; its FPN has its own."""
+    """mmdet's ResNet has torchvision's names except for group norm outside the shortcuts; its FPN has others."""
     expected = {}
     for name, tensor in reference(norm_layer=NORMS[norm]).state_dict().items():
         if not name.startswith("fc."):
@@ -147,13 +147,13 @@ def test_every_tensor_is_accounted_for_once(format_, norm):
     own = format_ in formats.OWN_NAMES
     assert len(scales) == (16 if norm == "none" and not own else 0)  # 8 blocks, weight and bias
     narrow, usual = formats.usage_notes(format_, norm, 64), formats.usage_notes(format_, norm, 256)
-    assert any("64" in note for note in {*narrow} - {*usual}) == (format_ != "timm")  # timm gets no pyramid
+    assert any("64" in note for note in {*narrow} - {*usual}) == (format_ != "timm")  # timm has no FPN
     if own:
         assert len(done.state) == len(state)
 
 
-def test_a_tensor_no_rule_knows_stops_the_export():
-    with pytest.raises(ValueError, match=r"0 rules know the tensor 'head\.weight'"):
+def test_a_tensor_that_no_rule_matches_stops_the_export():
+    with pytest.raises(ValueError, match=r"0 rules match the tensor 'head\.weight'"):
         formats.convert({"head.weight": torch.zeros(1)}, "timm", "bn")
 
 
@@ -174,7 +174,7 @@ def test_command_writes_weights_and_report(tmp_path, capsys):
 
 @pytest.fixture
 def norm_free(tmp_path):
-    """A norm-free pretraining run as training might leave it."""
+    """A norm-free pretraining run with trained-like weights."""
     backbone = trained("resnet18", "none", attention=True)
     settings = {"arch": "resnet18", "norm": "none", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     content = {"kind": "backbone", **settings, "iteration": 3, "backbone": backbone.state_dict()}
@@ -187,7 +187,7 @@ def with_bn(run, shards, out, format_="segloc", *more):
     return export.main([*command, *more])
 
 
-def test_inserted_batch_norm_loads_for_fine_tuning_and_computes_the_same(norm_free, shards, tmp_path, capsys):
+def test_inserted_batch_norm_loads_for_fine_tuning_with_the_same_outputs(norm_free, shards, tmp_path, capsys):
     run, backbone = norm_free
     assert with_bn(run, shards, tmp_path / "bn.pth", "segloc", "--views", "20") == 0
     settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "gn", "attention": True, "fpn_channels": 256}
@@ -203,7 +203,7 @@ def test_inserted_batch_norm_loads_for_fine_tuning_and_computes_the_same(norm_fr
     assert "inserted 20 batch norm layers" in capsys.readouterr().out
 
 
-def test_own_format_keeps_the_head_so_that_box_heads_can_start_from_it(norm_free, shards, tmp_path):
+def test_own_format_keeps_the_head_for_the_box_heads(norm_free, shards, tmp_path):
     run, _ = norm_free
     head = checkpoint.load(run / "backbone.pth")["head"]
     assert with_bn(run, shards, tmp_path / "bn.pth", "segloc", "--views", "2") == 0
@@ -216,11 +216,11 @@ def test_own_format_keeps_the_head_so_that_box_heads_can_start_from_it(norm_free
     assert torch.equal(*(embed(pooled) for embed in embeddings))
 
 
-def test_other_formats_say_that_the_head_is_left_out(norm_free, tmp_path):
+def test_other_formats_report_that_the_head_is_left_out(norm_free, tmp_path):
     run, _ = norm_free
     assert export.main(["--weights", str(run), "--format", "detectron2", "--out", str(tmp_path / "d2.pth")]) == 0
     left_out = json.loads((tmp_path / "d2.report.json").read_text())["left_out"]
-    assert "the head of pretraining has no place in it" in left_out["head.box.fc1.weight"]
+    assert "RoI head of pretraining; the format contains only the backbone" in left_out["head.box.fc1.weight"]
     assert not any("fc1" in name for name in torch.load(tmp_path / "d2.pth", weights_only=True)["model"])
 
 
@@ -247,7 +247,7 @@ def test_statistics_are_those_of_the_first_pairs_in_training_order(norm_free, sh
 
 
 def test_other_formats_get_a_whole_network_with_batch_norm(norm_free, shards, tmp_path):
-    """Exported as it is, the norm-free network loses its residual scales; with batch norm it computes the same."""
+    """Without --insert-bn the norm-free network loses its residual scales; with it the outputs stay the same."""
     run, backbone = norm_free
     assert with_bn(run, shards, tmp_path / "tv.pth", "torchvision") == 0
     body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=NORMS["bn"])
@@ -260,13 +260,13 @@ def test_other_formats_get_a_whole_network_with_batch_norm(norm_free, shards, tm
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_weights_that_have_a_norm_get_no_second_one(norm, shards, tmp_path, capsys):
+def test_weights_with_a_norm_are_refused(norm, shards, tmp_path, capsys):
     settings = {"arch": "resnet18", "norm": norm, "sda_norm": "gn", "attention": True, "fpn_channels": 256}
     state = SegLocBackbone(**settings).state_dict()
     checkpoint.save(tmp_path / "backbone.pth", {"kind": "backbone", **settings, "backbone": state})
     assert with_bn(tmp_path, shards, tmp_path / "bn.pth") == 2
     error = capsys.readouterr().err
-    assert f"has norm={norm}; batch norm is inserted where there is none" in error
+    assert f"has norm={norm}; batch norm can only be inserted into weights with norm=none" in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "bn.pth").exists()
 
@@ -288,7 +288,7 @@ def test_bad_arguments_of_the_insertion_are_one_line(norm_free, shards, tmp_path
     ("weight", "message"),
     [
         (float("nan"), "body.layer1.0.conv1.weight has values that are not finite"),
-        (3e38, "body.layer1.0.bn1 is not finite"),  # only what it computes is not
+        (3e38, "the input of body.layer1.0.bn1 is not finite"),  # only the activations are not
     ],
 )
 def test_a_diverged_network_is_refused(norm_free, shards, tmp_path, capsys, weight, message):

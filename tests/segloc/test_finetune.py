@@ -197,7 +197,7 @@ def test_norm_free_weights_load_into_a_detector_with_batch_norm_on_request(pidra
     assert set(listed["loaded"]) == kept
     assert set(listed["anew"]) == set(found) - kept
     assert {fault.partition(" is a residual scale")[0] for fault in listed["unused"]} == scales
-    assert f"{len(kept)} of {len(found)} tensors taken over; {len(found) - len(kept)} start anew (body.bn1." in text
+    assert f"{len(kept)} of {len(found)} tensors loaded; {len(found) - len(kept)} newly initialised (body.bn1." in text
     assert "; 16 of the file not used (body.layer1.0.bn2." in text
 
 
@@ -267,13 +267,13 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["optim.batch=3", "optim.micro_batch=2"], "batch 3 is no multiple of optim.micro_batch 2"),
+        (["optim.batch=3", "optim.micro_batch=2"], "batch 3 is not a multiple of optim.micro_batch 2"),
         (["model.backbone.sda_norm=bn", "optim.micro_batch=1"], "sda_norm=bn needs optim.micro_batch of at least 2"),
         (["model.frozen=1"], "model.frozen=1 would freeze random weights (body.conv1.weight and 4 more)"),
-        (["model.frozen=5"], "frozen is 5, it must be within 0 and 4"),
+        (["model.frozen=5"], "frozen is 5, it must be from 0 to 4"),
         (["model.fixed_statistics=true"], "fixed_statistics=true needs model.backbone.norm=bn"),
         (["model.fixed_statistics=true", "model.backbone.norm=bn"], "needs measured batch-norm statistics"),
-        (["model.heads.stages=4"], "heads.stages is 4, it must be within 1 and 3"),
+        (["model.heads.stages=4"], "heads.stages is 4, it must be from 1 to 3"),
         (["train.unmatched=skip"], "unmatched is 'skip', not one of refuse, start_anew"),
         (["optim.btach=1"], "did you mean 'optim.batch'"),
         (["model.num_classes=5"], "have 3 categories, but model.num_classes is 5"),
@@ -283,16 +283,16 @@ def test_a_nan_stops_the_run_and_names_the_images(pidray, tmp_path, monkeypatch,
         (["train.box_heads=pretrained"], "random: has no box head"),
         (["train.box_heads=zero"], "box_heads is 'zero', not one of random, pretrained"),
         (["optim.method=adam"], "method is 'adam', not one of sgd, adamw"),
-        (["optim.clip=["], "'optim.clip=[': the value cannot be read"),
+        (["optim.clip=["], "'optim.clip=[': the value cannot be read as YAML"),
         (["optim.clip=${nope}"], "optim.clip: expected float"),
         (["optim.milestones=3"], "optim.milestones: expected a list, got 3"),
         (["optim.milestones=[a]"], "optim.milestones: expected float, got 'a'"),
         (["optim.clip=-1"], "clip is -1.0, it must be at least 0"),
         (["optim.lr_per_16=.inf"], "lr_per_16 is inf"),
-        (["data.flip=3"], "flip is 3.0, it must be within 0 and 1"),
+        (["data.flip=3"], "flip is 3.0, it must be from 0 to 1"),
         (["train.iterations=-1"], "iterations is -1, it must be at least 0"),
-        (["train.seed=-1"], "seed is -1, it must be within 0 and"),
-        (["train.seed=99999999999999999999"], "seed is 99999999999999999999, it must be within"),
+        (["train.seed=-1"], "seed is -1, it must be from 0 to"),
+        (["train.seed=99999999999999999999"], "seed is 99999999999999999999, it must be from"),
     ],
 )
 def test_bad_settings_end_in_one_line(pidray, tmp_path, capsys, change, message):
@@ -308,7 +308,7 @@ def test_another_kind_of_run_is_not_overwritten(pidray, tmp_path, capsys):
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir())
     shards = write_shards(tmp_path / "shards")
     assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "out"), "optim.steps=1"]) == 2
-    assert "holds a run of kind 'finetune'" in capsys.readouterr().err
+    assert "contains a run of kind 'finetune'" in capsys.readouterr().err
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()) == before
 
 
@@ -325,7 +325,7 @@ def test_bad_paths_end_in_one_line(pidray, tmp_path, capsys):
     for data, weights, message in [
         (tmp_path / "empty", "random", "not a PIDray folder"),
         (tmp_path / "nowhere", "random", "no such folder"),
-        (pidray, tmp_path / "empty", "holds no checkpoint"),
+        (pidray, tmp_path / "empty", "contains no checkpoint"),
         (pidray, tmp_path / "nothing.pth", "no such checkpoint"),
     ]:
         assert run(data, tmp_path / "out", weights=weights) == 2

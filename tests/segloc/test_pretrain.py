@@ -69,7 +69,7 @@ def test_run_folder_holds_what_is_needed(undisturbed):
 
 
 def test_classes_that_are_easy_to_tell_apart_are_learned(shards, tmp_path):
-    """Loss alone would not show it: embeddings that all drift away from the older keys bring it down too."""
+    """The loss alone is not enough: it also falls if all embeddings drift away from the older keys."""
     learning = [
         "model.norm=none", "model.sda_norm=ln", "model.bn_splits=1", "head.embedding_bn=true", "head.dim=32",
         "optim.method=adamw", "optim.lr_per_256=0.0096", "optim.batch=8", "optim.micro_batch=8", "optim.steps=30",
@@ -94,7 +94,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(variant, shards, tmp_path, monkeypatch):
-    """Stop after step 4, which has a metrics line but, with a checkpoint every 3 steps, is not in the checkpoint."""
+    """Stop after step 4, which has a metrics line but no checkpoint, because these come every 3 steps."""
     run_step = pretrainer.Pretrainer.run_step
 
     def killed_at_5(self):
@@ -114,7 +114,7 @@ def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(variant, shards, tmp
     one, other = (checkpoint.load(tmp_path / run / checkpoint.LAST) for run in ("undisturbed", "resumed"))
     for part in ("query", "key", "queues"):
         assert all(torch.equal(value, other[part][name]) for name, value in one[part].items()), part
-    assert pretrain.main([*arguments, resumed]) == 0  # finished already: says so
+    assert pretrain.main([*arguments, resumed]) == 0  # already finished
 
 
 def test_detectron2_changes_nothing(shards, tmp_path):
@@ -143,13 +143,13 @@ def test_sigterm_while_the_queues_fill_ends_well(shards, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(pretrainer.Pretrainer, "_enqueue", interrupted)
         assert pretrain.main(arguments) == 0
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command resumes" in capsys.readouterr().out
     assert not (tmp_path / "run" / checkpoint.LAST).exists()
     assert signal.getsignal(signal.SIGTERM) == handler
     assert pretrain.main(arguments) == 0
 
 
-def test_a_second_sigterm_ends_a_process_that_does_not_get_to_its_next_step():
+def test_a_second_sigterm_ends_a_process_within_a_step():
     code = "import os, signal, time; from segloc.training.stopping import sigterm\nwith sigterm() as stop:\n"
     code += (
         "    os.kill(os.getpid(), signal.SIGTERM); assert stop(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
@@ -177,10 +177,10 @@ def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch):
     assert pretrain.main([*arguments, str(tmp_path / "parts")]) == 0
     whole, parts = ([row["pairs_skipped"] for row in read_metrics(tmp_path / run)] for run in ("whole", "parts"))
     assert whole == parts
-    assert whole[-1] == 4  # while the queues filled, and once an epoch
+    assert whole[-1] == 4  # once while filling the queues, then once per epoch
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(shards, tmp_path):
+def test_sigterm_saves_and_the_same_command_resumes(shards, tmp_path):
     command = [sys.executable, "-m", "segloc.pretrain", "--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
     command += ["optim.steps=100000", "checkpoint_every=100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -192,12 +192,12 @@ def test_sigterm_saves_and_the_same_command_goes_on(shards, tmp_path):
     assert process.returncode == 0, output
     done = checkpoint.load(tmp_path / "run" / checkpoint.LAST)["iteration"]
     assert done == max(losses(tmp_path / "run")) + 1
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
 
 
 @pytest.mark.parametrize("norm", ["gn", "none"])
 def test_micro_batches_give_the_same_steps_as_whole_batches(varied, tmp_path, monkeypatch, norm):
-    """In float64 nothing but rounding is left between them: losses, weights, moving average and queues."""
+    """In float64 losses, weights, moving average and queues differ by rounding only."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     settings = [f"model.norm={norm}", "optim.ema=0.9", "data.box_augment=insloc", "data.augment=paper"]
     ends, losses = [], []
@@ -238,7 +238,7 @@ def test_a_step_is_the_published_one(shards, tmp_path):
     trainer.close()
 
 
-def test_the_settings_reach_what_they_set(shards, tmp_path, monkeypatch):
+def test_settings_are_used(shards, tmp_path, monkeypatch):
     seen = {}
 
     def spy(module, name, pick):
@@ -343,7 +343,9 @@ def test_a_single_queue_trains_on_one_class_which_class_queues_refuse(tmp_path, 
     crops = write_shards(tmp_path / "crops", classes=1)
     settings = [*TINY, "optim.steps=2", "queue.size=30"]
     assert pretrain.main(["--shards", str(crops), "--out", str(tmp_path / "class"), *settings]) == 2
-    assert "pairs of one class only; class queues need two, or set queue.kind=single" in capsys.readouterr().err
+    assert (
+        "all pairs are of one class; class queues need two classes, or set queue.kind=single" in capsys.readouterr().err
+    )
     for init in ("keys", "random"):
         out = tmp_path / init
         settings += ["queue.kind=single", f"queue.init={init}"]
@@ -362,7 +364,7 @@ def test_the_stored_keys_of_a_querys_class_can_be_positives(shards, tmp_path, mo
     trainer.iter = 0
     trainer.run_step()
     trainer.close()
-    assert len(seen) == 5  # one a level
+    assert len(seen) == 5  # one per level
     for query, key, _, valid, temperature, same_class in seen:
         assert query.shape == key.shape
         assert torch.equal(valid, negatives)
@@ -374,7 +376,7 @@ def test_the_stored_keys_of_a_querys_class_can_be_positives(shards, tmp_path, mo
 
 def test_a_choice_of_positives_without_a_loss_is_refused(shards, tmp_path):
     trainer = trainer_of(tiny(), shards, tmp_path)
-    object.__setattr__(trainer.config.queue, "positives", "other")  # the settings would refuse it
+    object.__setattr__(trainer.config.queue, "positives", "other")  # bypasses the check of the settings
     trainer.iter = 0
     with pytest.raises(NotImplementedError, match=r"no loss for queue\.positives=other"):
         trainer.run_step()
@@ -401,10 +403,10 @@ def without_other_classes(files, number):
     return files if json.loads(files["json"])["class_id"] == 0 else files | {"query.jpg": b"", "key.jpg": b""}
 
 
-def test_queues_that_cannot_fill_are_one_sentence(tmp_path, capsys):
+def test_queues_that_cannot_fill_give_a_one_line_error(tmp_path, capsys):
     folder = write_shards(tmp_path / "one", spoil=without_other_classes)
     assert pretrain.main(["--shards", str(folder), "--out", str(tmp_path / "run"), *TINY]) == 2
-    assert "no usable pair is of another class than 'Gun'" in capsys.readouterr().err
+    assert "all usable pairs are of class 'Gun'" in capsys.readouterr().err
 
 
 CONTENTS = {
@@ -418,7 +420,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_a_checkpoint_of_other_contents_is_one_sentence(name, shards, undisturbed, tmp_path, capsys):
+def test_a_checkpoint_of_other_contents_gives_a_one_line_error(name, shards, undisturbed, tmp_path, capsys):
     state = checkpoint.load(undisturbed / checkpoint.LAST)
     CONTENTS[name](state)
     checkpoint.save(tmp_path / checkpoint.LAST, state)
@@ -426,7 +428,7 @@ def test_a_checkpoint_of_other_contents_is_one_sentence(name, shards, undisturbe
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_run_goes_on_without_the_weights_it_started_from(shards, undisturbed, tmp_path):
+def test_a_run_resumes_without_its_initial_weights(shards, undisturbed, tmp_path):
     start = tmp_path / "start"
     start.mkdir()
     (start / checkpoint.BACKBONE).write_bytes((undisturbed / checkpoint.BACKBONE).read_bytes())
@@ -448,7 +450,7 @@ def test_augmented_boxes_reach_p5_of_the_queries_and_nothing_else(shards, tmp_pa
     assert sorted(key.tolist()) == sorted(batch.key.boxes.tolist())
 
 
-def test_frozen_stages_of_a_pretrained_start_stay_through_training(shards, undisturbed, tmp_path):
+def test_frozen_pretrained_stages_do_not_change_in_training(shards, undisturbed, tmp_path):
     out = tmp_path / "run"
     settings = [f"model.init={undisturbed}", "model.frozen=2", "optim.steps=3"]
     assert pretrain.main(["--shards", str(shards), "--out", str(out), *TINY, *settings]) == 0
@@ -480,8 +482,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(shards, tmp_path, m
     assert len(json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]) == 4
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_does_harm(shards, tmp_path, monkeypatch, capsys):
-    """Its loss may still be finite; neither the weights nor the last checkpoint may take it up."""
+def test_a_gradient_that_is_not_finite_stops_before_the_step(shards, tmp_path, monkeypatch, capsys):
+    """Its loss may still be finite; neither the weights nor the last checkpoint may include it."""
     norm = torch.nn.utils.get_total_norm
     calls = []
 
@@ -504,12 +506,15 @@ def test_a_gradient_that_is_not_finite_stops_before_it_does_harm(shards, tmp_pat
     [
         (["optim.lr=1"], "did you mean 'optim.lr_per_256'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
-        (["optim.batch=3", "optim.micro_batch=2"], "no multiple of micro_batch"),
+        (["optim.batch=3", "optim.micro_batch=2"], "not a multiple of micro_batch"),
         (["model.arch=resnet19"], "not one of resnet18"),
         (["optim.steps=0", "optim.batch=64", "optim.micro_batch=64", "optim.epochs=1"], "do not fill one batch"),
         (["oops"], "not key=value"),
         (["head.embedding_bn=true", "model.bn_splits=4"], "head.embedding_bn=true needs an optim.micro_batch of at"),
-        (["head.embedding_bn=true", "model.bn_splits=3", "optim.batch=7", "optim.micro_batch=7"], "no multiple of"),
+        (
+            ["head.embedding_bn=true", "model.bn_splits=3", "optim.batch=7", "optim.micro_batch=7"],
+            "is not a multiple of",
+        ),
         (["head.conv_dim=40"], "needs a head.conv_dim that is a multiple of 32"),
         (["seed=99999999999999999999"], "seed is 99999999999999999999"),
         (["optim.temperature=.inf"], "optim.temperature is inf"),
@@ -529,10 +534,10 @@ def test_other_settings_or_shards_do_not_resume(shards, undisturbed, tmp_path, c
     assert "another optim.ema (0.999, not 0.5)" in capsys.readouterr().err
     other = write_shards(tmp_path / "other", seed=5)
     assert pretrain.main(["--shards", str(other), "--out", str(run), *TINY]) == 2
-    assert "other shards" in capsys.readouterr().err
+    assert "its run used other shards" in capsys.readouterr().err
 
 
-def test_a_setting_that_came_later_does_not_keep_a_run_from_going_on(shards, undisturbed, tmp_path):
+def test_a_run_from_before_a_setting_existed_resumes(shards, undisturbed, tmp_path):
     state = checkpoint.load(undisturbed / checkpoint.LAST)
     settings = yaml.safe_load(state["config"])
     del settings["model"]["init"], settings["data"]["box_augment"]
@@ -557,5 +562,5 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(undistu
     for name in (checkpoint.LAST, checkpoint.BACKBONE):
         torch.save({**torch.load(out / name, weights_only=True), "format_version": 1}, out / name)
     assert pretrain.main(["--shards", str(shards), "--out", str(out), *TINY]) == 2
-    assert "its run is of an earlier version, so it cannot go on" in capsys.readouterr().err
+    assert "its run is of an earlier version and cannot be resumed" in capsys.readouterr().err
     assert read_backbone(out).settings["arch"] == "resnet18"

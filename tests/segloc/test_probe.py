@@ -25,13 +25,13 @@ OVERRIDES = [item for item in TINY if item.startswith(("model.", "head."))]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Enough views that a coin would hardly pass for a classifier."""
+    """Enough views that guessing is unlikely to pass."""
     return write_shards(tmp_path_factory.mktemp("probe") / "shards", shards=3, per_shard=16)
 
 
 @pytest.fixture(scope="module")
 def run(shards, tmp_path_factory):
-    """A pretraining run before its first step, with the files of a finished one."""
+    """A pretraining run before its first step, with the files of a finished run."""
     out = tmp_path_factory.mktemp("runs") / "run"
     trainer = Pretrainer(load_config(None, TINY), ShardFolder.open(str(shards)), out, torch.device("cpu"))
     save_backbone(trainer)
@@ -43,7 +43,7 @@ def probed(out, weights, shards, *more):
     return json.loads(out.read_text())
 
 
-def test_easy_classes_are_told_apart_by_every_kind_of_features(run, shards, tmp_path, capsys):
+def test_every_kind_of_features_separates_easy_classes(run, shards, tmp_path, capsys):
     report = probed(tmp_path / "probe.json", run, shards)
     assert list(report["accuracy"]) == [*LEVELS, "all levels", "embedding"]
     assert [row["size"] for row in report["accuracy"].values()] == [256] * 5 + [1280, 80]
@@ -65,8 +65,8 @@ def test_equal_arguments_give_equal_reports(run, shards, tmp_path):
     assert (first["train"]["views"], first["test"]["views"]) == (12, 6)
 
 
-def test_random_is_the_network_a_run_of_that_recipe_starts_from(run, shards, tmp_path):
-    """With the run's own recipe and seed the two are the same network, head included."""
+def test_random_is_the_initial_network_of_a_run(run, shards, tmp_path):
+    """With the run's recipe and seed the two networks are equal, including the head."""
     few = ["--train", "12", "--test", "6"]
     started = probed(tmp_path / "a.json", "random", shards, *few, *OVERRIDES)
     saved = probed(tmp_path / "b.json", run, shards, *few)
@@ -81,7 +81,7 @@ def test_features_are_the_means_of_the_pooled_cells_and_the_head_s_embedding(sha
     views = split(ShardFolder.open(str(shards)), 1000, 1000, 0).test
     found, labels = roi_features.features(network, views, 500, "test")
     expected, truth = [], []
-    # One view at a time, in the order of chunks: within one the queries come first.
+    # One view at a time, in chunk order: the queries of a chunk come first.
     by_pair = sorted({c.pair.pair for c in views})
     rank = {pair: i // roi_features.PAIRS for i, pair in enumerate(by_pair)}
     for chosen in sorted(views, key=lambda c: (rank[c.pair.pair], c.side == "key", c.pair.pair)):
@@ -136,14 +136,14 @@ def test_a_single_shard_is_split_by_pair_number(run, tmp_path):
 
 
 def renamed_classes(folder):
-    """Shards whose index names another class list than their pairs."""
+    """Shards whose index and pairs have different classes."""
     write_shards(folder, shards=2, per_shard=4)
     index = read_index(folder)
     (folder / INDEX_NAME).write_bytes(dataclasses.replace(index, classes=("Baton", "Knife", "Wrench")).to_json())
     return folder
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(run, shards, tmp_path, capsys):
+def test_bad_input_gives_a_one_line_error_and_exit_code_2(run, shards, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pth").write_text("no checkpoint")
     content = checkpoint.load(run / "backbone.pth")
@@ -153,9 +153,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, shards, tmp_path, capsys
         (["--weights", run, "--shards", tmp_path / "empty"], "no index.json"),
         (["--weights", run, "--shards", tmp_path / "nowhere"], "no such folder"),
         (["--weights", tmp_path / "text.pth", "--shards", shards], "not a checkpoint"),
-        (["--weights", tmp_path / "empty", "--shards", shards], "holds no checkpoint"),
+        (["--weights", tmp_path / "empty", "--shards", shards], "contains no checkpoint"),
         (["--weights", tmp_path / "nan.pth", "--shards", shards, "--train", "8", "--test", "4"], "are not finite"),
-        (["--weights", run, "--shards", renamed_classes(tmp_path / "renamed")], "in the index 'Baton'"),
+        (
+            ["--weights", run, "--shards", renamed_classes(tmp_path / "renamed")],
+            "class 0 is 'Gun', the index says 'Baton'",
+        ),
         (["--weights", run, "--shards", shards, "model.arch=resnet50"], "has its own settings"),
         (["--weights", "imagenet", "--shards", shards, "model.norm=none"], "has batch norm and needs"),
         (["--weights", "random", "--shards", shards, "model.arhc=resnet50"], "did you mean 'model.arch'"),

@@ -91,13 +91,13 @@ def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("run.json", "[]", "not the description of a run"),
+        ("run.json", "[]", "not a JSON object that describes a run"),
         ("run.json", "{}", "has a run of kind 'None'"),
         ("run.json", '{"kind": "pretrain", "engine": "e", "device": "d", "command": "c"}', "git_revision is 'None'"),
         ("metrics.json", "5", "iteration is 'None'"),
         ("metrics.json", '{"iteration": 1, "loss": "low"}', "loss is 'low'"),
         ("config.yaml", "{", "not YAML"),
-        ("config.yaml", "5", "not the settings of a run"),
+        ("config.yaml", "5", "not a mapping of settings"),
         ("evaluation.json", "{}", "engine is 'None'"),
         ("evaluation.json", '{"engine": "x", "mean": {}, "pooled": 3, "subsets": {}}', "the metrics of pooled"),
         ("evaluation.json", '{"engine": ["x"], "mean": {}, "subsets": {}}', "engine is"),

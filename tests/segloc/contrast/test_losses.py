@@ -8,7 +8,7 @@ from segloc.contrast.losses import info_nce
 from segloc.training.schedules import cosine_schedule, step_schedule
 
 
-def test_info_nce_equals_the_formula_written_out():
+def test_info_nce_equals_its_formula():
     generator = torch.Generator().manual_seed(0)
     query, key, bank = (normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (5, 5, 30))
     valid = torch.rand(5, 30, generator=generator) < 0.5
@@ -22,7 +22,7 @@ def test_info_nce_equals_the_formula_written_out():
 
 
 def plain(query, key, bank, valid, temperature):
-    """The loss by torch's own cross-entropy and autograd."""
+    """The loss by torch's cross-entropy and autograd."""
     negatives = (query @ bank.T).masked_fill(~valid, -torch.inf)
     logits = torch.cat([(query * key).sum(1, keepdim=True), negatives], 1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long)), logits
@@ -35,11 +35,11 @@ def test_a_collapsed_network_is_never_right():
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2, 1.0])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_loss_gradient_and_gauges_equal_autograd(temperature, share):
+def test_loss_gradient_and_metrics_equal_autograd(temperature, share):
     generator = torch.Generator().manual_seed(1)
     query, key, bank = (normalize(torch.randn(n, 16, generator=generator), dim=1) for n in (7, 7, 40))
     valid = torch.rand(7, 40, generator=generator) < share
-    key[:3] = query[:3]  # some as near as can be
+    key[:3] = query[:3]  # some at distance 0
     ours, theirs = query.clone().requires_grad_(), query.clone().double().requires_grad_()
     result = info_nce(ours, key, bank, valid, temperature)
     loss, logits = plain(theirs, key.double(), bank.double(), valid, temperature)
@@ -108,7 +108,7 @@ def test_with_no_other_key_of_its_class_a_query_has_the_loss_with_one_positive(t
 
 
 def plain_many(query, key, bank, valid, temperature, same_class):
-    """The loss with many positives as its definition has it, with torch's own autograd."""
+    """The loss with many positives by its definition and torch's autograd."""
     own, stored = (query * key).sum(1, keepdim=True) / temperature, query @ bank.T / temperature
     negatives = stored.masked_fill(~valid, -1e30).logsumexp(1, keepdim=True)
     positives = torch.cat([torch.ones_like(own, dtype=torch.bool), same_class], 1)
@@ -120,7 +120,7 @@ def plain_many(query, key, bank, valid, temperature, same_class):
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_many_positives_have_the_loss_and_gradient_of_autograd(temperature, share):
     query, key, bank, valid, same = many(3, share)
-    key[:2] = query[:2]  # as near as can be
+    key[:2] = query[:2]  # at distance 0
     ours, theirs = query.clone().requires_grad_(), query.clone().double().requires_grad_()
     loss = info_nce(ours, key, bank, valid, temperature, same).loss
     expected = plain_many(theirs, key.double(), bank.double(), valid, temperature, same)
@@ -147,7 +147,7 @@ def test_many_positives_of_equal_embeddings_have_the_loss_of_chance():
     assert result.top1 == 0
 
 
-def test_many_positives_without_a_negative_pull_nowhere():
+def test_many_positives_without_a_negative_have_no_gradient():
     query, key, bank, _, same = many(2, 0.5)
     query.requires_grad_()
     info_nce(query, key, bank, torch.zeros_like(same), 0.01, same).loss.backward()

@@ -1,4 +1,4 @@
-"""The class queues against the plainest implementation there is: one deque per class."""
+"""The class queues against a simple implementation: one deque per class."""
 
 from collections import deque
 
@@ -25,13 +25,13 @@ class Deques:
 
 
 def keys_of(numbers, levels=2):
-    """A key carries its arrival number, and its level, so that sets can be compared exactly."""
+    """A key contains its arrival number and level, so that sets can be compared exactly."""
     numbers = torch.as_tensor(numbers, dtype=torch.float32)
     return torch.stack([torch.stack([numbers, torch.full_like(numbers, level)], 1) for level in range(levels)])
 
 
 def negatives(queues, label, level):
-    """What a query of this class sees, oldest first."""
+    """The negatives of a query of this class, oldest first."""
     slots = queues.state_dict()["slots"]
     return queues.keys[level, slots[queues.valid(torch.tensor([label]))[0, slots]]]
 
@@ -104,7 +104,7 @@ def test_twelve_classes_with_wrap_around_and_resume(name):
 
 
 @pytest.mark.parametrize("name", ["uniform", "skewed", "runs of one class"])
-def test_a_resumed_store_puts_keys_where_the_old_one_would(name):
+def test_a_resumed_store_uses_the_same_slots(name):
     queues, resumed = ClassQueues(12, 40, 2, 2), ClassQueues(12, 40, 2, 2)
     for step, (numbers, labels) in enumerate(numbered(streams(np.random.default_rng(1))[name])):
         if step == 23:
@@ -137,7 +137,7 @@ def test_unfilled_slots_are_never_negatives():
 @pytest.mark.parametrize(
     ("keys", "labels"), [(torch.zeros(2, 3, 2), [0, 1]), (torch.zeros(1, 1, 2), [0]), (torch.zeros(2, 1, 2), [7])]
 )
-def test_what_does_not_fit_is_refused(keys, labels):
+def test_wrong_shapes_and_class_ids_are_refused(keys, labels):
     queues = ClassQueues(3, 4, 2, 2)
-    with pytest.raises(ValueError, match=r"fit|class ids"):
+    with pytest.raises(ValueError, match=r"keys have shape|class ids"):
         queues.enqueue(keys, torch.tensor(labels))

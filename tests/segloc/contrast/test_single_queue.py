@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segloc.contrast.losses import info_nce
-from segloc.contrast.metrics import Compared, gauges
+from segloc.contrast.metrics import Compared, training_metrics
 from segloc.contrast.queues import QUEUES, ClassQueues
 from segloc.models.backbone import LEVELS
 from tests.segloc.contrast.test_queues import keys_of, negatives, numbered
@@ -38,7 +38,7 @@ def test_every_query_sees_the_last_k_keys_of_any_class(data, num_classes, size):
         assert queues.keys.shape[1] <= max(2 * size, size + 1)
 
 
-def test_negatives_of_the_querys_own_class_are_what_class_queues_leave_out():
+def test_only_the_single_queue_has_negatives_of_the_querys_class():
     labels = torch.tensor([0, 1, 0, 0, 2])
     single, classes = single_queue(3, 10, 2, 1), ClassQueues(3, 10, 2, 1)
     for queues in (single, classes):
@@ -48,7 +48,7 @@ def test_negatives_of_the_querys_own_class_are_what_class_queues_leave_out():
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_it_goes_on_from_its_state(num_classes):
+def test_it_resumes_from_its_state(num_classes):
     whole, first = (single_queue(num_classes, 4, 2, 2) for _ in range(2))
     for queues in (whole, first):
         queues.enqueue(keys_of(range(7)), torch.arange(7) % num_classes)
@@ -60,12 +60,12 @@ def test_it_goes_on_from_its_state(num_classes):
     assert negatives(whole, 0, 1)[:, 0].tolist() == [5, 6, 7, 8]
 
 
-def test_a_key_of_no_class_in_the_data_is_refused():
+def test_a_key_of_an_unknown_class_is_refused():
     with pytest.raises(ValueError, match=r"class ids \[2\] are not in 0\.\.1"):
         single_queue(2, 4, 2, 1).enqueue(keys_of([1], levels=1), torch.tensor([2]))
 
 
-def test_gauges_look_at_the_queue_alone():
+def test_metrics_use_the_single_queue_only():
     """Keys of class 1 that the store still holds for class 0's own queue are older than the single queue."""
     queues = single_queue(2, 2, 2, len(LEVELS))
     queues.enqueue(
@@ -73,7 +73,7 @@ def test_gauges_look_at_the_queue_alone():
     )
     query, label = torch.tensor([[1.0, 0.0]]), torch.tensor([1])
     levels = [info_nce(query, query, bank, queues.valid(label), 1.0) for bank in queues.keys]
-    found = gauges([Compared(levels, query.expand(len(LEVELS), 1, 2), label)], queues)
+    found = training_metrics([Compared(levels, query.expand(len(LEVELS), 1, 2), label)], queues)
     assert found["class_accuracy"] == 0
     assert found["negative/p2"] == 0
     assert found["queue_fill"] == 2

@@ -51,7 +51,7 @@ def thinned(candidates, scores):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_anchors_are_thinned_and_those_left_are_equally_likely(seed):
-    """All steps again with plain loops, on the same random numbers."""
+    """All steps in plain loops, with the same random numbers."""
     grid = anchors(SIZE).tolist()
     drawn = [(torch.rand(len(grid), generator=g), torch.rand((), generator=g)) for g in generators(seed)]
     scores, draws = zip(*drawn, strict=True)
@@ -64,7 +64,7 @@ def test_anchors_are_thinned_and_those_left_are_equally_likely(seed):
     assert shrunk > 0
 
 
-def test_an_item_no_anchor_fits_takes_part_all_the_same():
+def test_an_item_that_no_anchor_fits_gets_a_box():
     tiny = torch.tensor([[50.0, 50, 54, 90]])
     assert box_iou(tiny, anchors(SIZE)).max() < LEAST_IOU
     box = augment_boxes(tiny, SIZE, generators(n=1))
@@ -86,7 +86,7 @@ def test_draws_depend_on_the_generators_alone():
     assert not torch.equal(first, other)
 
 
-def test_only_p5_looks_at_another_box():
+def test_only_p5_uses_the_augmented_box():
     boxes = query_boxes(BOXES, SIZE, "insloc", generators())
     assert LEVELS[AUGMENTED] == "p5"
     for number, level in enumerate(boxes):
@@ -103,7 +103,7 @@ def test_none_leaves_the_boxes_and_the_generators_alone():
 
 @pytest.mark.parametrize("shift", [16, 64])
 def test_moving_item_and_grid_moves_what_is_drawn(shift):
-    """The set that can be drawn moves with the item as long as the grid reaches around it."""
+    """The set of possible boxes moves with the item while the grid surrounds it."""
     size = (512, 512)
     grid = anchors(size)
     item = torch.tensor([[200.0, 210, 260, 290]])

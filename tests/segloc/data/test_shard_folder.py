@@ -1,4 +1,4 @@
-"""Shards that are missing, cut short, changed, or lie on a store that is out of reach for a moment."""
+"""Shards that are missing, truncated, changed, or on a store that fails for a moment."""
 
 import dataclasses
 import hashlib
@@ -35,7 +35,7 @@ def test_bad_shards_are_refused(copy, tmp_path):
         ShardFolder.open(str(tmp_path / "nowhere"))
     tar = copy / shard_name(1)
     tar.write_bytes(tar.read_bytes()[:-600])
-    with pytest.raises(InputError, match=r"pairs-000001\.tar.*cut short"):
+    with pytest.raises(InputError, match=r"pairs-000001\.tar.*is it truncated"):
         take(copy, 6)
     tar.unlink()
     with pytest.raises(InputError, match=r"pairs-000001\.tar.*cannot be read"):
@@ -53,7 +53,7 @@ def test_shard_with_another_digest_is_refused(copy):
     data = bytearray((copy / shard_name(2)).read_bytes())
     data[3000] ^= 1
     (copy / shard_name(2)).write_bytes(data)
-    with pytest.raises(InputError, match=r"pairs-000002\.tar.*another sha256"):
+    with pytest.raises(InputError, match=r"pairs-000002\.tar.*sha256 differs from the index"):
         take(copy, 6)
 
 
@@ -65,10 +65,10 @@ def test_sizes_are_checked_before_training_starts(scheme, copy, tmp_path, capsys
     tar.write_bytes(tar.read_bytes()[:-512])
     assert pretrain.main(arguments) == 2
     assert "pairs-000002.tar" in (error := capsys.readouterr().err)
-    assert "is it cut short?" in error
+    assert "is it truncated?" in error
     tar.unlink()
     assert pretrain.main(arguments) == 2
-    assert "its shards cannot be had" in capsys.readouterr().err
+    assert "the shards cannot be accessed" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -91,7 +91,7 @@ def test_a_tar_of_impossible_sizes_is_refused(size, copy):
         folder.load(shard)
 
 
-def test_a_store_out_of_reach_for_a_moment_is_asked_again(shards, monkeypatch):
+def test_reading_is_repeated_when_a_store_fails_for_a_moment(shards, monkeypatch):
     content = np.fromfile(shards / shard_name(0), np.uint8)
     answers, pauses = [ConnectionError("reset"), TimeoutError(), content], []
     folder = dataclasses.replace(ShardFolder.open(str(shards)), store=RemoteStore("s3://bucket/shards"))
@@ -129,7 +129,7 @@ def test_pairs_of_format_1_are_read():
 def test_descriptions_of_format_1_in_a_folder_of_format_2_are_damaged():
     folder = ShardFolder.open(str(FORMAT_1))
     newer = dataclasses.replace(folder, index=dataclasses.replace(folder.index, format_version=2))
-    with pytest.raises(InputError, match=r"all 4 pairs of a group of shards are damaged .*coefficient"):
+    with pytest.raises(InputError, match=r"all 4 pairs of a group of shards are damaged; .*coefficient"):
         next(PairStream(newer, 4, 64, 3, 2, 1).batches())
 
 

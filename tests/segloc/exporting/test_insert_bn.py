@@ -6,7 +6,7 @@ from segloc.models.backbone import SegLocBackbone
 
 
 def norm_free(arch, dtype=torch.float32, sda_norm="ln"):
-    """A norm-free backbone as training might leave it: no residual scale is zero, some are negative."""
+    """A norm-free backbone with trained-like weights: no residual scale is zero, some are negative."""
     torch.manual_seed(0)
     backbone = SegLocBackbone(arch, "none", sda_norm).to(dtype).eval()
     with torch.no_grad():
@@ -14,7 +14,7 @@ def norm_free(arch, dtype=torch.float32, sda_norm="ln"):
             if ".bn" in name:
                 parameter.normal_(0, 0.3)
             elif "refine.transform.3" in name:
-                parameter.normal_(0, 0.05)  # or the refinement would be the identity
+                parameter.normal_(0, 0.05)  # so that the refinement is not the identity
     return backbone
 
 
@@ -59,7 +59,7 @@ def test_statistics_are_those_of_all_images_at_once():
 
 
 def test_training_mode_on_the_measured_images_is_the_same_up_to_rounding():
-    """Batch statistics and stored ones are then the same numbers; this is what makes fine-tuning start smoothly."""
+    """Batch statistics and stored statistics are then equal, so fine-tuning begins without a jump."""
     backbone = norm_free("resnet18", torch.float64)
     x = images(6, torch.float64)
     other = with_bn("resnet18", backbone, x.split(4))
@@ -67,7 +67,7 @@ def test_training_mode_on_the_measured_images_is_the_same_up_to_rounding():
     assert largest_difference(backbone, other, x) < 1e-9
     random_bn = SegLocBackbone("resnet18", "bn", "ln").double()
     random_bn.load_state_dict(backbone.state_dict(), strict=False)
-    assert largest_difference(backbone, random_bn, x) > 0.1  # what the paper did instead
+    assert largest_difference(backbone, random_bn, x) > 0.1  # the paper's newly initialised batch norm
 
 
 def test_channels_that_never_vary():
@@ -82,7 +82,7 @@ def test_channels_that_never_vary():
 
 
 @pytest.mark.parametrize("sda_norm", ["ln", "gn", "bn"])
-def test_fpn_and_attention_are_left_alone_and_so_is_the_source(sda_norm):
+def test_fpn_attention_and_the_source_do_not_change(sda_norm):
     backbone = norm_free("resnet18", sda_norm=sda_norm)
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     state = insert(backbone, measure_moments(backbone.train(), [images()]))

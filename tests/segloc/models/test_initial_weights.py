@@ -43,7 +43,7 @@ def test_random_leaves_the_weights_alone():
     ("change", "message"),
     [
         (lambda s: s.pop("body.layer3.0.conv1.weight"), r"body\.layer3\.0\.conv1\.weight is missing"),
-        (lambda s: s.update(extra=torch.zeros(1)), "extra has no place"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra is not in the model"),
         (
             lambda s: s.update({"body.conv1.weight": torch.zeros(64, 1, 7, 7)}),
             r"is \(64, 1, 7, 7\), not \(64, 3, 7, 7\)",
@@ -63,7 +63,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(pretrained, c
 
 
 @pytest.mark.parametrize("other", [{"arch": "resnet50"}, {"norm": "bn"}, {"attention": False}, {"fpn_channels": 256}])
-def test_another_architecture_gives_one_clear_sentence(pretrained, other):
+def test_another_architecture_gives_a_clear_error(pretrained, other):
     folder, _, _ = pretrained
     name = next(iter(other))
     with pytest.raises(InputError, match=f"pretrained with {name}={SETTINGS[name]}, the recipe has {other[name]}"):
@@ -79,7 +79,7 @@ def test_weights_from_before_fpn_channels_was_a_setting_have_256(tmp_path):
     assert read_backbone(tmp_path / "run").settings["fpn_channels"] == 256
 
 
-def test_what_fits_is_taken_over_when_the_rest_may_start_anew(pretrained):
+def test_start_anew_loads_the_tensors_that_match(pretrained):
     folder, backbone, content = pretrained
     state = content["backbone"]
     state.pop("body.layer3.0.conv1.weight")
@@ -89,8 +89,10 @@ def test_what_fits_is_taken_over_when_the_rest_may_start_anew(pretrained):
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
     started = load_start(fresh, str(folder), SETTINGS, unmatched="start_anew")
     assert set(started.anew) == {"body.layer3.0.conv1.weight", "body.conv1.weight"}
-    assert started.unused == ("extra has no place", "body.conv1.weight is (64, 1, 7, 7), not (64, 3, 7, 7)")
-    assert f"{len(before) - 2} of {len(before)} tensors taken over; 2 start anew (body.conv1.weight" in started.summary
+    assert started.unused == ("extra is not in the model", "body.conv1.weight is (64, 1, 7, 7), not (64, 3, 7, 7)")
+    assert (
+        f"{len(before) - 2} of {len(before)} tensors loaded; 2 newly initialised (body.conv1.weight" in started.summary
+    )
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(tensor, before[name] if name in started.anew else backbone.state_dict()[name])
 
@@ -111,21 +113,21 @@ def test_residual_scales_become_those_of_batch_norm_that_does_not_train(tmp_path
         assert scale.eq(0.25 if stage in keeping else 1).all()
 
 
-def test_weights_of_which_nothing_fits_are_refused_even_so(pretrained):
+def test_start_anew_refuses_weights_if_none_match(pretrained):
     folder, _, content = pretrained
     content["backbone"] = {f"module.{name}": tensor for name, tensor in content["backbone"].items()}
     checkpoint.save(folder / checkpoint.BACKBONE, content)
-    with pytest.raises(InputError, match="none of its weights fits the model"):
+    with pytest.raises(InputError, match="no weight matches the model by name and shape"):
         load_start(SegLocBackbone(**SETTINGS), str(folder), SETTINGS, unmatched="start_anew")
 
 
-def test_convolutions_of_torchvision_go_into_another_norm_if_told_so(tmp_path):
+def test_start_anew_loads_torchvisions_convolutions_with_another_norm(tmp_path):
     published = resnet18().state_dict()
     torch.save(published, tmp_path / "resnet18.pth")
     backbone = SegLocBackbone(**SETTINGS)
     started = load_start(backbone, str(tmp_path / "resnet18.pth"), SETTINGS, unmatched="start_anew")
     assert torch.equal(backbone.body.conv1.weight, published["conv1.weight"])
-    assert "bn1.running_mean has no place" in started.unused
+    assert "bn1.running_mean is not in the model" in started.unused
     assert not [name for name in started.anew if name.startswith("body.")]
 
 
@@ -164,17 +166,17 @@ def test_a_torchvision_file_fills_the_resnet_and_nothing_else(tmp_path, counters
     published = {name: x for name, x in published.items() if counters or not name.endswith("num_batches_tracked")}
     torch.save(published, tmp_path / "resnet18.pth")
     model = model_from(tmp_path / "resnet18.pth", norm="bn")
-    assert "ResNet taken over, FPN and attention start at random" in model.started_from
+    assert "ResNet loaded, FPN and attention random" in model.started_from
     for network in (model.query, model.key):
         body = network.backbone.body.state_dict()
         assert all(torch.equal(body[name], x) for name, x in published.items() if not name.startswith("fc."))
 
 
-def test_other_files_are_refused_in_one_sentence(tmp_path):
+def test_other_files_give_a_one_line_error(tmp_path):
     torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(InputError, match=r"has batch norm and needs model\.norm=bn, the recipe has gn"):
         model_from(tmp_path / "resnet18.pth")
-    with pytest.raises(InputError, match=r"does not fit the model: layer1\.0\.conv3\.weight is missing"):
+    with pytest.raises(InputError, match=r"does not match the model: layer1\.0\.conv3\.weight is missing"):
         model_from(tmp_path / "resnet18.pth", norm="bn", arch="resnet50")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match="a segloc checkpoint of format 1 or 2 nor the state dict of a torch"):
@@ -186,10 +188,10 @@ def test_other_files_are_refused_in_one_sentence(tmp_path):
     [
         (
             lambda c: c["backbone"].update({"body.conv1.weight": "x"}),
-            r"'body\.conv1\.weight' .* is a str, not a tensor",
+            r"the weight 'body\.conv1\.weight' is a str, not a tensor by name",
         ),
-        (lambda c: c["backbone"].update({3: torch.zeros(1)}), "3 of its weights is a Tensor, not a tensor by name"),
-        (lambda c: c.update(backbone=[1]), "holds a list where its weights should be"),
+        (lambda c: c["backbone"].update({3: torch.zeros(1)}), "the weight 3 is a Tensor, not a tensor by name"),
+        (lambda c: c.update(backbone=[1]), "the weights are a list, not a dict of tensors by name"),
         (
             lambda c: c["backbone"]["body.layer2.0.conv1.weight"].view(-1)[5:6].fill_(float("nan")),
             r"body\.layer2\.0\.conv1\.weight has values that are not finite",
@@ -197,7 +199,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path):
     ],
 )
 @pytest.mark.parametrize("unmatched", ["refuse", "start_anew"])
-def test_what_is_no_weight_is_refused_when_loading(pretrained, change, message, unmatched):
+def test_invalid_weights_are_refused(pretrained, change, message, unmatched):
     folder, _, content = pretrained
     change(content)
     checkpoint.save(folder / checkpoint.BACKBONE, content)
@@ -212,9 +214,9 @@ def test_torchvision_files_with_other_than_numbers_are_refused(tmp_path):
             model_from(tmp_path / "r.pth", norm="bn")
 
 
-def test_a_whole_model_is_refused_in_one_sentence(tmp_path):
+def test_a_pickled_model_gives_a_one_line_error(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
-    with pytest.raises(InputError, match=r"of a whole model, save its state_dict\(\) instead\)$") as error:
+    with pytest.raises(InputError, match=r"for a pickled model, save its state_dict\(\) instead\)$") as error:
         checkpoint.read_any(tmp_path / "whole.pth")
     assert "weights_only" not in str(error.value)
     assert "\x1b" not in str(error.value)
@@ -223,14 +225,14 @@ def test_a_whole_model_is_refused_in_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("prefix", "wrapper"), [("module.encoder_q.", "state_dict"), ("", "state_dict"), ("module.", None), ("a.", "model")]
 )
-def test_the_conversion_named_for_a_wrapped_resnet_works(tmp_path, monkeypatch, prefix, wrapper):
+def test_the_suggested_conversion_of_a_wrapped_resnet_works(tmp_path, monkeypatch, prefix, wrapper):
     monkeypatch.chdir(tmp_path)
     published = resnet18().state_dict()
     longer = {f"{prefix}{name}": x for name, x in published.items()}
     if prefix:
         longer["other.x"] = torch.zeros(1)
     torch.save({"epoch": 3, wrapper: longer} if wrapper else longer, "wrapped.pth")
-    with pytest.raises(InputError, match=r"takes out$") as error:
+    with pytest.raises(InputError, match=r"extract it with `torch\.save\(.*\)`$") as error:
         model_from("wrapped.pth", norm="bn")
     exec(str(error.value).split("`")[1])
     model = model_from("resnet.pth", norm="bn")
@@ -253,7 +255,7 @@ def model_from(init, head=HEAD, **changes):
 
 
 @pytest.mark.parametrize("same_head", [True, False])
-def test_pretraining_goes_on_from_a_checkpoint_with_its_head_if_that_fits(tmp_path, same_head):
+def test_pretraining_loads_a_checkpoint_and_its_head_if_it_matches(tmp_path, same_head):
     torch.manual_seed(1)
     old = model_from("random").query
     parts = {"backbone": old.backbone.state_dict(), "head": old.head.state_dict()}
@@ -263,7 +265,7 @@ def test_pretraining_goes_on_from_a_checkpoint_with_its_head_if_that_fits(tmp_pa
         assert all(torch.equal(x, parts["backbone"][name]) for name, x in network.backbone.state_dict().items())
         if same_head:
             assert all(torch.equal(x, parts["head"][name]) for name, x in network.head.state_dict().items())
-    assert f"head {'too' if same_head else 'starts anew'}" in new.started_from
+    assert f"RoI head {'loaded' if same_head else 'random'}" in new.started_from
     assert not any(parameter.requires_grad for parameter in new.key.parameters())
 
 
@@ -272,7 +274,7 @@ def test_pretraining_refuses_a_checkpoint_of_another_backbone(pretrained):
         model_from(pretrained[0], norm="none")
 
 
-def test_without_a_network_imagenet_is_one_clear_sentence(monkeypatch, tmp_path):
+def test_imagenet_without_a_network_gives_a_one_line_error(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("urllib.request.urlopen", _no_network)
     monkeypatch.setattr("torch.hub.urlopen", _no_network)

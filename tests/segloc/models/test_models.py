@@ -33,7 +33,7 @@ def maps_of(sizes=((16, 20), (8, 10), (4, 5), (2, 3), (1, 2)), n=2, channels=32)
 
 
 def written_out(module, maps):
-    """The SDA module step by step as the published code orders it, without sharing any sum."""
+    """The SDA module in the steps of the published code, without shared sums."""
     size = maps[module.level].shape[-2:]
     stack = []
     for i, x in enumerate(maps):
@@ -58,7 +58,7 @@ def written_out(module, maps):
 
 
 @pytest.mark.parametrize("attention", [True, False])
-def test_the_pyramid_has_as_many_channels_as_asked_for(attention):
+def test_the_pyramid_has_the_requested_channels(attention):
     backbone = SegLocBackbone("resnet18", attention=attention, fpn_channels=80)
     levels = backbone(torch.zeros(2, 3, 64, 96))
     assert {x.shape[1] for x in levels.values()} == {80} == {backbone.out_channels}
@@ -66,12 +66,12 @@ def test_the_pyramid_has_as_many_channels_as_asked_for(attention):
 
 @pytest.mark.parametrize("channels", [0, -64, 48, 72])
 def test_channels_the_attention_cannot_have_are_refused(channels):
-    with pytest.raises(ValueError, match=f"fpn_channels {channels} is not a multiple of 16 from 64 on"):
+    with pytest.raises(ValueError, match=f"fpn_channels {channels} is not a multiple of 16 that is at least 64"):
         SegLocBackbone("resnet18", fpn_channels=channels)
 
 
 @pytest.mark.parametrize("level", range(5))
-def test_attention_equals_the_steps_written_out(level):
+def test_attention_equals_the_published_steps(level):
     torch.manual_seed(level)
     module = LevelAttention(level, 32, 5, "bn")
     torch.nn.init.normal_(module.refine.transform[-1].weight)
@@ -79,7 +79,7 @@ def test_attention_equals_the_steps_written_out(level):
     assert torch.allclose(module(maps), written_out(module, maps), atol=1e-5)
 
 
-def test_refinement_starts_as_identity_and_channel_weights_add_up_to_one():
+def test_initial_refinement_is_the_identity_and_channel_weights_sum_to_one():
     x = maps_of()[0]
     assert torch.equal(DependencyRefinement(32)(x), x)
     weights = ChannelAttention(32, 5, "gn")(x)
@@ -100,7 +100,7 @@ def test_pyramid_has_the_strides_and_every_parameter_learns(norm):
     backbone = SegLocBackbone("resnet18", norm=norm, sda_norm="ln")
     for name, parameter in backbone.named_parameters():
         if norm == "none" and name.endswith("bn2.weight"):
-            torch.nn.init.ones_(parameter)  # at its start of zero it shields the branch before it
+            torch.nn.init.ones_(parameter)  # initial zeros would block the gradient of the branch before it
         if "refine.transform.3" in name:
             torch.nn.init.normal_(parameter)
     out = backbone(torch.randn(2, 3, 128, 192))
@@ -108,7 +108,7 @@ def test_pyramid_has_the_strides_and_every_parameter_learns(norm):
         assert out[name].shape == (2, 256, 128 // stride, 192 // stride)
     sum(x.square().mean() for x in out.values()).backward()
     silent = [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # A shift of the mask's logits, the same everywhere, does nothing to a softmax.
+    # A constant shift of the mask's logits does not change the softmax.
     assert [name for name in silent if not name.endswith("refine.mask.bias")] == []
 
 
@@ -143,7 +143,7 @@ def test_roi_align_equals_grid_sampling_on_every_level():
 
 
 def position_maps(height, width, scale):
-    """Maps of an image scaled by `scale` whose two channels say where in the unscaled image a cell's centre lies."""
+    """Maps of an image scaled by `scale`; their two channels hold the cell centres in unscaled image coordinates."""
     maps = {}
     for name, stride in zip(LEVELS, STRIDES, strict=True):
         y, x = ((torch.arange(round(side * scale) // stride) + 0.5) * stride / scale for side in (height, width))
@@ -154,7 +154,7 @@ def position_maps(height, width, scale):
 @pytest.mark.parametrize("samples", [0, 2])
 @pytest.mark.parametrize("scale", [0.5, 1, 2])
 def test_image_box_and_map_scaled_together_give_the_same_features(samples, scale):
-    """Bilinear sampling is exact on positions, so each bin, on each level, has to say where its own centre lies."""
+    """Bilinear sampling of coordinates is exact, so each bin on each level must equal its own centre."""
     box = torch.tensor([[290.0, 310, 430, 520]])
     pooled = pool_boxes(position_maps(896, 768, scale), box * scale, samples)
     (x0, y0, x1, y1), bins = box[0].tolist(), (torch.arange(7) + 0.5) / 7
@@ -163,7 +163,7 @@ def test_image_box_and_map_scaled_together_give_the_same_features(samples, scale
         assert torch.allclose(level[0], centres, atol=0.01)
 
 
-def test_every_level_can_have_a_box_of_its_own():
+def test_every_level_can_have_its_own_box():
     generator = torch.Generator().manual_seed(0)
     features = {
         name: torch.randn(2, 4, 256 // stride, 320 // stride, generator=generator)
@@ -213,7 +213,7 @@ def frozen_model(stages, norm="bn"):
 @pytest.mark.parametrize("stages", range(5))
 def test_frozen_stages_keep_weights_and_statistics_and_the_rest_learns(stages):
     model = frozen_model(stages).train()
-    model.eval().train()  # a round trip does not thaw
+    model.eval().train()  # changing modes does not unfreeze
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, weight_decay=0.1)
     images, boxes = torch.rand(4, 3, 64, 64) * 255, torch.tensor([[5.0, 6, 50, 40]]).repeat(4, 1)
@@ -230,7 +230,7 @@ def test_frozen_stages_keep_weights_and_statistics_and_the_rest_learns(stages):
             if name.startswith(f"query.backbone.body.{part}.") and not torch.equal(value, before[name])
         }
         assert (not moved) == (part in expected), part
-        # The key network's batch norm looks at the same images, so there too only frozen parts keep their statistics.
+        # The key network's batch norm sees the same images, so only its frozen parts keep their statistics, too.
         statistics = [n for n in after if n.startswith(f"key.backbone.body.{part}.") and n.endswith("running_mean")]
         for name in statistics:
             assert torch.equal(after[name], before[name]) == (part in expected), name
@@ -259,7 +259,7 @@ def test_embeddings_are_unit_vectors_and_keys_come_back_in_order():
     images, boxes = torch.rand(4, 3, 64, 64) * 255, torch.tensor([[5.0, 6, 50, 40]]).repeat(4, 1)
     keys = model.embed_keys(images, boxes, torch.Generator().manual_seed(1))
     assert torch.allclose(keys.norm(dim=2), torch.ones(5, 4), atol=1e-5)
-    # The key network starts as a copy of the query network, and group norm looks at one image only.
+    # The key network is initialised as a copy of the query network, and group norm sees one image only.
     assert torch.allclose(keys, model.query(images, boxes), atol=1e-4)
 
 
@@ -290,13 +290,13 @@ def test_embedding_bn_is_taken_over_each_part_of_the_batch():
 
 
 def test_head_with_embedding_bn_cannot_give_all_items_one_direction():
-    """With embedding_bn the embeddings of a batch keep a mean of zero, whatever the features have in common."""
+    """With embedding_bn the embeddings of a batch have zero mean, even if the features have a common part."""
     torch.manual_seed(0)
     common = torch.randn(1, 1, 256, 7, 7) * 20
     pooled = common + torch.randn(1, 16, 256, 7, 7)
     plain = InsLocHead(1, 32, 64, 16)(pooled)[0]
     normed = InsLocHead(1, 32, 64, 16, norm="none", embedding_bn=True)
     for parameter in normed.parameters():
-        torch.nn.init.normal_(parameter, 0.1)  # as if trained: nothing learnable brings the mean back
+        torch.nn.init.normal_(parameter, 0.1)  # as after training: no learned parameter restores the mean
     assert plain.std(0).norm() < 0.9
     assert normed(pooled)[0].mean(0).norm() < 0.3

@@ -14,7 +14,7 @@ def clusters(count, classes=4, dim=8, spread=0.3, seed=0, shift=0.0):
 
 
 def brute_force(train, labels, test, classes):
-    """The vote of Wu et al. one test feature at a time, by a full sort."""
+    """The vote of Wu et al., one test feature at a time, with a full sort."""
     predicted = []
     for feature in test:
         cosine = train @ feature / np.linalg.norm(train, axis=1) / np.linalg.norm(feature)
@@ -27,7 +27,7 @@ def brute_force(train, labels, test, classes):
 
 @pytest.mark.parametrize("count", [5, 60])
 def test_neighbours_vote_as_in_brute_force(count):
-    """On overlapping classes, so that the weights of the votes matter; and with fewer features than neighbours."""
+    """With overlapping classes, so that the weights of the votes matter, and with fewer features than neighbours."""
     train, labels = clusters(count, spread=2.5)
     test, truth = clusters(80, spread=2.5, seed=1)
     predicted = classifiers.nearest_neighbours(train, labels, test, 4)
@@ -52,7 +52,7 @@ def test_length_of_features_does_not_matter_to_neighbours():
 
 
 @pytest.mark.parametrize("classify", [classifiers.nearest_neighbours, classifiers.linear])
-def test_separable_clusters_are_told_apart_and_noise_is_not(classify):
+def test_separable_clusters_are_classified_and_noise_is_not(classify):
     train, labels = clusters(200)
     test, truth = clusters(100, seed=1)
     assert torch.equal(classify(train, labels, test, 4), truth)
@@ -62,7 +62,7 @@ def test_separable_clusters_are_told_apart_and_noise_is_not(classify):
 
 
 def test_linear_reaches_the_minimum_of_its_loss():
-    """The gradient of the loss, written out in numpy, is zero at the minimum; shown by the predicted probabilities."""
+    """The gradient of the loss, computed in NumPy from the predicted probabilities, is zero at the minimum."""
     train, labels = clusters(150, classes=3, spread=2.5)
     test, _ = clusters(400, classes=3, spread=2.5, seed=1)
     x = (train - train.mean(0)) / train.std(0, correction=0)

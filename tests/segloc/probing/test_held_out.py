@@ -18,7 +18,7 @@ def stored(pair):
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A shard folder without pictures."""
+    """A shard folder without images."""
 
     index: Index
     pairs: list[list[Pair]]
@@ -54,7 +54,7 @@ SHARDS = st.lists(st.lists(PAIR, min_size=6, max_size=12), min_size=1, max_size=
 
 @settings(max_examples=60, deadline=None)
 @given(SHARDS, st.integers(0, 5), st.integers(1, 30), st.integers(1, 30))
-def test_no_item_and_no_picture_is_on_both_sides(shards, seed, train, test):
+def test_no_item_and_no_image_is_on_both_sides(shards, seed, train, test):
     folder = folder_of(shards)
     try:
         done = split(folder, train, test, seed)
@@ -81,7 +81,7 @@ def test_every_class_with_two_segments_is_tested_and_what_is_left_out_is_counted
     folder = folder_of([[(0, i % 6, (i + 1) % 6), (1, 0, 1), (2, 0, 0)] for i in range(6)] * 6)
     done = split(folder, 1000, 1000, 0)
     assert {c.label for c in done.train} == {0, 1, 2}
-    assert {c.label for c in done.test} <= {0, 1}  # class 2 has one item, which is learned from
+    assert {c.label for c in done.test} <= {0, 1}  # the only item of class 2 is a training item
     assert len(done.train) + done.left_out["train"] == 2 * 18 * 4
     assert len(done.test) + done.left_out["test"] == 2 * 18 * 2
 
@@ -96,19 +96,19 @@ def test_a_third_of_each_classes_segments_is_held_out_another_third_for_another_
     assert held_out_segments(views[::-1], 0) == first
 
 
-def test_no_more_shards_are_read_than_it_takes():
+def test_no_more_shards_are_read_than_needed():
     shard = [(label, i, i + 7) for i in range(10) for label in (0, 1)]
     folder = folder_of([shard] * 30)
     split(folder, 40, 20, 0)
     assert sorted(folder.read) == [shard_name(0), shard_name(1), shard_name(28), shard_name(29)]
 
 
-def test_shards_that_do_not_serve_are_one_sentence():
-    with pytest.raises(InputError, match="two classes"):
+def test_unusable_shards_give_a_one_line_error():
+    with pytest.raises(InputError, match="fewer than two classes"):
         split(folder_of([[(0, i, i + 1) for i in range(9)]] * 2), 10, 10, 0)
     with pytest.raises(InputError, match="held-out segments"):
         split(folder_of([[(0, 1, 1), (1, 1, 1)]] * 3), 10, 10, 0)
     folder = folder_of([[(0, 1, 2), (1, 1, 2)]] * 3)
     wrong = dataclasses.replace(folder, index=dataclasses.replace(folder.index, classes=("a", "x")))
-    with pytest.raises(InputError, match="class 1 is 'b', in the index 'x'"):
+    with pytest.raises(InputError, match="class 1 is 'b', the index says 'x'"):
         split(wrong, 10, 10, 0)

@@ -12,7 +12,7 @@ def test_recipes_load(path):
     load_config(path, [])
 
 
-def test_recommended_recipe_is_the_default_but_for_bfloat16():
+def test_recommended_recipe_is_the_default_plus_bfloat16():
     config = load_config(ROOT / "detectron_configs" / "pretrain" / "segloc_r101.yaml", ["optim.amp=false"])
     assert config == PretrainConfig()
 
@@ -37,16 +37,16 @@ def test_numbers_without_a_dot_are_numbers():
         (["queue.kind=one"], "queue.kind is 'one', not one of class, single"),
         (["queue.positives=all"], "queue.positives is 'all', not one of key, class"),
         (["queue.positives=class", "queue.kind=single"], "queue.positives=class needs queue.kind=class"),
-        (["model.fpn_channels=72"], "model.fpn_channels is 72, not a multiple of 16 from 64 on"),
+        (["model.fpn_channels=72"], "model.fpn_channels is 72, not a multiple of 16 that is at least 64"),
         (["model.fpn_channels=48"], "model.fpn_channels is 48, not a multiple"),
         (["data.box_augment=yes"], "data.box_augment is 'yes', not one of none, insloc"),
         (["data.box_augment=random"], "data.box_augment is 'random', not one of none, insloc"),
-        (["model.frozen=5", "model.init=imagenet"], "model.frozen is 5, it must be within 0 and 4"),
-        (["model.frozen=1"], "model.frozen=1 would keep random weights for good"),
+        (["model.frozen=5", "model.init=imagenet"], "model.frozen is 5, it must be from 0 to 4"),
+        (["model.frozen=1"], "model.frozen=1 would freeze random weights"),
         (["model.init=imagenet", "model.norm=gn"], "model.init=imagenet needs model.norm=bn, not gn"),
     ],
 )
-def test_settings_that_cannot_be_are_one_sentence(settings, message):
+def test_invalid_settings_give_a_one_line_error(settings, message):
     with pytest.raises(InputError) as error:
         load_config(None, settings)
     assert message in str(error.value)

@@ -11,7 +11,7 @@ from tests.imports import ROOT
 
 
 class Counting(Trainer):
-    """Writes down what happens."""
+    """Records the calls."""
 
     def __init__(self, fail_at=None):
         super().__init__()

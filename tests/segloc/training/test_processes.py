@@ -1,4 +1,4 @@
-"""Several processes make what one makes of the same global batch."""
+"""Several processes give the same result as one with the same global batch."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from segloc.training.stopping import sigterm
 from tests.imports import ROOT
 from tests.segloc.test_pretrain import ONE_THREAD, TINY
 
-# Eight pairs a step, as micro-batches of two.
+# Eight pairs per step, in micro-batches of two.
 EIGHT = [*TINY, "optim.batch=8", "optim.micro_batch=2", "optim.lr_per_256=0.01"]
 ENVIRONMENT = os.environ | ONE_THREAD
 
@@ -50,7 +50,7 @@ def losses(out):
 
 
 def assert_alike(run, other):
-    """In float32 the order of a sum shows after some steps; in float64 it does not, see below."""
+    """In float32 the order of a sum makes a difference after some steps; in float64 it does not, see below."""
     assert list(losses(run)) == list(losses(other)) == list(range(6))
     assert list(losses(run).values()) == pytest.approx(list(losses(other).values()), rel=5e-3)
     queues = [checkpoint.load(out / checkpoint.LAST)["queues"] for out in (run, other)]
@@ -62,7 +62,7 @@ def alone(shards, tmp_path_factory):
     return run(shards, tmp_path_factory.mktemp("alone") / "run")
 
 
-# Settings of several processes, and of one that must do the same.
+# Settings of several processes, and of one process with the same result.
 EQUALS = {
     "micro-batches": ([], []),
     "one large batch": (["optim.micro_batch=8"], ["optim.micro_batch=8"]),
@@ -70,7 +70,7 @@ EQUALS = {
 
 
 def train_in_double(shards, out, number, group):
-    """Do six steps in float64 with each of `EQUALS`; the main process saves what they give."""
+    """Do six steps in float64 with each of `EQUALS`; the main process saves the results."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     with pytest.MonkeyPatch.context() as patch:
@@ -111,7 +111,7 @@ def test_two_processes_equal_one_to_float64(name, in_double):
 
 
 def break_second(shards, out, group):
-    """Pretrain where only the second process has a loss that is not finite; returns 1 where it is noticed."""
+    """Pretrain where only the second process has a loss that is not finite; returns 1 if it is noticed."""
     if group.rank == 1:
         compare = pretrainer.info_nce
 
@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(shards, tmp_path):
     for rank in range(2):
         assert "step 0: the loss is nan" in (tmp_path / f"run-{rank}.txt").read_text()
     pairs = json.loads((tmp_path / "run" / "not_finite.json").read_text())["pairs"]
-    assert len(set(pairs)) == 4  # the half that process had
+    assert len(set(pairs)) == 4  # the pairs of that process
 
 
 def test_torchrun_equals_one_process(shards, alone, tmp_path):
@@ -150,7 +150,7 @@ def interrupt(process, out, number, to_group):
 
 
 @pytest.mark.parametrize(("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_stopped_in_two_processes_goes_on_in_one(number, to_group, shards, alone, tmp_path):
+def test_a_run_stopped_in_two_processes_resumes_in_one(number, to_group, shards, alone, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
         command(shards, out, "--processes", "2"), cwd=ROOT, env=ENVIRONMENT, text=True, start_new_session=True,
@@ -158,7 +158,7 @@ def test_stopped_in_two_processes_goes_on_in_one(number, to_group, shards, alone
     )  # fmt: skip
     printed, errors = interrupt(process, out, number, to_group)
     assert process.returncode == 0
-    assert printed.count("stopped early; the same command goes on from") == 1
+    assert printed.count("stopped early; the same command resumes from") == 1
     assert "Traceback" not in errors
     assert 0 < checkpoint.load(out / checkpoint.LAST)["iteration"] < 6
     assert read_run(out)["processes"] == 2
@@ -205,7 +205,7 @@ def test_processes_stop_when_the_launching_one_is_killed(tmp_path):
 
 
 def fail(how, group):
-    """End the second process in some way, while the first waits for it."""
+    """End the second process while the first waits for it."""
     if group.rank == 1:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -240,7 +240,7 @@ def test_one_process_that_fails_ends_all_with_its_code(how, code, said, capfd):
         ),
     ],
 )
-def test_what_cannot_be_shared_is_one_sentence(more, message, shards, tmp_path):
+def test_a_batch_that_cannot_be_shared_gives_a_one_line_error(more, message, shards, tmp_path):
     done = subprocess.run(
         command(shards, tmp_path / "r", *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
@@ -282,7 +282,7 @@ def test_keys_are_shuffled_over_processes(tmp_path):
     order = torch.randperm(8, generator=torch.Generator().manual_seed(5))
     expected = torch.empty_like(found)
     with torch.no_grad():
-        for half in order.chunk(2):  # each with statistics of its own
+        for half in order.chunk(2):  # each half has its own statistics
             expected[:, half] = pretext().key(wide[half], boxes)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert sorted(order[:4].tolist()) != [0, 1, 2, 3]
