@@ -12,13 +12,13 @@ from segloc.common.errors import InputError
 from segloc.detection.detector import Detector, engine_name, new_detector
 from segloc.models.initial_weights import (
     BACKBONE_SETTINGS,
-    IMAGENET,
     RANDOM,
     Misfit,
     Started,
+    StoredBackbone,
     load_start,
     load_strict,
-    read_backbone,
+    read_start,
 )
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import parse, to_yaml
@@ -43,7 +43,8 @@ def load_initial_weights(detector: Detector, weights: str, config: FinetuneConfi
             "pretrained --weights, or use a recipe of the fair protocol"
         )
     try:
-        started = load_start(detector.backbone, weights, vars(model.backbone), unmatched=train.unmatched)
+        stored = read_start(weights)
+        started = load_start(detector.backbone, stored, vars(model.backbone), unmatched=train.unmatched)
     except Misfit as error:
         raise Misfit(f"{error}; train.unmatched=start_anew loads the tensors that fit and lists the rest") from error
     state = detector.backbone.state_dict()
@@ -55,26 +56,25 @@ def load_initial_weights(detector: Detector, weights: str, config: FinetuneConfi
             "give --weights that contain them, or use a recipe of the fair protocol"
         )
     if train.box_heads == "pretrained":
-        load_box_heads(detector, weights)
+        load_box_heads(detector, stored)
     return started
 
 
-def load_box_heads(detector: Detector, weights: str) -> None:
+def load_box_heads(detector: Detector, stored: StoredBackbone) -> None:
     """Load the layers pretrained with ``head.kind=box2fc`` into every box head of a new detector.
 
     Args:
         detector: changed in place.
-        weights: the initial weights of its backbone.
+        stored: the initial weights of its backbone.
 
     Raises:
         InputError: the weights have no such layers, or layers of another width.
     """
-    head = {} if weights in (RANDOM, IMAGENET) else read_backbone(weights).head
-    layers = {name.removeprefix("box."): tensor for name, tensor in head.items() if name.startswith("box.")}
+    layers = {name.removeprefix("box."): x for name, x in stored.head.items() if name.startswith("box.")}
     if not layers:
-        raise InputError(f"{weights}: has no box head; train.box_heads=pretrained needs one pretrained with box2fc")
+        raise InputError(f"{stored.source}: has no box head; train.box_heads=pretrained needs one pretrained with box2fc")
     for fc1, fc2 in detector.box_layers:
-        load_strict(nn.ModuleDict({"fc1": fc1, "fc2": fc2}), layers, weights)
+        load_strict(nn.ModuleDict({"fc1": fc1, "fc2": fc2}), layers, stored.source)
 
 
 def detector_content(

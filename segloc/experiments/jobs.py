@@ -21,7 +21,7 @@ from segloc.common.files import write_json
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
 from segloc.experiments.locks import locked
-from segloc.models.initial_weights import IMAGENET, RANDOM, check_start, read_backbone
+from segloc.models.initial_weights import IMAGENET, RANDOM, check_start, read_backbone, read_start
 from segloc.reporting.run_results import EVALUATION
 from segloc.settings.experiments import PROBE, Experiment, Pretraining, Probe
 from segloc.settings.finetuning import REFUSE, FinetuneConfig
@@ -293,7 +293,7 @@ def _with_bn(pretraining: Job) -> Job:
 
 def _check_cell(config: FinetuneConfig, weights: str) -> None:
     if weights:
-        check_start(weights, vars(config.model.backbone), "model.backbone", config.train.unmatched)
+        check_start(read_start(weights), vars(config.model.backbone), "model.backbone", config.train.unmatched)
     for split in (train_split(config.data), *evaluation_splits(config.data)):
         if not split.annotations.is_file():
             raise InputError(f"{split.annotations}: no such annotation file")
@@ -302,6 +302,6 @@ def _check_cell(config: FinetuneConfig, weights: str) -> None:
 def _check_probe(probe: Probe, weights: str, config: PretrainConfig | None) -> None:
     ShardFolder.open(probe.shards)
     if config:
-        check_start(weights, dataclasses.asdict(config.model), "model", REFUSE)
+        check_start(read_start(weights), dataclasses.asdict(config.model), "model", REFUSE)
     elif weights:
         read_backbone(weights)

@@ -50,6 +50,7 @@ class StoredBackbone:
         tensors: state dict of the backbone or of the torchvision ResNet.
         head: state dict of the RoI head; empty if the file has none.
         iteration: number of training steps; None if unknown.
+        digest: SHA-256 of the file; empty for random and for downloaded weights.
     """
 
     source: str
@@ -57,6 +58,7 @@ class StoredBackbone:
     tensors: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     head: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     iteration: int | None = None
+    digest: str = ""
 
     def build(self) -> SegLocBackbone:
         """Build the backbone in eval mode, on the CPU.
@@ -78,12 +80,14 @@ class Started:
         loaded: names of the loaded tensors.
         anew: names of the tensors that kept the initialisation of a new layer.
         unused: tensors of the initial weights that were not loaded, each with the reason.
+        digest: SHA-256 of the file they were loaded from; empty if there is none.
     """
 
     summary: str
     loaded: tuple[str, ...] = ()
     anew: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    digest: str = ""
 
 
 def read_backbone(path: str | Path) -> StoredBackbone:
@@ -93,7 +97,8 @@ def read_backbone(path: str | Path) -> StoredBackbone:
         InputError: no such file, or it contains no backbone.
     """
     file = checkpoint.find(path)
-    return _stored(checkpoint.load(file), str(path), file)
+    content, digest = checkpoint.read_any(file)
+    return _stored(checkpoint.checked(content, file), str(path), file, digest)
 
 
 def load_backbone(path: str | Path) -> SegLocBackbone:
@@ -105,7 +110,7 @@ def load_backbone(path: str | Path) -> SegLocBackbone:
     return read_backbone(path).build()
 
 
-def _stored(content: dict[str, Any], source: str, file: Path) -> StoredBackbone:
+def _stored(content: dict[str, Any], source: str, file: Path, digest: str) -> StoredBackbone:
     content = {"fpn_channels": FPN_CHANNELS, **content}  # old files lack this setting; all had 256 channels
     missing = [key for key in ("backbone", *BACKBONE_SETTINGS) if key not in content]
     if missing:
@@ -114,7 +119,7 @@ def _stored(content: dict[str, Any], source: str, file: Path) -> StoredBackbone:
     settings, head = {name: content[name] for name in BACKBONE_SETTINGS}, content.get("head", {})
     for state in (content["backbone"], head):
         check_tensors(state, str(file))
-    return StoredBackbone(source, settings, content["backbone"], head, content.get("iteration"))
+    return StoredBackbone(source, settings, content["backbone"], head, content.get("iteration"), digest)
 
 
 def check_tensors(state: Any, source: str) -> None:
@@ -132,43 +137,44 @@ def check_tensors(state: Any, source: str) -> None:
             raise InputError(f"{source}: {name} has values that are not finite; its training diverged")
 
 
-def check_start(weights: str, settings: Mapping[str, Any], node: str, unmatched: str) -> StoredBackbone:
-    """Read initial weights; with ``refuse``, check that they were made with the recipe's settings.
+def read_start(weights: str) -> StoredBackbone:
+    """Read initial weights: a checkpoint of this project or the state dict of a torchvision ResNet, file or run folder.
 
-    For the arguments see `load_start`. Results for ``random`` and ``imagenet`` have no tensors; nothing is downloaded.
+    Results for ``random`` and ``imagenet`` have no tensors; nothing is downloaded.
 
     Raises:
-        Misfit: the weights were made with other settings.
         InputError: the weights cannot be read.
     """
-    if weights == RANDOM:
-        return StoredBackbone(RANDOM)
-    stored = StoredBackbone(f"torchvision's {settings['arch']}") if weights == IMAGENET else _read(weights)
-    if unmatched == REFUSE:
-        if not stored.settings and settings["norm"] != "bn":
-            raise Misfit(f"{stored.source}: has batch norm and needs {node}.norm=bn, the recipe has {settings['norm']}")
-        for name, value in stored.settings.items():
-            if value != settings[name]:
-                raise Misfit(
-                    f"{weights}: was pretrained with {name}={value}, the recipe has {settings[name]}; "
-                    f"set {node}.{name}={value}"
-                )
-    return stored
-
-
-def _read(weights: str) -> StoredBackbone:
-    """Read a checkpoint of this project or the state dict of a torchvision ResNet."""
+    if weights in (RANDOM, IMAGENET):
+        return StoredBackbone(weights)
     file = checkpoint.find(weights)
-    content = checkpoint.read_any(file)
+    content, digest = checkpoint.read_any(file)
     if isinstance(content, dict) and {*content} >= _RESNET_TENSORS:
         check_tensors(content, weights)
-        return StoredBackbone(weights, tensors=content)
+        return StoredBackbone(weights, tensors=content, digest=digest)
     if not checkpoint.is_ours(content):
         raise InputError(
             f"{weights}: neither a segloc checkpoint of format {checkpoint.READABLE_NAMES} nor the state dict of a "
             f"torchvision ResNet{_conversion(content, file)}"
         )
-    return _stored(content, weights, file)
+    return _stored(content, weights, file, digest)
+
+
+def check_start(stored: StoredBackbone, settings: Mapping[str, Any], node: str, unmatched: str) -> None:
+    """With ``refuse``, check that initial weights were made with the recipe's settings; see `load_start`.
+
+    Raises:
+        Misfit: they were not.
+    """
+    if unmatched == REFUSE and stored.source != RANDOM:
+        if not stored.settings and settings["norm"] != "bn":
+            raise Misfit(f"{stored.source}: has batch norm and needs {node}.norm=bn, the recipe has {settings['norm']}")
+        for name, value in stored.settings.items():
+            if value != settings[name]:
+                raise Misfit(
+                    f"{stored.source}: was pretrained with {name}={value}, the recipe has {settings[name]}; "
+                    f"set {node}.{name}={value}"
+                )
 
 
 def _conversion(content: Any, file: Path) -> str:
@@ -187,7 +193,7 @@ def _conversion(content: Any, file: Path) -> str:
 
 def load_start(
     backbone: SegLocBackbone,
-    weights: str,
+    weights: str | StoredBackbone,
     settings: Mapping[str, Any],
     node: str = "model.backbone",
     head: nn.Module | None = None,
@@ -198,7 +204,7 @@ def load_start(
     Args:
         backbone: changed in place.
         weights: ``random`` (no change), ``imagenet`` (torchvision's for the ResNet, downloaded), or the path of a
-            segloc run or checkpoint, or of a torchvision ResNet's state dict.
+            segloc run or checkpoint, or of a torchvision ResNet's state dict; or what `read_start` read of these.
         settings: the recipe's settings of the backbone.
         node: dotted key of these settings, for messages.
         head: changed in place if the file has a head with the same tensors.
@@ -212,23 +218,24 @@ def load_start(
         Misfit: the weights do not match the recipe; nothing is loaded.
         InputError: the weights cannot be read or downloaded.
     """
-    if weights == RANDOM:
+    stored, strict = read_start(weights) if isinstance(weights, str) else weights, unmatched == REFUSE
+    if stored.source == RANDOM:
         return Started("random initialisation", anew=tuple(backbone.state_dict()))
-    strict = unmatched == REFUSE
-    stored = check_start(weights, settings, node, unmatched)
+    check_start(stored, settings, node, unmatched)
     if not stored.settings:
         # Files of old torchvision releases lack the batch counters, which are not weights.
         state = {name: count for name, count in backbone.body.state_dict().items() if name.endswith(COUNTER)}
         resnet = stored.tensors or _download(settings["arch"])
         state |= {name: tensor for name, tensor in resnet.items() if not name.startswith("fc.")}
-        return _load(backbone, "body.", state, stored.source, strict)
+        return dataclasses.replace(_load(backbone, "body.", state, stored.source, strict), digest=stored.digest)
     dropped: dict[str, str] = {}
     if stored.settings["norm"] == "none" != settings["norm"]:
         trained = (name for name in stored.tensors if name.rpartition(".")[0] not in backbone.evaluating)
         reason = "is a residual scale, replaced by new batch norm"
         dropped = {name: f"{name} {reason}" for name in filter(_RESIDUAL_SCALE.fullmatch, trained)}
     state = {name: tensor for name, tensor in stored.tensors.items() if name not in dropped}
-    started = _load(backbone, "", state, weights, strict, tuple(dropped.values()))
+    started = _load(backbone, "", state, stored.source, strict, tuple(dropped.values()))
+    started = dataclasses.replace(started, digest=stored.digest)
     if head is None:
         return started
     fits = not misfits(head, stored.head)

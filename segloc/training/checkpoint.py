@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from pathlib import Path
@@ -33,10 +34,14 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not a segloc checkpoint, or it contains more than data.
     """
-    content = read_any(path)
+    return checked(read_any(path)[0], path)
+
+
+def checked(content: Any, path: str | Path) -> dict[str, Any]:
+    """Return `content` if it is a segloc checkpoint of a readable format; raise `InputError` if not."""
     if not is_ours(content):
         raise InputError(f"{path}: not a segloc checkpoint of format {READABLE_NAMES}")
-    return content
+    return content  # type: ignore[no-any-return]
 
 
 def is_ours(content: Any) -> bool:
@@ -44,8 +49,11 @@ def is_ours(content: Any) -> bool:
     return isinstance(content, dict) and content.get("format_version") in READABLE
 
 
-def read_any(path: str | Path) -> Any:
+def read_any(path: str | Path) -> tuple[Any, str]:
     """Read any file of ``torch.save`` that contains only data, onto the CPU.
+
+    Returns:
+        The content, and the SHA-256 of the bytes it was read from.
 
     Raises:
         InputError: no such file, damaged, or it contains more than data.
@@ -54,7 +62,9 @@ def read_any(path: str | Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return content, hashlib.sha256(data).hexdigest()
     except pickle.UnpicklingError as error:  # torch's message is long and advises to run the file's code
         reason = "damaged, or contains more than data; for a pickled model, save its state_dict() instead"
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error

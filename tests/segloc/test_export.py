@@ -11,7 +11,7 @@ from segloc.data.stream import PairStream, ShardFolder
 from segloc.detection.weights import load_box_heads
 from segloc.exporting import formats
 from segloc.models.backbone import LEVELS, SegLocBackbone, normalize
-from segloc.models.initial_weights import load_start
+from segloc.models.initial_weights import load_start, read_start
 from segloc.models.roi_head import BoxHead
 from segloc.probing import roi_features
 from segloc.training import checkpoint
@@ -209,7 +209,7 @@ def test_own_format_keeps_the_head_for_the_box_heads(norm_free, shards, tmp_path
     assert with_bn(run, shards, tmp_path / "bn.pth", "segloc", "--views", "2") == 0
     assert set(json.loads((tmp_path / "bn.report.json").read_text())["matched"]) >= {f"head.{name}" for name in head}
     box_head = torch.nn.ModuleDict({"fc1": torch.nn.Linear(12544, 4), "fc2": torch.nn.Linear(4, 4)})
-    load_box_heads(SimpleNamespace(box_layers=[box_head.values()]), str(tmp_path / "bn.pth"))
+    load_box_heads(SimpleNamespace(box_layers=[box_head.values()]), read_start(str(tmp_path / "bn.pth")))
     assert all(torch.equal(tensor, head[f"box.{name}"]) for name, tensor in box_head.state_dict().items())
     embeddings = [roi_features.trained(str(weights)).head for weights in (run, tmp_path / "bn.pth")]
     pooled = torch.rand(1, 2, 256, 7, 7)

@@ -133,7 +133,7 @@ def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path,
     start = torchvision_file(tmp_path)
     assert run(pidray, tmp_path / "out", *PUBLISHED, weights=start) == 0
     assert "no cascade: training a one-stage Mask R-CNN instead of 3 stages" in capsys.readouterr().out
-    before = checkpoint.read_any(start)
+    before, _ = checkpoint.read_any(start)
     after = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
     stem = [name for name in before if name.startswith(("conv1.", "bn1.", "layer1."))]
     statistics = [name for name in before if "running_" in name]
@@ -158,7 +158,7 @@ def test_weights_pass_from_imagenet_through_pretraining_to_the_detector(pidray, 
     found = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
     weights = [name for name in backbone if "running_" not in name and "num_batches" not in name]
     assert all(torch.equal(found[name], backbone[name]) for name in weights)
-    imagenet = checkpoint.read_any(start)
+    imagenet, _ = checkpoint.read_any(start)
     body = [name for name in imagenet if f"body.{name}" in weights]
     assert len(body) > 50
     assert all(torch.allclose(found[f"body.{name}"], imagenet[name], rtol=0, atol=1e-20) for name in body)

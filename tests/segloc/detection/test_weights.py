@@ -32,7 +32,7 @@ def test_every_box_head_computes_what_the_pretrained_one_did(engine, tmp_path):
     heads = list(heads) if engine == "detectron2" else [heads]
     assert len(heads) == len(detector.box_layers)
     assert not any(torch.allclose(head(features), pretrained.box(features), atol=1e-5) for head in heads)
-    load_box_heads(detector, run_with(tmp_path, pretrained))
+    load_box_heads(detector, read_start(run_with(tmp_path, pretrained)))
     assert all(torch.allclose(head(features), pretrained.box(features), atol=1e-5) for head in heads)
 
 
@@ -45,10 +45,10 @@ def test_every_box_head_computes_what_the_pretrained_one_did(engine, tmp_path):
 )
 def test_another_head_does_not_go_into_the_detector(tmp_path, head, message):
     with pytest.raises(InputError, match=message):
-        load_box_heads(build("torchvision"), run_with(tmp_path, head))
+        load_box_heads(build("torchvision"), read_start(run_with(tmp_path, head)))
 
 
 @pytest.mark.parametrize("start", ["random", "imagenet"])
 def test_initial_weights_without_a_head_are_refused(start):
     with pytest.raises(InputError, match=f"^{start}: has no box head"):
-        load_box_heads(build("torchvision"), start)
+        load_box_heads(build("torchvision"), read_start(start))
