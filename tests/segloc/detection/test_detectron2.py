@@ -265,22 +265,26 @@ def test_the_parts_of_pidray_are_registered(pidray):
     assert [len(DatasetCatalog.get(f"pidray_{name}")) for name in ("easy", "hard", "hidden")] == [2, 2, 2]
 
 
-def test_other_data_under_the_same_name_replace_the_first(pidray, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "classes", [dict(zip(CATEGORY_IDS, CLASSES, strict=True)), {2: "Bat", 5: "Hammer", 9: "Saw"}], ids=["same", "other"]
+)
+def test_other_data_under_the_same_name_replace_the_first(classes, pidray, tmp_path, monkeypatch):
     get_detection_dataset_dicts("pidray_easy")
     first = COCOEvaluator("pidray_easy", output_dir=str(tmp_path / "first"))._coco_api
     other = write_pidray(tmp_path / "other" / "pidray", test=1)
-    categories = [{"id": number, "name": name} for number, name in ((2, "Bat"), (5, "Hammer"), (9, "Saw"))]
+    categories = [{"id": number, "name": name} for number, name in classes.items()]
+    renumbered = dict(zip(CATEGORY_IDS, classes, strict=True))
     for file in (other / "annotations").iterdir():
         content = json.loads(file.read_text())
         for annotation in content["annotations"]:
-            annotation["category_id"] = {1: 2, 4: 5, 7: 9}[annotation["category_id"]]
+            annotation["category_id"] = renumbered[annotation["category_id"]]
         file.write_text(json.dumps({**content, "categories": categories}))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "other"))
     get_detection_dataset_dicts("pidray_easy")
-    assert MetadataCatalog.get("pidray_easy").thing_classes == ["Bat", "Hammer", "Saw"]
+    assert MetadataCatalog.get("pidray_easy").thing_classes == list(classes.values())
     second = COCOEvaluator("pidray_easy", output_dir=str(tmp_path / "second"))._coco_api
     assert (len(first.imgs), sorted(first.cats)) == (2, list(CATEGORY_IDS))
-    assert (len(second.imgs), sorted(second.cats)) == (1, [2, 5, 9])
+    assert (len(second.imgs), sorted(second.cats)) == (1, list(classes))
     assert MetadataCatalog.get("pidray_easy").evaluator_type == "coco"
 
 
