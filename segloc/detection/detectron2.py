@@ -1,7 +1,8 @@
-"""Bridge to Detectron2: importing this module registers SegLoc's backbone and PIDray in Detectron2.
+"""The bridge to Detectron2: importing this module enters SegLoc's parts and PIDray in Detectron2's registries.
 
-* Backbone ``build_segloc_fpn_backbone``: Detectron2's ResNet and FPN, followed by selective dense attention. It has
-  Detectron2's tensor names, so it loads weights of ``segloc.export --format detectron2``.
+* Backbone ``build_segloc_fpn_backbone``: Detectron2's ResNet and FPN with selective dense attention on top, under
+  Detectron2's own tensor names, so that weights of ``segloc.export --format detectron2`` load into it.
+* Meta architecture ``WhitePaddedRCNN``: Detectron2's ``GeneralizedRCNN``, but it pads batches with white.
 * Data sets ``pidray_train``, ``pidray_easy``, ``pidray_hard`` and ``pidray_hidden``, of either release, in the folder
   ``$DETECTRON2_DATASETS/pidray`` (default ``datasets/pidray``).
 
@@ -20,20 +21,22 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import BoxMode
 
 from segloc.common import datasets, masks
 from segloc.common.datasets import pidray
+from segloc.common.errors import InputError
+from segloc.detection.engine_detectron2 import WhitePaddedRCNN
 from segloc.detection.splits import Scan, read_split
 from segloc.models.attention import PyramidAttention
 from segloc.models.backbone import LEVELS, PIXEL_MEAN, PIXEL_STD
 
 __all__ = ["SegLocFPN", "add_segloc_config", "build_segloc_fpn_backbone"]
 
-# Settings that SegLoc's weights were trained with and that differ from Detectron2's defaults.
+# What the weights need, and a configuration of Detectron2 has otherwise.
 _NEEDED = {
     "INPUT.FORMAT": "RGB",
     "MODEL.PIXEL_MEAN": [PIXEL_MEAN] * 3,
@@ -41,6 +44,12 @@ _NEEDED = {
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
     # Freezing is made for ImageNet weights; other weights would keep a stem or statistics that do not fit X-ray scans.
     "MODEL.BACKBONE.FREEZE_AT": 0,
+}
+# Values that do not fit the weights, and what replaces them. Any other value is the user's choice.
+_REPLACED = {
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", WhitePaddedRCNN.__name__),  # pads with grey
+    "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
+    "MODEL.FPN.NORM": ("FrozenBN", "BN"),
 }
 
 
@@ -67,10 +76,10 @@ class SegLocFPN(FPN):
 def add_segloc_config(cfg: CfgNode) -> None:
     """Add the backbone's settings to a config and set what SegLoc's weights need.
 
-    Adds ``MODEL.SEGLOC.SDA`` (use attention) and ``MODEL.SEGLOC.SDA_NORM`` (``bn``, ``gn`` or ``ln``). Depth and norms
-    are Detectron2's ``MODEL.RESNETS.DEPTH``, ``MODEL.RESNETS.NORM`` (set to ``BN``) and ``MODEL.FPN.NORM``. Call it
-    after merging a base file of Detectron2, which would overwrite these settings, and before merging a file with
-    ``MODEL.SEGLOC``.
+    Adds ``MODEL.SEGLOC.SDA`` (whether there is attention) and ``MODEL.SEGLOC.SDA_NORM`` (``bn``, ``gn`` or ``ln``).
+    Depth and norms stay those of `cfg`, but ``FrozenBN`` becomes ``BN``. ``GeneralizedRCNN`` becomes
+    ``WhitePaddedRCNN``. Call it after a base file of Detectron2's is merged, which would undo it, and before a file
+    that has ``MODEL.SEGLOC``.
 
     Args:
         cfg: changed in place.
@@ -79,20 +88,28 @@ def add_segloc_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.NAME = build_segloc_fpn_backbone.__name__
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.INPUT.MASK_FORMAT = "bitmask"  # the data sets store masks as RLE
-    cfg.merge_from_list([part for item in _NEEDED.items() for part in item])
+    cfg.INPUT.MASK_FORMAT = "bitmask"  # the data sets give run lengths
+    cfg.merge_from_list([part for item in _unfit(cfg).items() for part in item])
 
 
-@BACKBONE_REGISTRY.register()
 def build_segloc_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SegLocFPN:
     """Build the backbone of a config (see `add_segloc_config`).
 
-    Logs a warning for settings that do not fit SegLoc's weights, because they spoil the result without an error.
+    A setting that does not fit SegLoc's weights is named in a warning, as it spoils them without an error.
+
+    Raises:
+        InputError: `add_segloc_config` was not called, or the attention does not get its four levels.
     """
-    if unfit := [name for name, value in _NEEDED.items() if _setting(cfg, name) != value]:
-        advice = ", ".join(f"{name} {_NEEDED[name]}" for name in unfit)
-        logging.getLogger("detectron2.segloc").warning("SegLoc's weights are trained with %s", advice)
+    if "SEGLOC" not in cfg.MODEL:
+        raise InputError(f"the configuration has no MODEL.SEGLOC: call {__name__}.{add_segloc_config.__name__} on it")
+    if cfg.MODEL.SEGLOC.SDA and len(cfg.MODEL.FPN.IN_FEATURES) != len(LEVELS) - 1:
+        raise InputError(
+            f"MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}: the attention needs {len(LEVELS) - 1} levels, "
+            "res2 to res5 (MODEL.SEGLOC.SDA False leaves it out)"
+        )
+    if unfit := _unfit(cfg):
+        advice = ", ".join(f"{name} {value}" for name, value in unfit.items())
+        logging.getLogger("detectron2.segloc").warning("SegLoc's weights need %s", advice)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     attention = PyramidAttention(channels, len(LEVELS), cfg.MODEL.SEGLOC.SDA_NORM) if cfg.MODEL.SEGLOC.SDA else None
     return SegLocFPN(
@@ -106,6 +123,12 @@ def build_segloc_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SegLocFPN
     )
 
 
+def _unfit(cfg: CfgNode) -> dict[str, Any]:
+    """Return the settings that do not fit SegLoc's weights, each with the value that does."""
+    unfit = {name: value for name, value in _NEEDED.items() if _setting(cfg, name) != value}
+    return unfit | {name: value for name, (old, value) in _REPLACED.items() if _setting(cfg, name) == old}
+
+
 def _setting(cfg: CfgNode, name: str) -> Any:
     for part in name.split("."):
         cfg = cfg[part]
@@ -117,9 +140,17 @@ def _load(part: str) -> list[dict[str, Any]]:
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "pidray"
     split = read_split(datasets.splits(root)[part])
     class_ids = {category: position for position, category in enumerate(split.category_ids)}
-    MetadataCatalog.get(f"pidray_{part}").set(
-        thing_classes=list(split.classes), thing_dataset_id_to_contiguous_id=class_ids
-    )
+    described = {
+        "root": str(root.absolute()),
+        "thing_classes": list(split.classes),
+        "thing_dataset_id_to_contiguous_id": class_ids,
+    }
+    metadata = MetadataCatalog.get(f"pidray_{part}")
+    if any(metadata.get(key, value) != value for key, value in described.items()):
+        # Other data than before. Detectron2 changes no value; json_file is its evaluator's copy of the annotations.
+        for key in (*described, "json_file"):
+            vars(metadata).pop(key, None)
+    metadata.set(**described)
     return [_dictionary(scan, class_ids) for scan in split.scans]
 
 
@@ -138,6 +169,12 @@ def _dictionary(scan: Scan, class_ids: dict[int, int]) -> dict[str, Any]:
     return {"file_name": str(scan.path), "image_id": scan.image_id, **size, "annotations": annotations}
 
 
+# A registry takes a name once, but a module may be imported again.
+if build_segloc_fpn_backbone.__name__ not in BACKBONE_REGISTRY:
+    BACKBONE_REGISTRY.register(build_segloc_fpn_backbone)
+if WhitePaddedRCNN.__name__ not in META_ARCH_REGISTRY:
+    META_ARCH_REGISTRY.register(WhitePaddedRCNN)
 for _part in (datasets.TRAIN, *pidray.SUBSETS):
-    DatasetCatalog.register(f"pidray_{_part}", lambda part=_part: _load(part))
-    MetadataCatalog.get(f"pidray_{_part}").set(evaluator_type="coco")
+    if f"pidray_{_part}" not in DatasetCatalog:
+        DatasetCatalog.register(f"pidray_{_part}", lambda part=_part: _load(part))
+        MetadataCatalog.get(f"pidray_{_part}").set(evaluator_type="coco")

@@ -84,8 +84,12 @@ class WhitePaddedRCNN(GeneralizedRCNN):
     """Detectron2's R-CNN with batches padded with white before normalisation."""
 
     def preprocess_image(self, batched_inputs: list[dict[str, torch.Tensor]]) -> ImageList:
-        """Batch the inputs' ``image`` [3, h, w] uint8."""
-        return ImageList(*pad_batch([x["image"] for x in batched_inputs], self.device))
+        """Batch the inputs' ``image`` [3, h, w] uint8, normalised by the model's own mean and deviation."""
+        images, sizes = pad_batch([x["image"] for x in batched_inputs], self.device)
+        # 1 and 0, so without effect, unless a configuration has other values than SegLoc's.
+        scale = PIXEL_STD / self.pixel_std
+        shift = (PIXEL_MEAN - self.pixel_mean) / self.pixel_std
+        return ImageList(images * scale + shift, sizes)
 
 
 class WeightedCascade(CascadeROIHeads):

@@ -1,5 +1,7 @@
 """SegLoc inside Detectron2: its registries, its trainer and its own training script."""
 
+import dataclasses
+import importlib
 import json
 import os
 import re
@@ -7,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from segloc.common.errors import InputError
 from segloc.detection.detector import new_detector
 from segloc.detection.evaluation import evaluate_results
 from segloc.exporting.formats import convert, wrapped
@@ -21,20 +25,21 @@ from tests.imports import ROOT
 from tests.segloc.toy_coco import CATEGORY_IDS, CLASSES, write_pidray
 
 pytest.importorskip("detectron2", reason="the bridge needs Detectron2")
+from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import BoxMode
 
 from segloc.detection.detectron2 import add_segloc_config
-from segloc.detection.engine_detectron2 import STAGES
+from segloc.detection.engine_detectron2 import STAGES, WhitePaddedRCNN
 
 RECIPE = ROOT / "detectron_configs" / "detectron2" / "sdanet_r101.py"
 SMALL_CFG = """
 MODEL:
   DEVICE: cpu
-  META_ARCHITECTURE: GeneralizedRCNN
   MASK_ON: true
   RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64}
   FPN: {OUT_CHANNELS: 64}
@@ -66,8 +71,6 @@ SMALL = HeadSettings(8, 64, 32, 100, 50, fc_dim=64, mask_convs=1, mask_dim=32)
 def pidray(tmp_path, monkeypatch):
     """A small PIDray in Detectron2's data folder."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    for name in ("train", "easy", "hard", "hidden"):
-        MetadataCatalog.pop(f"pidray_{name}", None)
     return write_pidray(tmp_path / "pidray", train=4, test=2)
 
 
@@ -94,27 +97,82 @@ def moved(backbone):
     return backbone.eval()
 
 
-def test_the_same_weights_give_the_same_detections_in_both_detectors(tmp_path):
+def trained(arch):
+    """Our detector with heads of `SMALL`, as if trained."""
     torch.manual_seed(0)
-    settings = BackboneSettings("resnet18", norm="bn", sda_norm="bn", fpn_channels=64)
+    settings = BackboneSettings(arch, norm="bn", sda_norm="bn", fpn_channels=64)
     ours = new_detector(ModelSettings("detectron2", 3, backbone=settings, heads=SMALL)).eval()
     moved(ours.backbone)
-    theirs = build_model(small_config()).eval()
-    DetectionCheckpointer(theirs).load(str(export(ours.backbone, tmp_path / "segloc.pth")))
+    return ours
+
+
+def load(theirs, ours, path):
+    """Give `theirs` the weights of `ours`: the backbone's exported, the heads' as they are."""
+    DetectionCheckpointer(theirs).load(str(export(ours.backbone, path)))
     heads = {name: x for name, x in ours.net.state_dict().items() if not name.startswith("backbone.")}
     assert not theirs.load_state_dict(heads, strict=False).unexpected_keys
 
-    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 96), dtype=np.uint8))
+
+def assert_same_detections(theirs, ours, height, width):
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8))
+    expected = ours.predict(image, (2 * height, 2 * width))
     with torch.no_grad():
-        images = theirs.preprocess_image([{"image": image}]).tensor
-        for level, expected in ours.backbone(images).items():
-            torch.testing.assert_close(theirs.backbone(images)[level], expected)
-        found = theirs([{"image": image, "height": 128, "width": 192}])[0]["instances"]
-    expected = ours.predict(image, (128, 192))
+        images = ours.net.preprocess_image([{"image": image}]).tensor
+        levels = theirs.backbone(images)
+        for level, values in ours.backbone(images).items():
+            torch.testing.assert_close(levels[level], values)
+        found = theirs([{"image": image, "height": 2 * height, "width": 2 * width}])[0]["instances"]
     assert len(expected.scores) > 5
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
     np.testing.assert_allclose(found.pred_boxes.tensor, expected.boxes, rtol=1e-4, atol=1e-3)
     assert found.pred_classes.tolist() == expected.classes.tolist()
+
+
+RESNETS = {
+    "resnet18": ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    "resnet50": ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256),  # has strides in 1x1 convolutions
+}
+
+
+@pytest.mark.parametrize("arch", RESNETS)
+def test_the_same_weights_give_the_same_detections_in_both_detectors(arch, tmp_path):
+    ours = trained(arch)
+    theirs = build_model(small_config(*RESNETS[arch])).eval()
+    load(theirs, ours, tmp_path / "segloc.pth")
+    assert_same_detections(theirs, ours, 64, 96)
+    assert_same_detections(theirs, ours, 70, 100)  # is padded
+
+
+def test_the_lazy_config_gives_the_same_detections(tmp_path):
+    ours = trained("resnet50")
+    model = LazyConfig.load(str(RECIPE)).model
+    model.num_classes, model.backbone.out_channels, model.backbone.bottom_up.stages.depth = 3, 64, 50
+    model.heads.update(dataclasses.asdict(SMALL))
+    theirs = instantiate(model).eval()
+    load(theirs, ours, tmp_path / "segloc.pth")
+    assert_same_detections(theirs, ours, 70, 100)
+
+
+def test_either_configuration_reads_rgb(pidray):
+    dataloader = LazyConfig.load(str(RECIPE)).dataloader
+    dataloader.train.mapper.augmentations = dataloader.test.mapper.augmentations = []
+    mappers = [instantiate(dataloader[part].mapper) for part in ("train", "test")]
+    mappers.append(DatasetMapper(small_config(), is_train=True, augmentations=[]))
+    record = DatasetCatalog.get("pidray_train")[0]
+    expected = cv2.imread(record["file_name"])[..., ::-1]
+    assert (expected[..., 0] != expected[..., 2]).any()
+    for mapper in mappers:
+        np.testing.assert_array_equal(mapper(record)["image"].permute(1, 2, 0), expected)
+
+
+def test_batches_are_padded_with_white_whatever_the_normalisation():
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 64), dtype=np.uint8))
+    mean, std = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
+    model = build_model(small_config("MODEL.PIXEL_MEAN", mean, "MODEL.PIXEL_STD", std))
+    batch = model.preprocess_image([{"image": image}]).tensor[0]
+    white = torch.full((3, 64, 64), 255.0)
+    white[:, :40] = image
+    torch.testing.assert_close(batch, (white - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
 
 
 def test_without_attention_the_backbone_is_detectron2s_own(tmp_path):
@@ -138,11 +196,52 @@ def test_norms_come_from_the_configuration():
     assert type(backbone.fpn_output2.norm).__name__ == "GroupNorm"
 
 
-def test_settings_that_do_not_fit_the_weights_are_logged(caplog):
-    build_model(small_config())
-    assert "trained with" not in caplog.text
-    build_model(small_config("INPUT.FORMAT", "BGR", "MODEL.BACKBONE.FREEZE_AT", 2))
-    assert "SegLoc's weights are trained with INPUT.FORMAT RGB, MODEL.BACKBONE.FREEZE_AT 0" in caplog.text
+def test_the_choices_of_a_base_file_stay():
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file("Misc/mask_rcnn_R_50_FPN_3x_gn.yaml"))
+    add_segloc_config(cfg)
+    assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM) == ("GN", "GN")
+    assert cfg.MODEL.META_ARCHITECTURE == "WhitePaddedRCNN"
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
+    add_segloc_config(cfg)
+    assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.META_ARCHITECTURE) == ("BN", "RetinaNet")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (("INPUT.FORMAT", "BGR", "MODEL.BACKBONE.FREEZE_AT", 2), "INPUT.FORMAT RGB, MODEL.BACKBONE.FREEZE_AT 0"),
+        (("MODEL.RESNETS.NORM", "FrozenBN"), "MODEL.RESNETS.NORM BN"),
+        (("MODEL.FPN.NORM", "FrozenBN"), "MODEL.FPN.NORM BN"),
+        (("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), "MODEL.META_ARCHITECTURE WhitePaddedRCNN"),
+        (("MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "BN"), None),
+        ((), None),
+    ],
+)
+def test_settings_that_spoil_the_weights_are_named(settings, named, caplog):
+    build_model(small_config(*settings))
+    warnings = [record.getMessage() for record in caplog.records if record.name == "detectron2.segloc"]
+    assert warnings == ([f"SegLoc's weights need {named}"] if named else [])
+
+
+def test_a_configuration_that_cannot_be_built_is_told_why():
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_segloc_fpn_backbone"
+    with pytest.raises(InputError, match=r"call segloc\.detection\.detectron2\.add_segloc_config"):
+        build_model(cfg)
+    three = ("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"])
+    with pytest.raises(InputError, match=r"IN_FEATURES \['res3', 'res4', 'res5'\]: the attention needs 4 levels"):
+        build_model(small_config(*three))
+
+
+def test_the_module_can_be_imported_again(monkeypatch):
+    name = "segloc.detection.detectron2"
+    importlib.reload(sys.modules[name])
+    monkeypatch.delitem(sys.modules, name)
+    importlib.import_module(name)
+    assert META_ARCH_REGISTRY.get("WhitePaddedRCNN") is WhitePaddedRCNN
+    assert isinstance(build_model(small_config()), WhitePaddedRCNN)
 
 
 def test_nothing_is_frozen_by_default():
@@ -166,6 +265,29 @@ def test_the_parts_of_pidray_are_registered(pidray):
     assert [len(DatasetCatalog.get(f"pidray_{name}")) for name in ("easy", "hard", "hidden")] == [2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    "classes", [dict(zip(CATEGORY_IDS, CLASSES, strict=True)), {2: "Bat", 5: "Hammer", 9: "Saw"}], ids=["same", "other"]
+)
+def test_other_data_under_the_same_name_replace_the_first(classes, pidray, tmp_path, monkeypatch):
+    get_detection_dataset_dicts("pidray_easy")
+    first = COCOEvaluator("pidray_easy", output_dir=str(tmp_path / "first"))._coco_api
+    other = write_pidray(tmp_path / "other" / "pidray", test=1)
+    categories = [{"id": number, "name": name} for number, name in classes.items()]
+    renumbered = dict(zip(CATEGORY_IDS, classes, strict=True))
+    for file in (other / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            annotation["category_id"] = renumbered[annotation["category_id"]]
+        file.write_text(json.dumps({**content, "categories": categories}))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "other"))
+    get_detection_dataset_dicts("pidray_easy")
+    assert MetadataCatalog.get("pidray_easy").thing_classes == list(classes.values())
+    second = COCOEvaluator("pidray_easy", output_dir=str(tmp_path / "second"))._coco_api
+    assert (len(first.imgs), sorted(first.cats)) == (2, list(CATEGORY_IDS))
+    assert (len(second.imgs), sorted(second.cats)) == (1, list(classes))
+    assert MetadataCatalog.get("pidray_easy").evaluator_type == "coco"
+
+
 def test_the_yacs_example_trains_from_exported_weights(pidray, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "detectron2.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -181,6 +303,7 @@ def test_the_yacs_example_trains_from_exported_weights(pidray, tmp_path, monkeyp
     names = {"smaller": smaller}
     exec(f"{build}\ncfg.merge_from_list(smaller)\ntrainer = {train}", names)
     trainer = names["trainer"]
+    assert isinstance(trainer.model, WhitePaddedRCNN)
     for name, expected in backbone.state_dict().items():
         if name.startswith("attention."):
             assert torch.equal(trainer.model.backbone.state_dict()[name], expected)
