@@ -72,7 +72,9 @@ def load_box_heads(detector: Detector, stored: StoredBackbone) -> None:
     """
     layers = {name.removeprefix("box."): x for name, x in stored.head.items() if name.startswith("box.")}
     if not layers:
-        raise InputError(f"{stored.source}: has no box head; train.box_heads=pretrained needs one pretrained with box2fc")
+        raise InputError(
+            f"{stored.source}: has no box head; train.box_heads=pretrained needs one pretrained with box2fc"
+        )
     for fc1, fc2 in detector.box_layers:
         load_strict(nn.ModuleDict({"fc1": fc1, "fc2": fc2}), layers, stored.source)
 

@@ -4,6 +4,7 @@ import torch
 from segloc.common.errors import InputError
 from segloc.detection.weights import load_box_heads, read_detector
 from segloc.models.backbone import FPN_CHANNELS
+from segloc.models.initial_weights import read_start
 from segloc.models.roi_head import BoxHead, InsLocHead
 from segloc.training import checkpoint
 from tests.segloc.detection.test_engines import ENGINES, SMALL, build
