@@ -81,6 +81,11 @@ class ClassQueues:
         for some_keys, some_labels in zip(keys.split(self.size, 1), labels.split(self.size), strict=True):
             self._append(some_keys, some_labels)
 
+    def negatives(self, label: int, level: int) -> torch.Tensor:
+        """Return the negatives of a query of class `label` on `level`: [m, dim] with m <= K, oldest first."""
+        slots = self._seen().expand(self.num_classes, -1)[label].nonzero()[:, 0]
+        return self.keys[level, slots[self._entries[1, slots].argsort()]]
+
     def valid(self, labels: torch.Tensor) -> torch.Tensor:
         """Return which slots of `keys` are negatives of each query.
 

@@ -30,16 +30,10 @@ def keys_of(numbers, levels=2):
     return torch.stack([torch.stack([numbers, torch.full_like(numbers, level)], 1) for level in range(levels)])
 
 
-def negatives(queues, label, level):
-    """The negatives of a query of this class, oldest first."""
-    slots = queues.state_dict()["slots"]
-    return queues.keys[level, slots[queues.valid(torch.tensor([label]))[0, slots]]]
-
-
 def check_equal(queues, deques, num_classes, levels=2):
     for label in range(num_classes):
         for level in range(levels):
-            got = negatives(queues, label, level)
+            got = queues.negatives(label, level)
             assert got[:, 0].tolist() == list(deques.queues[label])
             assert (got[:, 1] == level).all()
         mask = queues.valid(torch.tensor([label]))[0]
@@ -123,8 +117,8 @@ def test_worst_case_needs_twice_the_size():
     queues.enqueue(keys_of(range(1, 11)), torch.zeros(10, dtype=torch.int64))
     queues.enqueue(keys_of(range(11, 111)), torch.ones(100, dtype=torch.int64))
     assert len(queues.state_dict()["labels"]) == 20
-    assert negatives(queues, 1, 0)[:, 0].tolist() == list(range(1, 11))
-    assert negatives(queues, 2, 0)[:, 0].tolist() == list(range(101, 111))
+    assert queues.negatives(1, 0)[:, 0].tolist() == list(range(1, 11))
+    assert queues.negatives(2, 0)[:, 0].tolist() == list(range(101, 111))
 
 
 def test_unfilled_slots_are_never_negatives():
