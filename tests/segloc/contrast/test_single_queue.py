@@ -11,7 +11,7 @@ from segloc.contrast.losses import info_nce
 from segloc.contrast.metrics import Compared, training_metrics
 from segloc.contrast.queues import QUEUES, ClassQueues
 from segloc.models.backbone import LEVELS
-from tests.segloc.contrast.test_queues import keys_of, negatives, numbered
+from tests.segloc.contrast.test_queues import keys_of, numbered
 
 single_queue = QUEUES["single"]
 
@@ -25,7 +25,7 @@ def test_every_query_sees_the_last_k_keys_of_any_class(data, num_classes, size):
         queues.enqueue(keys_of(numbers), torch.tensor(labels, dtype=torch.int64))
         expected.extend(zip(numbers, labels, strict=True))
         for query in range(num_classes):
-            got = negatives(queues, query, 1)
+            got = queues.negatives(query, 1)
             assert got[:, 0].tolist() == [number for number, _ in expected]
             assert (got[:, 1] == 1).all()
         mask = queues.valid(torch.arange(num_classes))
@@ -43,8 +43,8 @@ def test_only_the_single_queue_has_negatives_of_the_querys_class():
     single, classes = single_queue(3, 10, 2, 1), ClassQueues(3, 10, 2, 1)
     for queues in (single, classes):
         queues.enqueue(keys_of(range(1, 6), levels=1), labels)
-    assert negatives(single, 0, 0)[:, 0].tolist() == [1, 2, 3, 4, 5]
-    assert negatives(classes, 0, 0)[:, 0].tolist() == [2, 5]
+    assert single.negatives(0, 0)[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert classes.negatives(0, 0)[:, 0].tolist() == [2, 5]
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
@@ -56,8 +56,8 @@ def test_it_resumes_from_its_state(num_classes):
     second.load_state_dict(first.state_dict())
     for queues in (whole, second):
         queues.enqueue(keys_of([7, 8]), torch.zeros(2, dtype=torch.int64))
-    assert torch.equal(negatives(whole, 0, 1), negatives(second, 0, 1))
-    assert negatives(whole, 0, 1)[:, 0].tolist() == [5, 6, 7, 8]
+    assert torch.equal(whole.negatives(0, 1), second.negatives(0, 1))
+    assert whole.negatives(0, 1)[:, 0].tolist() == [5, 6, 7, 8]
 
 
 def test_a_key_of_an_unknown_class_is_refused():
