@@ -111,15 +111,15 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
         start = state["iteration"]
     if len(set(group.gather(torch.tensor(start, device=trainer.device)).tolist())) > 1:
         raise InputError(f"{out}: the processes read different checkpoints; use a run folder shared by all processes")
-    say = print if group.is_main else lambda text: None
+    report = print if group.is_main else lambda text: None
     hooks = f"own and Detectron2 {DETECTRON2}'s" if DETECTRON2 else "own"
-    say(f"device: {trainer.device.type}; processes: {group.world}; hooks: {hooks}")
+    report(f"device: {trainer.device.type}; processes: {group.world}; hooks: {hooks}")
     if lacks := folder.index.lacks:
-        say(f"{folder.store}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
+        report(f"{folder.store}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
     if start >= trainer.steps:
-        say(f"already finished: {start} steps in {out}")
+        report(f"already finished: {start} steps in {out}")
         return save_backbone(trainer)
-    say(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
+    report(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
     if group.is_main:
         run_folder.describe(
             out, "pretrain", to_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
@@ -127,7 +127,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
             processes=group.world,
         )  # fmt: skip
     if not start:
-        say(trainer.model.started_from)
+        report(trainer.model.started_from)
     with contextlib.closing(trainer):
         if not start and not trainer.fill_queues(stop):
             return None
