@@ -153,7 +153,7 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
         return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
 
     if not _train(trainer, folder, config.train, first, content):
-        return f"stopped early; run the same command again to resume from {folder}"
+        return f"stopped early; the same command resumes from {folder}"
     checkpoint.save(folder / MODEL, content(steps))
     (folder / checkpoint.LAST).unlink(missing_ok=True)
     return f"wrote {folder / MODEL}"

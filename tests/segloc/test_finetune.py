@@ -100,7 +100,7 @@ def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(pidray
     with monkeypatch.context() as patch:
         patch.setattr(FinetuneTrainer, "run_step", interrupted)
         assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
-    assert f"stopped early; run the same command again to resume from {out}" in capsys.readouterr().out
+    assert f"stopped early; the same command resumes from {out}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == handler
     assert checkpoint.load(out / checkpoint.LAST)["iteration"] == 3
     checkpoint.save(start, {"other": 1})
