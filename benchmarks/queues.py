@@ -2,7 +2,8 @@
 
 The time is the queues' part of a step: similarities with all negatives, loss, gradient to the queries, and enqueuing of
 the keys. The peer is a plain implementation with one queue for all classes: `torch.cat`, `cross_entropy`, autograd, a
-ring pointer. Both get the same queries and keys, in random order.
+ring pointer. A third variant has the class queues with that plain loss, to show what the hand-written gradient saves.
+All get the same queries and keys, in random order.
 """
 
 from __future__ import annotations
@@ -71,13 +72,28 @@ class Ours:
         return queue_step(self.queues, queries, keys, labels, TEMPERATURE)
 
 
+class Autograd(Ours):
+    """The class queues with a loss by masked logits, `cross_entropy` and autograd."""
+
+    def step(self, queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the loss and its gradient, then enqueue."""
+        valid, losses = self.queues.valid(labels), []
+        for query, key, bank in zip(queries, keys, self.queues.keys, strict=True):
+            positive = torch.einsum("nd,nd->n", query, key)[:, None]
+            negatives = (query @ bank.T).masked_fill(~valid, float("-inf"))
+            losses.append(cross_entropy(torch.cat([positive, negatives], 1) / TEMPERATURE, torch.zeros_like(labels)))
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        self.queues.enqueue(keys, labels)
+        return loss.detach()
+
+
 def time_steps(levels: int, threads: int, steps: int) -> dict[str, Any]:
     """Compare the step times for this number of levels and threads."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
-    variants: dict[str, SingleQueue | Ours] = {
-        name: kind(levels, generator) for name, kind in (("single", SingleQueue), ("ours", Ours))
-    }
+    kinds: dict[str, type[SingleQueue | Ours]] = {"single": SingleQueue, "ours": Ours, "autograd": Autograd}
+    variants = {name: kind(levels, generator) for name, kind in kinds.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     order = list(variants)
     for step in range(steps + 3):
@@ -92,7 +108,8 @@ def time_steps(levels: int, threads: int, steps: int) -> dict[str, Any]:
                 seconds[name].append(time.perf_counter() - start)
     row = {"measured": "time", "stream": "balanced", "levels": levels, "threads": threads, "steps": steps}
     single = 1000 * float(np.median(seconds["single"]))
-    return row | {"single_ms": round(single, 2), "ours/single": round(ratio(seconds, "ours", "single"), 3)}
+    ratios = {f"{name}/single": round(ratio(seconds, name, "single"), 3) for name in ("ours", "autograd")}
+    return row | {"single_ms": round(single, 2), **ratios}
 
 
 def streams(rng: np.random.Generator, keys: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -111,7 +128,7 @@ def memory(name: str, labels: np.ndarray) -> dict[str, Any]:
         some = labels[start : start + BATCH]
         queues.enqueue(torch.zeros(1, len(some), 1), some)
     row = {"measured": "memory", "stream": name, "levels": 1, "threads": 1, "steps": len(labels) // BATCH}
-    return row | {"single_ms": "", "ours/single": round(queues.keys.shape[1] / SIZE, 3)}
+    return row | {"single_ms": "", "ours/single": round(queues.keys.shape[1] / SIZE, 3), "autograd/single": ""}
 
 
 def main() -> None:
