@@ -40,7 +40,7 @@ def main() -> None:
         grey = read_image(folder / row["image"], "grey")
         drawn = (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]))
         for mode, found in scores[row["group"]].items():
-            found.append(iou(authentic_region.union(regions_body.find(grey, mode)[0]), drawn))
+            found.append(iou(authentic_region.union(regions_body.find_bags(grey, mode)[0]), drawn))
     rows = []
     for group, by_mode in scores.items():
         figures = {f"{mode}_{what}": round(of(found), 3) for mode, found in by_mode.items()

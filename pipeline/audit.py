@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.checks.audit import audit, check_segments, draw_gallery, report
+from pipeline.checks.audit import audit, check_segments, draw_pair_gallery, report
 from segloc.common import cli
 from segloc.common.files import check_output, write_atomic, write_json
 from segloc.common.stores import open_store
@@ -25,7 +25,7 @@ def _command(args: argparse.Namespace) -> int:
     for name, table in statistics.tables().items() if args.tables else ():
         write_atomic(args.tables / f"{name}.csv", table.encode())
     if args.gallery:
-        draw_gallery(args.gallery, folder, index)
+        draw_pair_gallery(args.gallery, folder, index)
     for violation in violations[:_SHOWN]:
         print(violation)
     if len(violations) > _SHOWN:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.pairing.crops import write_table
+from pipeline.pairing.crops import write_crops
 from segloc.common import cli
 
 
 def _command(args: argparse.Namespace) -> None:
-    scans, crops, unreadable = write_table(
+    scans, crops, unreadable = write_crops(
         args.backgrounds, args.regions, args.out, args.scans, args.per_scan, args.seed, args.workers, args.executor
     )
     print(f"{args.out}: {crops} crops of {scans - unreadable} scans, {unreadable} unreadable")

@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.common.manifest import write
+from pipeline.common.manifest import write_manifest
 from segloc.common import cli
 from segloc.common.files import existing_folder
 
 
 def _command(args: argparse.Namespace) -> None:
-    count, changed = write(existing_folder(args.root, "root of the manifest"), args.out, not args.no_mtime, args.digest)
+    count, changed = write_manifest(
+        existing_folder(args.root, "root of the manifest"), args.out, not args.no_mtime, args.digest
+    )
     print(f"{args.out}: {count} files, {'written' if changed else 'unchanged'}")
 
 

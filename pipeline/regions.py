@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.bags.regions import MODES, draw_gallery, draw_steps, write_table
+from pipeline.bags.regions import MODES, draw_region_gallery, draw_steps, write_regions
 from segloc.common import cli
 from segloc.common.datasets import backgrounds
 from segloc.common.errors import InputError
@@ -23,11 +23,11 @@ def _command(args: argparse.Namespace) -> None:
             raise InputError(f"{args.steps}: {error}") from error
         return
     names = backgrounds(args.backgrounds)
-    counts = write_table(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
+    counts = write_regions(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     print(f"{args.out}: {len(names)} backgrounds ({summary})")
     if args.gallery:
-        draw_gallery(args.backgrounds, names, args.gallery, args.mode)
+        draw_region_gallery(args.backgrounds, names, args.gallery, args.mode)
         print(f"{args.gallery}: red: the paper's region, blue: region of mode {args.mode}, green: its bags")
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.pairing.segments import write_table
+from pipeline.pairing.segments import write_segments
 from segloc.common import cli
 
 
 def _command(args: argparse.Namespace) -> None:
-    made = write_table(args.annotations, args.images, args.out, args.workers, args.executor)
+    made = write_segments(args.annotations, args.images, args.out, args.workers, args.executor)
     counts, bags, skipped = made.segments, made.scans_of_bag, made.skipped
     print(f"{args.out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
     most = max(bags.values())

@@ -51,7 +51,7 @@ def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
     row |= {"width": width, "height": height}
     if min(width, height) < LEAST_SIDE_PX:
         return row | {"status": "too_small", "message": f"scan of {width}x{height} pixels"}
-    bags, row["background_level"] = find(grey, mode)
+    bags, row["background_level"] = find_bags(grey, mode)
     box = authentic_region.union(bags)
     if box is None:
         return row | {"status": "empty", "message": "nothing but belt"}
@@ -62,7 +62,7 @@ def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
     return row
 
 
-def find(grey: Image, mode: str) -> tuple[list[Box], int]:
+def find_bags(grey: Image, mode: str) -> tuple[list[Box], int]:
     """Find the bags of a grey scan [h, w] in the given mode, and the belt's level. The region is the bags' union."""
     if mode == "paper":
         box = authentic_region.paper(grey)
@@ -92,13 +92,13 @@ def draw_steps(path: Path, mode: str) -> Image:
 
 def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
     """Return the paper's region, the bags of `mode` and, on top, their union."""
-    bags, _ = find(grey, mode)
+    bags, _ = find_bags(grey, mode)
     paper, region = authentic_region.paper(grey), authentic_region.union(bags)
     found = [(paper, gallery.RED), *((bag, gallery.GREEN) for bag in bags), (region, gallery.BLUE)]
     return [(box, tone) for box, tone in found if box]
 
 
-def write_table(root: Path, names: Sequence[str], out: Path, mode: str, workers: int, executor: str) -> Counter[str]:
+def write_regions(root: Path, names: Sequence[str], out: Path, mode: str, workers: int, executor: str) -> Counter[str]:
     """Measure backgrounds and write their table.
 
     Args:
@@ -123,7 +123,7 @@ def write_table(root: Path, names: Sequence[str], out: Path, mode: str, workers:
     return counts
 
 
-def draw_gallery(root: Path, names: Sequence[str], out: Path, mode: str) -> None:
+def draw_region_gallery(root: Path, names: Sequence[str], out: Path, mode: str) -> None:
     """Draw the regions of up to 60 backgrounds, evenly spread, on one sheet (PNG)."""
     tiles = []
     for position in gallery.spread(_GALLERY_TILES, len(names)):

@@ -69,14 +69,14 @@ def light(small: Image, level: int) -> Image:
         level: level of the belt.
 
     Returns:
-        uint8 [height // 4, width // 4], for a first test in `find`. Empty if the image is too small for trays.
+        uint8 [height // 4, width // 4], for a first test in `find_floor`. Empty if the image is too small for trays.
     """
     if min(small.shape) < _LEAST_SIDE_PX:
         return np.zeros((0, 0), np.uint8)
     return np.asarray(cv2.threshold(_quartered(small), level - _FLOOR_DEPTH - 3, 255, cv2.THRESH_BINARY)[1], np.uint8)
 
 
-def find(small: Image, outline: Outline, level: int, light_map: Image) -> Tray | None:
+def find_floor(small: Image, outline: Outline, level: int, light_map: Image) -> Tray | None:
     """Return the tray that a blob of matter shows; None if it is not a tray.
 
     Args:

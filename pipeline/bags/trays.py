@@ -31,7 +31,7 @@ def contents(small: Image, outline: Outline, level: int, light_map: Image) -> tu
         The points around the contents, int32 [m, 1, 2] (none if the tray is empty), and the level below which pixels on
         the floor are contents. None if the blob is not a tray.
     """
-    tray = tray_floor.find(small, outline, level, light_map)
+    tray = tray_floor.find_floor(small, outline, level, light_map)
     if tray is None:
         return None
     x0, y0, x1, y1 = tray.box

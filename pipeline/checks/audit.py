@@ -113,7 +113,7 @@ def _check_pair(
     findings.pairs.append(pair)
 
 
-def draw_gallery(path: Path, folder: Store, index: Index) -> None:
+def draw_pair_gallery(path: Path, folder: Store, index: Index) -> None:
     """Draw pairs from shards across the folder as a PNG, skipping unreadable ones: region blue, box red."""
     tiles: list[Image] = []
     shards = [index.shards[position] for position in gallery.spread(_GALLERY_PAIRS, len(index.shards))]

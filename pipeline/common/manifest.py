@@ -52,7 +52,7 @@ def _is_parent(entry: os.DirEntry[bytes]) -> bool:
     return os.path.commonpath([here, there]) == there
 
 
-def write(root: Path, out: Path, with_mtime: bool = True, with_digest: bool = False) -> tuple[int, bool]:
+def write_manifest(root: Path, out: Path, with_mtime: bool = True, with_digest: bool = False) -> tuple[int, bool]:
     """Write the manifest of `root`. An unchanged manifest file is not touched.
 
     Returns:

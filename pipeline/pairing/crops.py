@@ -43,7 +43,7 @@ def draw_crop(rng: np.random.Generator, width: int, height: int) -> Box:
     return x, y, x + wide, y + tall
 
 
-def cut(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[Row] | str:
+def cut_crops(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[Row] | str:
     """Cut crops out of a scan.
 
     Args:
@@ -78,7 +78,7 @@ def cut(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[
     return rows
 
 
-def write_table(
+def write_crops(
     backgrounds: Path, regions: Path, out: Path, scans: int, per_scan: int, seed: int, workers: int, executor: str
 ) -> tuple[int, int, int]:
     """Cut crops out of randomly drawn scans and write them as a table of segments.
@@ -108,7 +108,7 @@ def write_table(
     names = region_table.load(regions).images
     chosen = np.sort(generator(seed, "crops").permutation(len(names))[:scans]).tolist()
     drawn = [(number, names[number].as_py()) for number in chosen]
-    task = functools.partial(cut, root=root, per_scan=per_scan, seed=seed)
+    task = functools.partial(cut_crops, root=root, per_scan=per_scan, seed=seed)
     results: Iterator[list[Row] | str] = run_tasks(task, drawn, workers=workers, executor=executor, chunk=4)
     crops, skipped = 0, Counter[str]()
     with segment_table.writer(out) as table:

@@ -34,7 +34,7 @@ _WHITE = np.full(3, 255.0, np.float32)
 Row = dict[str, Any]
 
 
-def cut(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) -> tuple[list[Row], list[str]]:
+def cut_segment(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) -> tuple[list[Row], list[str]]:
     """Cut the items of one class out of one scan.
 
     Args:
@@ -152,7 +152,7 @@ class Made:
     scans_of_bag: Counter[int]
 
 
-def write_table(annotations: Path, images: Path | None, out: Path, workers: int, executor: str) -> Made:
+def write_segments(annotations: Path, images: Path | None, out: Path, workers: int, executor: str) -> Made:
     """Cut all items out of their scans and write their table.
 
     Args:
@@ -167,11 +167,11 @@ def write_table(annotations: Path, images: Path | None, out: Path, workers: int,
     """
     check_output(out)
     source = datasets.training_source(annotations, images)
-    found = datasets.read(source)
+    found = datasets.read_split_instances(source)
     tasks = _tasks(found.instances)
     skipped, counts = Counter(found.skipped), Counter[str]()
     fingerprints: dict[str, bytes] = {}
-    task = functools.partial(cut, images=source.image_folder().absolute(), classes=found.classes)
+    task = functools.partial(cut_segment, images=source.image_folder().absolute(), classes=found.classes)
     results: Iterator[tuple[list[Row], list[str]]] = run_tasks(task, tasks, workers=workers, executor=executor, chunk=4)
     # Groups are known only after all scans. Until then the rows wait in a temporary file.
     with segment_table.writer(out) as table, tempfile.TemporaryFile(dir=out.parent) as waiting:

@@ -17,7 +17,7 @@ from pipeline.simulate.energies import atomic_number_image, raw_images
 from pipeline.simulate.items import BRANDS, CLASSES
 from pipeline.simulate.raster import silhouette
 from pipeline.simulate.scanner import scan
-from pipeline.simulate.scenes import Recipe, Scene, compose
+from pipeline.simulate.scenes import Scene, SceneRecipe, compose
 from segloc.common.errors import InputError
 
 # Raise when the same parameters give different pictures.
@@ -52,7 +52,7 @@ class Subset:
     images: str
     pattern: str
     annotations: str | None
-    recipe: Recipe
+    recipe: SceneRecipe
     first: int = 0
 
     def path(self, index: int) -> str:
@@ -68,23 +68,23 @@ class Subset:
 SUBSETS: dict[str, Subset] = {
     "negatives": Subset(
         0.40, "sixray/JPEGImage", "N{:07d}.jpg", None,
-        Recipe((9, 16), (3.5, 12.5), second_bag=0.1, machine="white", grey_belts=True), first=1,
+        SceneRecipe((9, 16), (3.5, 12.5), second_bag=0.1, machine="white", grey_belts=True), first=1,
     ),
     "train": Subset(
         0.36, "pidray/train", "xray_{:05d}.png", "pidray/annotations/xray_train.json",
-        Recipe((3, 9), (0.4, 4.5), second_item=0.3),
+        SceneRecipe((3, 9), (0.4, 4.5), second_item=0.3),
     ),
     "easy": Subset(
         0.08, "pidray/easy", "xray_easy{:05d}.png", "pidray/annotations/xray_test_easy.json",
-        Recipe((3, 7), (0.3, 2.5)),
+        SceneRecipe((3, 7), (0.3, 2.5)),
     ),
     "hard": Subset(
         0.08, "pidray/hard", "xray_hard{:05d}.png", "pidray/annotations/xray_test_hard.json",
-        Recipe((5, 13), (0.5, 4.5), second_item=1.0),
+        SceneRecipe((5, 13), (0.5, 4.5), second_item=1.0),
     ),
     "hidden": Subset(
         0.08, "pidray/hidden", "xray_hidden{:05d}.png", "pidray/annotations/xray_test_hidden.json",
-        Recipe((7, 14), (1.5, 6.0), concealed=True),
+        SceneRecipe((7, 14), (1.5, 6.0), concealed=True),
     ),
 }  # fmt: skip
 

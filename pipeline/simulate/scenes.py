@@ -59,7 +59,7 @@ MACHINES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class SceneRecipe:
     """How the bags of one subset are packed.
 
     Attributes:
@@ -124,7 +124,7 @@ class Scene:
         return maps
 
 
-def compose(rng: Generator, recipe: Recipe, wanted: Wanted, width_px: int, grey_share: float) -> Scene:
+def compose(rng: Generator, recipe: SceneRecipe, wanted: Wanted, width_px: int, grey_share: float) -> Scene:
     """Pack a scene.
 
     Args:
@@ -186,7 +186,9 @@ def _lay_out(rng: Generator, bags: list[Bag], machine: Machine) -> tuple[list[Pl
     return [dataclasses.replace(spot, y=spot.y + middle) for spot in spots], (width, height)
 
 
-def _pack(rng: Generator, bag: Bag, recipe: Recipe, wanted: Wanted, frame_cm: float) -> tuple[list[Part], list[Item]]:
+def _pack(
+    rng: Generator, bag: Bag, recipe: SceneRecipe, wanted: Wanted, frame_cm: float
+) -> tuple[list[Part], list[Item]]:
     """Fill a bag. Return its own parts with the harmless things, and separately the prohibited items."""
     packed = [*bag.parts, *(_filling(rng, bag, recipe) if bag.lined else [])]
     for thing in draw_things(rng, int(rng.integers(recipe.things[0], recipe.things[1] + 1))):
@@ -206,7 +208,7 @@ def _pack(rng: Generator, bag: Bag, recipe: Recipe, wanted: Wanted, frame_cm: fl
     return packed, items
 
 
-def _filling(rng: Generator, bag: Bag, recipe: Recipe) -> list[Part]:
+def _filling(rng: Generator, bag: Bag, recipe: SceneRecipe) -> list[Part]:
     """Cloth all over the bag, in coarse to fine folds that thin out at its sides, and coated cloth in some places.
 
     The PVC coating stands for materials that are neither pure cellulose nor metal: coats, leather, salty food.

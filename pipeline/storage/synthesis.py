@@ -274,7 +274,7 @@ def _write_sources(out: Store, shards: Iterable[Shard]) -> Sources:
     _each(add, shards)
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / SOURCES_NAME
-        sources_table.write(table, total)
+        sources_table.write_sources(table, total)
         with table.open("rb") as made, out.create(SOURCES_NAME) as file:
             shutil.copyfileobj(made, file)
         return Sources(SOURCES_NAME, sha256_of(table), len(total))

@@ -27,7 +27,7 @@ def of_pair(pair: Pair) -> Iterator[Source]:
             yield "occluder", view.occluder.background
 
 
-def write(path: Path, uses: Counter[Source]) -> None:
+def write_sources(path: Path, uses: Counter[Source]) -> None:
     """Write how often each source was used, sorted by kind and name."""
     with table_writer(path, KIND, FORMAT_VERSION, SCHEMA, group_rows=_GROUP_ROWS) as table:
         for (kind, name), count in sorted(uses.items()):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from segloc.common.errors import INTERRUPTED, InputError, RunError, describe
+from segloc.common.errors import INTERRUPTED, InputError, RunError, describe_os_error
 
 # Names of `pipeline.common.executors.EXECUTORS`.
 EXECUTORS = ("local", "ray")
@@ -37,7 +37,7 @@ def run(
 
 def report(error: InputError | RunError | OSError, program: str) -> int:
     """Print what an expected error says, in one line on stderr; returns its exit code."""
-    print(f"{program}: {describe(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+    print(f"{program}: {describe_os_error(error) if isinstance(error, OSError) else error}", file=sys.stderr)
     return InputError.exit_code if isinstance(error, OSError) else error.exit_code
 
 

@@ -35,7 +35,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__
 
 
-def describe(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Describe an `OSError` in one sentence, without its number."""
     reason = "the disk is full; free some space and run the same command again"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -121,7 +121,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
         return save_backbone(trainer)
     report(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
     if group.is_main:
-        run_folder.describe(
+        run_folder.write_description(
             out, "pretrain", to_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
             chance_loss=trainer.chance_loss, chance_class_accuracy=1 / int(present.sum()), steps=trainer.steps,
             processes=group.world,

@@ -55,7 +55,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ImageGroup:
     """A group of shards in memory whose pairs are shuffled together.
 
     Attributes:
@@ -105,7 +105,7 @@ class _Draw:
         InputError: all pairs of the group are damaged.
     """
 
-    def __init__(self, group: Group, place: int, classes: Sequence[str]) -> None:
+    def __init__(self, group: ImageGroup, place: int, classes: Sequence[str]) -> None:
         self.group, self.place, self.classes = group, place, classes
         self.tried = 0
         self.damage = ""  # of the original pair of this place
@@ -135,7 +135,7 @@ class _Draw:
             raise InputError(f"all {self.tried} pairs of a group of shards are damaged; the first: {self.damage}")
 
 
-class Step:
+class BatchStep:
     """The pairs of an optimiser step. All its batches are padded to one size.
 
     The network sees the padding, because attention and pooling cover the whole image. With a size per batch, results
@@ -146,7 +146,7 @@ class Step:
         classes: class names, as in the index.
     """
 
-    def __init__(self, places: list[tuple[Group, int]], classes: Sequence[str]) -> None:
+    def __init__(self, places: list[tuple[ImageGroup, int]], classes: Sequence[str]) -> None:
         self.places, self.classes = places, classes
         self._lock = threading.Lock()
         self._draws: list[_Draw] = []
@@ -173,7 +173,7 @@ class Batcher:
         self.image_size = image_size
         self.buffers = Buffers()
 
-    def make(self, step: Step, part: slice = slice(None)) -> tuple[Batch, list[str]]:
+    def make(self, step: BatchStep, part: slice = slice(None)) -> tuple[Batch, list[str]]:
         """Decode part of a step's pairs; also return the damage of each replaced pair.
 
         Raises:

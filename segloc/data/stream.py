@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from segloc.common.contract import Index
-from segloc.data.batches import Batch, Batcher, Group, Step, Views
+from segloc.data.batches import Batch, Batcher, BatchStep, ImageGroup, Views
 from segloc.data.shard_folder import Sample, ShardFolder
 
 __all__ = ["Batch", "PairStream", "ShardFolder", "Views", "epoch_order"]
@@ -124,20 +124,22 @@ class PairStream:
             for pool in (readers, decoders):
                 pool.shutdown(cancel_futures=True)
 
-    def _parts(self, places: Iterator[tuple[Group, int]]) -> Iterator[tuple[Step, slice]]:
+    def _parts(self, places: Iterator[tuple[ImageGroup, int]]) -> Iterator[tuple[BatchStep, slice]]:
         """Yield each batch as a slice of the step it belongs to."""
         while True:
-            step = Step(list(itertools.islice(places, self.batch * self.padded_together)), self.folder.index.classes)
+            step = BatchStep(
+                list(itertools.islice(places, self.batch * self.padded_together)), self.folder.index.classes
+            )
             for first in range(0, len(step.places), self.batch):
                 yield step, slice(first, first + self.batch)
 
-    def _places(self, readers: ThreadPoolExecutor, epoch: int, offset: int) -> Iterator[tuple[Group, int]]:
+    def _places(self, readers: ThreadPoolExecutor, epoch: int, offset: int) -> Iterator[tuple[ImageGroup, int]]:
         """Yield places from `offset` of `epoch` on; read the next group while one is in use."""
         groups = self._loading(readers, epoch, offset)
         following = next(groups)
         while True:
             order, first, shards = following
-            group = Group(order, {shard: future.result() for shard, future in shards.items()})
+            group = ImageGroup(order, {shard: future.result() for shard, future in shards.items()})
             following = next(groups)
             for position in range(first, len(order)):
                 yield group, position

@@ -141,7 +141,7 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
     if (folder / MODEL).is_file():
         return f"{folder / MODEL}: this run is finished"
     details = {"engine": engine, "weights": start, "classes": classes, "scans": len(data)}
-    run_folder.describe(folder, "finetune", to_yaml(config), **details, data_digest=digest)
+    run_folder.write_description(folder, "finetune", to_yaml(config), **details, data_digest=digest)
     if started:
         # Write this now: the pretraining's folder may be deleted before runs are compared.
         source, seed = origin(start)

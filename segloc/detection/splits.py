@@ -16,7 +16,7 @@ from pycocotools import mask as mask_api
 
 from segloc.common import masks
 from segloc.common.datasets import Split, folder
-from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, is_number, read_file, whole
+from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, is_number, read_coco, whole
 from segloc.common.errors import InputError
 
 MAX_SIDE_PX = 65_500
@@ -71,7 +71,7 @@ def read_split(split: Split) -> CocoSplit:
         InputError: the file is not COCO, an id is not a whole number, repeats or is not listed, an annotation has
             neither box nor mask, or an image is missing.
     """
-    content = read_file(split.annotations)
+    content = read_coco(split.annotations)
     try:
         category_ids, image_ids = _whole_ids(content.categories, "category"), _whole_ids(content.images, "image")
         sizes = {image.id: _size(image) for image in content.images.values()}

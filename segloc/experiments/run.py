@@ -175,7 +175,7 @@ def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list
     """
     tuned = [cell for cell in finished if not cell.probes]
     probed = {cell.name: cell.steps[-1].makes for cell in finished if cell.probes}
-    failures = report(tuned, out, experiment.title) if tuned else []
+    failures = write_reports(tuned, out, experiment.title) if tuned else []
     files = [
         (start, seed, probed[name])
         for start in experiment.starts
@@ -194,7 +194,7 @@ def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list
     return failures
 
 
-def report(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
+def write_reports(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
     """Write report.html, table.md and table.csv of finished fine-tunings.
 
     Returns:

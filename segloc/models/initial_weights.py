@@ -98,7 +98,7 @@ def read_backbone(path: str | Path) -> StoredBackbone:
     """
     file = checkpoint.find(path)
     content, digest = checkpoint.read_any(file)
-    return _stored(checkpoint.checked(content, file), str(path), file, digest)
+    return _stored(checkpoint.require_readable(content, file), str(path), file, digest)
 
 
 def load_backbone(path: str | Path) -> SegLocBackbone:

@@ -52,7 +52,7 @@ class Chosen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class HeldOutViews:
     """Training and test views.
 
     Attributes:
@@ -66,7 +66,7 @@ class Split:
     left_out: dict[str, int]
 
 
-def split(folder: ShardFolder, train: int, test: int, seed: int) -> Split:
+def split(folder: ShardFolder, train: int, test: int, seed: int) -> HeldOutViews:
     """Read as many shards as needed and choose the views.
 
     Args:
@@ -85,7 +85,7 @@ def split(folder: ShardFolder, train: int, test: int, seed: int) -> Split:
     tested = [chosen for chosen in testing if chosen.view.segment in held_out]
     left_out = {"train": len(learning) - len(learned), "test": len(testing) - len(tested)}
     rng = np.random.default_rng([seed, 0x5E1])
-    result = Split(_some(learned, train, rng), _some(tested, test, rng), left_out)
+    result = HeldOutViews(_some(learned, train, rng), _some(tested, test, rng), left_out)
     if len({chosen.label for chosen in result.train}) < 2:
         raise InputError(f"{folder.store}: the training views have fewer than two classes; use shards of more segments")
     if not result.test:

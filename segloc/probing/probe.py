@@ -16,7 +16,7 @@ from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import IMAGENET, RANDOM
 from segloc.probing import classifiers
-from segloc.probing.held_out import Split, split
+from segloc.probing.held_out import HeldOutViews, split
 from segloc.probing.roi_features import features, start, trained
 from segloc.settings.pretraining import load_config
 
@@ -109,7 +109,7 @@ def accuracies(
     return result
 
 
-def about_views(views: Split, classes: Sequence[str]) -> dict[str, Any]:
+def about_views(views: HeldOutViews, classes: Sequence[str]) -> dict[str, Any]:
     """Count views, segments and classes of both sides."""
     about: dict[str, Any] = {}
     for name, side in (("train", views.train), ("test", views.test)):

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.data.batches import Batch, Batcher, Group, Step, Views
+from segloc.data.batches import Batch, Batcher, BatchStep, ImageGroup, Views
 from segloc.data.shard_folder import Sample
 from segloc.models.backbone import SegLocBackbone, normalize
 from segloc.models.initial_weights import BACKBONE_SETTINGS, RANDOM, load_start, load_strict, read_backbone
@@ -156,8 +156,8 @@ def make_batch(samples: list[Sample], classes: Sequence[str], batcher: Batcher) 
     Raises:
         InputError: a pair is damaged.
     """
-    group = Group(np.array([[0, position] for position in range(len(samples))]), {0: samples})
-    batch, damaged = batcher.make(Step([(group, place) for place in range(len(samples))], classes))
+    group = ImageGroup(np.array([[0, position] for position in range(len(samples))]), {0: samples})
+    batch, damaged = batcher.make(BatchStep([(group, place) for place in range(len(samples))], classes))
     if damaged:
         raise InputError(damaged[0])
     return batch

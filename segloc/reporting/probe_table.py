@@ -21,7 +21,7 @@ CSV_COLUMNS = ("start", "seed", "iteration", "features", *METHODS, "chance")
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class ProbeResult:
     """Probing result of one start and seed.
 
     Attributes:
@@ -43,7 +43,7 @@ class Probe:
     accuracy: dict[str, dict[str, float]]
 
 
-def read_probes(files: Sequence[tuple[str, int, Path]]) -> list[Probe]:
+def read_probes(files: Sequence[tuple[str, int, Path]]) -> list[ProbeResult]:
     """Read files of `segloc.probe`.
 
     Args:
@@ -59,7 +59,7 @@ def read_probes(files: Sequence[tuple[str, int, Path]]) -> list[Probe]:
     return probes
 
 
-def probes_markdown(probes: Sequence[Probe]) -> str:
+def probes_markdown(probes: Sequence[ProbeResult]) -> str:
     """Format a row per start in the given order: per cent, mean ± sample standard deviation over seeds."""
     groups = [[p for p in probes if p.start == start] for start in dict.fromkeys(p.start for p in probes)]
     shown = [features for features in SHOWN if any(features in probe.accuracy for probe in probes)]
@@ -77,7 +77,7 @@ def probes_markdown(probes: Sequence[Probe]) -> str:
     return "\n".join([markdown_table(header, rows, "lr"), *_notes(groups), ""])
 
 
-def probes_csv(probes: Sequence[Probe]) -> str:
+def probes_csv(probes: Sequence[ProbeResult]) -> str:
     """Format a line per start, seed and kind of features; accuracies and chance from 0 to 1, with six digits."""
     rows = []
     for probe in probes:
@@ -87,7 +87,7 @@ def probes_csv(probes: Sequence[Probe]) -> str:
     return csv_text(CSV_COLUMNS, rows)
 
 
-def _notes(groups: Sequence[Sequence[Probe]]) -> list[str]:
+def _notes(groups: Sequence[Sequence[ProbeResult]]) -> list[str]:
     train, test = groups[0][0].views
     found = [
         f"Classification accuracy on held-out items, per cent: {train} training views and {test} test views, the same "
@@ -99,7 +99,7 @@ def _notes(groups: Sequence[Sequence[Probe]]) -> list[str]:
     return found
 
 
-def _read(start: str, seed: int, path: Path) -> Probe:
+def _read(start: str, seed: int, path: Path) -> ProbeResult:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         accuracy = {
@@ -110,7 +110,7 @@ def _read(start: str, seed: int, path: Path) -> Probe:
             raise ValueError(f"it has no accuracy of {ALL_LEVELS}")
         iteration = None if found["iteration"] is None else _whole(found["iteration"])
         views = _whole(found["train"]["views"]), _whole(found["test"]["views"])
-        return Probe(start, seed, iteration, str(found["shards"]), views, _share(found["chance"]), accuracy)
+        return ProbeResult(start, seed, iteration, str(found["shards"]), views, _share(found["chance"]), accuracy)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a file of segloc.probe ({one_line(error)}); remove {path.parent}") from error
 

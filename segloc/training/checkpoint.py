@@ -34,10 +34,10 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not a segloc checkpoint, or it contains more than data.
     """
-    return checked(read_any(path)[0], path)
+    return require_readable(read_any(path)[0], path)
 
 
-def checked(content: Any, path: str | Path) -> dict[str, Any]:
+def require_readable(content: Any, path: str | Path) -> dict[str, Any]:
     """Return `content` if it is a segloc checkpoint of a readable format; raise `InputError` if not."""
     if not is_ours(content):
         raise InputError(f"{path}: not a segloc checkpoint of format {READABLE_NAMES}")

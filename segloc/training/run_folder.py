@@ -28,13 +28,13 @@ from segloc.common.files import write_atomic, write_json
 from segloc.settings.loader import flat
 from segloc.training.loop import DETECTRON2
 
-METRICS = "metrics.json"
+METRICS_FILE = "metrics.json"
 RUN = "run.json"
 CONFIG = "config.yaml"
 START = "start.json"
 
 
-def describe(folder: str | Path, kind: str, config_yaml: str, **details: Any) -> None:
+def write_description(folder: str | Path, kind: str, config_yaml: str, **details: Any) -> None:
     """Write ``config.yaml`` and ``run.json`` into a run folder, which is created if missing.
 
     `kind` is ``pretrain`` or ``finetune``; `details` are further entries of run.json (initial weights, digest, ...).
@@ -134,7 +134,7 @@ def refuse_other_kind(folder: str | Path, kind: str) -> None:
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     """Read ``metrics.json``; drop a last line truncated by a crash. A missing file gives an empty list."""
-    path = Path(folder) / METRICS
+    path = Path(folder) / METRICS_FILE
     if not path.is_file():
         return []
     rows = []
@@ -161,7 +161,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: str | Path, start: int = 0) -> None:
-        self.path = Path(folder) / METRICS
+        self.path = Path(folder) / METRICS_FILE
         kept = [row for row in read_metrics(folder) if row["iteration"] < start]
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a")

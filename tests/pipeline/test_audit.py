@@ -251,7 +251,7 @@ def damage_sources(folder: Path, change: Callable[[Counter], object], update_ind
     path = folder / "sources.parquet"
     uses = sources_table.read(path)
     change(uses)
-    sources_table.write(path, uses)
+    sources_table.write_sources(path, uses)
     if update_index:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         write_index(folder, with_sources(folder, sha256=digest, rows=len(uses)))

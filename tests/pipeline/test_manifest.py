@@ -20,21 +20,21 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_lines_are_sizes_times_and_paths_in_order(root: Path, tmp_path: Path) -> None:
-    assert manifest_body.write(root, tmp_path / "m") == (4, True)
+    assert manifest_body.write_manifest(root, tmp_path / "m") == (4, True)
     time = 1_700_000_000_123_456_789
     names = ["a/10.jpg", "a/2.jpg", "a b/ü.jpg", "b.jpg"]
     sizes = [len(name.encode()) for name in names]
     lines = [f"{size} {time} {name}\n" for size, name in zip(sizes, names, strict=True)]
     assert (tmp_path / "m").read_text() == "".join(lines)
-    assert manifest_body.write(root, tmp_path / "n", with_mtime=False) == (4, True)
+    assert manifest_body.write_manifest(root, tmp_path / "n", with_mtime=False) == (4, True)
     assert (tmp_path / "n").read_text() == "".join(line.replace(f" {time}", "") for line in lines)
 
 
 def test_an_unchanged_manifest_is_not_touched(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "m"
-    manifest_body.write(root, out)
+    manifest_body.write_manifest(root, out)
     os.utime(out, ns=(5, 5))
-    assert manifest_body.write(root, out) == (4, False)
+    assert manifest_body.write_manifest(root, out) == (4, False)
     assert out.stat().st_mtime_ns == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "root"]
 
@@ -51,9 +51,9 @@ def test_an_unchanged_manifest_is_not_touched(root: Path, tmp_path: Path) -> Non
     ids=["added", "removed", "renamed", "grown", "touched"],
 )
 def test_any_change_changes_the_manifest(change, root: Path, tmp_path: Path) -> None:
-    manifest_body.write(root, tmp_path / "m")
+    manifest_body.write_manifest(root, tmp_path / "m")
     change(root)
-    assert manifest_body.write(root, tmp_path / "m")[1]
+    assert manifest_body.write_manifest(root, tmp_path / "m")[1]
 
 
 def test_odd_names_and_links_do_not_break_it(root: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_odd_names_and_links_do_not_break_it(root: Path, tmp_path: Path) -> None
     (root / "outside").symlink_to(tmp_path / "outside")
     with open(os.fsencode(root) + b"/\xff.jpg", "wb"):
         pass
-    count, _ = manifest_body.write(root, tmp_path / "m", with_mtime=False)
+    count, _ = manifest_body.write_manifest(root, tmp_path / "m", with_mtime=False)
     lines = (tmp_path / "m").read_bytes().splitlines()
     assert count == len(lines) == 8
     assert b"0 line\\nbreak\\\\.jpg" in lines
@@ -78,9 +78,9 @@ def test_bad_roots(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no such folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no files in"):
-        manifest_body.write(tmp_path / "empty", tmp_path / "m")
+        manifest_body.write_manifest(tmp_path / "empty", tmp_path / "m")
     with pytest.raises(InputError, match="list itself"):
-        manifest_body.write(root, root / "m")
+        manifest_body.write_manifest(root, root / "m")
     assert not (tmp_path / "m").exists()
 
 
@@ -96,19 +96,19 @@ def test_a_digest_detects_changes_that_size_and_time_do_not(root: Path, tmp_path
     for with_digest, changed in ((False, False), (True, True)):
         (root / "b.jpg").write_bytes(b"12345")
         os.utime(root / "b.jpg", ns=(0, 7))
-        manifest_body.write(root, tmp_path / "m", with_digest=with_digest)
+        manifest_body.write_manifest(root, tmp_path / "m", with_digest=with_digest)
         (root / "b.jpg").write_bytes(b"54321")
         os.utime(root / "b.jpg", ns=(0, 7))
-        assert manifest_body.write(root, tmp_path / "m", with_digest=with_digest) == (4, changed)
+        assert manifest_body.write_manifest(root, tmp_path / "m", with_digest=with_digest) == (4, changed)
 
 
 def test_without_digests_no_file_is_opened(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "nowhere.jpg").symlink_to(tmp_path / "none")
-    manifest_body.write(root, tmp_path / "m", with_mtime=False, with_digest=True)
+    manifest_body.write_manifest(root, tmp_path / "m", with_mtime=False, with_digest=True)
     assert b" - nowhere.jpg\n" in (tmp_path / "m").read_bytes()
 
     def fail(path: object) -> str:
         raise AssertionError(path)
 
     monkeypatch.setattr(manifest_body, "_digest", fail)
-    assert manifest_body.write(root, tmp_path / "n") == (5, True)
+    assert manifest_body.write_manifest(root, tmp_path / "n") == (5, True)

@@ -82,6 +82,6 @@ def training_source(path: Path, images: Path | None) -> Split:
     return source
 
 
-def read(source: Split) -> Annotations:
-    """Read the instances of `source`; see `coco.read`."""
-    return coco.read(source.annotations)
+def read_split_instances(source: Split) -> Annotations:
+    """Read the instances of `source`; see `coco.read_instances`."""
+    return coco.read_instances(source.annotations)

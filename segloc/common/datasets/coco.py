@@ -84,7 +84,7 @@ class CocoFile:
     items: tuple[CocoItem, ...]
 
 
-def read_file(path: Path) -> CocoFile:
+def read_coco(path: Path) -> CocoFile:
     """Read a COCO instance file and normalise its fields.
 
     Raises:
@@ -118,7 +118,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return content
 
 
-def read(path: Path) -> Annotations:
+def read_instances(path: Path) -> Annotations:
     """Read the instances that segments are cut from.
 
     Unusable annotations are counted by reason: crowds, entries marked ``ignore``, degenerate boxes (no area, width or
@@ -126,7 +126,7 @@ def read(path: Path) -> Annotations:
     entries. Boxes may reach beyond the scan, because only the mask counts. Masks are checked when they are drawn.
 
     Raises:
-        InputError: see `read_file`; or the file lists scans of a test part.
+        InputError: see `read_coco`; or the file lists scans of a test part.
     """
     content = _training_file(path)
     class_ids = {category_id: position for position, category_id in enumerate(content.categories)}
@@ -151,7 +151,7 @@ def unannotated(path: Path) -> set[str]:
     has is left out.
 
     Raises:
-        InputError: see `read_file`; or the file lists scans of a test part, or has annotations of images that it does
+        InputError: see `read_coco`; or the file lists scans of a test part, or has annotations of images that it does
             not list, which could be any of its images.
     """
     content = _training_file(path)
@@ -209,7 +209,7 @@ def _read_json(path: Path, what: str) -> Any:
 
 
 def _training_file(path: Path) -> CocoFile:
-    content = read_file(path)
+    content = read_coco(path)
     for image in content.images.values():
         if is_test_scan(image.name):
             raise InputError(f"{path}: {image.name!r} belongs to a test part; segments are cut from training data only")

@@ -14,8 +14,8 @@ USES = Counter(
 
 def test_rows_are_sorted_and_read_back(tmp_path: Path) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
-    sources_table.write(first, USES)
-    sources_table.write(second, Counter(dict(reversed(USES.items()))))
+    sources_table.write_sources(first, USES)
+    sources_table.write_sources(second, Counter(dict(reversed(USES.items()))))
     assert first.read_bytes() == second.read_bytes()
     assert sources_table.read(first) == USES
     rows = [tuple(row.values()) for row in pq.read_table(first).to_pylist()]

@@ -138,7 +138,7 @@ def coco_file(path: Path, annotations: list, **changes: object) -> Path:
 
 
 def test_class_ids_are_positions_in_ascending_category_ids(tmp_path: Path) -> None:
-    found = coco.read(coco_file(tmp_path / "f.json", [GOOD, GOOD | {"id": 6, "category_id": 3}]))
+    found = coco.read_instances(coco_file(tmp_path / "f.json", [GOOD, GOOD | {"id": 6, "category_id": 3}]))
     assert found.classes == ("Gun", "Knife")
     assert [(i.class_id, i.segment_id, i.size) for i in found.instances] == [
         (0, "a.png#6", (20, 10)),
@@ -171,7 +171,7 @@ def test_class_ids_are_positions_in_ascending_category_ids(tmp_path: Path) -> No
     ],
 )
 def test_unusable_annotations_are_counted_by_reason(change: dict, reason: str, tmp_path: Path) -> None:
-    found = coco.read(coco_file(tmp_path / "f.json", [GOOD, GOOD | {"id": 6} | change]))
+    found = coco.read_instances(coco_file(tmp_path / "f.json", [GOOD, GOOD | {"id": 6} | change]))
     assert [instance.annotation_id for instance in found.instances] == ["5"]
     assert found.skipped == {reason: 1}
 
@@ -181,7 +181,7 @@ def test_unusable_annotations_are_counted_by_reason(change: dict, reason: str, t
 )
 def test_paths_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     images = [{"id": 1, "file_name": name, "width": 20, "height": 10}]
-    found = coco.read(coco_file(tmp_path / "f.json", [GOOD], images=images))
+    found = coco.read_instances(coco_file(tmp_path / "f.json", [GOOD], images=images))
     assert found.instances == ()
     assert found.skipped == {"image path leaves its folder": 1}
 
@@ -205,24 +205,24 @@ def test_paths_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> N
 )
 def test_invalid_files_are_refused(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        coco.read(coco_file(tmp_path / "f.json", [GOOD], **changes))
+        coco.read_instances(coco_file(tmp_path / "f.json", [GOOD], **changes))
 
 
 @pytest.mark.parametrize("field", ["id", "bbox", "area", "iscrowd", "ignore"])
 def test_null_means_absent(field: str, tmp_path: Path) -> None:
     absent = {key: value for key, value in GOOD.items() if key != field}
-    expected = coco.read_file(coco_file(tmp_path / "f.json", [absent]))
-    assert coco.read_file(coco_file(tmp_path / "f.json", [GOOD | {field: None}])) == expected
+    expected = coco.read_coco(coco_file(tmp_path / "f.json", [absent]))
+    assert coco.read_coco(coco_file(tmp_path / "f.json", [GOOD | {field: None}])) == expected
     assert expected.items[0].problem is None
 
 
 def test_text_that_is_a_number_is_that_number(tmp_path: Path) -> None:
-    expected = coco.read_file(coco_file(tmp_path / "f.json", [GOOD]))
+    expected = coco.read_coco(coco_file(tmp_path / "f.json", [GOOD]))
     text = {"id": "5", "image_id": "1.0", "category_id": 7.0, "area": "50", "iscrowd": "0", "bbox": ["0", 0, "9", 9]}
     images = [{"id": "1", "file_name": "a.png", "width": "20", "height": 10.0}]
     categories = [{"id": "7", "name": "Knife"}, {"id": " 3", "name": "Gun"}]
     path = coco_file(tmp_path / "g.json", [GOOD | text], images=images, categories=categories)
-    assert coco.read_file(path) == expected
+    assert coco.read_coco(path) == expected
 
 
 def test_other_text_and_64_bit_numbers_are_distinct_ids(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_other_text_and_64_bit_numbers_are_distinct_ids(tmp_path: Path) -> None:
     images = [{"id": key, "file_name": f"{position}.png"} for position, key in enumerate(ids)]
     categories = [{"id": "knife", "name": "Knife"}, {"id": 9, "name": "Gun"}]
     annotations = [GOOD | {"image_id": key, "category_id": "knife"} | {"id": key} for key in ids]
-    found = coco.read(coco_file(tmp_path / "f.json", annotations, images=images, categories=categories))
+    found = coco.read_instances(coco_file(tmp_path / "f.json", annotations, images=images, categories=categories))
     assert found.classes == ("Gun", "Knife")
     expected = [f"{position}.png#{key}" for position, key in enumerate(ids)]
     assert [instance.segment_id for instance in found.instances] == expected
@@ -238,20 +238,20 @@ def test_other_text_and_64_bit_numbers_are_distinct_ids(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_is_accepted(encoding: str, tmp_path: Path) -> None:
-    expected = coco.read(coco_file(tmp_path / "f.json", [GOOD]))
+    expected = coco.read_instances(coco_file(tmp_path / "f.json", [GOOD]))
     (tmp_path / "f.json").write_text((tmp_path / "f.json").read_text(), encoding=encoding)
-    assert coco.read(tmp_path / "f.json") == expected
+    assert coco.read_instances(tmp_path / "f.json") == expected
 
 
 def test_text_that_is_not_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_bytes(b'{"images": [')
     with pytest.raises(InputError, match="not JSON"):
-        coco.read(tmp_path / "f.json")
+        coco.read_instances(tmp_path / "f.json")
     (tmp_path / "f.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match="not JSON"):
-        coco.read(tmp_path / "f.json")
+        coco.read_instances(tmp_path / "f.json")
     with pytest.raises(InputError, match="no such file"):
-        coco.read(tmp_path / "none.json")
+        coco.read_instances(tmp_path / "none.json")
 
 
 def test_a_scan_is_found_by_its_own_path_before_its_base_name(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_every_test_part_of_a_known_data_set_is_recognised_by_its_name(tmp_path:
 
 def test_real_annotations_are_all_usable(real_scans: Path) -> None:
     source = datasets.training_source(real_scans / "pidray", None)
-    found = datasets.read(source)
+    found = datasets.read_split_instances(source)
     content = json.loads(source.annotations.read_text())
     assert len(found.instances) == len(content["annotations"])
     assert found.skipped == {}
@@ -383,37 +383,37 @@ def test_an_image_id_that_repeats_across_splits_stays_within_its_own_file(tmp_pa
     root = pidray_copy(tmp_path, 1, SCANS, [1])
     other = [{"id": 1, "file_name": "xray_easy00001.png"}]
     coco_file(root / "annotations" / "xray_test_easy.json", [GOOD], images=other)
-    (instance,) = datasets.read(datasets.training_source(root, None)).instances
+    (instance,) = datasets.read_split_instances(datasets.training_source(root, None)).instances
     assert instance.image == SCANS[1]
 
 
 def test_a_converted_copy_keeps_its_own_ids_and_spelling(tmp_path: Path) -> None:
     categories = [{"id": 2, "name": "gun"}, {"id": 0, "name": "Handcuffs"}, {"id": 1, "name": "knife"}]
-    found = coco.read(coco_file(tmp_path / "f.json", [GOOD | {"category_id": 0}], categories=categories))
+    found = coco.read_instances(coco_file(tmp_path / "f.json", [GOOD | {"category_id": 0}], categories=categories))
     assert found.classes == ("Handcuffs", "knife", "gun")
     assert found.instances[0].class_id == 0
 
 
 def test_a_box_beyond_the_scan_does_not_lose_the_item(tmp_path: Path) -> None:
-    found = coco.read(coco_file(tmp_path / "f.json", [GOOD | {"bbox": [-5, -5, 400, 300]}]))
+    found = coco.read_instances(coco_file(tmp_path / "f.json", [GOOD | {"bbox": [-5, -5, 400, 300]}]))
     assert len(found.instances) == 1
 
 
 def test_entries_marked_ignore_are_left_out(tmp_path: Path) -> None:
-    assert coco.read(coco_file(tmp_path / "f.json", [GOOD | {"ignore": 1}])).skipped == {"marked ignore": 1}
+    assert coco.read_instances(coco_file(tmp_path / "f.json", [GOOD | {"ignore": 1}])).skipped == {"marked ignore": 1}
 
 
 def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
     categories = [{"id": 7, "name": "Knife"}, {"id": 8, "name": "knife"}]
     with pytest.raises(InputError, match="category name 'knife' occurs more than once"):
-        coco.read(coco_file(tmp_path / "f.json", [GOOD], categories=categories))
+        coco.read_instances(coco_file(tmp_path / "f.json", [GOOD], categories=categories))
 
 
 @pytest.mark.parametrize("name", ["test/xray_00001.png", "pidray/hard/1.png", "test_hidden\\1.png", "Easy/1.png"])
 def test_a_repacked_file_with_scans_from_a_test_folder_is_refused(name: str, tmp_path: Path) -> None:
     images = [{"id": 1, "file_name": name}]
     with pytest.raises(InputError, match="test part"):
-        coco.read(coco_file(tmp_path / "f.json", [GOOD], images=images))
+        coco.read_instances(coco_file(tmp_path / "f.json", [GOOD], images=images))
 
 
 def test_links_to_test_parts_are_refused(tmp_path: Path) -> None:
