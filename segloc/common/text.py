@@ -10,8 +10,9 @@ from typing import Any
 
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     """Write a header and rows as CSV. Each line ends with a line feed; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    text, lines = io.StringIO(), [list(row) for row in rows]
+    assert all(len(line) == len(columns) for line in lines), "a row is not as wide as the header"
+    csv.writer(text, lineterminator="\n").writerows([columns, *lines])
     return text.getvalue()
 
 
@@ -23,6 +24,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: 
         rows: cells, as many per row as columns.
         align: ``l`` (left) or ``r`` (right) per column; the last letter also applies to all further columns.
     """
+    lines = list(rows)
+    assert all(len(cells) == len(header) for cells in lines), "a row is not as wide as the header"
     rule = [{"l": "---", "r": "---:"}[mark] for mark in align.ljust(len(header), align[-1])]
-    lines = (" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, rule, *rows))
-    return "".join(f"| {line} |\n" for line in lines)
+    texts = (" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, rule, *lines))
+    return "".join(f"| {text} |\n" for text in texts)

@@ -164,7 +164,7 @@ def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches
             raise InputError("no result has 'bbox' or 'segmentation'")
         return {kind: coco_eval.match(split.ground_truth, results, kind) for kind in kinds}
     except InputError as error:
-        raise InputError(f"{split.name}: {error}") from error
+        raise type(error)(f"{split.name}: {error}") from error
 
 
 def _check_names(splits: Sequence[Split]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -65,7 +66,8 @@ class FinetuneTrainer(Trainer):
         self.optimizer.zero_grad()
         size = self.settings.per_pass
         parts = [self._backward(batch[first : first + size]) for first in range(0, len(batch), size)]
-        losses = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+        names = dict.fromkeys(itertools.chain(*parts))
+        losses = {name: torch.stack([part[name] for part in parts if name in part]).sum() for name in names}
         norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.settings.clip or float("inf"))
         self.optimizer.step()
         self.metrics = {

@@ -142,7 +142,7 @@ def plan(experiment: Experiment, out: Path) -> list[Job]:
                     cell = _cell(experiment, out, start, protocol, seed)
             except InputError as error:
                 where = PROBE if protocol == PROBE else f"protocol {protocol}"
-                raise InputError(f"start {start}, {where}: {error}") from error
+                raise type(error)(f"start {start}, {where}: {error}") from error
             if cell.name in cells:
                 raise InputError(f"two cells have the name {cell.name}; rename a start or a protocol")
             cells[cell.name] = cell

@@ -144,7 +144,7 @@ def _views(samples: Iterable[Sample], folder: ShardFolder) -> list[Chosen]:
         try:
             pair = sample.describe(folder.index.classes)
         except InputError as error:
-            raise InputError(f"{folder.store}: pair {sample.name}: {error}") from error
+            raise type(error)(f"{folder.store}: pair {sample.name}: {error}") from error
         chosen += [Chosen(sample, pair, side) for side in SIDES]
     return chosen
 

@@ -129,7 +129,7 @@ def write_picture(results: str, annotations: str, images: str, out: str, score: 
     try:
         figures = {kind: evaluate(split.ground_truth, detections, kind)["AP"] for kind in kinds}  # also checks them
     except InputError as error:
-        raise InputError(f"{results}: {error}") from error
+        raise type(error)(f"{results}: {error}") from error
     ranked = rank(split, detections, score)
     if not ranked:
         raise InputError(f"{annotations}: no image has an item or a detection; nothing to draw")

@@ -9,8 +9,7 @@ from typing import Any
 
 from segloc.common.errors import InputError
 from segloc.detection.coco_eval import MEAN, METRICS, parts
-from segloc.training.run_folder import METRICS_FILE
-from segloc.training.run_folder import RUN, START, origin, read_metrics, read_run, read_settings
+from segloc.training.run_folder import METRICS_FILE, RUN, START, origin, read_metrics, read_run, read_settings
 
 EVALUATION = "evaluation.json"
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}

@@ -86,7 +86,7 @@ def _build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = 
     try:
         return schema(**values)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
 
 
 def keys(schema: Any, prefix: str = "") -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 *Backgrounds* are paths of benign scans relative to a root. *Splits* are parts of a data set: a COCO instance file and
 its scans. To add a data set, write a finder here (`records.Backgrounds`, `records.Annotated` or both) and add it to the
-tuples below, before finders of similar layouts. Every option that takes a data set then accepts it: ``--annotations``,
+tuples below, before finders of similar layouts. Add the names of its test parts to `leakage.TEST_WORDS`. Every option that takes a data set then accepts it: ``--annotations``,
 ``--backgrounds`` and ``--data``.
 """
 

@@ -298,7 +298,9 @@ def test_every_test_part_of_a_known_data_set_is_recognised_by_its_name(tmp_path:
     """A finder whose test parts have other names has to add them to `leakage.TEST_WORDS`."""
     touch(tmp_path, "annotations/xray_train.json", "annotations/xray_test_easy.json")
     for data_set in datasets._ANNOTATED:
-        for name, split in (data_set.splits(tmp_path) or {}).items():
+        parts = data_set.splits(tmp_path)
+        assert parts is not None, "lay out an example of the new data set above"
+        for name, split in parts.items():
             if name != datasets.TRAIN:
                 with pytest.raises(InputError, match="looks like a test part"):
                     leakage.refuse_test_parts(split.annotations, tmp_path / "all")
