@@ -2,8 +2,8 @@
 
 *Backgrounds* are paths of benign scans relative to a root. *Splits* are parts of a data set: a COCO instance file and
 its scans. To add a data set, write a finder here (`records.Backgrounds`, `records.Annotated` or both) and add it to the
-tuples below, before finders of similar layouts. Add the names of its test parts to `leakage.TEST_WORDS`. Every option that takes a data set then accepts it: ``--annotations``,
-``--backgrounds`` and ``--data``.
+tuples below, before finders of similar layouts; add the names of its test parts to `leakage.TEST_WORDS`. Every option
+that takes a data set then accepts it: ``--annotations``, ``--backgrounds`` and ``--data``.
 """
 
 from __future__ import annotations
