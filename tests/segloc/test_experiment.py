@@ -539,7 +539,7 @@ def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkey
         return fake(step, log, descriptors)
 
     monkeypatch.setattr(run, "execute", slow)
-    monkeypatch.setattr(run, "report", lambda cells, out, title: [])
+    monkeypatch.setattr(run, "write_reports", lambda cells, out, title: [])
     arguments = (load(Experiment, path), tmp_path / "out")
     threads = [threading.Thread(target=run.run_cells, args=[jobs.plan(*arguments)]) for _ in range(3)]
     for thread in threads:
