@@ -82,7 +82,7 @@ class _Contrast(torch.autograd.Function):
     softplus(Z - q.p/T), and its weight is -sigmoid(Z - q.p/T) times its share of the mean. The weight of a negative is
     its softmax among the negatives times minus the sum of the positives' weights.
 
-    Autograd keeps further [n, m] matrices and takes 1.1 to 1.44 times as long as MoCo's single queue
+    Autograd keeps further [n, m] matrices and takes 1.4 to 1.8 times as long as MoCo's single queue
     (``python -m benchmarks.queues`` compares this function with such a queue).
     """
 

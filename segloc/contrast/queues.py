@@ -95,7 +95,7 @@ class ClassQueues:
         Returns:
             [n, slots] bool.
         """
-        return self._seen().expand(self.num_classes, -1)[labels]
+        return self._seen().expand(self.num_classes, -1).index_select(0, labels)
 
     def slot_labels(self) -> torch.Tensor:
         """Return the class of the key in each slot, -1 if no queue holds it: [slots] int64."""
@@ -160,7 +160,8 @@ class ClassQueues:
         arrivals = torch.arange(self.arrived, self.arrived + len(labels), device=labels.device)
         self.arrived += len(labels)
         entries = self._count(labels, arrivals)
-        free = (~self._held().any(0)).nonzero()[:, 0]
+        # As bytes: a maximum over rows is many times faster than `any`.
+        free = (self._held().view(torch.uint8).amax(0) == 0).nonzero()[:, 0]
         if (missing := len(labels) - len(free)) > 0:
             capacity = self.keys.shape[1]
             extra = min(2 * self.size - capacity, max(missing, int(SLACK * self.size)))
