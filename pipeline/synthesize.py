@@ -44,13 +44,6 @@ def _at_least(least: int, most: int | None = None) -> Any:
     return number
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
 def _span(text: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(":"))
@@ -103,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = "range of item scales; 1 keeps an item's width relative to its scan (default: 0.75:1.33)"
     add("--scale", type=_span, default=geometry.SCALE, metavar="LOW:HIGH", help=sizes)
     share = "lay a crop of another background over this share of the items, 0 to 1 (default: 0, as in the paper)"
-    add("--occluded", type=_share, default=0.0, metavar="SHARE", help=share)
+    add("--occluded", type=cli.share, default=0.0, metavar="SHARE", help=share)
     add("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
     on_change = "action when the folder holds shards made with other parameters (default: refuse)"
     add("--if-changed", choices=("refuse", "rebuild"), default="refuse", help=on_change)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from segloc.common.errors import INTERRUPTED, InputError, RunError, describe_os_error
+from segloc.common.skips import MAX_SKIPPED, OPTION
 
 # Names of `pipeline.common.executors.EXECUTORS`.
 EXECUTORS = ("local", "ray")
@@ -65,6 +67,29 @@ def add_executor_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--executor", choices=EXECUTORS, default="local", help="run on this machine (default) or a Ray cluster"
     )
+
+
+def add_max_skipped(options: argparse.ArgumentParser) -> None:
+    """Add ``--max-skipped``; see `segloc.common.skips`."""
+    options.add_argument(
+        OPTION,
+        type=share,
+        default=MAX_SKIPPED,
+        metavar="SHARE",
+        help="largest share of unreadable, missing or invalid inputs, 0 to 1; with more, the output is written but the "
+        "exit code is 1 (default: %(default)s)",
+    )
+
+
+def share(text: str) -> float:
+    """Read an option that is a share from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
 
 
 def add_overrides(options: argparse.ArgumentParser) -> None:
