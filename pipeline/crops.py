@@ -12,13 +12,17 @@ import sys
 
 from pipeline.pairing.crops import write_crops
 from segloc.common import cli
+from segloc.common.skips import require
 
 
 def _command(args: argparse.Namespace) -> None:
-    scans, crops, unreadable = write_crops(
+    crops, skips = write_crops(
         args.backgrounds, args.regions, args.out, args.scans, args.per_scan, args.seed, args.workers, args.executor
     )
-    print(f"{args.out}: {crops} crops of {scans - unreadable} scans, {unreadable} unreadable")
+    print(f"{args.out}: {crops} crops of {skips.total - skips.skipped} scans")
+    if skips.skipped:
+        print(skips.summary())
+    require([skips], args.max_skipped, "run pipeline.regions again", str(args.out))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--scans", type=int, default=10_000, metavar="N", help="most scans to draw (default: 10000; 1 MB each)")
     add("--per-scan", type=int, default=2, metavar="N", help="crops per scan (default: 2)")
     add("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
+    cli.add_max_skipped(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -11,6 +11,7 @@ from segloc.common.datasets import backgrounds
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, write_atomic
 from segloc.common.images import ImageError, encode_png
+from segloc.common.skips import require
 
 
 def _command(args: argparse.Namespace) -> None:
@@ -23,12 +24,15 @@ def _command(args: argparse.Namespace) -> None:
             raise InputError(f"{args.steps}: {error}") from error
         return
     names = backgrounds(args.backgrounds)
-    counts = write_regions(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
+    counts, skips = write_regions(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     print(f"{args.out}: {len(names)} backgrounds ({summary})")
+    if skips.skipped:
+        print(skips.summary())
     if args.gallery:
         draw_region_gallery(args.backgrounds, names, args.gallery, args.mode)
         print(f"{args.gallery}: red: the paper's region, blue: region of mode {args.mode}, green: its bags")
+    require([skips], args.max_skipped, "replace these files, or remove them from --backgrounds", str(args.out))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG")
     add("--mode", choices=MODES, default="adaptive", help="method that finds the region (default: adaptive)")
     add("--gallery", type=cli.path, metavar="PNG", help="also draw the regions of up to 60 scans")
+    cli.add_max_skipped(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

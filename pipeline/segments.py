@@ -10,16 +10,18 @@ import sys
 
 from pipeline.pairing.segments import write_segments
 from segloc.common import cli
+from segloc.common.skips import require
 
 
 def _command(args: argparse.Namespace) -> None:
     made = write_segments(args.annotations, args.images, args.out, args.workers, args.executor)
-    counts, bags, skipped = made.segments, made.scans_of_bag, made.skipped
+    counts, bags, skips = made.segments, made.scans_of_bag, made.skips
     print(f"{args.out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
     most = max(bags.values())
     print(f"{bags.total()} scans of {len(bags)} bags, grouped by image similarity; at most {most} scans of one bag")
-    if skipped:
-        print(f"skipped {skipped.total()}: {', '.join(f'{n} {reason}' for reason, n in skipped.most_common())}")
+    if skips.counts:
+        print(skips.summary())
+    require([skips], args.max_skipped, "check --annotations and --images", str(args.out))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root")
     add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found from --annotations)")
     add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    cli.add_max_skipped(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from segloc.common.skips import MAX_SKIPPED
 from tests.imports import ROOT, closure
 
 
@@ -34,3 +35,10 @@ def test_stage_depends_on_the_folders_of_all_it_runs(modules, stage):
 def test_building_the_data_set_never_trains():
     commands = str(yaml.safe_load((ROOT / "dvc.yaml").read_text()))
     assert "python -m segloc." not in commands
+
+
+def test_every_stage_that_may_skip_inputs_passes_the_share_of_params():
+    root = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    passed = {name for name, stage in root.items() if "--max-skipped ${max_skipped}" in stage["cmd"]}
+    assert passed == {"regions", "segments"}
+    assert yaml.safe_load((ROOT / "params.yaml").read_text())["max_skipped"] == MAX_SKIPPED

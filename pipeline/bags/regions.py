@@ -17,6 +17,7 @@ from pipeline.common.executors import run_tasks
 from pipeline.tables import region_table
 from segloc.common.contract import Box
 from segloc.common.images import Image, ImageError, decode, read_file, read_image
+from segloc.common.skips import Skips
 
 MODES = ("adaptive", "paper")
 # A region narrower than this at native resolution holds no recognisable item.
@@ -98,7 +99,9 @@ def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
     return [(box, tone) for box, tone in found if box]
 
 
-def write_regions(root: Path, names: Sequence[str], out: Path, mode: str, workers: int, executor: str) -> Counter[str]:
+def write_regions(
+    root: Path, names: Sequence[str], out: Path, mode: str, workers: int, executor: str
+) -> tuple[Counter[str], Skips]:
     """Measure backgrounds and write their table.
 
     Args:
@@ -110,17 +113,21 @@ def write_regions(root: Path, names: Sequence[str], out: Path, mode: str, worker
         executor: see `pipeline.common.executors.run_tasks`.
 
     Returns:
-        Number of backgrounds by status.
+        Number of backgrounds by status, and the unreadable ones by reason.
     """
-    counts = Counter[str]()
+    counts, skips = Counter[str](), Skips("backgrounds")
     task = functools.partial(measure, root=root.absolute(), mode=mode)
     results: Iterator[dict[str, Any]] = run_tasks(task, names, workers=workers, executor=executor, chunk=CHUNK)
     with region_table.writer(out) as table:
         for row in tqdm(results, total=len(names), unit="scan", desc="regions", disable=None):
             counts[row["status"]] += 1
+            skips.total += 1
+            if row["status"] == "unreadable":
+                skips.add(row["message"].partition(":")[0], row["image"])
             table.write(row)
         table.parameters |= {"mode": mode, "least_side_px": LEAST_SIDE_PX, "counts": dict(sorted(counts.items()))}
-    return counts
+        table.parameters |= skips.table_parameters()
+    return counts, skips
 
 
 def draw_region_gallery(root: Path, names: Sequence[str], out: Path, mode: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from segloc.common.datasets import near_duplicates
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, existing_folder, safe_relative
 from segloc.common.images import ImageError, encode_rgba, read_image
+from segloc.common.skips import Skips
 
 CLASS = "crop"
 # InsLoc's random-resized crop: share of the scan's area, width over height, and draws before the centre crop is used.
@@ -80,7 +80,7 @@ def cut_crops(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) ->
 
 def write_crops(
     backgrounds: Path, regions: Path, out: Path, scans: int, per_scan: int, seed: int, workers: int, executor: str
-) -> tuple[int, int, int]:
+) -> tuple[int, Skips]:
     """Cut crops out of randomly drawn scans and write them as a table of segments.
 
     Args:
@@ -94,7 +94,7 @@ def write_crops(
         executor: see `pipeline.common.executors.run_tasks`.
 
     Returns:
-        Numbers of scans drawn, of crops, and of unreadable scans.
+        Number of crops, and the unreadable ones of the drawn scans.
 
     Raises:
         InputError: a number is out of range, or no scan can be read.
@@ -110,17 +110,19 @@ def write_crops(
     drawn = [(number, names[number].as_py()) for number in chosen]
     task = functools.partial(cut_crops, root=root, per_scan=per_scan, seed=seed)
     results: Iterator[list[Row] | str] = run_tasks(task, drawn, workers=workers, executor=executor, chunk=4)
-    crops, skipped = 0, Counter[str]()
+    crops, skips = 0, Skips("scans", len(drawn))
     with segment_table.writer(out) as table:
-        for result in tqdm(results, total=len(drawn), unit="scan", desc="crops", disable=None):
-            skipped.update([result] if isinstance(result, str) else [])
+        bar = tqdm(results, total=len(drawn), unit="scan", desc="crops", disable=None)
+        for (_, name), result in zip(drawn, bar, strict=True):
+            if isinstance(result, str):
+                skips.add(result, name)
             for row in result if isinstance(result, list) else ():
                 crops += 1
                 table.write(row)
         if not crops:
             raise InputError(f"{backgrounds}: no scan can be read; run pipeline.regions again")
         table.parameters |= {
-            "classes": [CLASS], "counts": {CLASS: crops}, "skipped": dict(sorted(skipped.items())), "seed": seed,
+            "classes": [CLASS], "counts": {CLASS: crops}, **skips.table_parameters(), "seed": seed,
             "positives": "instance", "per_scan": per_scan,
         }  # fmt: skip
-    return len(drawn), crops, skipped.total()
+    return crops, skips

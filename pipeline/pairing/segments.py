@@ -24,6 +24,7 @@ from segloc.common.datasets import Instance, folder, near_duplicates
 from segloc.common.errors import InputError
 from segloc.common.files import check_output
 from segloc.common.images import Image, ImageError, encode_rgba, read_image
+from segloc.common.skips import Skips
 
 # The donor's surroundings are measured close to the item, but outside its blurred rim.
 RING_PX = (3, 12)
@@ -143,12 +144,12 @@ class Made:
 
     Attributes:
         segments: number of segments by class name.
-        skipped: number of annotations without a segment, by reason.
+        skips: annotations without a segment, by reason.
         scans_of_bag: number of scans by bag.
     """
 
     segments: Counter[str]
-    skipped: Counter[str]
+    skips: Skips
     scans_of_bag: Counter[int]
 
 
@@ -169,20 +170,22 @@ def write_segments(annotations: Path, images: Path | None, out: Path, workers: i
     source = datasets.training_source(annotations, images)
     found = datasets.read_split_instances(source)
     tasks = _tasks(found.instances)
-    skipped, counts = Counter(found.skipped), Counter[str]()
+    skips, counts = found.skips, Counter[str]()
     fingerprints: dict[str, bytes] = {}
     task = functools.partial(cut_segment, images=source.image_folder().absolute(), classes=found.classes)
     results: Iterator[tuple[list[Row], list[str]]] = run_tasks(task, tasks, workers=workers, executor=executor, chunk=4)
     # Groups are known only after all scans. Until then the rows wait in a temporary file.
     with segment_table.writer(out) as table, tempfile.TemporaryFile(dir=out.parent) as waiting:
-        for rows, reasons in tqdm(results, total=len(tasks), unit="scan", desc="segments", disable=None):
-            skipped.update(reasons)
+        bar = tqdm(results, total=len(tasks), unit="scan", desc="segments", disable=None)
+        for instances, (rows, reasons) in zip(tasks, bar, strict=True):
+            for reason in reasons:
+                skips.add(reason, instances[0].image)
             for row in rows:
                 counts[row["class_name"]] += 1
                 fingerprints[row["image"]] = row["scan_fingerprint"]
                 pickle.dump(row, waiting)
         if not counts:
-            why = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3)) or "no annotations"
+            why = ", ".join(f"{reason} ({count})" for reason, count in skips.counts.most_common(3)) or "no annotations"
             raise InputError(f"{source.annotations}: no usable segment ({why}); check the annotations")
         groups = near_duplicates.group(fingerprints)
         waiting.seek(0)
@@ -192,8 +195,8 @@ def write_segments(annotations: Path, images: Path | None, out: Path, workers: i
         table.parameters |= {
             "classes": list(found.classes),
             "counts": {name: counts[name] for name in found.classes},
-            "skipped": dict(sorted(skipped.items())),
+            **skips.table_parameters(),
             "ring_px": list(RING_PX),
             "scan_group_threshold_bits": near_duplicates.THRESHOLD_BITS,
         }
-    return Made(counts, skipped, Counter(groups.values()))
+    return Made(counts, skips, Counter(groups.values()))

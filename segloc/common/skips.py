@@ -16,6 +16,7 @@ from segloc.common.errors import RunError
 MAX_SKIPPED = 0.05  # default of --max-skipped
 NAMED = 3  # names that a message shows for each reason
 OPTION = "--max-skipped"
+UNUSED = frozenset({"crowd", "marked ignore"})  # reasons of annotations that are valid, but not used
 
 
 class SkippedError(RunError):
@@ -29,8 +30,8 @@ class Skips:
     Attributes:
         what: the inputs, as a plural: ``scans``.
         total: number of inputs looked at.
-        counts: number of skipped inputs by reason.
-        names: the first `NAMED` names of skipped inputs by reason.
+        counts: number of skipped and `UNUSED` inputs by reason.
+        names: their first `NAMED` names by reason.
     """
 
     what: str
@@ -40,8 +41,11 @@ class Skips:
 
     @property
     def skipped(self) -> int:
-        """Number of skipped inputs."""
-        return self.counts.total()
+        """Number of skipped inputs, without `UNUSED` ones."""
+        return sum(self._counted().values())
+
+    def _counted(self, unused: bool = False) -> dict[str, int]:
+        return {reason: self.counts[reason] for reason in sorted(self.counts) if (reason in UNUSED) == unused}
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
         """Count skipped inputs, for example all annotations of the scan `name`."""
@@ -57,7 +61,7 @@ class Skips:
 
     def reasons(self) -> str:
         """List the reasons, the most frequent first: ``120 image missing (a.png, b.png, c.png), 2 ...``."""
-        ordered = sorted(self.counts.items(), key=lambda one: (-one[1], one[0]))
+        ordered = sorted(self._counted().items(), key=lambda one: (-one[1], one[0]))
         return ", ".join(f"{count} {reason} ({self._shown(reason, count)})" for reason, count in ordered)
 
     def _shown(self, reason: str, count: int) -> str:
@@ -66,7 +70,9 @@ class Skips:
 
     def summary(self) -> str:
         """Say in one line what was skipped: ``skipped 2 of 144 annotations: 2 image missing (a.png, b.png)``."""
-        return f"skipped {self.skipped} of {self.total} {self.what}" + (f": {self.reasons()}" if self.skipped else "")
+        unused = ", ".join(f"{count} {reason}" for reason, count in self._counted(unused=True).items())
+        text = f"skipped {self.skipped} of {self.total} {self.what}" + (f": {self.reasons()}" if self.skipped else "")
+        return text + (f"; not used: {unused}" if unused else "")
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts and names as JSON values."""
@@ -75,6 +81,10 @@ class Skips:
             for reason in sorted(self.counts)
         }
         return {"what": self.what, "of": self.total, "skipped": self.skipped, "reasons": by_reason}
+
+    def table_parameters(self) -> dict[str, Any]:
+        """Return the counts for the parameters of a Parquet table."""
+        return {"looked_at": self.total, "skipped": dict(sorted(self.counts.items()))}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Skips:

@@ -141,5 +141,5 @@ def test_a_scan_that_cannot_be_read_is_counted(
         (root / f"{number}.jpg").write_bytes((sixray / "JPEGImage" / f"N{number:07d}.jpg").read_bytes())
     assert regions.main(["--backgrounds", str(root), "--out", str(tmp_path / "r"), "--workers", "1"]) == 0
     (root / "1.jpg").write_bytes(b"")
-    assert crop(root, tmp_path / "r", tmp_path / "crops") == 0
-    assert "4 crops of 2 scans, 1 unreadable" in capsys.readouterr().out
+    assert crop(root, tmp_path / "r", tmp_path / "crops") == 1
+    assert "4 crops of 2 scans\nskipped 1 of 3 scans: 1 empty file (1.jpg)" in capsys.readouterr().out

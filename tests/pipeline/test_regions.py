@@ -16,6 +16,8 @@ from tests.pipeline.conftest import draw_bag, run_module
 SCAN = draw_bag(np.random.default_rng(0), 200, 150)
 BELT = np.full((150, 200, 3), 255, np.uint8)
 
+MANY_BAD = ("--max-skipped", "0.5")  # 5 of the 11 scans below are unreadable
+
 DIRT: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "good.jpg": (lambda: encode_jpeg(SCAN, 90), "ok", ""),
     "Größe 1/mit Leerzeichen.png": (lambda: encode_png(SCAN), "ok", ""),
@@ -70,6 +72,7 @@ def test_rows_are_sorted_and_independent_of_workers(mode: str, dirty: Path, tmp_
             mode,
             "--workers",
             workers,
+            *MANY_BAD,
         ]
         assert regions.main(list(map(str, arguments))) == 0
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
@@ -81,7 +84,7 @@ def test_rows_are_sorted_and_independent_of_workers(mode: str, dirty: Path, tmp_
 
 def test_only_good_rows_reach_synthesis(dirty: Path, tmp_path: Path) -> None:
     out = tmp_path / "regions.parquet"
-    assert regions.main(["--backgrounds", str(dirty), "--out", str(out), "--workers", "1"]) == 0
+    assert regions.main(["--backgrounds", str(dirty), "--out", str(out), "--workers", "1", *MANY_BAD]) == 0
     loaded = region_table.load(out)
     assert loaded.images.to_pylist() == sorted(name for name, (_, status, _) in DIRT.items() if status == "ok")
     assert (loaded.sizes == (200, 150)).all()
@@ -108,7 +111,7 @@ def test_an_edited_scan_changes_the_table_even_if_its_region_stays(dirty: Path, 
     shutil.copytree(dirty, scans)
     name = next(name for name, (_, status, _) in DIRT.items() if status == "ok" and name.endswith(".jpg"))
     for table in tables:
-        assert regions.main(["--backgrounds", str(scans), "--out", str(table), "--workers", "1"]) == 0
+        assert regions.main(["--backgrounds", str(scans), "--out", str(table), "--workers", "1", *MANY_BAD]) == 0
         (scans / name).write_bytes((scans / name).read_bytes() + b"comment")
     rows = [pq.read_table(table).drop_columns("crc32").to_pylist() for table in tables]
     assert rows[0] == rows[1]
@@ -122,9 +125,8 @@ def test_an_output_that_is_a_folder_is_refused(dirty: Path, tmp_path: Path, caps
 
 def test_a_gallery_is_drawn(dirty: Path, tmp_path: Path) -> None:
     out, picture = tmp_path / "regions.parquet", tmp_path / "regions.png"
-    assert (
-        regions.main(["--backgrounds", str(dirty), "--out", str(out), "--gallery", str(picture), "--workers", "1"]) == 0
-    )
+    arguments = ["--backgrounds", dirty, "--out", out, "--gallery", picture, "--workers", "1", *MANY_BAD]
+    assert regions.main(list(map(str, arguments))) == 0
     from pipeline.common.gallery import BLUE
     from segloc.common.images import read_image
 

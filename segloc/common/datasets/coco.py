@@ -18,6 +18,7 @@ from segloc.common.datasets.leakage import is_test_scan
 from segloc.common.datasets.records import Annotations, Instance
 from segloc.common.errors import InputError
 from segloc.common.files import existing_file, safe_relative
+from segloc.common.skips import Skips
 
 T = TypeVar("T")
 Id = int | str
@@ -67,6 +68,11 @@ class CocoItem:
     segmentation: Any
     malformed: tuple[str, ...]
     problem: str | None
+
+    @property
+    def shown(self) -> str:
+        """Name of the annotation in messages."""
+        return f"annotation {self.id!r} of image {self.image_id!r}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +136,7 @@ def read_instances(path: Path) -> Annotations:
     """
     content = _training_file(path)
     class_ids = {category_id: position for position, category_id in enumerate(content.categories)}
-    skipped: Counter[str] = Counter()
+    skips = Skips("annotations", len(content.items))
     instances: dict[str, Instance] = {}
     for position, item in enumerate(content.items):
         problem = item.problem
@@ -139,9 +145,9 @@ def read_instances(path: Path) -> Annotations:
             if instances.setdefault(instance.segment_id, instance) is not instance:
                 problem = "annotation id repeats"
         if problem is not None:
-            skipped[problem] += 1
+            skips.add(problem, item.shown)
     ordered = sorted(instances.values(), key=lambda instance: (instance.class_id, instance.segment_id))
-    return Annotations(tuple(content.categories.values()), tuple(ordered), dict(sorted(skipped.items())))
+    return Annotations(tuple(content.categories.values()), tuple(ordered), skips)
 
 
 def unannotated(path: Path) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from segloc.common.errors import InputError
 from segloc.common.files import existing_folder
+from segloc.common.skips import Skips
 
 
 class Backgrounds(Protocol):
@@ -92,9 +93,14 @@ class Annotations:
     Attributes:
         classes: names; the position is the class id.
         instances: sorted by class, then segment id.
-        skipped: count per reason.
+        skips: the other annotations by reason; the total is that of the file.
     """
 
     classes: tuple[str, ...]
     instances: tuple[Instance, ...]
-    skipped: dict[str, int]
+    skips: Skips
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Number of annotations that are no instance, by reason."""
+        return dict(sorted(self.skips.counts.items()))
