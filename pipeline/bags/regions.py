@@ -18,6 +18,7 @@ from pipeline.tables import region_table
 from segloc.common.contract import Box
 from segloc.common.images import Image, ImageError, decode, read_file, read_image
 from segloc.common.skips import Skips
+from segloc.common.text import utf8_text
 
 MODES = ("adaptive", "paper")
 # A region narrower than this at native resolution holds no recognisable item.
@@ -36,12 +37,9 @@ def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
         root: folder of the backgrounds.
         mode: ``adaptive`` or ``paper``.
     """
-    row: dict[str, Any] = {"image": name, "status": "ok", "message": ""}
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        return {"image": shown, "status": "unreadable", "message": "file name is not UTF-8"}
+    row: dict[str, Any] = {"image": utf8_text(name), "status": "ok", "message": ""}
+    if row["image"] != name:
+        return row | {"status": "unreadable", "message": "file name is not UTF-8"}
     try:
         data = read_file(root / name)
         row["crc32"] = zlib.crc32(data)

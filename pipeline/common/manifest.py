@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,28 +12,47 @@ from segloc.common.errors import InputError
 from segloc.common.files import atomic_file, sha256_of
 
 
-def entries(root: Path | bytes, with_mtime: bool, with_digest: bool = False, prefix: bytes = b"") -> Iterator[bytes]:
-    """List the files under `root` in a fixed order, without hidden files.
+def entries(root: Path, with_mtime: bool, with_digest: bool = False) -> Iterator[bytes]:
+    """List the files under `root` in a fixed order, without hidden files; see `scan_paths.walk` for links.
 
     Yields:
         Lines ``SIZE [MTIME_NS] [SHA256] PATH``: bytes; nanoseconds; hexadecimal digest of the content (``-`` if the
-        file cannot be read); `prefix` and the path relative to `root`, with ``/`` separators and with line breaks and
-        backslashes escaped.
+        file cannot be read); path relative to `root` in UTF-8, with ``/`` separators. Line breaks, backslashes and
+        bytes that are not UTF-8 are escaped.
     """
-    with os.scandir(os.fsencode(root)) as found:
+    return _entries(os.fsencode(root), with_mtime, with_digest, b"", set())
+
+
+def _entries(
+    folder: bytes, with_mtime: bool, with_digest: bool, prefix: bytes, seen: set[tuple[int, int]]
+) -> Iterator[bytes]:
+    """List a folder, unless it is one of `seen`, so that a link to a parent ends."""
+    own = os.stat(folder)
+    if (own.st_dev, own.st_ino) in seen:
+        return
+    seen.add((own.st_dev, own.st_ino))
+    with os.scandir(folder) as found:
         ordered = sorted((entry for entry in found if not entry.name.startswith(b".")), key=lambda entry: entry.name)
     for entry in ordered:
         path = prefix + entry.name
-        if entry.is_dir():
-            if not _is_parent(entry):
-                yield from entries(entry.path, with_mtime, with_digest, path + b"/")
+        if _is(entry.is_dir):
+            yield from _entries(entry.path, with_mtime, with_digest, path + b"/", seen)
             continue
-        # A dangling link still has a line, which changes when the link is repaired.
-        status = entry.stat(follow_symlinks=entry.is_file())
-        name = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+        # A link without a target still has a line, which changes when the link is repaired.
+        status = entry.stat(follow_symlinks=_is(entry.is_file))
+        escaped = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+        name = escaped.decode("utf-8", "backslashreplace").encode()
         time = b"%d " % status.st_mtime_ns if with_mtime else b""
         digest = _digest(entry.path) if with_digest else b""
         yield b"%d %s%s%s\n" % (status.st_size, time, digest, name)
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """Ask an entry for its kind. A link to itself, which has none, raises."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def _digest(path: bytes) -> bytes:
@@ -41,15 +60,6 @@ def _digest(path: bytes) -> bytes:
         return sha256_of(os.fsdecode(path)).encode() + b" "
     except OSError:
         return b"- "
-
-
-def _is_parent(entry: os.DirEntry[bytes]) -> bool:
-    """Whether a link leads to a folder above itself, so that following it would never end."""
-    if not entry.is_symlink():
-        return False
-    here = os.path.realpath(os.path.dirname(entry.path))
-    there = os.path.realpath(entry.path)
-    return os.path.commonpath([here, there]) == there
 
 
 def write_manifest(root: Path, out: Path, with_mtime: bool = True, with_digest: bool = False) -> tuple[int, bool]:

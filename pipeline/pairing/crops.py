@@ -18,9 +18,10 @@ from pipeline.pairing.segments import Row
 from pipeline.tables import region_table, segment_table
 from segloc.common.contract import Box
 from segloc.common.datasets import near_duplicates
+from segloc.common.datasets.scan_paths import below
 from segloc.common.errors import InputError
-from segloc.common.files import check_output, existing_folder, safe_relative
-from segloc.common.images import ImageError, encode_rgba, read_image
+from segloc.common.files import check_output, existing_folder
+from segloc.common.images import encode_rgba, read_image
 from segloc.common.skips import Skips
 
 CLASS = "crop"
@@ -57,8 +58,8 @@ def cut_crops(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) ->
     """
     number, name = scan
     try:
-        image = read_image(root / safe_relative(name))
-    except ImageError as error:
+        image = read_image(below(root, name))
+    except ValueError as error:  # ImageError is one
         return str(error).partition(":")[0]
     if image.shape[1] > FRAME_PX:
         image = fit(image, (FRAME_PX, max(1, round(image.shape[0] * FRAME_PX / image.shape[1]))))

@@ -18,8 +18,8 @@ from pipeline.tables import region_table
 from pipeline.tables.region_table import Regions
 from pipeline.tables.segment_table import Segment, SegmentTable
 from segloc.common.contract import Box, Occluder, Pair, View
+from segloc.common.datasets.scan_paths import below
 from segloc.common.errors import InputError
-from segloc.common.files import safe_relative
 from segloc.common.images import Image, ImageError, decode, read_file
 from segloc.common.masks import Mask, encode_rle
 
@@ -172,7 +172,7 @@ def read_background(recipe: Recipe, regions: Regions, number: int) -> Image:
     """
     name = regions.images[number].as_py()
     try:
-        data = read_file(recipe.backgrounds / safe_relative(name))
+        data = read_file(below(recipe.backgrounds, name))
         scan = decode(data, reduction=reduction(int(regions.sizes[number, 0]), recipe.width))
         if zlib.crc32(data) != regions.crcs[number]:
             raise ImageError("changed since its region was measured")

@@ -20,11 +20,12 @@ from pipeline.common.executors import run_tasks
 from pipeline.tables import segment_table
 from segloc.common import datasets, masks
 from segloc.common.contract import Box
-from segloc.common.datasets import Instance, folder, near_duplicates
+from segloc.common.datasets import Instance, near_duplicates
 from segloc.common.errors import InputError
 from segloc.common.files import check_output
 from segloc.common.images import Image, ImageError, encode_rgba, read_image
 from segloc.common.skips import Skips
+from segloc.common.text import utf8_text
 
 # The donor's surroundings are measured close to the item, but outside its blurred rim.
 RING_PX = (3, 12)
@@ -46,11 +47,8 @@ def cut_segment(instances: list[Instance], *, images: Path, classes: tuple[str, 
     Returns:
         Rows of the table without the scan group, and a reason for each instance without a row.
     """
-    path = folder.locate(images, instances[0].image)
-    if path is None:
-        return [], ["image file missing"] * len(instances)
     try:
-        scan = read_image(path)
+        scan = read_image(images / instances[0].image)
     except ImageError as error:
         return [], [f"image unreadable: {str(error).partition(':')[0]}"] * len(instances)
     rows, reasons = [], []
@@ -76,7 +74,7 @@ def _row(instance: Instance, scan: Image, classes: tuple[str, ...]) -> Row:
         "segment_id": instance.segment_id,
         "class_id": instance.class_id,
         "class_name": classes[instance.class_id],
-        "image": instance.image,
+        "image": utf8_text(instance.image),
         "annotation_id": instance.annotation_id,
         **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)),
         "area": int(mask.sum()),

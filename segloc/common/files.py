@@ -1,4 +1,4 @@
-"""Files: atomic writes, checks before work starts, and safe paths from data files."""
+"""Files: atomic writes, and checks before work starts."""
 
 from __future__ import annotations
 
@@ -43,21 +43,6 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'} ({what})")
     return path
-
-
-def safe_relative(name: str) -> str:
-    """Check a path from a data file, which must stay below its root.
-
-    Returns:
-        The path with ``/`` separators and without ``.`` parts.
-
-    Raises:
-        ValueError: it is empty, absolute, or leaves its root with ``..``.
-    """
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    if not parts or ".." in parts or name.startswith(("/", "\\")) or "\0" in name or parts[0].endswith(":"):
-        raise ValueError(f"path {name!r} leaves its folder")
-    return "/".join(parts)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Literal
@@ -50,9 +51,13 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         ImageError: it is missing or cannot be read.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+            raise ImageError("cannot be read: not a regular file")
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise ImageError("no such file") from error
+        raise ImageError("link to a missing file" if os.path.islink(path) else "no such file") from error
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

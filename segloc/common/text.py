@@ -1,4 +1,4 @@
-"""Tables as text: CSV and Markdown."""
+"""Tables as text: CSV and Markdown; text that every file can hold."""
 
 from __future__ import annotations
 
@@ -29,3 +29,16 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: 
     rule = [{"l": "---", "r": "---:"}[mark] for mark in align.ljust(len(header), align[-1])]
     texts = (" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, rule, *lines))
     return "".join(f"| {text} |\n" for text in texts)
+
+
+def utf8_text(value: str) -> str:
+    r"""Escape what UTF-8 cannot hold, such as bytes of file names that are not UTF-8 (``\xe4``)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else _escaped(c) for c in value)
+    return value
+
+
+def _escaped(character: str) -> str:
+    return character.encode("utf-8", "backslashreplace").decode()

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from segloc.common import rle
-from segloc.common.datasets.coco import is_number
+from segloc.common.datasets.coco_fields import id_order, is_number
 from segloc.common.errors import InputError
 from segloc.common.masks import to_rle
 
@@ -194,7 +194,7 @@ def _is_listed(value: Any, ids: Collection[Any]) -> bool:
 
 def _numbers(entries: Sequence[dict[str, Any]]) -> dict[Any, int]:
     """Number entries from 1 in ascending order of their ids."""
-    return {key: number for number, key in enumerate(sorted(entry["id"] for entry in entries), start=1)}
+    return {key: number for number, key in enumerate(sorted((entry["id"] for entry in entries), key=id_order), start=1)}
 
 
 def _index(content: dict[str, Any]) -> COCO:

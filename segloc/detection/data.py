@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 
 from segloc.common import datasets, images
 from segloc.common.datasets import Split
+from segloc.common.datasets.coco_fields import Id
 from segloc.common.errors import InputError
 from segloc.common.images import Image, ImageError
 from segloc.detection.splits import CocoSplit, Scan, box_of, is_trainable, mask_of
@@ -39,14 +41,14 @@ class Example:
     """One training image with n items.
 
     Attributes:
-        image_id: id in the annotation file.
+        image_id: id in the annotation file, a number or text.
         image: [3, h, w] uint8 RGB.
         boxes: [n, 4] float32, x0 y0 x1 y1 in pixels of `image`.
         classes: [n] int64, 0-based.
         masks: [n, h, w] bool.
     """
 
-    image_id: int
+    image_id: Id
     image: torch.Tensor
     boxes: torch.Tensor
     classes: torch.Tensor
@@ -199,7 +201,7 @@ class TrainingData:
                 yield list(itertools.islice(examples, self.batch))
 
 
-def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) -> Example:
+def make_example(scan: Scan, class_of: dict[Id, int], size: int, flip: bool) -> Example:
     """Load a scan and its annotations at training size.
 
     Args:
@@ -227,7 +229,7 @@ def make_example(scan: Scan, class_of: dict[int, int], size: int, flip: bool) ->
 
 def _fraction_of(scans: list[Scan], fraction: float) -> list[Scan]:
     """Select a fraction of the scans and keep their order; see `DataSettings.fraction`."""
-    ranked = sorted(scans, key=lambda scan: hashlib.sha256(scan.path.name.encode()).digest())
+    ranked = sorted(scans, key=lambda scan: hashlib.sha256(os.fsencode(scan.path.name)).digest())
     kept = {scan.image_id for scan in ranked[: round(fraction * len(scans))]}
     return [scan for scan in scans if scan.image_id in kept]
 

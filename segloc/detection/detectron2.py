@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from detectron2.structures import BoxMode
 
 from segloc.common import datasets, masks
 from segloc.common.datasets import pidray
+from segloc.common.datasets.coco_fields import Id
 from segloc.common.errors import InputError
 from segloc.detection.engine_detectron2 import WhitePaddedRCNN
 from segloc.detection.splits import Scan, read_split
@@ -140,10 +142,11 @@ def _load(part: str) -> list[dict[str, Any]]:
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "pidray"
     split = read_split(datasets.splits(root)[part])
     class_ids = {category: position for position, category in enumerate(split.category_ids)}
+    image_numbers, category_numbers = _numbers(scan.image_id for scan in split.scans), _numbers(split.category_ids)
     described = {
         "root": str(root.absolute()),
         "thing_classes": list(split.classes),
-        "thing_dataset_id_to_contiguous_id": class_ids,
+        "thing_dataset_id_to_contiguous_id": {category_numbers[key]: class_id for key, class_id in class_ids.items()},
     }
     metadata = MetadataCatalog.get(f"pidray_{part}")
     if any(metadata.get(key, value) != value for key, value in described.items()):
@@ -151,10 +154,18 @@ def _load(part: str) -> list[dict[str, Any]]:
         for key in (*described, "json_file"):
             vars(metadata).pop(key, None)
     metadata.set(**described)
-    return [_dictionary(scan, class_ids) for scan in split.scans]
+    return [_dictionary(scan, image_numbers[scan.image_id], class_ids) for scan in split.scans]
 
 
-def _dictionary(scan: Scan, class_ids: dict[int, int]) -> dict[str, Any]:
+def _numbers(ids: Iterable[Id]) -> dict[Id, int]:
+    """Map ids to themselves, or to 1, 2, ... if any is text or too large: Detectron2's evaluator uses numpy."""
+    known = list(ids)
+    if all(isinstance(key, int) and abs(key) < 2**53 for key in known):
+        return {key: int(key) for key in known}
+    return {key: number for number, key in enumerate(known, start=1)}
+
+
+def _dictionary(scan: Scan, image_number: int, class_ids: dict[Id, int]) -> dict[str, Any]:
     annotations = [
         {
             "bbox": annotation["bbox"],
@@ -166,7 +177,7 @@ def _dictionary(scan: Scan, class_ids: dict[int, int]) -> dict[str, Any]:
         for annotation in scan.annotations
     ]
     size = {"height": scan.height, "width": scan.width}
-    return {"file_name": str(scan.path), "image_id": scan.image_id, **size, "annotations": annotations}
+    return {"file_name": str(scan.path), "image_id": image_number, **size, "annotations": annotations}
 
 
 # A registry takes a name once, but a module may be imported again.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from segloc.common.datasets.coco_fields import Id
 from segloc.common.errors import InputError
 from segloc.detection.data import fit, in_threads, read_scan, to_tensor
 from segloc.detection.detector import Detections, Detector
@@ -56,7 +57,7 @@ def predict_split(
     return results, unreadable
 
 
-def to_results(found: Detections, image_id: int, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
+def to_results(found: Detections, image_id: Id, category_ids: tuple[Id, ...]) -> list[dict[str, Any]]:
     """Convert the detections of one image to COCO results."""
     results = []
     for box, score, class_id, mask in zip(found.boxes, found.scores, found.classes, found.masks, strict=True):

@@ -15,8 +15,9 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from segloc.common import masks
-from segloc.common.datasets import Split, folder
-from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, is_number, read_coco, whole
+from segloc.common.datasets import Split, scan_paths
+from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, read_coco
+from segloc.common.datasets.coco_fields import Id, shown
 from segloc.common.errors import InputError
 
 MAX_SIDE_PX = 65_500
@@ -29,14 +30,14 @@ class Scan:
     """One image and its annotations that have a mask.
 
     Attributes:
-        image_id: id in its annotation file; different PIDray files use the same ids.
+        image_id: id in its annotation file, a number or text; different PIDray files use the same ids.
         path: the image file.
         width: in pixels, from the annotation file.
         height: in pixels, from the annotation file.
         annotations: COCO annotations with every field that COCO's evaluation reads.
     """
 
-    image_id: int
+    image_id: Id
     path: Path
     width: int
     height: int
@@ -58,7 +59,7 @@ class CocoSplit:
 
     name: str
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[Id, ...]
     scans: tuple[Scan, ...]
     ground_truth: dict[str, Any]
     dropped: int
@@ -68,12 +69,11 @@ def read_split(split: Split) -> CocoSplit:
     """Read and check a COCO file; with an image folder, check that every image exists.
 
     Raises:
-        InputError: the file is not COCO, an id is not a whole number, repeats or is not listed, an annotation has
-            neither box nor mask, or an image is missing.
+        InputError: the file is not COCO, an id repeats or is not listed, an annotation has a malformed field or neither
+            box nor mask, or an image is missing.
     """
     content = read_coco(split.annotations)
     try:
-        category_ids, image_ids = _whole_ids(content.categories, "category"), _whole_ids(content.images, "image")
         sizes = {image.id: _size(image) for image in content.images.values()}
         annotations = _annotations(content, sizes)
     except ValueError as error:
@@ -84,7 +84,7 @@ def read_split(split: Split) -> CocoSplit:
             by_image[annotation["image_id"]].append(annotation)
     paths = _paths(split, content.images.values())
     scans = tuple(
-        Scan(key, path, *sizes[key], tuple(by_image[key])) for key, path in zip(image_ids, paths, strict=True)
+        Scan(key, path, *sizes[key], tuple(by_image[key])) for key, path in zip(content.images, paths, strict=True)
     )
     truth = {
         "info": {},
@@ -93,7 +93,8 @@ def read_split(split: Split) -> CocoSplit:
         "annotations": annotations,
     }
     dropped = sum(annotation["segmentation"] is None for annotation in annotations)
-    return CocoSplit(split.name, tuple(content.categories.values()), category_ids, scans, truth, dropped)
+    classes, category_ids = tuple(content.categories.values()), tuple(content.categories)
+    return CocoSplit(split.name, classes, category_ids, scans, truth, dropped)
 
 
 def mask_of(annotation: Annotation, height: int, width: int) -> np.ndarray:
@@ -113,14 +114,6 @@ def is_trainable(annotation: Annotation, height: int, width: int) -> bool:
     return not annotation["iscrowd"] and annotation["area"] > 0 and x1 - x0 >= 1 and y1 - y0 >= 1
 
 
-def _whole_ids(ids: Iterable[Any], kind: str) -> tuple[int, ...]:
-    """Check that ids are whole numbers, which training batches and COCO results need."""
-    try:
-        return tuple(whole(value) for value in ids)
-    except ValueError as error:
-        raise ValueError(f"{kind} id {error}") from error
-
-
 def _size(image: CocoImage) -> tuple[int, int]:
     """Return width and height in pixels."""
     if image.size is None:
@@ -136,10 +129,10 @@ def _annotations(content: CocoFile, sizes: dict[Any, tuple[int, int]]) -> list[A
         raise ValueError(f"annotation id {repeated[0]!r} occurs more than once")
     found = []
     for number, item in enumerate(content.items, start=1):
-        if faults := [field for field in item.malformed if field in ("id", "image_id", "category_id", "iscrowd")]:
-            raise ValueError(f"not COCO: {_name(item)} has a malformed {faults[0]}")
+        if item.malformed:
+            raise ValueError(f"not COCO: {_name(item)} has a malformed {item.malformed[0]}")
         if item.image_id not in sizes:
-            raise ValueError(f"annotation {item.id!r} has image_id {item.image_id!r}, which is not listed")
+            raise ValueError(f"annotation {shown(item.id)} has image_id {shown(item.image_id)}, which is not listed")
         if item.category_id not in content.categories:
             raise ValueError(f"{_name(item)} has category_id {item.category_id!r}, which is not listed")
         # Renumber from 1: PIDray has id 0, which COCO's evaluation reads as "unmatched".
@@ -164,7 +157,7 @@ def _annotation(item: CocoItem, width: int, height: int) -> Annotation:
         if encoded is None or empty:
             raise ValueError(f"{_name(item)} has no box and no mask to compute it from")
         box = mask_api.toBbox(encoded).tolist()
-    if area is None or not is_number(area):
+    if area is None:
         area = box[2] * box[3]
     return {
         "image_id": item.image_id,
@@ -177,16 +170,17 @@ def _annotation(item: CocoItem, width: int, height: int) -> Annotation:
 
 
 def _name(item: CocoItem) -> str:
-    return f"annotation {item.id!r} of image {item.image_id!r}"
+    return f"annotation {item.id!r} of image {item.image_id!r}"[:200]
 
 
 def _paths(split: Split, images: Iterable[CocoImage]) -> list[Path]:
     if split.images is None:
-        return [Path(image.name) for image in images]
+        return [Path(scan_paths.bare_name(image.name)) for image in images]
     root, paths = split.image_folder(), []
-    for image in images:
-        path = folder.locate(root, image.name)
-        if path is None:
-            raise InputError(f"{root}: image {image.name!r} of {split.annotations} is missing")
+    names = [image.name for image in images]
+    files = scan_paths.resolve(root, names)
+    for name in names:
+        if (path := files[name]) is None:
+            raise InputError(f"{root}: image {name!r} of {split.annotations} is missing")
         paths.append(path)
     return paths

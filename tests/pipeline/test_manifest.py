@@ -60,17 +60,21 @@ def test_odd_names_and_links_do_not_break_it(root: Path, tmp_path: Path) -> None
     (root / "line\nbreak\\.jpg").touch()
     (root / "loop").symlink_to(root)
     (root / "nowhere").symlink_to(tmp_path / "none")
+    (root / "self").symlink_to("self")
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "x.jpg").touch()
     (root / "outside").symlink_to(tmp_path / "outside")
+    (root / "outside too").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside" / "back").symlink_to(root)
     with open(os.fsencode(root) + b"/\xff.jpg", "wb"):
         pass
     count, _ = manifest_body.write_manifest(root, tmp_path / "m", with_mtime=False)
     lines = (tmp_path / "m").read_bytes().splitlines()
-    assert count == len(lines) == 8
+    assert count == len(lines) == 9
     assert b"0 line\\nbreak\\\\.jpg" in lines
     assert b"0 outside/x.jpg" in lines
-    assert b"0 \xff.jpg" in lines
+    assert b"0 \\xff.jpg" in lines
+    assert (tmp_path / "m").read_bytes().decode()
 
 
 def test_bad_roots(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

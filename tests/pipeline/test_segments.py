@@ -65,14 +65,15 @@ def test_surroundings_of_an_item_that_fills_the_scan_are_white() -> None:
 
 @pytest.fixture
 def dirty(tmp_path: Path) -> Path:
-    """A folder whose first scan is good; every other has a different fault."""
+    """A folder whose first two scans are good; every other has a different fault."""
     folder = tmp_path / "train"
     folder.mkdir()
     scan = np.full((50, 60, 3), 180, np.uint8)
     (folder / "Koffer ß 1.png").write_bytes(encode_png(scan))
+    (folder / "Koffer ß 2.png").write_bytes(encode_png(scan))
     (folder / "cut.png").write_bytes(encode_png(scan)[:-20])
     (folder / "small.png").write_bytes(encode_png(scan[:40]))
-    names = ["Koffer ß 1.png", "sub/Koffer ß 1.png", "cut.png", "small.png", "missing.png"]
+    names = ["Koffer ß 1.png", "sub/Koffer ß 2.png", "cut.png", "small.png", "missing.png"]
     images = [{"id": i, "file_name": name, "width": 60, "height": 50} for i, name in enumerate(names)]
     shapes = {
         0: triangle(0, 5, 20),
@@ -95,7 +96,7 @@ def test_bad_scans_are_skipped_and_counted(dirty: Path) -> None:
     rows, parameters = table_and_parameters(out)
     assert [(row["segment_id"], row["cut_by_frame"]) for row in rows] == [
         ("Koffer ß 1.png#0", True),
-        ("sub/Koffer ß 1.png#1", False),
+        ("Koffer ß 2.png#1", False),  # found by its bare name
     ]
     assert parameters["skipped"] == {
         "image file missing": 1,

@@ -84,4 +84,4 @@ def training_source(path: Path, images: Path | None) -> Split:
 
 def read_split_instances(source: Split) -> Annotations:
     """Read the instances of `source`; see `coco.read_instances`."""
-    return coco.read_instances(source.annotations)
+    return coco.read_instances(source.annotations, source.image_folder())

@@ -1,29 +1,31 @@
 """Reads COCO files of any data set: annotations, results, and the instances that segments are cut from.
 
-In every field, null means absent, and text that is a number is read as that number. Other text can be an id.
+`segloc.common.datasets.coco_fields` has the table by which fields are read, `scan_paths` the rules by which file names
+become paths.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from segloc.common.datasets import coco_fields, scan_paths
+from segloc.common.datasets.coco_fields import Id, id_order, identifier, number, shown, whole
 from segloc.common.datasets.leakage import is_test_scan
 from segloc.common.datasets.records import Annotations, Instance
-from segloc.common.errors import InputError
-from segloc.common.files import existing_file, safe_relative
+from segloc.common.errors import InputError, one_line
+from segloc.common.files import existing_file
 from segloc.common.skips import Skips
+from segloc.common.text import utf8_text
 
 T = TypeVar("T")
-Id = int | str
 
-_WHOLE = re.compile(r"\s*([+-]?[0-9]{1,20})(?:\.0*)?\s*")
+_GZIP = b"\x1f\x8b"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,13 +35,11 @@ class CocoImage:
     Attributes:
         id: id of the image, which annotations refer to.
         name: file name as in the file.
-        path: the name with ``/`` separators; None if it leaves the image folder.
         size: width and height in pixels; None if either is absent.
     """
 
     id: Id
     name: str
-    path: str | None
     size: tuple[int, int] | None
 
 
@@ -52,10 +52,10 @@ class CocoItem:
         image_id: id of its image, which may be missing from the file; None if absent.
         category_id: id of its category, which may be missing from the file; None if absent.
         box: x, y, width, height in pixels; None if absent.
-        area: square pixels, possibly NaN or infinity; None if absent.
+        area: square pixels; None if absent.
         crowd: ``iscrowd``.
         segmentation: polygons or RLE, unchecked.
-        malformed: names of fields with a wrong type; they are read as absent.
+        malformed: names of fields with a wrong value; they are read as absent.
         problem: why no segment can be cut from it, not counting its mask; None if there is no reason.
     """
 
@@ -112,53 +112,65 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """Read a COCO results file; `segloc.detection.coco_eval.match` checks its detections.
 
     Raises:
-        InputError: no such file, or not a results file.
+        InputError: no such file, not a results file, or an id is neither a whole number nor text.
     """
     content = _read_json(path, "results")
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise InputError(f"{path}: not COCO results (a list of detections)")
-    for result in content:
-        for field in ("image_id", "category_id"):
-            if isinstance(value := result.get(field), str):
-                result[field] = identifier(value)
-    return content
+    try:
+        return [_result(result, position) for position, result in enumerate(content)]
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
-def read_instances(path: Path) -> Annotations:
+def read_instances(path: Path, images: Path) -> Annotations:
     """Read the instances that segments are cut from.
 
     Unusable annotations are counted by reason: crowds, entries marked ``ignore``, degenerate boxes (no area, width or
-    height below a pixel), unknown images or categories, image paths that leave their folder, repeated ids, malformed
-    entries. Boxes may reach beyond the scan, because only the mask counts. Masks are checked when they are drawn.
+    height below a pixel), unknown images or categories, missing files, repeated ids, malformed fields. Boxes may reach
+    beyond the scan, because only the mask counts. Masks are checked when they are drawn.
+
+    Args:
+        path: a COCO instance file.
+        images: folder of its file names.
 
     Raises:
-        InputError: see `read_coco`; or the file lists scans of a test part.
+        InputError: see `read_coco` and `scan_paths.resolve`; or a scan belongs to a test part.
     """
     content = _training_file(path)
+    files = _training_scans(path, images, content.images)
     class_ids = {category_id: position for position, category_id in enumerate(content.categories)}
     skips = Skips("annotations", len(content.items))
     instances: dict[str, Instance] = {}
     for position, item in enumerate(content.items):
-        problem = item.problem
+        problem, name = item.problem, item.shown
         if problem is None:
-            instance = _instance(item, position, content.images, class_ids)
-            if instances.setdefault(instance.segment_id, instance) is not instance:
+            assert item.image_id is not None  # because it has no problem
+            image = content.images[item.image_id]
+            instance = _instance(item, position, image, files, class_ids)
+            if instance is None:
+                problem, name = "image file missing", image.name
+            elif instances.setdefault(instance.segment_id, instance) is not instance:
                 problem = "annotation id repeats"
         if problem is not None:
-            skips.add(problem, item.shown)
+            skips.add(problem, name)
     ordered = sorted(instances.values(), key=lambda instance: (instance.class_id, instance.segment_id))
     return Annotations(tuple(content.categories.values()), tuple(ordered), skips)
 
 
-def unannotated(path: Path) -> set[str]:
-    """Names of the images that a COCO file lists without any annotation, even an unusable one.
+def unannotated(path: Path, images: Path) -> list[str]:
+    """List the scans that a COCO file lists without any annotation, even an unusable one.
 
-    Each name is given as in the file and, for repacked copies, without its folders. A name that an annotated image also
-    has is left out.
+    Args:
+        path: a COCO instance file.
+        images: folder of its file names.
+
+    Returns:
+        Paths of files relative to `images`, ``/`` separators, sorted.
 
     Raises:
-        InputError: see `read_coco`; or the file lists scans of a test part, or has annotations of images that it does
-            not list, which could be any of its images.
+        InputError: see `read_instances`; or the file has annotations of images that it does not list, which could be
+            any of its images.
     """
     content = _training_file(path)
     owners = {item.image_id for item in content.items}
@@ -167,72 +179,73 @@ def unannotated(path: Path) -> set[str]:
             f"{path}: has annotations of images that it does not list (image_id {', '.join(unlisted[:3])}), "
             "so its benign scans are unknown; add these images to its list"
         )
-    taken = _with_and_without_folders(image.name for image in content.images.values() if image.id in owners)
-    free = _with_and_without_folders(image.name for image in content.images.values() if image.id not in owners)
-    return free - taken
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value read from JSON is a finite number that a float can hold."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def whole(value: Any) -> int:
-    """Read a whole number, which may be written as 7.0 or as text.
-
-    Raises:
-        ValueError: it is not a whole number.
-    """
-    if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
-        return int(match[1])
-    if not is_number(value) or value != int(value):
-        raise ValueError(f"{str(value)[:40]!r} is not a whole number")
-    return int(value)
-
-
-def identifier(value: Any) -> Id:
-    """Read an id: a whole number, or text that is not a whole number.
-
-    >>> identifier(7), identifier(7.0), identifier("7"), identifier("a7")
-    (7, 7, 7, 'a7')
-
-    Raises:
-        ValueError: it is neither.
-    """
-    return value if isinstance(value, str) and not _WHOLE.fullmatch(value) else whole(value)
+    files = _training_scans(path, images, content.images)
+    free = [image.name for image in content.images.values() if image.id not in owners]
+    return sorted(files[name] for name in free if name in files)
 
 
 def _read_json(path: Path, what: str) -> Any:
+    data = existing_file(path, what).read_bytes()
+    if data.startswith(_GZIP):
+        raise InputError(f"{path}: is compressed; unpack it first (gunzip)")
     try:
-        return json.loads(existing_file(path, what).read_bytes())  # accepts a byte order mark
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+        return json.loads(data)  # accepts a byte order mark and UTF-16
+    except RecursionError as error:
+        raise InputError(f"{path}: not JSON of annotations (nested too deep)") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({one_line(error)})") from error
 
 
 def _training_file(path: Path) -> CocoFile:
     content = read_coco(path)
     for image in content.images.values():
-        if is_test_scan(image.name):
-            raise InputError(f"{path}: {image.name!r} belongs to a test part; segments are cut from training data only")
+        _refuse_test_scan(path, image.name)
     return content
 
 
-def _instance(item: CocoItem, position: int, images: dict[Id, CocoImage], class_ids: dict[Id, int]) -> Instance:
-    assert item.image_id is not None  # because it has no problem
+def _training_scans(path: Path, root: Path, images: dict[Id, CocoImage]) -> dict[str, str]:
+    """Find the scans of a training file: paths relative to `root` by name, without missing ones."""
+    files = scan_paths.resolve(root, [image.name for image in images.values()])
+    found = {name: file.relative_to(root).as_posix() for name, file in files.items() if file is not None}
+    for file in found.values():
+        _refuse_test_scan(path, file)
+    return found
+
+
+def _refuse_test_scan(path: Path, name: str) -> None:
+    if is_test_scan(name):
+        raise InputError(f"{path}: {name!r} belongs to a test part; segments are cut from training data only")
+
+
+def _instance(
+    item: CocoItem, position: int, image: CocoImage, files: dict[str, str], class_ids: dict[Id, int]
+) -> Instance | None:
+    """Make the instance of an annotation without a problem; None if its scan is missing."""
     assert item.category_id is not None
-    image, number = images[item.image_id], str(position if item.id is None else item.id)
-    assert image.path is not None
-    class_id = class_ids[item.category_id]
-    return Instance(f"{image.path}#{number}", number, class_id, image.path, image.size, item.segmentation)
+    if image.name not in files:
+        return None
+    # In a segment's id, `#` ends the path of the scan.
+    own_id = utf8_text(str(position if item.id is None else item.id)).replace("%", "%25").replace("#", "%23")
+    path = files[image.name]
+    segment_id = f"{utf8_text(path)}#{own_id}"
+    return Instance(segment_id, own_id, class_ids[item.category_id], path, image.size, item.segmentation)
 
 
-def _with_and_without_folders(names: Iterable[str]) -> set[str]:
-    return {form for name in names for form in (name, name.replace("\\", "/").rpartition("/")[2])}
+def _result(result: dict[str, Any], position: int) -> dict[str, Any]:
+    """Normalise a detection, without the checks of single values that its evaluation makes."""
+    result = {field: value for field, value in result.items() if value is not None}
+    for field in ("image_id", "category_id"):
+        if field in result:
+            try:
+                result[field] = identifier(result[field])
+            except ValueError as error:
+                raise ValueError(f"result {position}: {field} {error}") from error
+    for field, parse in (("score", number), ("bbox", coco_fields.box)):
+        if not isinstance(result.get(field), float):
+            with contextlib.suppress(ValueError):
+                if (value := parse(result[field]) if field in result else None) is not None:
+                    result[field] = value
+    return result
 
 
 def _categories(entries: list[Any]) -> dict[Id, str]:
@@ -240,31 +253,33 @@ def _categories(entries: list[Any]) -> dict[Id, str]:
     names: dict[Id, str] = {}
     for entry in entries:
         category_id = _required(entry, "category", "id", identifier)
+        name = _required(entry, "category", "name", coco_fields.unicode_text)
         if category_id in names:
-            raise ValueError(f"category id {category_id!r} occurs more than once")
-        names[category_id] = _required(entry, "category", "name", str)
+            both = f"{names[category_id]!r} and {name!r}"
+            raise ValueError(f"category id {shown(category_id)} occurs more than once: it stands for {both}")
+        names[category_id] = name
     if not names:
         raise ValueError("no categories")
     counts = Counter(name.casefold() for name in names.values())
     if repeated := [name for name in names.values() if counts[name.casefold()] > 1]:
         # As separate classes, each would be a negative of the other.
         raise ValueError(f"category name {repeated[-1]!r} occurs more than once (case is ignored)")
-    return {key: names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))}
+    return {key: names[key] for key in sorted(names, key=id_order)}
 
 
 def _images(entries: list[Any]) -> dict[Id, CocoImage]:
     images: dict[Id, CocoImage] = {}
     for entry in entries:
-        image_id, name = _required(entry, "image", "id", identifier), _required(entry, "image", "file_name", str)
+        image_id = _required(entry, "image", "id", identifier)
+        name = _required(entry, "image", "file_name", coco_fields.text)
         if image_id in images:
             names = f"{images[image_id].name!r} and {name!r}"
-            raise ValueError(f"image id {image_id!r} occurs more than once: it stands for {names}")
-        width, height = _optional(entry, "image", "width", whole), _optional(entry, "image", "height", whole)
+            raise ValueError(f"image id {shown(image_id)} occurs more than once: it stands for {names}")
         try:
-            path = safe_relative(name)
-        except ValueError:
-            path = None
-        images[image_id] = CocoImage(image_id, name, path, (width, height) if width and height else None)
+            width, height = _optional(entry, "image", "width", whole), _optional(entry, "image", "height", whole)
+        except ValueError as error:
+            raise ValueError(f"{error} (image {name!r})") from error
+        images[image_id] = CocoImage(image_id, name, (width, height) if width and height else None)
     return images
 
 
@@ -294,44 +309,23 @@ def _item(entry: Any, images: dict[Id, CocoImage], categories: dict[Id, str]) ->
             malformed.append(field)
             return None
 
-    number, image_id, category_id = (read(field, identifier) for field in ("id", "image_id", "category_id"))
-    box, area, crowd, ignore = read("bbox", _box), read("area", _number), read("iscrowd", _flag), read("ignore", _flag)
+    own_id, image_id, category_id = (read(field, identifier) for field in ("id", "image_id", "category_id"))
+    box, area = read("bbox", coco_fields.box), read("area", number)
+    crowd, ignore = read("iscrowd", coco_fields.flag), read("ignore", coco_fields.flag)
     problem = None
     if crowd:
         problem = "crowd"
     elif ignore:
         problem = "marked ignore"
-    elif malformed or image_id is None or category_id is None:
-        problem = "malformed annotation"
+    elif malformed:
+        problem = f"malformed {malformed[0]}"
+    elif image_id is None or category_id is None:
+        problem = f"no {'image_id' if image_id is None else 'category_id'}"
     elif image_id not in images:
         problem = "image not in the file"
     elif category_id not in categories:
         problem = "category not in the file"
-    elif (area is not None and not area > 0) or (box is not None and min(box[2:]) < 1):
+    elif (area is not None and area <= 0) or (box is not None and min(box[2:]) < 1):
         problem = "degenerate"
-    elif images[image_id].path is None:
-        problem = "image path leaves its folder"
     mask = entry.get("segmentation")
-    return CocoItem(number, image_id, category_id, box, area, bool(crowd), mask, tuple(malformed), problem)
-
-
-def _number(value: Any) -> float:
-    value = float(value) if isinstance(value, str) else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError("not a number")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    return value if isinstance(value, bool) else bool(_number(value))
-
-
-def _box(value: Any) -> list[float] | None:
-    if value == []:
-        return None
-    if not isinstance(value, list) or len(value) != 4:
-        raise ValueError("not four numbers")
-    box = [_number(edge) for edge in value]
-    if not all(map(is_number, box)):
-        raise ValueError("not four finite numbers")
-    return box
+    return CocoItem(own_id, image_id, category_id, box, area, bool(crowd), mask, tuple(malformed), problem)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
 
+from segloc.common.datasets.scan_paths import Entry, walk
 from segloc.common.errors import InputError
-from segloc.common.files import safe_relative
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 
 
 def scans(root: Path) -> list[str]:
-    """List the images under `root`, including subfolders, without hidden files and folders.
+    """List the images under `root`, including subfolders and links, without hidden files and folders.
+
+    Links without a target are listed like scans, so that their rows tell of them. Their names may lack a suffix,
+    because they may have been folders of scans.
 
     Returns:
         Paths relative to `root`, ``/`` separators, sorted by code point.
@@ -22,25 +24,15 @@ def scans(root: Path) -> list[str]:
     Raises:
         InputError: there are no images.
     """
-    found: list[str] = []
-    waiting, seen = [""], {_identity(os.stat(root))}
-    while waiting:
-        prefix = waiting.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
-                    found.append(prefix + entry.name)
-                elif entry.is_dir():
-                    # Follow links to folders, but visit each folder once, so that a link to a parent ends.
-                    identity = _identity(entry.stat())
-                    if identity not in seen:
-                        seen.add(identity)
-                        waiting.append(f"{prefix}{entry.name}/")
+    found = sorted(entry.path for entry in walk(root) if _is_scan(entry))
     if not found:
         raise InputError(f"{root}: no scan in this folder (looked for {', '.join(sorted(SUFFIXES))})")
-    return sorted(found)
+    return found
+
+
+def has_suffix(name: str) -> bool:
+    """Whether a name ends like a file. Names of `scans` without are links that may have been folders."""
+    return re.search(r"[A-Za-z]", os.path.splitext(name)[1]) is not None
 
 
 def most_match(pattern: re.Pattern[str], names: list[str]) -> bool:
@@ -48,21 +40,6 @@ def most_match(pattern: re.Pattern[str], names: list[str]) -> bool:
     return 2 * sum(pattern.fullmatch(name) is not None for name in names) > len(names)
 
 
-def locate(root: Path, name: str) -> Path | None:
-    """Find the scan with the name `name` in an annotation file.
-
-    The full path is tried first, then the base name: names in repacked copies may include a folder that no longer
-    exists on disk.
-
-    Returns:
-        The path of a file under `root`; None if there is none.
-    """
-    with contextlib.suppress(ValueError):
-        if (path := root / safe_relative(name)).is_file():
-            return path
-    base = name.replace("\\", "/").rpartition("/")[2]
-    return path if base and "\0" not in base and (path := root / base).is_file() else None
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+def _is_scan(entry: Entry) -> bool:
+    suffix = os.path.splitext(entry.path)[1].lower()
+    return suffix in SUFFIXES or (entry.is_broken and not has_suffix(entry.path))

@@ -57,9 +57,9 @@ def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
             raise InputError(f"{root}: scans of PIDray, which have prohibited items; give its second release's root")
         return None
     train = parts["train"]
-    images, benign = train.image_folder(), coco.unannotated(train.annotations)
+    images = train.image_folder()
     prefix = images.relative_to(root).as_posix() + "/"
-    found = [prefix + name for name in folder.scans(images) if {name, name.rpartition("/")[2]} & benign]
+    found = [prefix + name for name in coco.unannotated(train.annotations, images)]
     if not found:
         raise InputError(
             f"{root}: PIDray, but {train.annotations.name} lists no scan without annotations (in the first release "

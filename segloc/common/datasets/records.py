@@ -70,10 +70,10 @@ class Instance:
     """One annotated item to cut out.
 
     Attributes:
-        segment_id: unique and stable: the image's path, ``#``, the annotation's id.
-        annotation_id: id in the file, or the position in the file if there is none.
+        segment_id: unique and stable: the image's path, ``#``, the annotation's id. Valid UTF-8.
+        annotation_id: id in the file, or the position in the file if there is none; ``#`` and ``%`` are escaped.
         class_id: from 0.
-        image: path of the scan relative to the image folder, ``/`` separators.
+        image: path of the scan's file relative to the image folder, ``/`` separators; possibly not UTF-8.
         size: (width, height) in pixels according to the file; None if absent.
         segmentation: COCO polygons or RLE, unchecked (`segloc.common.masks.rasterise`).
     """

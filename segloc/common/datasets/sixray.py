@@ -38,6 +38,8 @@ def backgrounds(root: Path, names: Callable[[], list[str]]) -> list[str] | None:
     for name in names():
         if (match := _SCAN.fullmatch(name)) and match[1] in "Nn":
             benign.setdefault(match[2], name)
+        elif not folder.has_suffix(name):  # a link that may have been a folder of negatives
+            benign[name] = name
     if not benign:
         raise InputError(f"{root}: SIXray positives only (P*.jpg); give a folder with its negatives (N*.jpg)")
-    return list(benign.values())
+    return sorted(benign.values())

@@ -1,0 +1,151 @@
+"""The one table by which fields of COCO files are read, in annotations and results, for both stages.
+
+Null means absent, for every field. docs/guide_own_data.md shows this table to users:
+
+| field | read as | also accepted | refused |
+|---|---|---|---|
+| ids | whole number, or text | ``7.0``; text that is a whole number is that number | other numbers, flags, lists |
+| sizes | whole number | the same | all other text |
+| ``area``, ``score``, edges of ``bbox`` | finite number | text that is a number | Infinity, NaN, true, false |
+| ``iscrowd``, ``ignore`` | 0 or 1 | true, false, and text of any of these | other numbers and text |
+| names | text | numbers | lists, text that is not Unicode (category names) |
+
+Each function raises ValueError with a message that continues ``FIELD ...`` of the caller.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from segloc.common.text import utf8_text
+
+Id = int | str
+
+# JSON has no larger numbers in Python: text and number of an id stay equal.
+_MOST_DIGITS = 4300
+_WHOLE = re.compile(rf"\s*([+-]?[0-9]{{1,{_MOST_DIGITS}}})(?:\.0*)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
+_FLAGS = {"true": True, "false": False}
+# Beyond it a float may stand for several whole numbers, so an id written as one is not known.
+_EXACT_FLOAT = 2.0**53
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number that a float can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def whole(value: Any) -> int:
+    """Read a whole number, which may be written as 7.0 or as text.
+
+    Raises:
+        ValueError: it is not a whole number, or a float beyond 2^53, which does not identify one.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
+        return int(match[1])
+    if not is_number(value) or value != int(value):
+        raise ValueError(f"{shown(value)} is not a whole number")
+    if abs(value) > _EXACT_FLOAT:
+        raise ValueError(f"{shown(value)} is a decimal number beyond 2^53, which is not exact; write a whole number")
+    return int(value)
+
+
+def identifier(value: Any) -> Id:
+    """Read an id: a whole number, or text that is not a whole number.
+
+    >>> identifier(7), identifier(7.0), identifier("7"), identifier("a7")
+    (7, 7, 7, 'a7')
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return value if isinstance(value, str) and not _WHOLE.fullmatch(value) else whole(value)
+
+
+def id_order(value: Id) -> tuple[bool, Id]:
+    """Sort key of ids: numbers first, then text."""
+    return isinstance(value, str), value
+
+
+def number(value: Any) -> float:
+    """Read a finite number, which may be text.
+
+    Raises:
+        ValueError: it is not a number, or infinite.
+    """
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if not is_number(value):
+        raise ValueError(f"{shown(value)} is not a finite number")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """Read a flag: 0, 1, true or false, or text of one of these.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, str):
+        value = _FLAGS.get(value.strip().lower(), value)
+    if isinstance(value, bool):
+        return value
+    if (read := number(value)) not in (0, 1):
+        raise ValueError(f"{shown(value)} is neither 0 nor 1")
+    return bool(read)
+
+
+def box(value: Any) -> list[float] | None:
+    """Read x, y, width, height in pixels; an empty list is absent.
+
+    Raises:
+        ValueError: it is not four finite numbers.
+    """
+    if value == []:
+        return None
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError(f"{shown(value)} is not x, y, width, height")
+    return [number(edge) for edge in value]
+
+
+def text(value: Any) -> str:
+    """Read a name, which may be a number.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    if isinstance(value, str):
+        return value
+    if not is_number(value):
+        raise ValueError(f"{shown(value)} is not text")
+    return str(value)
+
+
+def unicode_text(value: Any) -> str:
+    """Read a name that is written into tables and pages.
+
+    Raises:
+        ValueError: it is not text, or has characters that no UTF-8 file can hold.
+    """
+    name = text(value)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{shown(name)} is not valid Unicode text") from error
+    return name
+
+
+def shown(value: Any) -> str:
+    """Show a value of any kind and size in a message."""
+    try:
+        plain = isinstance(value, (int, list, dict)) and not isinstance(value, bool)
+        return utf8_text(repr(value if plain else str(value))[:60])
+    except (RecursionError, ValueError):  # nested too deep, or more digits than Python writes
+        return f"a {type(value).__name__}"
