@@ -27,6 +27,15 @@ from tests.imports import ROOT
 RESULTS = Path(__file__).parent / "results"
 SCRIPTS = ("kill", "disk", "dirty", "fuzz", "hostile", "stops", "distributed", "long")
 LIMIT_S = 600
+PRETRAINING = (
+    "--config", "detectron_configs/pretrain/demo_r18.yaml", "optim.steps=12", "optim.batch=4", "optim.micro_batch=4",
+    "optim.warmup=2", "queue.size=24", "data.image_size=64", "checkpoint_every=3", "log_every=1",
+)  # fmt: skip
+FINETUNING = (
+    "--config", "detectron_configs/finetune/demo_r18.yaml", "--weights", "random", "model.engine=torchvision",
+    "data.image_size=64", "data.threads=1", "optim.batch=2", "train.iterations=8", "train.checkpoint_every=2",
+    "train.log_every=1",
+)  # fmt: skip
 _SHOWN = 20  # findings printed per kind; the result file has all
 
 
@@ -165,12 +174,24 @@ def fresh(name: str) -> Path:
 
 @functools.cache
 def inputs() -> Path:
-    """144 simulated scans with their tables: ``sixray``, ``pidray``, ``regions.parquet``, ``segments.parquet``."""
+    """144 simulated scans and what follows from them.
+
+    ``sixray``, ``pidray``, ``regions.parquet``, ``segments.parquet``, ``shards`` (48 pairs in four tars) and
+    ``easy.results.json``, detections that equal the annotations of the easy test set.
+    """
     root = scratch() / "inputs"
     scans, items = root / "sixray", root / "pidray"
     passed(run("pipeline.simulate", "--out", root, "--scans", 144, "--width", 96, "--workers", 1))
     passed(run("pipeline.regions", "--backgrounds", scans, "--out", root / "regions.parquet", "--workers", 1))
     passed(run("pipeline.segments", "--annotations", items, "--out", root / "segments.parquet", "--workers", 1))
+    passed(run("pipeline.synthesize", *synthesis(root, root / "shards", workers=1)))
+    truth = json.loads((items / "annotations" / "xray_test_easy.json").read_text())["annotations"]
+    fields = ("image_id", "category_id", "bbox", "segmentation")
+    results = [{**{field: item[field] for field in fields}, "score": 0.9} for item in truth]
+    for result, item in zip(results, truth, strict=True):
+        if isinstance(item["segmentation"], list):  # results have no polygons
+            del result["segmentation"]
+    (root / "easy.results.json").write_text(json.dumps(results))
     return root
 
 
@@ -180,14 +201,6 @@ def synthesis(root: Path, out: Path, pairs: int = 48, per_shard: int = 12, **opt
     size = ["--pairs", pairs, "--per-shard", per_shard, "--width", 96, "--scale", "3:5"]
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     return [*sources, "--segments", root / "segments.parquet", "--out", out, *size, *flags]
-
-
-@functools.cache
-def shards() -> Path:
-    """48 pairs in four shards, made from `inputs`."""
-    out = scratch() / "shards"
-    passed(run("pipeline.synthesize", *synthesis(inputs(), out, workers=1)))
-    return out
 
 
 def environment() -> dict[str, str]:
