@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -135,9 +136,10 @@ def _polygons(parts: list[Any], reach: int) -> list[list[float]]:
     for part in parts:
         if not isinstance(part, list) or len(part) % 2 or any(type(value) not in (int, float) for value in part):
             raise MaskError("malformed polygon")
-        # Drawing needs memory in proportion to the edges' length, so a stray 1e9 would exhaust it. NaN also fails.
+        # Drawing needs memory in proportion to the edges' length, so a stray 1e9 would exhaust it.
         if not all(-reach <= value <= 2 * reach for value in part):
-            raise MaskError("polygon far outside the image")
+            numbers = all(abs(value) < math.inf for value in part)  # false for NaN too
+            raise MaskError("polygon far outside the image" if numbers else "malformed polygon")
     if not (whole := [part for part in parts if len(part) >= 6]):
         raise MaskError("polygon of fewer than three points")
     return whole

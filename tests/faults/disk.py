@@ -82,7 +82,7 @@ def size_limit(name: str, out: Path, rng: np.random.Generator) -> tuple[str, str
 
 def read_only(name: str, out: Path, rng: np.random.Generator) -> tuple[str, str | None]:
     """An output folder on a read-only file system or, where mounting is not allowed, without write permission."""
-    with small_disk(256 << 20) as disk:
+    with small_disk(2 << 30) as disk:
         folder = disk or out
         _set_writable(folder, disk is not None, False)
         try:

@@ -68,7 +68,7 @@ def _entry(value: Any) -> Fault:
     """Replace the whole annotation."""
 
     def fault(world: World) -> Expect:
-        expected, items = world.skip("malformed annotation"), world.content["annotations"]
+        expected, items = world.skip("no image_id"), world.content["annotations"]
         items[items.index(world.item)] = value
         return expected
 
@@ -192,15 +192,15 @@ FAULTS = faults(
         "ignore null": _field("ignore", None),
         "image unknown": _field("image_id", 99, "image not in the file"),
         "image unknown, text": _field("image_id", "x9", "image not in the file"),
-        "image null": _field("image_id", None, "malformed image_id"),
-        "image absent": _field("image_id", _ABSENT, "malformed image_id"),
+        "image null": _field("image_id", None, "no image_id"),
+        "image absent": _field("image_id", _ABSENT, "no image_id"),
         "image is a list": _field("image_id", [1], "malformed image_id"),
         "image as text": _field("image_id", str),
         "image as float": _field("image_id", float),
         "image with spaces": _field("image_id", lambda value: f" {value} "),
         "image between two numbers": _field("image_id", 1.5, "malformed image_id"),
         "category unknown": _field("category_id", 77, "category not in the file"),
-        "category null": _field("category_id", None, "malformed category_id"),
+        "category null": _field("category_id", None, "no category_id"),
         "category as text": _field("category_id", str),
         "category as float": _field("category_id", float),
         "id null": _no_id(None),

@@ -61,9 +61,14 @@ def _absent(world: World) -> Expect:
     return expected
 
 
-def _nan(world: World) -> Expect:
-    world.item["segmentation"][0][2] = float("nan")
-    return Expect(refused=("segmentation",))
+def _with(value: float) -> Fault:
+    """Put a number into the polygon that is none."""
+
+    def fault(world: World) -> Expect:
+        world.item["segmentation"][0][2] = value
+        return world.skip("malformed polygon")
+
+    return fault
 
 
 def _without_last(counts: str) -> str:
@@ -92,7 +97,8 @@ FAULTS = faults(
         "polygon far away": _mask(lambda w: [[1, 1, _FAR, 1, _FAR, _FAR]], "polygon far outside the image"),
         "polygon below the scan": _mask(lambda w: [square((5, HEIGHT + 2, 20, HEIGHT + 9))], "empty mask"),
         "polygon without area": _mask(lambda w: [[5, 5, 5, 5, 5, 5]], "empty mask"),
-        "polygon with NaN": _nan,
+        "polygon with NaN": _with(float("nan")),
+        "polygon with Infinity": _with(float("-inf")),
         "run lengths of another size": _mask(
             lambda w: _compressed(w, (WIDTH, HEIGHT)), "RLE made for another image size"
         ),

@@ -18,16 +18,16 @@ from tests.faults.dirty.backgrounds import SPOILED
 from tests.faults.dirty.world import HEIGHT, WIDTH, Ended, ended, limit, picture, square
 
 KIND = "everything together"
-_SCANS, _CLEAN_SCANS = 60, 8
+_SCANS, _CLEAN_SCANS, _PAIRS = 60, 8, 800
 # Fields that spoil an annotation, and the reason that is counted.
 ITEMS = (
-    ({"bbox": [1, 2, 3]}, "malformed annotation"),
+    ({"bbox": [1, 2, 3]}, "malformed bbox"),
     ({"bbox": [1, 2, 0, 5]}, "degenerate"),
     ({"area": -1}, "degenerate"),
     ({"iscrowd": 1}, "crowd"),
     ({"ignore": 1}, "marked ignore"),
     ({"image_id": 9999}, "image not in the file"),
-    ({"image_id": None}, "malformed annotation"),
+    ({"image_id": None}, "no image_id"),
     ({"category_id": 9999}, "category not in the file"),
     ({"segmentation": None}, "no mask"),
     ({"segmentation": [[1, 1, 5, 5]]}, "polygon of fewer than three points"),
@@ -42,7 +42,7 @@ FILES = (
     (None, "image file missing"),
     (b"", "image unreadable: empty file"),
     (b"text", "image unreadable: not a JPEG, PNG, BMP or TIFF file"),
-    (b"\x89PNG\r\n\x1a\n" + bytes(30), "image unreadable: broken header"),
+    (b"\x89PNG\r\n\x1a\n" + bytes(30), "image unreadable: truncated file"),
 )
 
 
@@ -103,7 +103,7 @@ def _stage_1(root: Path) -> str | None:
         ["--annotations", root / "train.json", "--images", root / "train"],
     )
     tables = ["--regions", root / "regions.parquet", "--segments", root / "segments.parquet"]
-    size = ["--pairs", 200, "--per-shard", 50, "--width", WIDTH, "--out", root / "shards", "--workers", 1]
+    size = ["--pairs", _PAIRS, "--per-shard", 100, "--width", WIDTH, "--out", root / "shards", "--workers", 1]
     lenient = ["--workers", 1, "--max-skipped", 1]
     return (
         _failed(ended(regions.main, *scans, "--out", root / "regions.parquet", *lenient))
@@ -128,7 +128,7 @@ def problem(seed: tuple[int, ...]) -> str | None:
         return f"segments: {len(table)} of {usable}, skipped {parameters['skipped']}, planted {dict(reasons)}"
     if found != statuses:
         return f"regions: {dict(found)}, planted {dict(statuses)}"
-    if report["violation_count"] or report["pairs"] != 200:
+    if report["violation_count"] or report["pairs"] != _PAIRS:
         return f"audit: {report['violation_count']} violations, {report['pairs']} pairs"
     # With so many pairs every usable item and scan is drawn, and no other.
     used = report["segments_used"], report["backgrounds_used"]
