@@ -5,4 +5,8 @@
 
 import lazy_loader
 
+from segloc.common import stops
+
+stops.listen()  # a stop while a command's modules are imported ends it in one line
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

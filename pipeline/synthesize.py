@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         "      --segments data/segments.parquet --out data/shards --pairs 200000 --seed 0\n"
         "  ... --shards-range 0:50    # one job of an array; the last job to end writes the index\n"
         "  ... --out s3://bucket/shards    # needs s3fs: pip install s3fs",
+        cli.CONTINUES,
     )
     add = options.add_argument
     add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="folder of scans, as for pipeline.regions")

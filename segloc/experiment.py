@@ -41,7 +41,9 @@ same views. A start with the same weights for all seeds is probed once.
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = cli.parser("segloc.experiment", "Pretrain, fine-tune, evaluate and compare a grid of runs.", EXAMPLES)
+    options = cli.parser(
+        "segloc.experiment", "Pretrain, fine-tune, evaluate and compare a grid of runs.", EXAMPLES, cli.CONTINUES
+    )
     options.add_argument("recipe", metavar="RECIPE.yaml", help="recipe of the grid")
     options.add_argument("--out", required=True, metavar="DIR", help="folder of the experiment, with a folder per cell")
     options.add_argument("--list", action="store_true", help="show state and commands of every cell, run nothing")

@@ -24,7 +24,7 @@ Run the same command again to resume a stopped run.
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = cli.parser("segloc.finetune", "Fine-tune a detector.", EXAMPLES)
+    options = cli.parser("segloc.finetune", "Fine-tune a detector.", EXAMPLES, cli.CONTINUES)
     options.add_argument(
         "--weights",
         required=True,

@@ -11,18 +11,17 @@ import contextlib
 import ctypes
 import functools
 import itertools
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from segloc.common.errors import InputError, RunError
+from pipeline.common.workers import WorkerLostError, WorkerPool
+from segloc.common import stops
+from segloc.common.errors import InputError
+
+__all__ = ["EXECUTORS", "IN_FLIGHT_PER_WORKER", "WorkerLostError", "run_tasks", "tune_process"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,16 +35,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
 
 
-class WorkerLostError(RunError):
-    """A worker process ended without a result, for example because the system ran out of memory."""
-
-    def __init__(self, detail: str = "killed, or out of memory") -> None:
-        super().__init__(f"a worker process died ({detail}); run the same command again, perhaps with fewer --workers")
-
-
 def run_tasks(
     function: Callable[[T], R], tasks: Iterable[T], *, workers: int = 0, executor: str = "local", chunk: int = 1
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Apply `function` to every task.
 
     Args:
@@ -56,8 +48,8 @@ def run_tasks(
         chunk: tasks sent to a worker at a time; raise it if a task takes only milliseconds.
 
     Returns:
-        The results in the order of the tasks, each as soon as it and all earlier ones are ready. Closing the iterator,
-        or an exception, stops the workers.
+        The results in the order of the tasks, each as soon as it and all earlier ones are ready. Closing them,
+        or an exception, stops the workers; use `contextlib.closing` where they must have ended before cleaning up.
 
     Raises:
         InputError: unknown executor, negative `workers`, or Ray is not installed.
@@ -89,7 +81,7 @@ def _in_order(
         yield from wait(waiting.popleft())
 
 
-def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Iterator[R]:
+def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Generator[R, None, None]:
     # A container or job scheduler may allow fewer cores than the machine has.
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or usable
@@ -98,23 +90,11 @@ def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) 
         for chunk in chunks:
             yield from _run_chunk(function, chunk)
         return
-    # Forking a process whose OpenCV has threads can hang the child, so processes are spawned.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
-
-    def submit(chunk: list[T]) -> Future[list[R]]:
-        return pool.submit(_run_chunk, function, chunk)
-
+    pool = WorkerPool(functools.partial(_run_chunk, function), workers, tune_process)
     try:
-        yield from _in_order(submit, Future.result, chunks, workers * IN_FLIGHT_PER_WORKER, deque())
-    except BrokenProcessPool as error:
-        raise WorkerLostError from error
-    except BaseException:
-        # Stop the workers now instead of after their current tasks.
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
-            process.terminate()
-        raise
+        yield from _in_order(pool.submit, Future.result, chunks, workers * IN_FLIGHT_PER_WORKER, deque())
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
 
 
 def tune_process() -> None:
@@ -132,27 +112,15 @@ def tune_process() -> None:
             mallopt(parameter, _KEEP_BYTES)
 
 
-def _prepare_worker() -> None:
-    """Make a worker single-threaded, let it ignore Ctrl-C (the parent stops it), and end it with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tune_process()
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
-def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Iterator[R]:
+def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Generator[R, None, None]:
     try:
         import ray
     except ImportError as error:
         raise InputError("--executor ray needs Ray: pip install ray") from error
     if not ray.is_initialized():
-        ray.init(include_dashboard=False)
+        # Only this machine: the address keeps Ray's servers on the loopback.
+        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1")
+        stops.keep_handlers()
     workers = workers or int(ray.cluster_resources().get("CPU", 1))
     remote: Any = ray.remote(num_cpus=1)(_run_on_ray)
     submit = functools.partial(remote.remote, ray.put(function))
@@ -173,4 +141,7 @@ def _run_on_ray(function: Callable[[T], R], chunk: list[T]) -> list[R]:
     return _run_chunk(function, chunk)
 
 
-EXECUTORS: dict[str, Callable[[Any, Iterator[list[Any]], int], Iterator[Any]]] = {"local": _local, "ray": _ray}
+EXECUTORS: dict[str, Callable[[Any, Iterator[list[Any]], int], Generator[Any, None, None]]] = {
+    "local": _local,
+    "ray": _ray,
+}

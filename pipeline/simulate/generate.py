@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -80,9 +81,9 @@ def _write(root: Path, parameters: Parameters, workers: int, executor: str) -> N
     counts = parameters.counts()
     records: dict[str, list[dict[str, Any]]] = {name: [] for name in counts}
     results = run_tasks(scan_writer(root, parameters), tasks(counts), workers=workers, executor=executor, chunk=4)
-    progress = tqdm(results, total=parameters.scans, desc="simulate", unit="scan")
-    for task, record in zip(tasks(counts), progress, strict=True):
-        records[task.subset].append(record)
+    with contextlib.closing(results), tqdm(results, total=parameters.scans, desc="simulate", unit="scan") as progress:
+        for task, record in zip(tasks(counts), progress, strict=True):
+            records[task.subset].append(record)
     for name, subset in SUBSETS.items():
         if subset.annotations:
             (root / subset.annotations).write_bytes(coco_file(records[name]))

@@ -6,6 +6,7 @@ unfinished folder. With another plan, `if_changed` decides whether the run refus
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -214,10 +215,10 @@ def _run(job: Job, numbers: range, workers: int, executor: str) -> dict[int, tup
     total = sum(len(job.numbers(number)) for number in numbers)
     with tqdm(total=total, unit="pair", desc="synthesize", disable=None) as bar:
         try:
-            results = run_tasks(task, numbers, workers=workers, executor=executor)
-            for number, result in zip(numbers, results, strict=True):
-                done[number] = result
-                bar.update(result[0].pairs)
+            with contextlib.closing(run_tasks(task, numbers, workers=workers, executor=executor)) as results:
+                for number, result in zip(numbers, results, strict=True):
+                    done[number] = result
+                    bar.update(result[0].pairs)
         except BaseException:
             remove_strays(job.out, numbers)  # of workers stopped in the middle of a shard
             raise

@@ -4,37 +4,50 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from segloc.common.errors import INTERRUPTED, InputError, RunError, describe_os_error
+from segloc.common import stops
+from segloc.common.errors import InputError, RunError, describe_os_error
 from segloc.common.skips import MAX_SKIPPED, OPTION
 
 # Names of `pipeline.common.executors.EXECUTORS`.
 EXECUTORS = ("local", "ray")
 # Errors that a user can mend or has to know of; any other is a bug and shows its traceback.
 EXPECTED = (InputError, RunError, OSError)
+# How to go on after a stop.
+CONTINUES, STARTS_OVER = "run the same command again to continue", "run the same command again to start over"
+EXIT_CODES = "0 done, 1 failed or too much skipped, 2 wrong input or usage, 128 + signal after a stop (130: Ctrl-C)"
 
 
 def run(
     command: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: list[str] | None
 ) -> int:
-    """Parse `argv`, run `command`, and turn bad input into one line on stderr.
+    """Parse `argv`, run `command`, and turn bad input and stops into one line on stderr.
 
     Returns:
-        The exit code: 0 done, 1 the command ran and found something wrong, 2 bad arguments or input, 130 stopped by
-        Ctrl-C (`segloc.common.errors`).
+        The exit code: 0 done, 1 the work failed or too much was skipped, 2 wrong input or usage
+        (`segloc.common.errors`), 128 + signal after a stop (`segloc.common.stops`).
     """
     args = parser.parse_intermixed_args(argv)  # key=value arguments may be anywhere
-    try:
-        return command(args) or 0
-    except EXPECTED as error:
-        return report(error, parser.prog)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped", file=sys.stderr)
-        return INTERRUPTED
+    line = f"{parser.prog}: stopped by {{}}; {getattr(parser, 'after_stop', STARTS_OVER)}"
+    with stops.handled(line):
+        try:
+            return stops.finish(command(args) or 0)
+        except EXPECTED as error:
+            return stops.finish(report(error, parser.prog))
+        except KeyboardInterrupt as stop:
+            number = stop.number if isinstance(stop, stops.Stopped) else signal.SIGINT
+        except Exception:
+            if not (number := stops.came()):
+                raise
+        # Not in the except clause: its traceback would keep progress bars open, on the line of the message.
+        if stops.speaks():
+            print(line.format(stops.name(number)), file=sys.stderr)
+        return stops.finish(stops.exit_code(number), stops.END_STOPPED_S)
 
 
 def report(error: InputError | RunError | OSError, program: str) -> int:
@@ -44,21 +57,36 @@ def report(error: InputError | RunError | OSError, program: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line that refers to ``--help``."""
+    """Reports a wrong option in one line that refers to ``--help``.
+
+    Attributes:
+        after_stop: how to go on after a stop.
+    """
+
+    after_stop = STARTS_OVER
 
     def error(self, message: str) -> NoReturn:
         """Exit with the code of bad input."""
         self.exit(InputError.exit_code, f"{self.prog}: {message} (see --help)\n")
 
 
-def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Build the parser of ``python -m module``, with examples at the end of its help."""
-    return Parser(
+def parser(module: str, description: str, examples: str, after_stop: str = STARTS_OVER) -> argparse.ArgumentParser:
+    """Build the parser of ``python -m module``, with examples and exit codes at the end of its help.
+
+    Args:
+        module: the command.
+        description: what it does.
+        examples: lines with examples.
+        after_stop: how to go on after a stop.
+    """
+    options = Parser(
         prog=f"python -m {module}",
         description=description,
-        epilog=f"examples:\n{examples}",
+        epilog=f"examples:\n{examples.rstrip()}\n\nexit codes: {EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    options.after_stop = after_stop
+    return options
 
 
 def add_executor_options(options: argparse.ArgumentParser) -> None:

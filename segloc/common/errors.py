@@ -1,7 +1,7 @@
 """Errors that commands report in one line, their wording, and their exit codes.
 
-Exit code 0 means success. To add a kind of error, add a class here with its own `exit_code`;
-`segloc.common.cli.run` and `segloc.training.processes.launch` read it.
+Exit code 0 means success, 128 + signal a stop (`segloc.common.stops`). To add a kind of error, add a class here with
+its own `exit_code`; `segloc.common.cli.run` and `segloc.training.processes.launch` read it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST_MESSAGE = 400
-INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 
 
 class InputError(ValueError):

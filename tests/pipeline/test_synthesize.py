@@ -373,7 +373,10 @@ def test_ctrl_c_ends_in_one_line(synthesis: Synthesis, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=30)
     assert not list(out.glob(".pairs-*"))
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "python -m pipeline.synthesize: stopped"
+    assert (
+        errors.splitlines()[-1]
+        == "python -m pipeline.synthesize: stopped by Ctrl-C; run the same command again to continue"
+    )
     assert "Traceback" not in errors
 
 

@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -114,8 +115,10 @@ def test_no_worker_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> N
     workers = [int(parent.stdout.readline()) for _ in range(2)]
     parent.send_signal(how)
     _, errors = parent.communicate(timeout=20)
-    if how == signal.SIGINT:
-        assert (parent.returncode, errors) == (130, "python -m sleepers: stopped\n")
+    if how != signal.SIGKILL:
+        name = "Ctrl-C" if how == signal.SIGINT else "SIGTERM"
+        line = f"python -m sleepers: stopped by {name}; run the same command again to start over\n"
+        assert (parent.returncode, errors) == (128 + how, line)
     deadline = time.monotonic() + 10
     while any(map(_alive, workers)):
         assert time.monotonic() < deadline, "a worker is still there"
@@ -129,3 +132,74 @@ def _alive(pid: int) -> bool:
         return False
     stat = Path(f"/proc/{pid}/stat")
     return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+SENDERS = """
+import sys, time
+from pipeline.common.executors import run_tasks
+def work(n):
+    return bytes(40_000_000)  # far more than a pipe holds, so that the worker is sending nearly all the time
+if __name__ == "__main__":
+    from segloc.common import cli
+    def command(args):
+        for number, _ in enumerate(run_tasks(work, range(1000), workers=3)):
+            if not number:
+                print(flush=True)
+            if sys.argv[1] == "fail" and number == 3:
+                raise OSError(28, "full", "table")
+            time.sleep(0.05)
+    options = cli.parser("senders", "", "")
+    sys.exit(cli.run(command, options, []))
+"""
+
+
+@pytest.mark.parametrize("how", ["fail", signal.SIGINT, signal.SIGTERM])
+def test_workers_that_are_sending_do_not_hold_up_the_end(how: signal.Signals | str, tmp_path: Path) -> None:
+    script = tmp_path / "senders.py"
+    script.write_text(SENDERS)
+    parent = subprocess.Popen(
+        [sys.executable, script, str(how)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=listen_to_ctrl_c,
+        start_new_session=True,
+    )
+    parent.stdout.readline()
+    time.sleep(0.1)
+    if how != "fail":
+        os.killpg(parent.pid, how)  # as a terminal does
+    began = time.monotonic()
+    _, errors = parent.communicate(timeout=30)
+    assert parent.returncode == (2 if how == "fail" else 128 + how), errors
+    assert errors.count("\n") == 1, errors
+    assert time.monotonic() - began < 10
+
+
+class Unpicklable(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def raise_unpicklable(number: int) -> int:
+    raise Unpicklable(number, 2)
+
+
+def give_back_a_lambda(number: int) -> object:
+    return lambda: number
+
+
+def test_what_cannot_be_sent_is_an_error_and_no_hang() -> None:
+    with pytest.raises(RuntimeError, match="Unpicklable: 1 and 2"):
+        list(run_tasks(raise_unpicklable, [1], workers=2))
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        list(run_tasks(give_back_a_lambda, [1, 2], workers=2))
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        list(run_tasks(slow_square, [lambda: 1], workers=2))
+
+
+def test_the_cause_of_an_exception_shows_where_the_worker_raised_it() -> None:
+    with pytest.raises(InputError, match=r"^three$") as caught:
+        list(run_tasks(fail_on_three, range(9), workers=2))
+    assert "in fail_on_three" in str(caught.value.__cause__)

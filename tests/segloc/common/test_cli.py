@@ -1,10 +1,13 @@
 """Errors of every command: one line on stderr and the exit code of the error."""
 
+import signal
+
 import pytest
 
 from pipeline.common.executors import EXECUTORS, WorkerLostError
 from segloc.common import cli
 from segloc.common.errors import DivergedError, InputError, RunError
+from segloc.common.stops import Stopped
 
 
 class OutOfPatienceError(RunError):
@@ -20,7 +23,8 @@ class OutOfPatienceError(RunError):
         (WorkerLostError(), 1, "a worker process died (killed, or out of memory)"),
         (OutOfPatienceError("waited long enough"), 7, "waited long enough"),
         (PermissionError(13, "Permission denied", "/data/a b"), 2, "/data/a b: Permission denied"),
-        (KeyboardInterrupt(), 130, "stopped"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C; run the same command again to start over"),
+        (Stopped(signal.SIGHUP), 129, "stopped by SIGHUP; run the same command again to start over"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
