@@ -27,7 +27,7 @@ def _command(args: argparse.Namespace) -> None:
     counts, skips = write_regions(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     print(f"{args.out}: {len(names)} backgrounds ({summary})")
-    if skips.skipped:
+    if skips.counts:
         print(skips.summary())
     if args.gallery:
         draw_region_gallery(args.backgrounds, names, args.gallery, args.mode)

@@ -16,7 +16,7 @@ from pipeline.common import gallery
 from pipeline.common.executors import run_tasks
 from pipeline.tables import region_table
 from segloc.common.contract import Box
-from segloc.common.images import Image, ImageError, decode, read_file, read_image
+from segloc.common.images import BROKEN_LINK, Image, ImageError, decode, read_file, read_image
 from segloc.common.skips import Skips
 from segloc.common.text import utf8_text
 
@@ -113,7 +113,7 @@ def write_regions(
     Returns:
         Number of backgrounds by status, and the unreadable ones by reason.
     """
-    counts, skips = Counter[str](), Skips("backgrounds")
+    counts, skips, links = Counter[str](), Skips("backgrounds"), 0
     task = functools.partial(measure, root=root.absolute(), mode=mode)
     results: Iterator[dict[str, Any]] = run_tasks(task, names, workers=workers, executor=executor, chunk=CHUNK)
     with region_table.writer(out) as table:
@@ -122,7 +122,11 @@ def write_regions(
             skips.total += 1
             if row["status"] == "unreadable":
                 skips.add(row["message"].partition(":")[0], row["image"])
+                links += row["message"] == BROKEN_LINK
             table.write(row)
+        if links == len(names):
+            skips = Skips("backgrounds", links)
+            skips.add(f"{BROKEN_LINK}: nothing was fetched", names[0], links)
         table.parameters |= {"mode": mode, "least_side_px": LEAST_SIDE_PX, "counts": dict(sorted(counts.items()))}
         table.parameters |= skips.table_parameters()
     return counts, skips

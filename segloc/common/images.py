@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -31,6 +32,9 @@ _REDUCED = {
 }
 
 
+BROKEN_LINK = "link without a target"  # reason of a link to a file that is missing, or to itself
+
+
 class ImageError(ValueError):
     """A file that is not a usable scan. The message is the reason, without the file name."""
 
@@ -55,10 +59,12 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             raise ImageError("cannot be read: not a regular file")
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise ImageError("link to a missing file" if os.path.islink(path) else "no such file") from error
+        raise ImageError(BROKEN_LINK if os.path.islink(path) else "no such file") from error
     except ImageError:
         raise
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ELOOP:
+            raise ImageError(BROKEN_LINK) from error
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -1,7 +1,7 @@
 """Inputs that a command skipped: counted by reason, and one rule for how many are too many (``--max-skipped``).
 
-Unreadable, missing and invalid inputs count. Inputs that are valid but unused do not: empty or small scans, crowds and
-annotations marked ``ignore``.
+Unreadable, missing and invalid inputs count. Inputs that are valid but unused do not: empty or small scans, crowds,
+annotations marked ``ignore``, and links without a target among backgrounds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from segloc.common.errors import RunError
+from segloc.common.images import BROKEN_LINK
 from segloc.common.text import utf8_text
 
 MAX_SKIPPED = 0.05  # default of --max-skipped
 NAMED = 3  # names that a message shows for each reason
 OPTION = "--max-skipped"
-UNUSED = frozenset({"crowd", "marked ignore"})  # reasons of annotations that are valid, but not used
+# Reasons of inputs that are not used, though nothing is wrong: links without a target are how DVC and git-annex keep
+# scans that were not fetched.
+UNUSED = frozenset({"crowd", "marked ignore", BROKEN_LINK})
 
 
 class SkippedError(RunError):

@@ -9,6 +9,7 @@ import pytest
 from pipeline import regions
 from pipeline.bags import regions as regions_body
 from pipeline.tables import region_table
+from segloc.common.datasets import backgrounds
 from segloc.common.errors import InputError
 from segloc.common.images import encode_jpeg, encode_png
 from tests.pipeline.conftest import draw_bag, run_module
@@ -102,7 +103,7 @@ def test_belt_level_is_recorded(region_file: Path) -> None:
 def test_a_name_that_is_not_utf8_is_a_row(tmp_path: Path) -> None:
     name = b"\xff.png".decode("utf-8", "surrogateescape")
     row = regions_body.measure(name, root=tmp_path, mode="paper")
-    assert (row["image"], row["status"]) == ("\\xff.png", "unreadable") or row["image"].isascii()
+    assert (row["image"], row["status"]) == ("\\xff.png", "unreadable")
     assert row["message"] == "file name is not UTF-8"
 
 
@@ -188,3 +189,40 @@ def test_the_steps_to_a_region_are_drawn(dirty: Path, tmp_path: Path, capsys: py
     assert regions.main(["--steps", str(dirty / "cut.jpg"), "--out", str(tmp_path / "none.png")]) == 2
     assert "truncated file" in capsys.readouterr().err
     assert not (tmp_path / "none.png").exists()
+
+
+def test_links_are_followed_and_broken_ones_are_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "0123").write_bytes(encode_png(SCAN))
+    root = tmp_path / "scans"
+    root.mkdir()
+    (root / "a.png").symlink_to(store / "0123")
+    for name in ("gone.jpg", "part2"):
+        (root / name).symlink_to("/nowhere/at/all")
+    (root / "self.png").symlink_to("self.png")
+    (root / "up").symlink_to("..")
+    out = tmp_path / "regions.parquet"
+    arguments = ["--backgrounds", str(root), "--out", str(out), "--workers", "1"]
+    assert regions.main(arguments) == 0
+    assert "4 backgrounds (1 ok, 3 unreadable)" in capsys.readouterr().out
+    rows = pq.read_table(out).to_pylist()
+    found = [(row["image"], row["status"], row["message"]) for row in rows]
+    assert found == [
+        ("a.png", "ok", ""),
+        ("gone.jpg", "unreadable", "link without a target"),
+        ("part2", "unreadable", "link without a target"),
+        ("self.png", "unreadable", "link without a target"),
+    ]
+    (root / "a.png").unlink()
+    assert regions.main(arguments) == 1
+    assert "3 of 3 backgrounds skipped: 3 link without a target: nothing was fetched" in capsys.readouterr().err
+    assert len(pq.read_table(out)) == 3
+
+
+def test_a_sixray_folder_that_is_not_mounted_is_a_row(tmp_path: Path) -> None:
+    for name in ("0/N0000001.png", "0/N0000002.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encode_png(SCAN))
+    (tmp_path / "1").symlink_to("/nowhere")
+    assert backgrounds(tmp_path) == ["0/N0000001.png", "0/N0000002.png", "1"]

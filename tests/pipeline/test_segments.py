@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +224,67 @@ def patchy_bag(seed: int) -> np.ndarray:
         x, y = rng.integers(40, 220), rng.integers(40, 150)
         scan[y : y + 40, x : x + rng.integers(15, 60)] = rng.integers(40, 220)
     return scan
+
+
+def flat(folder: Path, levels: dict[str, int], listed: dict[str, str] | None = None) -> Path:
+    """A COCO file of scans of one grey level each, with one item each, listed under other names if given."""
+    images, annotations = [], []
+    for number, (name, level) in enumerate(levels.items()):
+        (folder / "im" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "im" / name).write_bytes(encode_png(np.full((60, 80, 3), level, np.uint8)))
+        images.append({"id": number, "file_name": (listed or {}).get(name, name), "width": 80, "height": 60})
+        shape = triangle(20, 20, 20)
+        annotations.append({"id": f"item#{number}", "image_id": number, "category_id": 1, "segmentation": [shape]})
+    content = {"images": images, "categories": [{"id": 1, "name": "Knife"}], "annotations": annotations}
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder / "train.json"
+
+
+def levels_of(file: Path) -> dict[str, float]:
+    """Grey level of each segment by its id."""
+    out = file.with_name("s.parquet")
+    assert run("--annotations", file, "--images", file.parent / "im", "--out", out, "--max-skipped", "1") == 0
+    rows = table_and_parameters(out)[0]
+    assert all(row["segment_id"].startswith(f"{row['image']}#") for row in rows)
+    return {row["segment_id"]: decode_rgba(row["png"])[..., :3].mean() for row in rows}
+
+
+def test_each_item_is_cut_from_the_scan_of_its_own_path(tmp_path: Path) -> None:
+    levels = {"scan.png": 10, "cam2/scan.png": 245, "part1\\1.png": 90, "part1/1.png": 120, "#1 %20.png": 60}
+    found = levels_of(flat(tmp_path, levels))
+    assert found == {f"{name}#item%23{number}": level for number, (name, level) in enumerate(levels.items())}
+
+
+def test_names_of_other_computers_find_their_scans(tmp_path: Path) -> None:
+    listed = {"cam2/a.png": "cam2\\a.png", "deep/b.png": "C:\\data\\b.png", "c.png": "../x/c.png"}
+    found = levels_of(flat(tmp_path, {"cam2/a.png": 10, "deep/b.png": 90, "c.png": 200}, listed))
+    assert found == {"cam2/a.png#item%230": 10, "deep/b.png#item%231": 90, "c.png#item%232": 200}
+
+
+def test_names_that_are_not_utf8_are_cut_and_shown_escaped(tmp_path: Path) -> None:
+    names = [os.fsdecode(name) for name in (b"gep\xe4ck.png", b"\xff/2.png")]
+    assert levels_of(flat(tmp_path, dict(zip(names, (30, 60), strict=True)))) == {
+        "gep\\xe4ck.png#item%230": 30,
+        "\\xff/2.png#item%231": 60,
+    }
+
+
+def test_one_file_is_never_two_scans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = flat(tmp_path, {"scan.png": 10, "b.png": 20}, {"scan.png": "cam1/scan.png", "b.png": "cam2/scan.png"})
+    assert run("--annotations", file, "--images", tmp_path / "im", "--out", tmp_path / "s.parquet") == 2
+    assert "'cam1/scan.png' and 'cam2/scan.png' are the same file" in capsys.readouterr().err
+
+
+def test_a_scan_found_in_a_test_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = flat(tmp_path, {"hidden/a.png": 10}, {"hidden/a.png": "a.png"})
+    assert run("--annotations", file, "--images", tmp_path / "im", "--out", tmp_path / "s.parquet") == 2
+    assert "'hidden/a.png' belongs to a test part" in capsys.readouterr().err
+
+
+def test_links_without_a_target_are_skipped_with_a_reason(tmp_path: Path) -> None:
+    file = flat(tmp_path, {"a.png": 10, "cam1/scan.png": 20, "cam2/scan.png": 30, "self.png": 40})
+    for name, target in (("cam1/scan.png", "/nowhere"), ("self.png", "self.png")):
+        (tmp_path / "im" / name).unlink()
+        (tmp_path / "im" / name).symlink_to(target)
+    assert levels_of(file) == {"a.png#item%230": 10, "cam2/scan.png#item%232": 30}
+    assert table_and_parameters(tmp_path / "s.parquet")[1]["skipped"] == {"image unreadable: link without a target": 2}

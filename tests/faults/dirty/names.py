@@ -16,7 +16,7 @@ def _found(world: World) -> Expect:
 
 def _lost(world: World) -> tuple[Expect, ...]:
     """The scan cannot be used: a reason is counted, or the name is refused."""
-    reasons = ("image file missing", "image unreadable: cannot be read", "image unreadable: link to a missing file")
+    reasons = ("image file missing", "image unreadable: cannot be read", "image unreadable: link without a target")
     return (*map(world.skip_scan, reasons), Expect(refused=("file_name",)), Expect(refused=("name",)))
 
 

@@ -15,10 +15,10 @@ from segloc.detection.splits import read_split
 from segloc.settings.finetuning import DataSettings
 from tests.segloc.toy_coco import CLASSES, coco, write_split
 
-GREY = {"scan.png": 10, "cam2/scan.png": 240, "part1\\0001.png": 90}
+NAMES, LEVELS = ("scan.png", "cam2/scan.png", "part1\\0001.png"), (10, 240, 90)
 
 
-def grey_scans(root, names=tuple(GREY), levels=tuple(GREY.values()), listed=None):
+def grey_scans(root, names=NAMES, levels=LEVELS, listed=None):
     """Scans of one grey level each, with one item each, and the split that lists them."""
     images, annotations = [], []
     for number, (name, level) in enumerate(zip(names, levels, strict=True)):
@@ -36,7 +36,7 @@ def levels_of(split):
 
 
 def test_each_entry_is_read_from_its_own_path(tmp_path):
-    assert levels_of(grey_scans(tmp_path)) == list(GREY.values())
+    assert levels_of(grey_scans(tmp_path)) == list(LEVELS)
 
 
 def test_an_unlisted_scan_of_the_same_bare_name_is_not_read(tmp_path):
@@ -52,7 +52,7 @@ def test_names_of_other_computers_find_their_scans(tmp_path, listed):
 
 def test_one_file_is_never_two_images(tmp_path):
     split = grey_scans(tmp_path, ["scan.png", "b.png"], [10, 20], ["cam1/scan.png", "cam2/scan.png"])
-    with pytest.raises(InputError, match="'cam1/scan.png' and 'cam2/scan.png' are the same file"):
+    with pytest.raises(InputError, match=r"'cam1/scan.png' and 'cam2/scan.png' are the same file"):
         read_split(split)
 
 
@@ -124,10 +124,13 @@ def test_the_metrics_do_not_depend_on_how_ids_are_written(tmp_path, style):
     [
         (
             lambda c: c["images"][1].update(id="0"),
-            r"image id 0 occurs more than once: .*'scan.png' and 'cam2/scan.png'",
+            r"id 0 occurs more than once: .*'scan.png' and 'cam2/scan.png'",
         ),
         (lambda c: c["images"][1].update(id=0.0), "image id 0 occurs more than once"),
-        (lambda c: c["categories"][1].update(id="1"), r"category id 1 occurs more than once: .*'Wrench|Gun|Knife'"),
+        (
+            lambda c: c["categories"][1].update(id="1"),
+            r"category id 1 occurs more than once: it stands for '\w+' and '\w+'",
+        ),
         (lambda c: c["images"][1].update(id=9.3e18), r"image id '9.3e\+18' is a decimal number beyond 2\^53"),
         (lambda c: c["images"][1].update(width=float("inf")), r"image width 'inf' .* \(image 'cam2/scan.png'\)"),
         (lambda c: c["images"][1].update(height=[[[]]]), r"image height \[\[\[\]\]\] is not a whole number"),

@@ -176,10 +176,9 @@ def test_a_link_without_a_target_keeps_its_place(tmp_path: Path) -> None:
     (root / "cam1" / "scan.png").symlink_to("/nowhere/scan.png")
     (root / "self.png").symlink_to("self.png")
     assert found(root, "cam1/scan.png", "cam2/scan.png", "self.png") == ["cam1/scan.png", "cam2/scan.png", "self.png"]
-    with pytest.raises(ImageError, match="link to a missing file"):
-        read_file(root / "cam1" / "scan.png")
-    with pytest.raises(ImageError, match="symbolic links"):
-        read_file(root / "self.png")
+    for name in ("cam1/scan.png", "self.png"):
+        with pytest.raises(ImageError, match="link without a target"):
+            read_file(root / name)
 
 
 def test_pipes_and_folders_are_no_scans(tmp_path: Path) -> None:
