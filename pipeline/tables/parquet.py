@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -108,8 +109,8 @@ def open_table(
     """
     path = existing_file(path, f"table of {kind}")
     try:
-        table = pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.ParquetFile(_mapped(path))
+    except (ValueError, OSError) as error:  # pa.ArrowInvalid is a ValueError
         raise InputError(f"{path}: not a Parquet file, or truncated; choose another file or make it again") from error
     metadata = table.schema_arrow.metadata or {}
     found = metadata.get(_VERSION_KEY.format(kind=kind).encode())
@@ -120,3 +121,9 @@ def open_table(
     if missing := sorted(set(columns) - set(table.schema_arrow.names)):
         raise InputError(f"{path}: column {', '.join(missing)} is missing; make the table again")
     return table, json.loads(metadata[_PARAMETERS_KEY.encode()])
+
+
+def _mapped(path: str | os.PathLike[str]) -> pa.BufferReader:
+    """Map a file into memory. Arrow opens only paths that are UTF-8."""
+    with open(path, "rb") as file:
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from segloc.common.errors import RunError
 from segloc.common.images import BROKEN_LINK
-from segloc.common.text import utf8_text
+from segloc.common.text import shortened, utf8_text
 
 MAX_SKIPPED = 0.05  # default of --max-skipped
 NAMED = 3  # names that a message shows for each reason
@@ -54,7 +54,7 @@ class Skips:
     def add(self, reason: str, name: str, count: int = 1) -> None:
         """Count skipped inputs, for example all annotations of the scan `name`."""
         self.counts[reason] += count
-        name = utf8_text(name)
+        name = shortened(utf8_text(name))
         named = self.names.setdefault(reason, [])
         if len(named) < NAMED and name not in named:
             named.append(name)

@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_LONGEST = 120
+
 
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     """Write a header and rows as CSV. Each line ends with a line feed; None is an empty cell."""
@@ -29,6 +31,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: 
     rule = [{"l": "---", "r": "---:"}[mark] for mark in align.ljust(len(header), align[-1])]
     texts = (" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, rule, *lines))
     return "".join(f"| {text} |\n" for text in texts)
+
+
+def shortened(value: str) -> str:
+    """Cut a text that is too long for a message."""
+    return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."
 
 
 def utf8_text(value: str) -> str:

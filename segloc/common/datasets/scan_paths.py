@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segloc.common.errors import InputError
+from segloc.common.text import shortened
 
 _SHOWN = 10
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -194,8 +195,8 @@ def _only(root: Path, name: str, matches: Sequence[str]) -> str | None:
         shown = sorted(matches)
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         raise InputError(
-            f"{root}: image {name!r} is not there, and {len(shown)} files have its bare name: "
-            f"{', '.join(map(repr, shown[:_SHOWN]))}{more}; correct the file_name, or leave only one of them"
+            f"{root}: image {_quoted(name)} is not there, and {len(shown)} files have its bare name: "
+            f"{', '.join(map(_quoted, shown[:_SHOWN]))}{more}; correct the file_name, or leave only one of them"
         )
     return next(iter(different.values()), None)
 
@@ -213,12 +214,16 @@ def _refuse_shared(root: Path, listed: Sequence[str], found: dict[str, str | Non
             continue
         file = _file(root, path, parents)
         if file in owners:
-            what = f"{owners[file]!r} and {name!r}" if owners[file] != name else f"{name!r} and {name!r} (listed twice)"
+            what = f"{_quoted(owners[file])} and {_quoted(name)}" + (" (listed twice)" if owners[file] == name else "")
             raise InputError(
-                f"{root}: the images {what} are the same file, {path!r}, so annotations of one would be used on the "
-                "other; correct the file_name entries, or add the missing file"
+                f"{root}: the images {what} are the same file, {_quoted(path)}, so annotations of one would be used on "
+                "the other; correct the file_name entries, or add the missing file"
             )
         owners[file] = name
+
+
+def _quoted(name: str) -> str:
+    return repr(shortened(name))
 
 
 def _file(root: Path, path: str, parents: dict[str, str] | None = None) -> str:
