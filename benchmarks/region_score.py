@@ -1,14 +1,15 @@
-"""IoU of both authentic-region rules with hand-drawn boxes: ``python -m benchmarks.region_score FOLDER``.
+"""Both authentic-region rules against boxes and counts by eye: ``python -m benchmarks.region_score FOLDER``.
 
-The boxes are in the repository (tests/pipeline/bags/region_boxes.csv), the scans are not. FOLDER holds ``sixray/`` and
-``pidray/`` with the file names of the boxes. The constants of the adaptive rule were tuned on the same scans.
+The boxes of the regions and the numbers of bags are in the repository (tests/pipeline/bags/region_boxes.csv and
+bag_counts.csv), the scans are not. FOLDER holds ``sixray/``, ``pidray/`` and ``split/`` with their file names. The
+constants of the adaptive rule were tuned on the same scans. The paper's rule always gives one box.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from benchmarks.common import read_rows, save
@@ -17,7 +18,8 @@ from pipeline.bags import regions as regions_body
 from segloc.common.contract import Box
 from segloc.common.images import read_image
 
-BOXES = Path(__file__).parent.parent / "tests" / "pipeline" / "bags" / "region_boxes.csv"
+_TESTS = Path(__file__).parent.parent / "tests" / "pipeline" / "bags"
+BOXES, COUNTS = _TESTS / "region_boxes.csv", _TESTS / "bag_counts.csv"
 
 
 def iou(a: Box | None, b: Box) -> float:
@@ -35,17 +37,26 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.region_score", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="holds sixray/ and pidray/")
     folder = options.parse_args().folder
+    drawn = {
+        row["image"]: (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"])) for row in read_rows(BOXES)
+    }
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: {mode: [] for mode in regions_body.MODES})
-    for row in read_rows(BOXES):
-        grey = read_image(folder / row["image"], "grey")
-        drawn = (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]))
-        for mode, found in scores[row["group"]].items():
-            found.append(iou(authentic_region.union(regions_body.find_bags(grey, mode)[0]), drawn))
+    right: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in read_rows(COUNTS):
+        grey, group = read_image(folder / row["image"], "grey"), row["group"]
+        right[group]["number"] += 1
+        for mode in regions_body.MODES:
+            bags, _ = regions_body.find_bags(grey, mode)
+            right[group][mode] += len(bags) == int(row["bags"])
+            if row["image"] in drawn:
+                scores[group][mode].append(iou(authentic_region.union(bags), drawn[row["image"]]))
     rows = []
-    for group, by_mode in scores.items():
-        figures = {f"{mode}_{what}": round(of(found), 3) for mode, found in by_mode.items()
+    for group, counts in right.items():
+        figures = {f"{mode}_{what}": round(of(found), 3) if found else ""
+                   for mode, found in ((mode, scores[group][mode]) for mode in regions_body.MODES)
                    for what, of in (("mean_iou", statistics.mean), ("least_iou", min))}  # fmt: skip
-        rows.append({"scans": group, "number": len(by_mode["paper"]), **figures})
+        counted = {f"{mode}_bags_right": counts[mode] for mode in regions_body.MODES}
+        rows.append({"scans": group, "number": counts["number"], **figures, **counted})
     save("region_score", rows)
 
 

@@ -12,11 +12,14 @@ import numpy as np
 from pipeline.bags import tray_floor, trays
 from pipeline.bags.belt import LEAST_CONTRAST, NOISE_FACTOR, belt_level, belt_noise
 from pipeline.bags.blobs import RIM_PX, bounds, matter, outlines, place, reduced, scaled, without_lines
+from pipeline.bags.touching import parts
 from segloc.common.contract import Box
 from segloc.common.images import Image
 
 PAPER_KERNEL_PX = 9
 PAPER_THRESHOLD = 50
+_PIECE_SHARE = 0.25  # a box smaller than this share of one that it overlaps is a piece of that bag,
+_PIECE_INSIDE = 0.5  # and so is one with at least this share of it inside
 _KERNEL, _KERNEL_ROW = (np.ones((rows, PAPER_KERNEL_PX), np.uint8) for rows in (PAPER_KERNEL_PX, 1))
 
 
@@ -130,7 +133,8 @@ def bags(grey: Image) -> tuple[list[Box], int]:
 
     Steps, on a reduced image: keep pixels darker than the belt by more than its noise, without speckle and belt lines;
     join them over small gaps; drop blobs too small for a bag; replace a tray by its contents. Each side is then moved
-    to the edge of the matter at the scan's own resolution. Bags that touch or overlap count as one.
+    to the edge of the matter at the scan's own resolution. Bags that touch or overlap are separated where their
+    outlines meet in two notches; otherwise they count as one.
 
     Args:
         grey: uint8 [height, width].
@@ -141,15 +145,17 @@ def bags(grey: Image) -> tuple[list[Box], int]:
     level = belt_level(grey)
     small, factor = reduced(grey)
     cut = level - max(LEAST_CONTRAST, NOISE_FACTOR * belt_noise(small, level) / 3)  # a 3x3 mean: 1/3 of the noise
-    boxes, light_map = [], tray_floor.light(small, level)
-    for outline in outlines(without_lines(matter(small, cut), factor)):
-        tray = trays.contents(small, outline, level, light_map)
-        if tray is None:
-            boxes.append(place(bounds(outline), grey, factor, cut))
-        elif len(tray[0]):
-            boxes.append(_place_in_tray(bounds(tray[0]), grey, factor, tray[1]))
+    present, light_map = without_lines(matter(small, cut), factor), tray_floor.light(small, level)
+    found: list[tuple[Box, set[int]]] = []
+    for number, outline in enumerate(outlines(present)):
+        for part in parts(outline, present):
+            tray = trays.contents(small, part, level, light_map)
+            if tray is None:
+                found.append((place(bounds(part), grey, factor, cut), {number}))
+            elif len(tray[0]):
+                found.append((_place_in_tray(bounds(tray[0]), grey, factor, tray[1]), {number}))
     # Boxes no deeper than the artefacts at the frame are artefacts.
-    return _merge([box for box in boxes if min(box[2] - box[0], box[3] - box[1]) > 2 * RIM_PX]), level
+    return _merge([(box, of) for box, of in found if min(box[2] - box[0], box[3] - box[1]) > 2 * RIM_PX]), level
 
 
 def _place_in_tray(box: Box, grey: Image, factor: int, cut: float) -> Box:
@@ -158,12 +164,31 @@ def _place_in_tray(box: Box, grey: Image, factor: int, cut: float) -> Box:
     return max(x0, found[0]), max(y0, found[1]), min(x1, found[2]), min(y1, found[3])
 
 
-def _merge(boxes: list[Box]) -> list[Box]:
-    """Unite boxes until none overlap. Return them from left to right."""
-    merged: list[Box] = []
-    for box in boxes:
-        while touching := [b for b in merged if b[0] < box[2] and box[0] < b[2] and b[1] < box[3] and box[1] < b[3]]:
-            merged = [b for b in merged if b not in touching]
-            box = union([box, *touching]) or box
-        merged.append(box)
-    return sorted(merged)
+def _merge(found: list[tuple[Box, set[int]]]) -> list[Box]:
+    """Unite the boxes of a bag and its pieces. Return all boxes from left to right.
+
+    A box is a piece of one that it overlaps if it is much smaller or lies mostly inside it. Two boxes of one outline
+    are bags that touch, and are not united.
+
+    Args:
+        found: boxes, each with the numbers of the outlines that it holds.
+    """
+    merged: list[tuple[Box, set[int]]] = []
+    for box, of in found:
+        while pieces := [one for one in merged if not one[1] & of and _are_pieces(one[0], box)]:
+            most = max(pieces, key=lambda one: _shared(one[0], box))
+            merged.remove(most)
+            box, of = union([box, most[0]]) or box, of | most[1]
+        merged.append((box, of))
+    return sorted(box for box, _ in merged)
+
+
+def _are_pieces(a: Box, b: Box) -> bool:
+    """Whether two boxes overlap, and the smaller is much smaller than the other or mostly inside it."""
+    shared, (small, large) = _shared(a, b), sorted(_shared(box, box) for box in (a, b))
+    return shared > 0 and (small < _PIECE_SHARE * large or shared >= _PIECE_INSIDE * small)
+
+
+def _shared(a: Box, b: Box) -> int:
+    """Area that two boxes share, in square pixels."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

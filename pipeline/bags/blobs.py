@@ -20,6 +20,7 @@ Outline = npt.NDArray[np.int32]
 _WORK_SIDE_PX = 224
 RIM_PX = 2  # rows and columns at the rim of the scan, at its own resolution, that scanners fill with artefacts
 _LINE_FILL = 0.9  # minimum covered share of a row that belongs to a belt line
+_LINE_EDGE_PX = 2  # rows beside those that may belong to the line's soft edge
 _LINE_PX, _LINE_SHARE = 6, 0.02  # (share of the height or width); a line is not thicker than the larger of both,
 _STRIP_SHARE = 0.1  # except along the rim, where the belt's own edge may be visible
 _JOIN_SHARE = 0.02  # gaps up to this share of the longer side do not split a bag
@@ -50,27 +51,34 @@ def matter(small: Image, cut: float) -> Image:
 
 
 def without_lines(present: Image, factor: int) -> Image:
-    """Clear the rim, and all rows and columns that belong to a thin line across the whole scan."""
+    """Clear the rim, and thin lines and strips across the whole scan, where they lie on belt.
+
+    A row or column counts as a line if most of it is matter. Of a bag about as wide as the scan that is true as well,
+    so a pixel is cleared only if its neighbour beyond the line, on one side or the other, is belt. Beyond the frame a
+    bag may go on.
+    """
     rim = -(-RIM_PX // factor) if factor < RIM_PX else 0
     if rim:
         present[:rim] = present[-rim:] = present[:, :rim] = present[:, -rim:] = 0
     rows, columns = (cv2.reduce(present, axis, cv2.REDUCE_AVG).ravel() for axis in (1, 0))
     for view, fill in ((present, rows), (present.T, columns)):
         full = fill >= _LINE_FILL * 255
-        if full.any():
-            view[_thin_runs(full)] = 0
+        for start, end in _thin_runs(full) if full.any() else ():
+            for beyond in (start - 1 - _LINE_EDGE_PX, end + _LINE_EDGE_PX):
+                if 0 <= beyond < len(view):
+                    view[start:end] &= view[beyond]
     return present
 
 
-def _thin_runs(full: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Keep the runs of true values that are as thin as a line or, at either end, as thin as a strip."""
+def _thin_runs(full: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Find the runs of true values that are as thin as a line or, at either end, as thin as a strip."""
     padded = np.zeros(len(full) + 2, np.bool_)
     padded[1:-1] = full
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
-    thin = np.zeros_like(full)
-    for start, end in edges.reshape(-1, 2):
+    thin = []
+    for start, end in np.flatnonzero(padded[1:] != padded[:-1]).reshape(-1, 2).tolist():
         at_rim = start <= RIM_PX or end >= len(full) - RIM_PX
-        thin[start:end] = end - start <= max(_LINE_PX, (_STRIP_SHARE if at_rim else _LINE_SHARE) * len(full))
+        if end - start <= max(_LINE_PX, (_STRIP_SHARE if at_rim else _LINE_SHARE) * len(full)):
+            thin.append((start, end))
     return thin
 
 
