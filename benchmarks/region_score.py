@@ -37,9 +37,7 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.region_score", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="holds sixray/ and pidray/")
     folder = options.parse_args().folder
-    drawn = {
-        row["image"]: (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"])) for row in read_rows(BOXES)
-    }
+    drawn = {row["image"]: (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"])) for row in read_rows(BOXES)}
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: {mode: [] for mode in regions_body.MODES})
     right: dict[str, Counter[str]] = defaultdict(Counter)
     for row in read_rows(COUNTS):

@@ -30,7 +30,7 @@ def parts(outline: Outline, present: Image) -> list[Outline]:
     Returns:
         The outlines of the parts; only `outline` if it shows one bag.
     """
-    area, hull = cv2.contourArea(outline), cv2.convexHull(outline, returnPoints=False)
+    area, hull = cv2.contourArea(outline), np.asarray(cv2.convexHull(outline, returnPoints=False), np.int32)
     belt = cv2.contourArea(outline[hull.ravel()]) - area if len(hull) > 2 else 0.0
     if belt <= (1 / _ONE_BAG - 1) * area:
         return [outline]
