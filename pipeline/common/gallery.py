@@ -11,6 +11,7 @@ import numpy as np
 from segloc.common.contract import Box
 from segloc.common.files import write_atomic
 from segloc.common.images import Image, encode_png
+from segloc.common.text import shortened
 
 RED, GREEN, BLUE = (220, 40, 40), (20, 150, 60), (40, 80, 220)
 
@@ -38,7 +39,7 @@ def tile(image: Image, boxes: Sequence[tuple[Box, tuple[int, int, int]]], captio
         cv2.rectangle(small, corner, opposite, colour, 1)
     canvas = np.full((side_px + _CAPTION_PX, side_px, 3), 235, np.uint8)
     canvas[: small.shape[0], : small.shape[1]] = small
-    text = caption.encode("ascii", "replace").decode()
+    text = shortened(caption).encode("ascii", "replace").decode()
     cv2.putText(canvas, text, (2, side_px + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (20, 20, 20), 1, cv2.LINE_AA)
     return canvas
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from segloc.common.text import csv_text, markdown_table
+from segloc.common.text import csv_text, markdown, markdown_table, printable, shortened
 from segloc.detection.coco_eval import IOU_TYPES, MEAN, METRICS, POOLED, parts
 
 ALL = "all"
@@ -15,7 +15,7 @@ BOUNDS = ("low_percent", "high_percent")
 
 def evaluation_text(report: dict[str, Any]) -> str:
     """Format all metrics over all classes, and the AP of each class."""
-    width = max(len(name) for name in parts(report))
+    width = max(len(printable(name)) for name in parts(report))
 
     def line(title: str, cells: Iterable[str]) -> str:
         return " ".join([f"{title:<{width + 5}}", *(f"{cell:>6}" for cell in cells)])
@@ -24,18 +24,18 @@ def evaluation_text(report: dict[str, Any]) -> str:
     for kind in IOU_TYPES:
         for name, part in parts(report).items():
             if kind in part:
-                lines.append(line(f"{name:<{width}} {kind}", (_cell(part[kind][m]) for m in METRICS)))
+                lines.append(line(f"{printable(name):<{width}} {kind}", (_cell(part[kind][m]) for m in METRICS)))
                 bounds = part[kind].get("interval", {})
                 for end, label in enumerate(("  from", "  to") if bounds else ()):
                     lines.append(line(label, (_cell(bounds[m] and bounds[m][end]) for m in METRICS)))
-    width = max(len(name) for name in (*report["classes"], "AP by class"))
+    width = max(len(shortened(name, 60)) for name in (*report["classes"], "AP by class"))
     for kind in IOU_TYPES:
-        measured = {name: part[kind] for name, part in parts(report).items() if kind in part}
+        measured = {printable(name): part[kind] for name, part in parts(report).items() if kind in part}
         if measured:
             lines.append("\n" + "  ".join([f"AP by class, {kind}".ljust(width + 6), *measured]))
         for label in report["classes"] if measured else ():
             cells = (f"{_cell(m['per_class'][label]['AP']):>{len(name)}}" for name, m in measured.items())
-            lines.append("  ".join([label.ljust(width + 6), *cells]))
+            lines.append("  ".join([shortened(label, 60).ljust(width + 6), *cells]))
     return "\n".join(lines)
 
 
@@ -43,12 +43,12 @@ def evaluation_markdown(report: dict[str, Any]) -> str:
     """Format all metrics over all classes, then a table of all metrics per class for each test set."""
     kinds = [kind for kind in IOU_TYPES if any(kind in part for part in parts(report).values())]
     head = [f"{kind} {metric}" for kind in kinds for metric in METRICS]
-    overall = [[name, str(part.get("images", "")), *_row(part, kinds)] for name, part in parts(report).items()]
+    overall = [[markdown(name), str(p.get("images", "")), *_row(p, kinds)] for name, p in parts(report).items()]
     blocks = [f"# Evaluation\n\n{_title(report)}\n", markdown_table(["test set", "images", *head], overall, "lr")]
     blocks.append(f"`{MEAN}`: plain mean of the test sets. `{POOLED}`: all test images as one set.\n")
     for name, part in parts(report).items():
-        rows = [[label, *_row(part, kinds, label)] for label in report["classes"]]
-        blocks.append(f"## {name}\n\n{markdown_table(['class', *head], rows, 'lr')}")
+        rows = [[markdown(label), *_row(part, kinds, label)] for label in report["classes"]]
+        blocks.append(f"## {markdown(name)}\n\n{markdown_table(['class', *head], rows, 'lr')}")
     return "\n".join(blocks)
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from segloc.common.datasets.coco_fields import Id
 from segloc.common.errors import InputError
+from segloc.common.text import shortened
 from segloc.detection.data import fit, in_threads, read_scan, to_tensor
 from segloc.detection.detector import Detections, Detector
 from segloc.detection.splits import CocoSplit, Scan
@@ -45,7 +46,7 @@ def predict_split(
     results: list[dict[str, Any]] = []
     unreadable = []
     images = in_threads(read, split.scans, threads, 2 * threads)
-    bar = tqdm(split.scans, desc=f"testing {split.name}", unit="scan")
+    bar = tqdm(split.scans, desc=f"testing {shortened(split.name)}", unit="scan")
     for scan, image in zip(bar, images, strict=True):
         if isinstance(image, InputError):
             unreadable.append(str(image))

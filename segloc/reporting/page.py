@@ -15,8 +15,9 @@ import numpy as np
 from segloc import __version__
 from segloc.common import cli
 from segloc.common.errors import InputError
-from segloc.common.files import check_output, write_atomic
+from segloc.common.files import check_output, expanded, write_atomic
 from segloc.common.images import ImageError, encode_jpeg, read_image
+from segloc.common.text import printable
 from segloc.models.backbone import LEVELS
 from segloc.reporting.charts import line_chart
 from segloc.reporting.results_table import (
@@ -76,7 +77,8 @@ def picture(argument: str) -> tuple[str, str]:
     Raises:
         InputError: the file does not exist or is not an image.
     """
-    caption, file = cli.split_override(argument)
+    caption, given = cli.split_override(argument)
+    file = expanded(given)
     if not Path(file).is_file():
         raise InputError(f"{file}: no such picture")
     try:
@@ -93,8 +95,10 @@ def picture(argument: str) -> tuple[str, str]:
 def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
     """Render the page."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        # Marks of direction in a name would turn the text around it; SVG is no plain str.
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )  # fmt: skip
     table = results_table(runs)
     tuned = [run for run in runs if run.about["kind"] == "finetune"]
     pretrained = [run for run in runs if run.about["kind"] == "pretrain"]

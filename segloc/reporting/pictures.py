@@ -22,6 +22,7 @@ from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
 from segloc.detection.data import read_scan
 from segloc.detection.image_scores import Judged, examples, rank
 from segloc.detection.splits import CocoSplit, read_split
+from segloc.reporting.charts import known_letters, plain
 
 PANEL_INCHES = (3.9, 3.3)
 DPI = 100
@@ -37,7 +38,7 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -
     columns = 2 * max(map(len, rows.values()))
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width * columns, height * len(rows) + 0.5), dpi=DPI, layout="constrained")
-    figure.suptitle(_plain(title), fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -49,7 +50,8 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -
             _panel(row[2 * place + 1], image, split, one.found, one.pairs.values(), f"{one.score:.2f}: {counts}")
     buffer = io.BytesIO()
     # No version in the file: equal results give equal bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with known_letters():
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -59,7 +61,7 @@ def _panel(
     """Show an image [h, w, 3] with outlined annotations or detections; positions not in `paired` are dashed."""
     height, width = image.shape[:2]
     axes.imshow(image)
-    axes.set_title(_plain(title), fontsize=9, loc="left")
+    axes.set_title(plain(title), fontsize=9, loc="left")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     for place, one in enumerate(shown):
@@ -77,7 +79,7 @@ def _panel(
         axes.text(
             min(max(x, 0), width * 0.8),
             max(y, height * 0.05),
-            _plain(split.classes[class_id]) + score,
+            plain(split.classes[class_id]) + score,
             fontsize=7,
             color="black" if sum(colour[:3]) > 1.8 else "white",
             verticalalignment="bottom",
@@ -94,11 +96,6 @@ def _outlines(one: dict[str, Any], height: int, width: int) -> list[np.ndarray]:
     mask = mask_api.decode(to_rle(one["segmentation"], height, width))
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return [np.concatenate([contour[:, 0], contour[:1, 0]]) for contour in contours]
-
-
-def _plain(text: str) -> str:
-    """Escape dollar signs, which matplotlib would read as formulas."""
-    return text.replace("$", r"\$")
 
 
 def write_picture(results: str, annotations: str, images: str, out: str, score: float, each: int) -> Path:

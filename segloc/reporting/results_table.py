@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from segloc.common.datasets.pidray import SUBSETS
-from segloc.common.text import csv_text, markdown_table
+from segloc.common.text import csv_text, markdown, markdown_table
 from segloc.detection.coco_eval import MEAN, METRICS, POOLED, mean_of_all
 from segloc.models.initial_weights import RANDOM
 from segloc.reporting.run_results import KINDS, Run
@@ -182,9 +182,9 @@ def results_csv(table: Table) -> str:
 
 def results_markdown(table: Table) -> str:
     """Format the table as Markdown: per cent, ± over seeds, difference to random initialisation in brackets."""
-    header = ["run", "metric", *(f"{KINDS[kind].split()[0]} {subset}" for kind, subset in table.columns)]
+    header = ["run", "metric", *(f"{KINDS[kind].split()[0]} {markdown(subset)}" for kind, subset in table.columns)]
     rows = [
-        [f"**{block.name}**<br>{about(block)}" if not position else "", metric, *map(str, row)]
+        [f"**{markdown(block.name)}**<br>{markdown(about(block))}" if not position else "", metric, *map(str, row)]
         for block in table.blocks
         for position, (metric, row) in enumerate(block.figures.items())
     ]
