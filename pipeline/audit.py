@@ -7,15 +7,14 @@ import sys
 
 from pipeline.checks.audit import audit, check_segments, draw_pair_gallery, report
 from segloc.common import cli
-from segloc.common.files import check_output, write_atomic, write_json
+from segloc.common.files import write_atomic, write_json
 from segloc.common.stores import open_store
+from segloc.common.text import printable
 
 _SHOWN = 50  # violations printed; the report holds all
 
 
 def _command(args: argparse.Namespace) -> int:
-    for path in (args.report, args.gallery, args.tables and args.tables / "classes.csv"):
-        check_output(path)
     folder = open_store(args.shards)
     index = folder.index()
     segments = args.segments and check_segments(args.segments, index)
@@ -27,7 +26,7 @@ def _command(args: argparse.Namespace) -> int:
     if args.gallery:
         draw_pair_gallery(args.gallery, folder, index)
     for violation in violations[:_SHOWN]:
-        print(violation)
+        print(printable(violation))
     if len(violations) > _SHOWN:
         print(f"... and {len(violations) - _SHOWN} more")
     if index.lacks:
@@ -46,11 +45,11 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.audit --shards s3://bucket/shards --gallery pairs.png",
     )
     add = options.add_argument
-    add("--shards", required=True, metavar="DIR_OR_URL", help="output folder of pipeline.synthesize")
+    add("--shards", type=cli.place, required=True, metavar="DIR_OR_URL", help="output folder of pipeline.synthesize")
     add("--segments", type=cli.path, metavar="FILE", help="segment table of the shards, to redraw and compare items")
-    add("--report", type=cli.path, metavar="FILE", help="write violations and statistics as JSON")
-    add("--tables", type=cli.path, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
-    add("--gallery", type=cli.path, metavar="PNG", help="draw some pairs with their boxes")
+    add("--report", type=cli.output_file, metavar="FILE", help="write violations and statistics as JSON")
+    add("--tables", type=cli.output_folder, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
+    add("--gallery", type=cli.output_file, metavar="PNG", help="draw some pairs with their boxes")
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

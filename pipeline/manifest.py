@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime --digest    # compares content",
     )
     options.add_argument("--root", type=cli.path, required=True, metavar="DIR", help="folder to list")
-    options.add_argument("--out", type=cli.path, required=True, metavar="FILE", help="the manifest to write")
+    options.add_argument("--out", type=cli.output_file, required=True, metavar="FILE", help="the manifest to write")
     options.add_argument("--no-mtime", action="store_true", help="omit modification times")
     options.add_argument("--digest", action="store_true", help="add SHA-256 digests (reads every file)")
     return cli.run(_command, options, argv)

@@ -9,14 +9,12 @@ from pipeline.bags.regions import MODES, draw_region_gallery, draw_steps, write_
 from segloc.common import cli
 from segloc.common.datasets import backgrounds
 from segloc.common.errors import InputError
-from segloc.common.files import check_output, write_atomic
+from segloc.common.files import write_atomic
 from segloc.common.images import ImageError, encode_png
 from segloc.common.skips import require
 
 
 def _command(args: argparse.Namespace) -> None:
-    for path in (args.out, args.gallery):
-        check_output(path)
     if args.steps:
         try:
             write_atomic(args.out, encode_png(draw_steps(args.steps, args.mode)))
@@ -48,9 +46,15 @@ def main(argv: list[str] | None = None) -> int:
     source.add_argument("--backgrounds", type=cli.path, metavar="DIR", help="root of SIXray, or any folder of scans")
     source.add_argument("--steps", type=cli.path, metavar="IMAGE", help="only draw the steps for one scan")
     add = options.add_argument
-    add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet); with --steps, a PNG")
+    add(
+        "--out",
+        type=cli.output_file,
+        required=True,
+        metavar="FILE",
+        help="the table to write (Parquet); with --steps, a PNG",
+    )
     add("--mode", choices=MODES, default="adaptive", help="method that finds the region (default: adaptive)")
-    add("--gallery", type=cli.path, metavar="PNG", help="also draw the regions of up to 60 scans")
+    add("--gallery", type=cli.output_file, metavar="PNG", help="also draw the regions of up to 60 scans")
     cli.add_max_skipped(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

@@ -11,12 +11,14 @@ import sys
 from pipeline.pairing.segments import write_segments
 from segloc.common import cli
 from segloc.common.skips import require
+from segloc.common.text import shortened
 
 
 def _command(args: argparse.Namespace) -> None:
     made = write_segments(args.annotations, args.images, args.out, args.workers, args.executor)
     counts, bags, skips = made.segments, made.scans_of_bag, made.skips
-    print(f"{args.out}: {counts.total()} segments ({', '.join(f'{n} {name}' for name, n in counts.items())})")
+    classes = ", ".join(f"{n} {shortened(name)}" for name, n in counts.items())
+    print(f"{args.out}: {counts.total()} segments ({classes})")
     most = max(bags.values())
     print(f"{bags.total()} scans of {len(bags)} bags, grouped by image similarity; at most {most} scans of one bag")
     if skips.counts:
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     add = options.add_argument
     add("--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root")
     add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found from --annotations)")
-    add("--out", type=cli.path, required=True, metavar="FILE", help="the table to write (Parquet)")
+    add("--out", type=cli.output_file, required=True, metavar="FILE", help="the table to write (Parquet)")
     cli.add_max_skipped(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

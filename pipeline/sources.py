@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--images", type=cli.optional_path, metavar="DIR", help="scans of the COCO file (default: its folder)")
     scans = "SIXray, PIDray v2 (its unannotated training scans), or a folder of scans"
     add("--backgrounds", type=cli.path, required=True, metavar="DIR", help=scans)
-    add("--out", type=cli.path, required=True, metavar="DIR", help="output folder of the manifests")
+    add("--out", type=cli.output_folder, required=True, metavar="DIR", help="output folder of the manifests")
     add("--simulated", type=cli.path, metavar="DIR", help="simulate those roots that lie in this folder")
     add_options(options)
     cli.add_executor_options(options)

@@ -14,6 +14,7 @@ from pipeline.storage.shards import Job
 from pipeline.storage.synthesis import excluded_classes, synthesize
 from segloc.common import cli
 from segloc.common.stores import open_store
+from segloc.common.text import shortened
 
 
 def _command(args: argparse.Namespace) -> None:
@@ -25,7 +26,7 @@ def _command(args: argparse.Namespace) -> None:
     )  # fmt: skip
     job = Job(recipe, open_store(args.out), args.pairs, args.per_shard, args.quality)
     if excluded := excluded_classes(job):
-        print(f"classes left out (segments from fewer than two bags): {', '.join(excluded)}")
+        print(f"classes left out (segments from fewer than two bags): {', '.join(map(shortened, excluded))}")
     shards, made = synthesize(job, args.shards_range, args.if_changed, args.workers, args.executor)
     if shards < job.num_shards:
         print(f"{job.out}: {shards} of {job.num_shards} shards; the index is written with the last shard")
@@ -76,7 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="folder of scans, as for pipeline.regions")
     add("--regions", type=cli.path, required=True, metavar="FILE", help="table that pipeline.regions wrote")
     add("--segments", type=cli.path, required=True, metavar="FILE", help="table that pipeline.segments wrote")
-    add("--out", required=True, metavar="DIR_OR_URL", help="folder of the shards, s3:// or another URL of fsspec")
+    add(
+        "--out",
+        type=cli.output_store,
+        required=True,
+        metavar="DIR_OR_URL",
+        help="folder of the shards, s3:// or another URL of fsspec",
+    )
     add("--pairs", type=_at_least(1), default=200_000, metavar="N", help="default: 200000")
     add("--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)")
     add("--per-shard", type=_at_least(1), default=1000, metavar="N", help="pairs per shard (default: 1000)")

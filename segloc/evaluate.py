@@ -29,21 +29,28 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = cli.parser("segloc.evaluate", "Compute COCO AP and AR of boxes and masks.", EXAMPLES)
     source = options.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", help="fine-tuning run or checkpoint")
-    source.add_argument("--results", nargs="+", metavar="FILE", help="COCO results files instead of a detector")
+    source.add_argument("--weights", type=cli.place, help="fine-tuning run or checkpoint")
+    source.add_argument(
+        "--results", type=cli.place, nargs="+", metavar="FILE", help="COCO results files instead of a detector"
+    )
     add = options.add_argument
-    add("--annotations", nargs="+", default=[], metavar="FILE", help="COCO files, one per results file")
-    add("--config", help="recipe (default: the one in the checkpoint)")
-    add("--data", help="PIDray folder of either release (default: the recipe's data section)")
+    add("--annotations", type=cli.place, nargs="+", default=[], metavar="FILE", help="COCO files, one per results file")
+    add("--config", type=cli.path, help="recipe (default: the one in the checkpoint)")
+    add("--data", type=cli.place, help="PIDray folder of either release (default: the recipe's data section)")
     add("--subset", action="append", default=[], help="test set to evaluate (repeatable; default: all)")
     add("--bootstrap", type=int, metavar="N", help="95 %% confidence intervals from N bootstrap draws, e.g. 1000")
-    add("--out", required=True, help="JSON file; tables and the detector's results are written beside it")
+    add(
+        "--out",
+        type=cli.output_file,
+        required=True,
+        help="JSON file; tables and the detector's results are written beside it",
+    )
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 
 
 def _command(args: argparse.Namespace) -> None:
-    out = Path(args.out)
+    out = args.out
     tables = tables_beside(out, args.bootstrap)
     _check_arguments(args, [out, *tables])
     if args.results:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from segloc.common import cli
+from segloc.common.files import check_output_folder
 from segloc.experiments.jobs import plan
 from segloc.experiments.run import chosen_cells, experiment_folder, run_experiment, show
 from segloc.settings.experiments import Experiment
@@ -44,8 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     options = cli.parser(
         "segloc.experiment", "Pretrain, fine-tune, evaluate and compare a grid of runs.", EXAMPLES, cli.CONTINUES
     )
-    options.add_argument("recipe", metavar="RECIPE.yaml", help="recipe of the grid")
-    options.add_argument("--out", required=True, metavar="DIR", help="folder of the experiment, with a folder per cell")
+    options.add_argument("recipe", type=cli.path, metavar="RECIPE.yaml", help="recipe of the grid")
+    options.add_argument(
+        "--out", type=cli.path, required=True, metavar="DIR", help="folder of the experiment, with a folder per cell"
+    )
     options.add_argument("--list", action="store_true", help="show state and commands of every cell, run nothing")
     options.add_argument("--cell", metavar="NAME", help="run only this cell and the jobs it needs; write no report")
     cli.add_overrides(options)
@@ -60,6 +63,7 @@ def _command(args: argparse.Namespace) -> int:
     if args.list:
         show(cells)
         return 0
+    check_output_folder(out)
     failures = run_experiment(experiment, cells, out, with_report=not args.cell)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from segloc.common import cli
 from segloc.common.errors import InputError
-from segloc.common.files import check_output
 from segloc.exporting.batch_norm import Measuring
 from segloc.exporting.export import export, summary
 from segloc.exporting.formats import FORMATS
@@ -29,12 +27,14 @@ statistics are measured on the shards, and its affine part undoes the normalisat
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = cli.parser("segloc.export", "Export backbone weights for another library.", EXAMPLES)
-    options.add_argument("--weights", required=True, help="pretraining or fine-tuning run or checkpoint")
+    options.add_argument(
+        "--weights", type=cli.place, required=True, help="pretraining or fine-tuning run or checkpoint"
+    )
     options.add_argument("--format", required=True, choices=FORMATS, help="library to export for")
-    options.add_argument("--out", required=True, help="file to write")
+    options.add_argument("--out", type=cli.output_file, required=True, help="file to write")
     group = options.add_argument_group("batch norm")
     group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
-    group.add_argument("--shards", metavar="DIR_OR_URL", help="shards to measure statistics on")
+    group.add_argument("--shards", type=cli.place, metavar="DIR_OR_URL", help="shards to measure statistics on")
     group.add_argument("--views", type=int, default=512, help="number of images to measure (default: %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="seed of the order of the pairs (default: %(default)s)")
     group.add_argument(
@@ -44,11 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> None:
-    check_output(args.out)
     if args.insert_bn != bool(args.shards):
         raise InputError("--insert-bn measures statistics on --shards; give both or neither")
     measuring = Measuring(args.shards, args.views, args.seed, args.image_size) if args.insert_bn else None
-    report, report_path = export(args.weights, args.format, Path(args.out), measuring)
+    report, report_path = export(args.weights, args.format, args.out, measuring)
     print(summary(report))
     print(f"wrote {args.out} and {report_path}")
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from segloc.common import cli
+from segloc.common.files import check_output_folder
 from segloc.detection.finetuning import finetune, run_name
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load
@@ -27,13 +28,18 @@ def main(argv: list[str] | None = None) -> int:
     options = cli.parser("segloc.finetune", "Fine-tune a detector.", EXAMPLES, cli.CONTINUES)
     options.add_argument(
         "--weights",
+        type=cli.place,
         required=True,
         help="initial weights of the backbone: a pretraining run or checkpoint, a .pth of a torchvision ResNet, "
         "'random', or 'imagenet' (torchvision's ResNet, downloaded)",
     )
-    options.add_argument("--config", required=True, help="recipe: a YAML file as in detectron_configs/finetune")
-    options.add_argument("--data", help="PIDray folder of either release (default: the recipe's data section)")
-    options.add_argument("--out", help="run folder (default: runs/finetune-CONFIG-WEIGHTS)")
+    options.add_argument(
+        "--config", type=cli.path, required=True, help="recipe: a YAML file as in detectron_configs/finetune"
+    )
+    options.add_argument(
+        "--data", type=cli.place, help="PIDray folder of either release (default: the recipe's data section)"
+    )
+    options.add_argument("--out", type=cli.output_folder, help="run folder (default: runs/finetune-CONFIG-WEIGHTS)")
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 
@@ -41,8 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 def _command(args: argparse.Namespace) -> None:
     """Run the command; it also succeeds when SIGTERM stopped the training."""
     config = load(FinetuneConfig, args.config, args.overrides).with_data(args.data)
-    out = args.out or f"runs/finetune-{Path(args.config).stem}-{run_name(args.weights)}"
-    print(finetune(config, args.weights, Path(out)))
+    out = args.out or Path(f"runs/finetune-{args.config.stem}-{run_name(args.weights)}")
+    check_output_folder(out)
+    print(finetune(config, args.weights, out))
 
 
 if __name__ == "__main__":

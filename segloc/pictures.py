@@ -23,10 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = cli.parser("segloc.pictures", "Draw detections beside the ground truth.", EXAMPLES)
     add = options.add_argument
-    add("--results", required=True, metavar="FILE", help="COCO results, as written by segloc.evaluate")
-    add("--annotations", required=True, metavar="FILE", help="COCO file of the test set")
-    add("--images", required=True, metavar="DIR", help="images of the test set")
-    add("--out", required=True, metavar="FILE", help="PNG file to write")
+    add("--results", type=cli.path, required=True, metavar="FILE", help="COCO results, as written by segloc.evaluate")
+    add("--annotations", type=cli.path, required=True, metavar="FILE", help="COCO file of the test set")
+    add("--images", type=cli.path, required=True, metavar="DIR", help="images of the test set")
+    add("--out", type=cli.output_file, required=True, metavar="FILE", help="PNG file to write")
     add("--score", type=float, default=0.5, help="lowest score of a detection to show (default: %(default)s)")
     add("--each", type=int, default=2, metavar="N", help="best, median and worst images, N each (default: %(default)s)")
     return cli.run(_command, options, argv)

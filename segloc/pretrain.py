@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from segloc.common import cli
 from segloc.common.errors import InputError
@@ -22,9 +21,9 @@ def _command(args: argparse.Namespace) -> int:
         if "WORLD_SIZE" in os.environ:
             raise InputError("--processes cannot be used under torchrun; use one of them")
         ShardFolder.open(args.shards)  # so that errors in the shards are printed once
-        return launch(train, args.processes, config, args.shards, Path(args.out))
+        return launch(train, args.processes, config, args.shards, args.out)
     with join() as group:
-        return train(config, args.shards, Path(args.out), group)
+        return train(config, args.shards, args.out, group)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,13 +40,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument(
         "--shards",
+        type=cli.place,
         required=True,
         metavar="DIR_OR_URL",
         help="folder of finished shards, local or any URL of fsspec (s3://, https://, ...); or a part of it, "
         "FOLDER/pairs-{000000..000003}.tar",
     )
-    options.add_argument("--config", metavar="YAML", help="recipe (default: the recommended ResNet-101 recipe)")
-    options.add_argument("--out", default="runs/pretrain", metavar="RUN", help="run folder (default: %(default)s)")
+    options.add_argument(
+        "--config", type=cli.path, metavar="YAML", help="recipe (default: the recommended ResNet-101 recipe)"
+    )
+    options.add_argument(
+        "--out",
+        type=cli.output_folder,
+        default="runs/pretrain",
+        metavar="RUN",
+        help="run folder (default: %(default)s)",
+    )
     options.add_argument(
         "--processes", type=int, default=1, metavar="N", help="number of processes on this machine (default: 1)"
     )

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from segloc.common import cli
-from segloc.common.files import check_output, write_json
+from segloc.common.files import write_json
 from segloc.probing.probe import probe, table
 
 EXAMPLES = """\
@@ -31,10 +31,14 @@ regression on standardised features by L-BFGS, L2 0.001. Chance is the share of 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = cli.parser("segloc.probe", "Measure how well features predict the classes of held-out items.", EXAMPLES)
-    options.add_argument("--weights", required=True, help="run or checkpoint, random, or imagenet")
-    options.add_argument("--shards", required=True, metavar="DIR_OR_URL", help="folder or URL of finished shards")
-    options.add_argument("--out", metavar="FILE", help="JSON file to write")
-    options.add_argument("--config", metavar="YAML", help="pretraining recipe, for --weights random and imagenet")
+    options.add_argument("--weights", type=cli.place, required=True, help="run or checkpoint, random, or imagenet")
+    options.add_argument(
+        "--shards", type=cli.place, required=True, metavar="DIR_OR_URL", help="folder or URL of finished shards"
+    )
+    options.add_argument("--out", type=cli.output_file, metavar="FILE", help="JSON file to write")
+    options.add_argument(
+        "--config", type=cli.path, metavar="YAML", help="pretraining recipe, for --weights random and imagenet"
+    )
     options.add_argument("--train", type=int, default=2000, metavar="N", help="training views (default: %(default)s)")
     options.add_argument("--test", type=int, default=1000, metavar="N", help="test views (default: %(default)s)")
     options.add_argument("--seed", type=int, default=0, help="seed of the choice of views (default: %(default)s)")
@@ -46,7 +50,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> None:
-    check_output(args.out)
     report = probe(
         args.weights, args.shards, args.config, args.overrides, args.train, args.test, args.seed, args.image_size
     )

@@ -28,12 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     options = cli.parser("segloc.report", "Write a self-contained HTML page that compares runs.", EXAMPLES)
     add = options.add_argument
     runs_help = "run folder with its evaluation.json, or a JSON file of segloc.evaluate --results"
-    add("runs", nargs="+", metavar="RUN", help=runs_help)
-    add("--out", required=True, metavar="FILE", help="HTML file to write")
+    add("runs", type=cli.path, nargs="+", metavar="RUN", help=runs_help)
+    add("--out", type=cli.output_file, required=True, metavar="FILE", help="HTML file to write")
     add("--title", default="SegLoc report", help="title of the page (default: %(default)s)")
     add("--picture", action="append", default=[], metavar="CAPTION=FILE", help="picture to include (repeatable)")
     table_help = "also write the table as .md or .csv (repeatable)"
-    add("--table", action="append", default=[], metavar="FILE", help=table_help)
+    add("--table", type=cli.output_file, action="append", default=[], metavar="FILE", help=table_help)
     return cli.run(_command, options, argv)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.common.files import atomic_file, sha256_of
+from segloc.common.files import atomic_file, check_output, make_folder, sha256_of
 
 
 def entries(root: Path, with_mtime: bool, with_digest: bool = False) -> Iterator[bytes]:
@@ -73,19 +76,19 @@ def write_manifest(root: Path, out: Path, with_mtime: bool = True, with_digest: 
     """
     if out.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{out}: lies in {root}, so the manifest would list itself; choose another folder")
-    count = 0
-    fresh = out.with_name(f"{out.name}.new")
-    try:
-        with atomic_file(fresh) as file:
-            lines = entries(root, with_mtime, with_digest)
-            for line in tqdm(lines, unit="file", unit_scale=True, desc="manifest", disable=None):
-                file.write(line)
-                count += 1
+    check_output(out)
+    count, digest = 0, hashlib.sha256()
+    with tempfile.TemporaryFile(dir=make_folder(out.parent)) as fresh:
+        lines = entries(root, with_mtime, with_digest)
+        for line in tqdm(lines, unit="file", unit_scale=True, desc="manifest", disable=None):
+            fresh.write(line)
+            digest.update(line)
+            count += 1
         if not count:
             raise InputError(f"{root}: no files in this folder")
-        changed = not out.is_file() or sha256_of(out) != sha256_of(fresh)
+        changed = not out.is_file() or sha256_of(out) != digest.hexdigest()
         if changed:
-            os.replace(fresh, out)
-    finally:
-        fresh.unlink(missing_ok=True)
+            fresh.seek(0)
+            with atomic_file(out) as file:
+                shutil.copyfileobj(fresh, file)
     return count, changed

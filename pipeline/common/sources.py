@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.common import manifest
 from segloc.common.errors import InputError
+from segloc.common.files import make_folder
 
 
 def roots(foregrounds: Path, images: Path | None, backgrounds: Path) -> dict[str, Path]:
@@ -37,7 +38,7 @@ def write_manifests(listed: dict[str, Path], out: Path, simulated: Path | None) 
     Raises:
         InputError: a folder is missing.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     files, changed = {}, False
     for name, root in listed.items():
         if not root.is_dir():

@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from segloc.common import stops
+from segloc.common import stops, terminal
 from segloc.common.errors import RunError
 
 # A worker whose last task was quick has the next one already, so that it never waits for this process. After a slow one
@@ -165,6 +165,7 @@ def _work(pipe: Connection, function: Callable[[Any], Any], prepare: Callable[[]
     for number in stops.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stops.SIGNALS)
+    terminal.prepare()
     prepare()
     tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, tasks), daemon=True).start()

@@ -43,7 +43,7 @@ def _command(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
     parser = cli.parser("pipeline.simulate", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--out", type=cli.path, required=True, metavar="DIR", help="output folder")
+    parser.add_argument("--out", type=cli.output_folder, required=True, metavar="DIR", help="output folder")
     add_options(parser)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--swap-brands", action="store_true", help=SWAP_HELP)

@@ -16,7 +16,7 @@ from pipeline.common.executors import run_tasks
 from pipeline.simulate import dataset
 from pipeline.simulate.dataset import SUBSETS, Parameters, coco_file, scan_writer, tasks
 from segloc.common.errors import InputError
-from segloc.common.files import write_atomic
+from segloc.common.files import check_output_folder, write_atomic
 
 MARKER = "simulation.json"
 
@@ -46,8 +46,10 @@ def make(out: Path, parameters: Parameters, workers: int = 0, executor: str = "l
     earlier = _earlier(out)
     if earlier == description:
         return False
+    check_output_folder(out)
     out = out.resolve()  # a symlink stays, and the files move within one file system
     partial = out.parent / f".{out.name}.partial"
+    check_output_folder(partial)
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     try:
         _write(partial, parameters, workers, executor)

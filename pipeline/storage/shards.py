@@ -83,7 +83,7 @@ def remove_strays(out: Store, numbers: range) -> None:
     for name in out.names():
         match = _TEMPORARY.fullmatch(name)
         if match and int(match[1]) in numbers:
-            out.delete(name)
+            out.delete_temporary(name)
 
 
 class TarWriter:

@@ -159,7 +159,7 @@ def _prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
     _each(lambda item: _note(job.out, *item), enumerate(shards))
     for name in job.out.names():
         if _TEMPORARY.fullmatch(name):
-            job.out.delete(name)
+            job.out.delete_temporary(name)
     progress.write_plan(job.out, plan)
 
 

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from segloc.common import stops
+from segloc.common import stops, terminal
 from segloc.common.errors import InputError, RunError, describe_os_error
+from segloc.common.files import check_output, check_output_folder, expanded
 from segloc.common.skips import MAX_SKIPPED, OPTION
+from segloc.common.text import printable
 
 # Names of `pipeline.common.executors.EXECUTORS`.
 EXECUTORS = ("local", "ray")
@@ -32,10 +34,14 @@ def run(
         The exit code: 0 done, 1 the work failed or too much was skipped, 2 wrong input or usage
         (`segloc.common.errors`), 128 + signal after a stop (`segloc.common.stops`).
     """
+    if argv is None:
+        terminal.in_utf8(parser.prog.removeprefix("python -m "))
+    terminal.prepare()
     args = parser.parse_intermixed_args(argv)  # key=value arguments may be anywhere
     line = f"{parser.prog}: stopped by {{}}; {getattr(parser, 'after_stop', STARTS_OVER)}"
     with stops.handled(line):
         try:
+            check_outputs(parser, args)
             return stops.finish(command(args) or 0)
         except EXPECTED as error:
             return stops.finish(report(error, parser.prog))
@@ -52,7 +58,8 @@ def run(
 
 def report(error: InputError | RunError | OSError, program: str) -> int:
     """Print what an expected error says, in one line on stderr; returns its exit code."""
-    print(f"{program}: {describe_os_error(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+    message = describe_os_error(error) if isinstance(error, OSError) else str(error)
+    print(f"{program}: {printable(message)}", file=sys.stderr)
     return InputError.exit_code if isinstance(error, OSError) else error.exit_code
 
 
@@ -138,12 +145,50 @@ def split_override(override: str) -> tuple[str, str]:
 
 
 def path(value: str) -> Path:
-    """Read a path option. An empty path (for example from an unset variable) would mean the current folder."""
+    """Read a path option: literally, except that ``~`` is expanded.
+
+    An empty path (for example from an unset variable) would mean the current folder.
+    """
     if not value:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(value)
+    return Path(expanded(value))
 
 
 def optional_path(value: str) -> Path | None:
     """Read a path option that may be empty, like a value in params.yaml."""
-    return Path(value) if value else None
+    return path(value) if value else None
+
+
+def place(value: str) -> str:
+    """Read a path or URL, or a word that stands for one, such as ``random``; see `path`."""
+    return expanded(value) if path(value) else value
+
+
+def output_file(value: str) -> Path:
+    """Read the path of a file to write; `check_outputs` checks it."""
+    return path(value)
+
+
+def output_folder(value: str) -> Path:
+    """Read the path of a folder to write files in; `check_outputs` checks it."""
+    return path(value)
+
+
+def output_store(value: str) -> str:
+    """Read the path or URL of a folder to write shards in; `check_outputs` checks a local one."""
+    return expanded(value)
+
+
+def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check, before work starts, that everything that the options name as output can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        for given in value if isinstance(value, list) else [value]:
+            if action.type is output_file:
+                check_output(given)
+            elif action.type is output_folder or (action.type is output_store and given and "://" not in given):
+                check_output_folder(given)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from segloc.common.contract import INDEX_NAME, Index, read_index
 from segloc.common.errors import InputError, one_line
-from segloc.common.files import atomic_file
+from segloc.common.files import atomic_file, remove_temporary
 
 # Stores that show an object only after its upload is complete. They would rename by copying.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"}
@@ -89,6 +89,9 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file, if it exists."""
+
+    def delete_temporary(self, name: str) -> None:
+        """Remove a temporary file that `create` left when it was killed. A file that is being written stays."""
 
     def delete_folder(self, name: str) -> None:
         """Remove a folder and its content, if it exists."""
@@ -174,6 +177,10 @@ class LocalStore:
     def delete(self, name: str) -> None:
         """See `Store`."""
         (self.path / name).unlink(missing_ok=True)
+
+    def delete_temporary(self, name: str) -> None:
+        """See `Store`."""
+        remove_temporary(self.path / name)
 
     def delete_folder(self, name: str) -> None:
         """See `Store`."""
@@ -279,6 +286,10 @@ class RemoteStore:
         """See `Store`."""
         with contextlib.suppress(FileNotFoundError), self._system(name) as (system, path):
             system.rm_file(path)
+
+    def delete_temporary(self, name: str) -> None:
+        """See `Store`; a remote store has no locks, so the file is removed in any case."""
+        self.delete(name)
 
     def delete_folder(self, name: str) -> None:
         """See `Store`."""

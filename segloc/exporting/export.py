@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from segloc.common.files import write_atomic, write_json
+from segloc.common.files import check_output, write_atomic, write_json
 from segloc.exporting import batch_norm
 from segloc.exporting.batch_norm import Measuring
 from segloc.exporting.formats import convert, usage_notes, with_head, wrapped
@@ -47,8 +47,11 @@ def export(weights: str, format: str, out: Path, measuring: Measuring | None = N
         The report and its path.
 
     Raises:
-        InputError: the weights are invalid.
+        InputError: the weights are invalid, or the files cannot be written.
     """
+    report_path = out.with_name(f"{out.stem}.report.json")
+    for path in (out, report_path):
+        check_output(path)
     stored, inserted = read_backbone(weights), None
     if measuring:
         stored, inserted = batch_norm.insert_batch_norm(stored, measuring)
@@ -66,6 +69,5 @@ def export(weights: str, format: str, out: Path, measuring: Measuring | None = N
     buffer = io.BytesIO()
     torch.save(wrapped(converted, format, about), buffer)
     write_atomic(out, buffer.getvalue())
-    report_path = out.with_name(f"{out.stem}.report.json")
     write_json(report_path, report)
     return report, report_path

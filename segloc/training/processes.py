@@ -28,6 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
+from segloc.common import terminal
 from segloc.common.cli import EXPECTED, report
 from segloc.common.errors import InputError, RunError
 
@@ -172,6 +173,7 @@ def _launch(function: Callable[..., int], args: tuple[Any, ...], processes: int,
 def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int) -> None:
     """Run one launched process. It ignores Ctrl-C, because the launcher forwards it as SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminal.prepare()
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # instead of SIGINT, which torch sets
     if os.getppid() != launcher:  # it died before
         sys.exit(RunError.exit_code)
