@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import platform
@@ -14,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segloc.common.files import write_atomic
+from segloc.common.errors import InputError
+from segloc.common.files import check_output_folder, write_atomic
 from segloc.common.text import csv_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -22,10 +24,20 @@ RESULTS = Path(__file__).parent / "results"
 Rows = list[dict[str, str]]
 
 
+def arguments(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, and check before the measurements that the result file can be written."""
+    args = options.parse_intermixed_args()
+    try:
+        check_output_folder(getattr(args, "results", RESULTS))
+    except InputError as error:
+        options.error(str(error))
+    return args
+
+
 def machine() -> str:
     """Return processor and number of cores as a file name."""
     cpus = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:(.+)", cpus.read_text()) if cpus.exists() else None
+    found = re.search(r"model name\s*:(.+)", cpus.read_text(encoding="utf-8")) if cpus.exists() else None
     name = found[1] if found else platform.processor() or platform.machine()
     return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}-{os.cpu_count()}c"
 
@@ -83,10 +95,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def fill(template: Path, **parts: str) -> str:
     """Replace the ``$names`` of a Markdown template by parts, stripped of line breaks at both ends."""
-    return string.Template(template.read_text()).substitute({name: part.strip("\n") for name, part in parts.items()})
+    return string.Template(template.read_text(encoding="utf-8")).substitute(
+        {name: part.strip("\n") for name, part in parts.items()}
+    )
 
 
 def read_rows(path: Path) -> Rows:
     """Read a file of `write_rows`."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

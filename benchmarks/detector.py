@@ -22,7 +22,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from benchmarks.common import interleave, machine, ratio, save
+from benchmarks.common import arguments, interleave, machine, ratio, save
 from benchmarks.step import finish
 from segloc.detection.data import Example
 from segloc.detection.detector import Detector, new_detector
@@ -146,7 +146,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--batches", type=int, default=2, help="batches per round (default: %(default)s)")
     options.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     options.add_argument("--amp", action="store_true", help="train in bfloat16")
-    return options.parse_args()
+    return arguments(options)
 
 
 def main() -> None:

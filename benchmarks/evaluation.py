@@ -23,7 +23,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.common import interleave, ratio, save
+from benchmarks.common import arguments, interleave, ratio, save
 from segloc import evaluate
 from segloc.common.datasets import Split
 from segloc.detection import bootstrap
@@ -96,13 +96,13 @@ def ours(folder: Path) -> list[list[float]]:
     files = ["--results", str(folder / "results.json"), "--annotations", str(folder / "truth.json")]
     with contextlib.redirect_stdout(io.StringIO()):
         assert evaluate.main([*files, "--out", str(folder / "evaluation.json")]) == 0
-    report = json.loads((folder / "evaluation.json").read_text())
+    report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     return [[report["mean"][kind][metric] for metric in METRICS] for kind in IOU_TYPES]
 
 
 def seconds_per_draw(folder: Path) -> float:
     """Time one bootstrap draw of boxes."""
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     split = read_split(Split("test", folder / "truth.json", None))
     matches = {"test": match(split.ground_truth, results, "bbox")}
     seconds = []
@@ -118,8 +118,8 @@ def row(images: int, most: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         truth, results = make(images, most)
-        (folder / "truth.json").write_text(json.dumps(truth))
-        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
         number = len(results)
         del truth, results
         if plain(folder) != ours(folder):
@@ -143,7 +143,7 @@ def main() -> None:
     options.add_argument("--images", type=int, default=18_220, help="default: %(default)s")
     options.add_argument("--detections", type=int, nargs="+", default=[10, 100], metavar="N", help="maximum per image")
     options.add_argument("--rounds", type=int, default=1, help="rounds after two warm-up rounds (default: %(default)s)")
-    args = options.parse_args()
+    args = arguments(options)
     save("evaluation", [row(args.images, most, args.rounds) for most in args.detections])
 
 

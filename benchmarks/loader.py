@@ -30,7 +30,7 @@ import webdataset
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from benchmarks.common import ratio, save
+from benchmarks.common import arguments, ratio, save
 from segloc.common.contract import INDEX_NAME, SOURCES_NAME, Index, Pair, Shard, Sources, View, pair_key, shard_name
 from segloc.common.masks import encode_rle
 from segloc.data.shard_folder import KEY, QUERY
@@ -181,7 +181,7 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
     options.add_argument("--pairs", type=int, default=1600, help="pairs per variant and round (default: 1600)")
     options.add_argument("--rounds", type=int, default=7, help="default: 7")
-    args = options.parse_args()
+    args = arguments(options)
     cv2.setNumThreads(0)
     rows = []
     for label in HEIGHTS:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import RESULTS, save
+from benchmarks.common import RESULTS, arguments, save
 
 FIELDS = ("files", "folders", "what", "seconds", "microseconds_per_file", "ratio_to_walk", "peak_mib")
 # The peer writes the same sorted lines, without further guarantees.
@@ -63,7 +63,7 @@ def main() -> None:
     options.add_argument("--folders", type=int, default=21, metavar="N", help="default: %(default)s, as in SIXray")
     options.add_argument("--work", type=Path, metavar="DIR", help="folder for the files (default: temporary)")
     options.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
-    args = options.parse_args()
+    args = arguments(options)
     rows = []
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         root, out = Path(work) / "scans", Path(work) / "scans.manifest"

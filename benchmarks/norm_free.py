@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.common import save
+from benchmarks.common import arguments, save
 from segloc.common.errors import DivergedError
 from segloc.contrast.run import pretrain
 from segloc.models import backbone
@@ -66,7 +66,7 @@ def main() -> None:
     options.add_argument("--shards", default="data/shards", help="default: %(default)s, which `make demo` makes")
     options.add_argument("--steps", type=int, default=200, help="default: %(default)s, some seconds each on a CPU")
     options.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the reduced paper recipe")
-    args = options.parse_args()
+    args = arguments(options)
     settings = [*SMALL, f"optim.steps={args.steps}", *args.overrides]
     rows = []
     for variant in VARIANTS:

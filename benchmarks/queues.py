@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from benchmarks.common import ratio, save
+from benchmarks.common import arguments, ratio, save
 from segloc.contrast.losses import info_nce
 from segloc.contrast.queues import ClassQueues
 
@@ -136,7 +136,7 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.queues", description=__doc__.splitlines()[0])
     options.add_argument("--steps", type=int, default=60, help="timed steps per variant (default: 60)")
     options.add_argument("--keys", type=int, default=400_000, help="keys per memory stream (default: 400000)")
-    args = options.parse_args()
+    args = arguments(options)
     rows = [time_steps(levels, threads, args.steps) for levels in (1, 5) for threads in (1, 2)]
     rows += [memory(name, labels) for name, labels in streams(np.random.default_rng(0), args.keys)]
     save("queues", rows)

@@ -12,7 +12,7 @@ import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from benchmarks.common import read_rows, save
+from benchmarks.common import arguments, read_rows, save
 from pipeline.bags import authentic_region
 from pipeline.bags import regions as regions_body
 from segloc.common.contract import Box
@@ -36,7 +36,7 @@ def main() -> None:
     """Run the benchmark."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.region_score", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="holds sixray/ and pidray/")
-    folder = options.parse_args().folder
+    folder = arguments(options).folder
     drawn = {row["image"]: (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"])) for row in read_rows(BOXES)}
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: {mode: [] for mode in regions_body.MODES})
     right: dict[str, Counter[str]] = defaultdict(Counter)

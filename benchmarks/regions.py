@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.common import interleave, ratio, save
+from benchmarks.common import arguments, interleave, ratio, save
 from pipeline.bags import authentic_region
 from pipeline.bags import regions as regions_body
 from pipeline.common.executors import run_tasks, tune_process
@@ -107,7 +107,7 @@ def main() -> None:
     options.add_argument("--scans", type=int, default=60, help="scans used per folder (default: 60)")
     options.add_argument("--rounds", type=int, default=7, help="default: 7")
     options.add_argument("--repeats", type=int, default=50, help="passes over the scans for scaling (default: 50)")
-    args = options.parse_args()
+    args = arguments(options)
     tune_process()
     with tempfile.TemporaryDirectory() as temporary:
         sets = [(folder.name, folder) for folder in args.folders]

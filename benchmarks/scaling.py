@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ratio, save
+from benchmarks.common import arguments, ratio, save
 from benchmarks.synthesis import simulate_tables
 
 PER_SHARD = 250
@@ -70,7 +70,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3, help="default: 3")
     options.add_argument("--long", type=int, default=20_000, help="pairs of the long run (default: 20000)")
     options.add_argument("--keep", type=Path, help="folder that keeps the simulated scans for other runs")
-    args = options.parse_args()
+    args = arguments(options)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.keep or Path(temporary)) / "740"
         simulate_tables(folder, 150, 740)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 
-from benchmarks.common import interleave, ratio, save
+from benchmarks.common import arguments, interleave, ratio, save
 from pipeline.common.executors import tune_process
 from pipeline.simulate.dataset import JPEG_OPTIONS, PNG_OPTIONS, SUBSETS, Parameters, Task, scan_writer
 
@@ -26,7 +26,7 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description=__doc__)
     options.add_argument("--scans", type=int, default=150, help="scans per round, at least 144 (default: %(default)s)")
     options.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    args = options.parse_args()
+    args = arguments(options)
     tune_process()
     parameters = Parameters(args.scans, 0, WIDTH, 0.15)
     parameters.check()

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import machine, ratio, save
+from benchmarks.common import arguments, machine, ratio, save
 from benchmarks.loader import write_shards
 from benchmarks.queues import queue_step
 from segloc.contrast.metrics import peak_memory_mib
@@ -137,7 +137,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=10, help="steps per round (default: 10)")
     options.add_argument("--rounds", type=int, default=3, help="default: 3")
     options.add_argument("settings", nargs="*", metavar="key=value", help="override settings of the recommended recipe")
-    args = options.parse_intermixed_args()
+    args = arguments(options)
     with tempfile.TemporaryDirectory() as temporary:
         write_shards(Path(temporary), (375, 376), 8, 64)
         folder = ShardFolder.open(temporary)

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.common import interleave, ratio, save
+from benchmarks.common import arguments, interleave, ratio, save
 from pipeline import regions, segments
 from pipeline.common.executors import tune_process
 from pipeline.pairing.pairs import Recipe, make_pair, tables
@@ -198,7 +198,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5, help="default: 5")
     options.add_argument("--scans", type=int, default=150, help="simulated scans per set (default: 150)")
     options.add_argument("--keep", type=Path, help="folder that keeps the simulated scans for other runs")
-    args = options.parse_args()
+    args = arguments(options)
     tune_process()
     with tempfile.TemporaryDirectory() as temporary:
         rows = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.common import RESULTS, read_rows
+from segloc.common.files import write_atomic
 from segloc.common.text import markdown_table
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
@@ -29,7 +30,7 @@ def render_speed(results: Path = RESULTS) -> str:
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(render_speed())
+    write_atomic(PAGE, render_speed().encode())
     print(f"wrote {PAGE}")
 
 

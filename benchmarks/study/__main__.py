@@ -16,7 +16,7 @@ from benchmarks import common
 from benchmarks.study import study_page
 from segloc.common import cli
 from segloc.common.errors import InputError
-from segloc.common.files import write_json
+from segloc.common.files import check_output, check_output_folder, write_atomic, write_json
 from segloc.detection.coco_eval import METRICS
 from segloc.experiments.jobs import Job, changed, plan, with_needs
 from segloc.experiments.run import experiment_folder
@@ -124,7 +124,7 @@ def keep(recipe: Path, folder: Path, out: Path) -> None:
     for name, rows in (("runs", runs(cells)), ("pretrainings", pretrainings(cells)), ("commands", commands(cells))):
         common.write_rows(out / f"{name}.csv", rows)
     for name in ("probe.csv", "probe.md"):
-        (out / name).write_text((folder / name).read_text())
+        write_atomic(out / name, (folder / name).read_bytes())
     abouts = [read_run(cell.folder) for cell in evaluated]
     ran_on = {key: sorted({about[key] for about in abouts}) for key in ("engine", "device", "torch", "git_revision")}
     about = {"title": experiment.title, "kept_on": common.machine(), **ran_on}
@@ -144,11 +144,13 @@ def _name_and_seed(name: str) -> tuple[str, int]:
 def _command(args: argparse.Namespace) -> None:
     if bool(args.folder) != bool(args.recipe):
         raise InputError("--recipe says what the experiment in --from should hold: give both or neither")
+    check_output(study_page.PAGE)
     if args.folder:
+        check_output_folder(study_page.RESULTS)
         keep(args.recipe, args.folder, study_page.RESULTS / args.recipe.stem)
     if not study_page.kept():
         raise InputError("no results are kept yet; give an experiment: --recipe FILE --from DIR")
-    study_page.PAGE.write_text(study_page.render_study())
+    write_atomic(study_page.PAGE, study_page.render_study().encode())
     print(f"wrote {study_page.PAGE}")
 
 

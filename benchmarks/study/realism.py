@@ -29,7 +29,7 @@ from pipeline.simulate.__main__ import main as simulate
 from segloc.common import cli
 from segloc.common.datasets import folder
 from segloc.common.errors import InputError
-from segloc.common.files import existing_folder
+from segloc.common.files import check_output_folder, existing_folder
 from segloc.common.images import ImageError, read_image
 
 EXAMPLES = """  python -m benchmarks.study.realism --real data/raw/sixray data/raw/pidray
@@ -238,6 +238,8 @@ def _accuracy(task: str, view: str | None, group: str, hits: np.ndarray, repeats
 
 def compare(args: argparse.Namespace) -> None:
     """Measure both sources, write the results and the page."""
+    simulator_page.check_page(simulator_page.DOCS)
+    check_output_folder(simulator_page.RESULTS)
     rng = np.random.default_rng(args.seed)
     real = read_scans(args.real, args.width, args.most, rng)
     with tempfile.TemporaryDirectory() as temporary:

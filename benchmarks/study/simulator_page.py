@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks import common
 from benchmarks.study.scan_statistics import STATISTICS
 from pipeline.simulate.dataset import SUBSETS
+from segloc.common.files import atomic_file, check_output, write_atomic
 from segloc.common.images import encode_jpeg, read_image
 from segloc.common.text import markdown_table
 
@@ -117,7 +118,8 @@ def draw_histograms(rows: Rows, path: Path) -> None:
             axis.set_title(f"{group}: {name}", fontsize=8)
             axis.tick_params(labelsize=7)
     axes[0, 0].legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=110)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def draw_statistics(rows: Rows, path: Path) -> None:
@@ -141,7 +143,8 @@ def draw_statistics(rows: Rows, path: Path) -> None:
         axis.set_ylim(0.5 - len(groups), 0.5)
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=100)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def draw_sheet(root: Path, path: Path) -> None:
@@ -155,7 +158,7 @@ def draw_sheet(root: Path, path: Path) -> None:
         files = sorted((root / place).iterdir())[:_COLUMNS]
         bands.append(np.hstack([_fitted(read_image(file)) for file in files]))
         cv2.putText(bands[-1], name, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (60, 60, 60), 1, cv2.LINE_AA)
-    path.write_bytes(encode_jpeg(np.vstack(bands), 85))
+    write_atomic(path, encode_jpeg(np.vstack(bands), 85))
 
 
 def _fitted(scan: np.ndarray) -> np.ndarray:
@@ -169,11 +172,17 @@ def _fitted(scan: np.ndarray) -> np.ndarray:
     return cell
 
 
+def check_page(docs: Path) -> None:
+    """Check, before the measurements, that the page and its pictures can be written into `docs`."""
+    for name in (PAGE.name, SHEET, HISTOGRAM_CHART, STATISTICS_CHART):
+        check_output(docs / name)
+
+
 def write_page(results: Path, docs: Path) -> None:
     """Write the page and its charts into `docs`."""
     draw_histograms(read("histograms", results), docs / HISTOGRAM_CHART)
     draw_statistics(read("statistics", results), docs / STATISTICS_CHART)
-    (docs / PAGE.name).write_text(render_simulator(results))
+    write_atomic(docs / PAGE.name, render_simulator(results).encode())
     print(f"wrote {docs / PAGE.name}")
 
 

@@ -43,9 +43,13 @@ def render_study() -> str:
     pooled = [folder for folder in compared if compared[folder]["pool"]]
     pools = itertools.groupby(sorted(pooled, key=lambda f: compared[f]["pool"]), lambda f: compared[f]["pool"])
     current = [folder for folder in compared if not compared[folder]["superseded"]]
-    blocks = [HEAD.read_text(), *(together(list(studies)) for _, studies in pools), *map(chapter, current)]
+    blocks = [
+        HEAD.read_text(encoding="utf-8"),
+        *(together(list(studies)) for _, studies in pools),
+        *map(chapter, current),
+    ]
     if earlier := [folder for folder in compared if compared[folder]["superseded"]]:
-        blocks += [APPENDIX.read_text(), *map(chapter, earlier)]
+        blocks += [APPENDIX.read_text(encoding="utf-8"), *map(chapter, earlier)]
     return "\n".join(filter(None, blocks))
 
 
@@ -192,7 +196,7 @@ def _accuracies(probes: Rows, start: str, features: str, method: str) -> dict[st
 
 
 def _about(results: Path) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads((results / "about.json").read_text())
+    about: dict[str, Any] = json.loads((results / "about.json").read_text(encoding="utf-8"))
     return about
 
 

@@ -215,7 +215,7 @@ def write_reports(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 

@@ -138,7 +138,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -164,7 +164,7 @@ class MetricsLog:
         self.path = Path(folder) / METRICS_FILE
         kept = [row for row in read_metrics(folder) if row["iteration"] < start]
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self.file = self.path.open("a")
+        self.file = self.path.open("a", encoding="utf-8")
         self.events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
