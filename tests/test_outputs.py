@@ -71,7 +71,7 @@ def test_every_option_that_writes_is_declared_as_output(module):
         name = action.option_strings[-1] if action.option_strings else action.dest
         if (module, name) in NO_OUTPUT | CHECKED_BY_THE_COMMAND:
             continue
-        writes = name == "--out" or (action.metavar != "N" and WRITES.search(action.help or ""))
+        writes = name == "--out" or (action.metavar not in ("N", "SHARE") and WRITES.search(action.help or ""))
         assert not writes or action.type in OUTPUT_TYPES, f"{module} {name}: use cli.output_file or cli.output_folder"
 
 
