@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from pipeline.bags.regions import MODES, draw_region_gallery, draw_steps, write_regions
-from segloc.common import cli
-from segloc.common.datasets import backgrounds
+from segloc.common import cli, white_level
+from segloc.common.datasets import backgrounds, folder
 from segloc.common.errors import InputError
 from segloc.common.files import write_atomic
 from segloc.common.images import ImageError, encode_png
@@ -17,20 +18,33 @@ from segloc.common.skips import require
 def _command(args: argparse.Namespace) -> None:
     if args.steps:
         try:
-            write_atomic(args.out, encode_png(draw_steps(args.steps, args.mode)))
+            white = _level_of_folder(args.steps) if args.white is None else args.white
+            write_atomic(args.out, encode_png(draw_steps(args.steps, args.mode, white)))
         except ImageError as error:
             raise InputError(f"{args.steps}: {error}") from error
         return
     names = backgrounds(args.backgrounds)
-    counts, skips = write_regions(args.backgrounds, names, args.out, args.mode, args.workers, args.executor)
+    white, text = white_level.choose((args.backgrounds / name for name in white_level.sample(names)), args.white)
+    if text:
+        print(text)
+    counts, skips = write_regions(args.backgrounds, names, args.out, args.mode, args.workers, args.executor, white)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     print(f"{args.out}: {len(names)} backgrounds ({summary})")
     if skips.counts:
         print(skips.summary())
     if args.gallery:
-        draw_region_gallery(args.backgrounds, names, args.gallery, args.mode)
+        draw_region_gallery(args.backgrounds, names, args.gallery, args.mode, white)
         print(f"{args.gallery}: red: the paper's region, blue: region of mode {args.mode}, green: its bags")
     require([skips], args.max_skipped, "replace these files, or remove them from --backgrounds", str(args.out))
+
+
+def _level_of_folder(scan: Path) -> int | None:
+    """White level of the folder that a scan lies in. It is measured only for a scan of 16 bits."""
+    if white_level.choose([scan]).level is None:
+        return None
+    white, text = white_level.choose(scan.parent / name for name in white_level.sample(folder.scans(scan.parent)))
+    print(text)
+    return white
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--mode", choices=MODES, default="adaptive", help="method that finds the region (default: adaptive)")
     add("--gallery", type=cli.output_file, metavar="PNG", help="also draw the regions of up to 60 scans")
+    cli.add_white(options)
     cli.add_max_skipped(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

@@ -15,7 +15,7 @@ from segloc.common.text import shortened
 
 
 def _command(args: argparse.Namespace) -> None:
-    made = write_segments(args.annotations, args.images, args.out, args.workers, args.executor)
+    made = write_segments(args.annotations, args.images, args.out, args.workers, args.executor, args.white)
     counts, bags, skips = made.segments, made.scans_of_bag, made.skips
     classes = ", ".join(f"{n} {shortened(name)}" for name, n in counts.items())
     print(f"{args.out}: {counts.total()} segments ({classes})")
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root")
     add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found from --annotations)")
     add("--out", type=cli.output_file, required=True, metavar="FILE", help="the table to write (Parquet)")
+    cli.add_white(options)
     cli.add_max_skipped(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)

@@ -15,6 +15,7 @@ from pipeline.bags import authentic_region
 from pipeline.common import gallery
 from pipeline.common.executors import run_tasks
 from pipeline.tables import region_table
+from segloc.common import white_level
 from segloc.common.contract import Box
 from segloc.common.images import BROKEN_LINK, Image, ImageError, decode, read_file, read_image
 from segloc.common.skips import Skips
@@ -29,13 +30,14 @@ _GALLERY_TILES, _GALLERY_COLUMNS = 60, 6
 _STEP_PX = 360
 
 
-def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
+def measure(name: str, *, root: Path, mode: str, white: int | None = None) -> dict[str, Any]:
     """Make the table's row of one background. A bad file does not raise; its row has a status and a message.
 
     Args:
         name: path of the scan relative to `root`.
         root: folder of the backgrounds.
         mode: ``adaptive`` or ``paper``.
+        white: white level of the backgrounds; None if they have none.
     """
     row: dict[str, Any] = {"image": utf8_text(name), "status": "ok", "message": ""}
     if row["image"] != name:
@@ -43,7 +45,7 @@ def measure(name: str, *, root: Path, mode: str) -> dict[str, Any]:
     try:
         data = read_file(root / name)
         row["crc32"] = zlib.crc32(data)
-        grey = decode(data, "grey")
+        grey = decode(data, "grey", white=white)
     except ImageError as error:
         return row | {"status": "unreadable", "message": str(error)}
     height, width = grey.shape
@@ -69,12 +71,13 @@ def find_bags(grey: Image, mode: str) -> tuple[list[Box], int]:
     return authentic_region.bags(grey)
 
 
-def draw_steps(path: Path, mode: str) -> Image:
+def draw_steps(path: Path, mode: str, white: int | None = None) -> Image:
     """Draw the steps that find the region of a scan, as in the paper's figure 5.
 
     Args:
         path: the scan.
         mode: mode of the boxes in the last picture, in blue; the paper's are red.
+        white: white level of the scan's data set; None if it has none.
 
     Returns:
         uint8 RGB: grey, inverted, eroded, threshold and the scan with its boxes, side by side.
@@ -82,7 +85,7 @@ def draw_steps(path: Path, mode: str) -> Image:
     Raises:
         ImageError: the scan cannot be read.
     """
-    grey, colour = read_image(path, "grey"), read_image(path)
+    grey, colour = read_image(path, "grey", white), read_image(path, white=white)
     steps = authentic_region.paper_steps(grey)
     tiles = [gallery.tile(step[..., None].repeat(3, 2), [], name, _STEP_PX) for name, step in steps.items()]
     tiles.append(gallery.tile(colour, _boxes(grey, mode), f"red: paper, blue: {mode}", _STEP_PX))
@@ -98,7 +101,13 @@ def _boxes(grey: Image, mode: str) -> list[tuple[Box, tuple[int, int, int]]]:
 
 
 def write_regions(
-    root: Path, names: Sequence[str], out: Path, mode: str, workers: int, executor: str
+    root: Path,
+    names: Sequence[str],
+    out: Path,
+    mode: str,
+    workers: int,
+    executor: str,
+    white: int | None = None,
 ) -> tuple[Counter[str], Skips]:
     """Measure backgrounds and write their table.
 
@@ -109,12 +118,13 @@ def write_regions(
         mode: ``adaptive`` or ``paper``.
         workers: see `pipeline.common.executors.run_tasks`.
         executor: see `pipeline.common.executors.run_tasks`.
+        white: white level of the backgrounds; None if they have none.
 
     Returns:
         Number of backgrounds by status, and the unreadable ones by reason.
     """
     counts, skips, links = Counter[str](), Skips("backgrounds"), 0
-    task = functools.partial(measure, root=root.absolute(), mode=mode)
+    task = functools.partial(measure, root=root.absolute(), mode=mode, white=white)
     results: Iterator[dict[str, Any]] = run_tasks(task, names, workers=workers, executor=executor, chunk=CHUNK)
     with region_table.writer(out) as table:
         for row in tqdm(results, total=len(names), unit="scan", desc="regions", disable=None):
@@ -129,16 +139,17 @@ def write_regions(
             skips.add(f"{BROKEN_LINK}: nothing was fetched", names[0], links)
         table.parameters |= {"mode": mode, "least_side_px": LEAST_SIDE_PX, "counts": dict(sorted(counts.items()))}
         table.parameters |= skips.table_parameters()
+        table.parameters |= white_level.parameters(white)
     return counts, skips
 
 
-def draw_region_gallery(root: Path, names: Sequence[str], out: Path, mode: str) -> None:
+def draw_region_gallery(root: Path, names: Sequence[str], out: Path, mode: str, white: int | None = None) -> None:
     """Draw the regions of up to 60 backgrounds, evenly spread, on one sheet (PNG)."""
     tiles = []
     for position in gallery.spread(_GALLERY_TILES, len(names)):
         path = root / names[position]
         try:
-            grey, colour = read_image(path, "grey"), read_image(path)
+            grey, colour = read_image(path, "grey", white), read_image(path, white=white)
         except ImageError:
             continue
         tiles.append(gallery.tile(colour, _boxes(grey, mode), names[position]))

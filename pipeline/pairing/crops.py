@@ -16,6 +16,7 @@ from pipeline.pairing import segments
 from pipeline.pairing.geometry import fit
 from pipeline.pairing.segments import Row
 from pipeline.tables import region_table, segment_table
+from segloc.common import white_level
 from segloc.common.contract import Box
 from segloc.common.datasets import near_duplicates
 from segloc.common.datasets.scan_paths import below
@@ -44,7 +45,9 @@ def draw_crop(rng: np.random.Generator, width: int, height: int) -> Box:
     return x, y, x + wide, y + tall
 
 
-def cut_crops(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) -> list[Row] | str:
+def cut_crops(
+    scan: tuple[int, str], *, root: Path, per_scan: int, seed: int, white: int | None = None
+) -> list[Row] | str:
     """Cut crops out of a scan.
 
     Args:
@@ -52,13 +55,14 @@ def cut_crops(scan: tuple[int, str], *, root: Path, per_scan: int, seed: int) ->
         root: folder of the scans.
         per_scan: number of crops.
         seed: seed of the command.
+        white: white level of the scans; None if they have none.
 
     Returns:
         Rows of the table of segments, or the reason why there are none.
     """
     number, name = scan
     try:
-        image = read_image(below(root, name))
+        image = read_image(below(root, name), white=white)
     except ValueError as error:  # ImageError is one
         return str(error).partition(":")[0]
     if image.shape[1] > FRAME_PX:
@@ -106,10 +110,11 @@ def write_crops(
     if scans < 1:
         raise InputError(f"--scans is {scans}; use 1 or more")
     root = existing_folder(backgrounds, "backgrounds").absolute()
-    names = region_table.load(regions).images
+    table_of_regions = region_table.load(regions)
+    names, white = table_of_regions.images, table_of_regions.white
     chosen = np.sort(generator(seed, "crops").permutation(len(names))[:scans]).tolist()
     drawn = [(number, names[number].as_py()) for number in chosen]
-    task = functools.partial(cut_crops, root=root, per_scan=per_scan, seed=seed)
+    task = functools.partial(cut_crops, root=root, per_scan=per_scan, seed=seed, white=white)
     results: Iterator[list[Row] | str] = run_tasks(task, drawn, workers=workers, executor=executor, chunk=4)
     crops, skips = 0, Skips("scans", len(drawn))
     with segment_table.writer(out) as table:
@@ -124,6 +129,6 @@ def write_crops(
             raise InputError(f"{backgrounds}: no scan can be read; run pipeline.regions again")
         table.parameters |= {
             "classes": [CLASS], "counts": {CLASS: crops}, **skips.table_parameters(), "seed": seed,
-            "positives": "instance", "per_scan": per_scan,
+            "positives": "instance", "per_scan": per_scan, **white_level.parameters(white),
         }  # fmt: skip
     return crops, skips

@@ -173,7 +173,8 @@ def read_background(recipe: Recipe, regions: Regions, number: int) -> Image:
     name = regions.images[number].as_py()
     try:
         data = read_file(below(recipe.backgrounds, name))
-        scan = decode(data, reduction=reduction(int(regions.sizes[number, 0]), recipe.width))
+        smaller = reduction(int(regions.sizes[number, 0]), recipe.width)
+        scan = decode(data, reduction=smaller, white=regions.white)
         if zlib.crc32(data) != regions.crcs[number]:
             raise ImageError("changed since its region was measured")
         return scan

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pipeline.common.executors import run_tasks
 from pipeline.tables import segment_table
-from segloc.common import datasets, masks
+from segloc.common import datasets, masks, white_level
 from segloc.common.contract import Box
 from segloc.common.datasets import Instance, near_duplicates
 from segloc.common.errors import InputError
@@ -36,19 +36,22 @@ _WHITE = np.full(3, 255.0, np.float32)
 Row = dict[str, Any]
 
 
-def cut_segment(instances: list[Instance], *, images: Path, classes: tuple[str, ...]) -> tuple[list[Row], list[str]]:
+def cut_segment(
+    instances: list[Instance], *, images: Path, classes: tuple[str, ...], white: int | None = None
+) -> tuple[list[Row], list[str]]:
     """Cut the items of one class out of one scan.
 
     Args:
         instances: annotations of one class in one image.
         images: folder of the scans.
         classes: names by class id.
+        white: white level of the scans; None if they have none.
 
     Returns:
         Rows of the table without the scan group, and a reason for each instance without a row.
     """
     try:
-        scan = read_image(images / instances[0].image)
+        scan = read_image(images / instances[0].image, white=white)
     except ImageError as error:
         return [], [f"image unreadable: {str(error).partition(':')[0]}"] * len(instances)
     rows, reasons = [], []
@@ -151,7 +154,9 @@ class Made:
     scans_of_bag: Counter[int]
 
 
-def write_segments(annotations: Path, images: Path | None, out: Path, workers: int, executor: str) -> Made:
+def write_segments(
+    annotations: Path, images: Path | None, out: Path, workers: int, executor: str, white: int | None = None
+) -> Made:
     """Cut all items out of their scans and write their table.
 
     Args:
@@ -160,6 +165,7 @@ def write_segments(annotations: Path, images: Path | None, out: Path, workers: i
         out: output file.
         workers: see `pipeline.common.executors.run_tasks`.
         executor: see `pipeline.common.executors.run_tasks`.
+        white: white level of the scans; None measures it.
 
     Raises:
         InputError: the data set cannot be used, or gives no segment.
@@ -170,7 +176,12 @@ def write_segments(annotations: Path, images: Path | None, out: Path, workers: i
     tasks = _tasks(found.instances)
     skips, counts = found.skips, Counter[str]()
     fingerprints: dict[str, bytes] = {}
-    task = functools.partial(cut_segment, images=source.image_folder().absolute(), classes=found.classes)
+    root = source.image_folder().absolute()
+    names = white_level.sample({instance.image for instance in found.instances})
+    level, text = white_level.choose((root / name for name in names), white)
+    if text:
+        print(text)
+    task = functools.partial(cut_segment, images=root, classes=found.classes, white=level)
     results: Iterator[tuple[list[Row], list[str]]] = run_tasks(task, tasks, workers=workers, executor=executor, chunk=4)
     # Groups are known only after all scans. Until then the rows wait in a temporary file.
     with segment_table.writer(out) as table, tempfile.TemporaryFile(dir=out.parent) as waiting:
@@ -194,6 +205,7 @@ def write_segments(annotations: Path, images: Path | None, out: Path, workers: i
             "classes": list(found.classes),
             "counts": {name: counts[name] for name in found.classes},
             **skips.table_parameters(),
+            **white_level.parameters(level),
             "ring_px": list(RING_PX),
             "scan_group_threshold_bits": near_duplicates.THRESHOLD_BITS,
         }

@@ -110,7 +110,8 @@ def parameters(job: Job) -> dict[str, Any]:
         InputError: an input is missing or cannot give any pair.
     """
     excluded = excluded_classes(job)
-    _, items = tables(job.recipe.regions, job.recipe.segments)
+    regions, items = tables(job.recipe.regions, job.recipe.segments)
+    levels = {"backgrounds_white": regions.white, "segments_white": items.white}
     return {
         "recipe_version": RECIPE_VERSION,
         "pairs": job.pairs,
@@ -127,6 +128,8 @@ def parameters(job: Job) -> dict[str, Any]:
         "segments_sha256": sha256_of(job.recipe.segments),
         # Only in folders of crops.
         **({"positives": "instance"} if items.instances else {}),
+        # Only of 16-bit scans.
+        **{name: level for name, level in levels.items() if level is not None},
         "excluded_classes": excluded,
     }
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.tables.parquet import TableWriter, open_table, reading, table_writer
+from segloc.common import white_level
 from segloc.common.contract import Box
 from segloc.common.errors import InputError
 
@@ -46,6 +47,7 @@ class Regions:
         bags: per scan a list of its bags from left to right, each x0, y0, x1, y1 in pixels of the scan.
         levels: uint8 [n], grey level of the empty belt.
         crcs: uint32 [n], CRC-32 of the file.
+        white: white level that the scans were read with; None for 8-bit scans and in older tables.
     """
 
     images: pa.ChunkedArray
@@ -53,6 +55,7 @@ class Regions:
     bags: pa.ChunkedArray
     levels: np.ndarray
     crcs: np.ndarray
+    white: int | None
 
     def draw_bag(self, rng: np.random.Generator, number: int) -> Box:
         """Draw one of the bags of scan `number`, with probability proportional to its area."""
@@ -69,7 +72,7 @@ def load(path: Path) -> Regions:
     Raises:
         InputError: not a table of regions, or fewer than two usable backgrounds.
     """
-    file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
+    file, parameters = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
     with reading(path):
         table = file.read(columns=["image", "width", "height", "bags", "background_level", "crc32", "status"])
     table = table.filter(pc.equal(table["status"], "ok"))
@@ -77,4 +80,4 @@ def load(path: Path) -> Regions:
         raise InputError(f"{path}: {len(table)} usable backgrounds, but a pair needs two; add benign scans")
     sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
     levels, crcs = table["background_level"].to_numpy(), table["crc32"].to_numpy()
-    return Regions(table["image"], sizes, table["bags"], levels, crcs)
+    return Regions(table["image"], sizes, table["bags"], levels, crcs, white_level.stored(parameters, path))

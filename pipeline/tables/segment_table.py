@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.tables.parquet import TableWriter, open_table, reading, table_writer
+from segloc.common import white_level
 from segloc.common.datasets.near_duplicates import FINGERPRINT_BYTES
 from segloc.common.errors import InputError
 from segloc.common.images import Image, ImageError, decode_rgba
@@ -100,6 +101,7 @@ class SegmentTable:
         rows: per class a list of bags, each a list of its rows. All scans of a bag are grouped, so two bags never
             contain the same item.
         instances: whether both items of a pair come from one scan (`pipeline.crops`), not from two bags.
+        white: white level that the scans were read with; None for 8-bit scans and in older tables.
         usable: ids of the classes that can make pairs: those with items from at least two bags.
         segment: ``segment(row)`` reads and decodes a segment; the most recent ones are cached.
     """
@@ -113,6 +115,7 @@ class SegmentTable:
         self._path = path
         self._file, parameters = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
         self.classes: tuple[str, ...] = tuple(parameters["classes"])
+        self.white = white_level.stored(parameters, path)
         self.instances: bool = parameters.get("positives") == "instance"
         columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
         with reading(path):

@@ -116,6 +116,26 @@ def add_max_skipped(options: argparse.ArgumentParser) -> None:
     )
 
 
+def add_white(options: argparse.ArgumentParser) -> None:
+    """Add ``--white``; see `segloc.common.white_level`."""
+    options.add_argument(
+        "--white",
+        type=white,
+        metavar="LEVEL",
+        help="value of the empty belt in 16-bit scans, 1 to 65535 (default: measured over the scans; 8-bit scans are "
+        "not changed)",
+    )
+
+
+def white(text: str) -> int | None:
+    """Read an option that is a white level; an empty text, like a value in params.yaml, is None."""
+    if not text:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 65535")
+    return int(text)
+
+
 def share(text: str) -> float:
     """Read an option that is a share from 0 to 1."""
     try:

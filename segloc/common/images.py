@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
+import math
 import os
 import stat
-import struct
 from pathlib import Path
 from typing import Literal
 
@@ -13,16 +14,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from segloc.common.image_headers import JPEG_START, ImageError, read_header
+
 Image = npt.NDArray[np.uint8]
 
 # The size at which Pillow refuses to decode (twice its warning level). No scanner reaches it; a few kB of PNG can.
 MAX_PIXELS = 178_956_970
 
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
-
-
-_JPEG_START = b"\xff\xd8\xff"
 # OpenCV's flags of a reduced size include a colour mode; in the grey flags that bit is zero.
 _REDUCED = {
     1: 0,
@@ -34,18 +32,20 @@ _REDUCED = {
 
 BROKEN_LINK = "link without a target"  # reason of a link to a file that is missing, or to itself
 
+# A 16-bit scan is refused as one of another scale: without a white level, if it uses less than this share of the range;
+# with one, if its own level is outside these multiples of it. Scans of 10, 12, 14 and 16 bits differ by factors of 4.
+LEAST_USED, DARKEST, BRIGHTEST = 0.5, 1 / 12, 2.0
+FULL = 65_535
+_COUNTED_PIXELS = 1 << 20  # of an image, to find its level
 
-class ImageError(ValueError):
-    """A file that is not a usable scan. The message is the reason, without the file name."""
 
-
-def read_image(path: str | os.PathLike[str], mode: Literal["rgb", "grey"] = "rgb") -> Image:
+def read_image(path: str | os.PathLike[str], mode: Literal["rgb", "grey"] = "rgb", white: int | None = None) -> Image:
     """Read a scan; see `decode`.
 
     Raises:
         ImageError: the file is missing, cannot be read, or is not a usable image.
     """
-    return decode(read_file(path), mode)
+    return decode(read_file(path), mode, white=white)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -68,35 +68,93 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1) -> Image:
+def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1, white: int | None = None) -> Image:
     """Decode a JPEG, PNG, BMP or TIFF scan.
 
-    OpenCV reduces sixteen bits to their high byte, drops alpha, and converts grey and CMYK to RGB. Grey images are
+    OpenCV drops alpha, converts grey and CMYK to RGB, and turns the image as its orientation tag says. Grey images are
     those of `cv2.IMREAD_GRAYSCALE`: for a JPEG its luma plane, which differs from a conversion of the decoded colours
-    by up to 15 levels.
+    by up to 15 levels. Of a TIFF with several pages the first is read.
 
     Args:
         data: the file's content.
         mode: ``rgb`` or ``grey``.
         reduction: 1, 2, 4 or 8: factor by which height and width are reduced, rounded up, with each pixel a mean. For a
             JPEG, the decoder's transform does this at almost no cost.
+        white: white level of the data set (`segloc.common.white_level`). Values v of 16-bit scans become
+            255 * min(v / white, 1). None keeps their high byte. Scans of 8 bits are the same with any level.
 
     Returns:
         uint8 array, [height, width, 3] in RGB order or [height, width].
 
     Raises:
-        ImageError: empty, of another format, truncated, too large, or broken.
+        ImageError: empty, of another format, truncated, too large, broken, or of 16 bits on another scale than `white`.
     """
-    width, height = dimensions(data)
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"too large: {width}x{height} pixels")
+    header = read_header(data)
+    if header.width * header.height > MAX_PIXELS:
+        raise ImageError(f"too large: {header.width}x{header.height} pixels")
     colours = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR_RGB
-    in_decoder = data.startswith(_JPEG_START)  # for other formats OpenCV would skip pixels
-    image = decode_unchecked(np.frombuffer(data, np.uint8), _REDUCED[reduction if in_decoder else 1] | colours)
-    if reduction > 1 and not in_decoder:
+    if header.bits == 16:
+        image = to_8_bits(decode_16_bits(data, mode), white)
+    else:
+        in_decoder = data.startswith(JPEG_START)  # for other formats OpenCV would skip pixels
+        flags = _REDUCED[reduction if in_decoder else 1] | colours
+        image = decode_unchecked(np.frombuffer(data, np.uint8), flags)
+        reduction = 1 if in_decoder else reduction
+    if reduction > 1:
         size = -(-image.shape[1] // reduction), -(-image.shape[0] // reduction)
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     return image
+
+
+def decode_16_bits(data: bytes, mode: Literal["rgb", "grey"] = "rgb") -> npt.NDArray[np.uint16]:
+    """Decode a file whose header has 16 bits: uint16 [h, w, 3] in RGB order or [h, w].
+
+    Raises:
+        ImageError: it cannot be decoded, or has negative values.
+    """
+    # OpenCV 5.0 swaps colours of a 16-bit TIFF wrongly when asked for RGB.
+    colours = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR_BGR
+    image = _imdecode(np.frombuffer(data, np.uint8), colours | cv2.IMREAD_ANYDEPTH)
+    if image.dtype == np.int16 and image.min() < 0:
+        raise ImageError("negative values in a signed 16-bit TIFF, convert it to 16 bits without sign")
+    image = image.astype(np.uint16, copy=False)
+    return image if mode == "grey" else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint16)
+
+
+def level_of(values: npt.NDArray[np.int64]) -> int:
+    """Level that 99.9 % of the pixels do not exceed, from the count of each value (int64 [65536])."""
+    counts = np.cumsum(values)
+    # In whole numbers: 0.999 has no exact floating-point value.
+    return int(np.searchsorted(1000 * counts, 999 * counts[-1]))
+
+
+def histogram(image: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
+    """Count each value of a 16-bit image, over at most about a million pixels on a regular grid: int64 [65536]."""
+    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _COUNTED_PIXELS))
+    return np.bincount(image[::step, ::step].ravel(), minlength=FULL + 1)
+
+
+def to_8_bits(image: npt.NDArray[np.uint16], white: int | None) -> Image:
+    """Map 16-bit values to 8 bits by the white level of their data set; see `decode`.
+
+    Raises:
+        ImageError: the image is on another scale, so that it would become black or white.
+    """
+    level = level_of(histogram(image))
+    if white is None:
+        if level < LEAST_USED * FULL:
+            raise ImageError(f"16 bits without a white level: used up to {level}; give --white or data.white")
+        return (image >> 8).astype(np.uint8)
+    if not DARKEST * white <= level <= BRIGHTEST * white:
+        raise ImageError(f"16 bits on another scale: used up to {level}, but the white level is {white}")
+    return _to_white(white)[image]
+
+
+@functools.lru_cache(maxsize=4)
+def _to_white(white: int) -> Image:
+    """Table of 255 * min(v / white, 1), rounded, for each 16-bit value v."""
+    values = np.minimum(np.arange(FULL + 1), white)
+    return ((2 * 255 * values + white) // (2 * white)).astype(np.uint8)
 
 
 def decode_unchecked(data: npt.NDArray[np.uint8], flags: int = cv2.IMREAD_COLOR_RGB) -> Image:
@@ -107,13 +165,17 @@ def decode_unchecked(data: npt.NDArray[np.uint8], flags: int = cv2.IMREAD_COLOR_
     Raises:
         ImageError: it cannot be decoded.
     """
+    return np.asarray(_imdecode(data, flags), np.uint8)
+
+
+def _imdecode(data: npt.NDArray[np.uint8], flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(data, flags)
     except cv2.error as error:  # an empty file, or more pixels than OpenCV accepts
         raise ImageError("cannot be decoded") from error
     if image is None or image.size == 0:
         raise ImageError("cannot be decoded")
-    return np.asarray(image, np.uint8)
+    return image
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
@@ -161,95 +223,10 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
-    """Read (width, height) in pixels from the header, and check that the file is complete, without decoding it.
+    """Read (width, height) in pixels from the header; see `read_header`.
 
     Raises:
-        ImageError: empty, of another format, or truncated.
+        ImageError: see `read_header`.
     """
-    if not data:
-        raise ImageError("empty file")
-    try:
-        for magic, parse in _PARSERS.items():
-            if data.startswith(magic):
-                width, height = parse(data)
-                break
-        else:
-            raise ImageError("not a JPEG, PNG, BMP or TIFF file")
-    except (struct.error, IndexError) as error:
-        raise ImageError("truncated file") from error
-    if width < 1 or height < 1:
-        raise ImageError("broken header")
-    return width, height
-
-
-def _jpeg(data: bytes) -> tuple[int, int]:
-    """Walk the segments to the frame header and the scan, and check that the end marker follows.
-
-    Decoders fill a missing end with grey, without an error. The end marker cannot occur inside a scan. A thumbnail has
-    its own end marker, but lies in a segment before the scan.
-    """
-    size, at = None, 2
-    while True:
-        if data[at] != 0xFF:
-            raise ImageError("broken header")
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker in _JPEG_WITHOUT_LENGTH:
-            at += 2
-            continue
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            size = width, height
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        if marker == 0xDA:
-            break
-        if marker == 0xD9 or length < 2:
-            raise ImageError("broken header")
-        at += 2 + length
-    if size is None:
-        raise ImageError("broken header")
-    if data.rfind(b"\xff\xd9", at) < 0:  # searched from the end, where it should be
-        raise ImageError("truncated file")
-    return size
-
-
-def _png(data: bytes) -> tuple[int, int]:
-    width, height = struct.unpack_from(">II", data, 16)
-    at = 8
-    while True:
-        length, kind = struct.unpack_from(">I4s", data, at)
-        at += 12 + length
-        if at > len(data):
-            raise ImageError("truncated file")
-        if kind == b"IEND":
-            return width, height
-
-
-def _bmp(data: bytes) -> tuple[int, int]:
-    offset, _, width, height, _, bits, compression = struct.unpack_from("<IIiiHHI", data, 10)
-    row_bytes = (abs(width) * bits + 31) // 32 * 4
-    if compression == 0 and len(data) < offset + row_bytes * abs(height):
-        raise ImageError("truncated file")
-    return abs(width), abs(height)
-
-
-def _tiff(data: bytes) -> tuple[int, int]:
-    order = "<" if data.startswith(b"II") else ">"
-    (at,) = struct.unpack_from(order + "I", data, 4)
-    (entries,) = struct.unpack_from(order + "H", data, at)
-    size = {}
-    for entry in range(entries):
-        tag, kind = struct.unpack_from(order + "HH", data, at + 2 + 12 * entry)
-        (size[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, at + 10 + 12 * entry)
-    return size.get(256, 0), size.get(257, 0)
-
-
-_PARSERS = {
-    _JPEG_START: _jpeg,
-    b"\x89PNG\r\n\x1a\n": _png,
-    b"BM": _bmp,
-    b"II*\0": _tiff,
-    b"MM\0*": _tiff,
-}
+    header = read_header(data)
+    return header.width, header.height
