@@ -184,8 +184,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write `content` as indented JSON; see `write_atomic`."""
-    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    """Write `content` as indented JSON; see `write_atomic`. Names that are not UTF-8 become escapes of JSON."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def checked(segmentation: Any, width: int, height: int) -> Any:
     """
     if isinstance(segmentation, list) and segmentation:
         return _polygons(segmentation, max(width, height))
-    if not isinstance(segmentation, dict):
+    if not isinstance(segmentation, dict) or not segmentation:
         raise MaskError("no mask")
     if segmentation.get("size") != [height, width]:
         raise MaskError("RLE made for another image size")

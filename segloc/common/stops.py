@@ -284,4 +284,4 @@ def _before(number: int, frame: FrameType | None) -> None:
 def _write(line: str) -> None:
     if speaks() and multiprocessing.parent_process() is None:
         with contextlib.suppress(OSError):
-            os.write(2, f"{line}\n".encode())
+            os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))

@@ -139,7 +139,7 @@ def resample(matches: Mapping[str, Matches], resamples: int) -> dict[str, np.nda
         undefined.
     """
     sets = {**{name: arrange(part) for name, part in matches.items()}, POOLED: arrange(pool(list(matches.values())))}
-    draws = {name: np.random.default_rng([SEED, _DRAWS, *name.encode()]) for name in matches}
+    draws = {name: np.random.default_rng([SEED, _DRAWS, *name.encode("utf-8", "surrogatepass")]) for name in matches}
     values = {name: np.full((resamples, len(METRICS)), np.nan) for name in (*matches, MEAN, POOLED)}
     for row in tqdm(range(resamples), desc="bootstrap", unit="draw"):
         # Number of times each image was drawn.

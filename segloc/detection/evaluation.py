@@ -110,8 +110,8 @@ def evaluate_weights(
 def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
     """Write a report as CSV, Markdown and JSON; return the paths."""
     csv, markdown = tables_beside(out)
-    write_atomic(csv, eval_tables.evaluation_csv(report).encode())
-    write_atomic(markdown, eval_tables.evaluation_markdown(report).encode())
+    write_atomic(csv, eval_tables.evaluation_csv(report).encode("utf-8", "backslashreplace"))
+    write_atomic(markdown, eval_tables.evaluation_markdown(report).encode("utf-8", "backslashreplace"))
     write_json(out, report)  # last: once it exists, all three exist
     return [csv, markdown, out]
 

@@ -149,7 +149,7 @@ def execute(step: Step, log: Path, descriptors: Sequence[int] = ()) -> int:
         descriptors: lock files that the command inherits.
     """
     with log.open("ab") as file:
-        file.write(f"$ {step}\n".encode())
+        file.write(f"$ {step}\n".encode("utf-8", "backslashreplace"))
         file.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", *step.arguments],
@@ -189,7 +189,7 @@ def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list
             return [*failures, f"probe.md: {error}"]
         texts = {"probe.md": probe_table.probes_markdown(probes), "probe.csv": probe_table.probes_csv(probes)}
         for name, text in texts.items():
-            write_atomic(out / name, text.encode())
+            write_atomic(out / name, text.encode("utf-8", "backslashreplace"))
             print(out / name)
     return failures
 

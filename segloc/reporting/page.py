@@ -166,6 +166,6 @@ def write_report(
     found = [load_run(path) for path in _with_runs([Path(run) for run in runs])]
     page = render(found, [picture(argument) for argument in pictures], title)
     for path in tables:
-        write_atomic(path, WRITERS[Path(path).suffix](results_table(found)).encode())
-    write_atomic(out, page.encode())
+        write_atomic(path, WRITERS[Path(path).suffix](results_table(found)).encode("utf-8", "backslashreplace"))
+    write_atomic(out, page.encode("utf-8", "backslashreplace"))
     return [Path(path) for path in (*tables, out)]

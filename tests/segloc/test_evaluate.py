@@ -12,6 +12,7 @@ from segloc.detection import evaluation, finetuning, predict
 from segloc.detection.coco_eval import METRICS
 from segloc.detection.detector import Detections
 from segloc.detection.splits import mask_of, read_split
+from segloc.settings.finetuning import DataSettings
 from segloc.training import checkpoint
 from tests.segloc.detection.test_coco_eval import figures, plain_pycocotools, random_truth, shifted
 from tests.segloc.detection.test_engines import ENGINES, need
@@ -507,3 +508,29 @@ def test_boxes_are_written_in_coco_format():
 def test_config_replaces_the_recipe_of_the_checkpoint(pidray, tuned, tmp_path):
     command = ["--weights", str(tuned), "--config", str(DEMO), "--data", str(pidray), "--out", str(tmp_path / "e.json")]
     assert evaluate.main([*command, "--subset", "easy", *SMALL]) == 0
+
+
+def test_text_ids_go_through_fine_tuning_evaluation_and_results(tmp_path, monkeypatch):
+    root = write_pidray(tmp_path / "data")
+    for file in (root / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        for image in content["images"]:
+            image["id"] = f"scan #{image['id']}"
+        for category in content["categories"]:
+            category["id"] = f" {category['id']}.0"
+        for item in content["annotations"]:
+            item.update(image_id=f"scan #{item['image_id']}", category_id=str(item["category_id"]))
+        file.write_text(json.dumps(content))
+    assert run(root, tmp_path / "run", "train.iterations=1") == 0
+    splits = [read_split(split) for split in evaluation.evaluation_splits(DataSettings(root=str(root)))]
+    monkeypatch.setattr(evaluation, "build_detector", lambda *_: Oracle(splits))
+    out = tmp_path / "evaluation.json"
+    assert evaluate.main(["--weights", str(tmp_path / "run"), "--data", str(root), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["pooled"]["segm"]["AP"] == pytest.approx(100)
+    results = tmp_path / "evaluation.easy.results.json"
+    first = json.loads(results.read_text())[0]
+    assert (first["image_id"], first["category_id"]) == ("scan #0", CATEGORY_IDS[0])
+    truth = root / "annotations" / "xray_test_easy.json"
+    again = tmp_path / "again.json"
+    assert evaluate.main(["--results", str(results), "--annotations", str(truth), "--out", str(again)]) == 0
+    assert json.loads(again.read_text())["pooled"]["bbox"]["AP"] == pytest.approx(100)

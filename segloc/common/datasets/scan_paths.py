@@ -190,7 +190,9 @@ def _only(root: Path, name: str, matches: Sequence[str]) -> str | None:
     Raises:
         InputError: there are several.
     """
-    different: dict[str, str] = {_file(root, match): match for match in sorted(matches, reverse=True)}
+    if len(matches) <= 1:
+        return matches[0] if matches else None
+    different = {_file(root, match): match for match in sorted(matches, reverse=True)}
     if len(different) > 1:
         shown = sorted(matches)
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
@@ -198,7 +200,7 @@ def _only(root: Path, name: str, matches: Sequence[str]) -> str | None:
             f"{root}: image {_quoted(name)} is not there, and {len(shown)} files have its bare name: "
             f"{', '.join(map(_quoted, shown[:_SHOWN]))}{more}; correct the file_name, or leave only one of them"
         )
-    return next(iter(different.values()), None)
+    return next(iter(different.values()))
 
 
 def _refuse_shared(root: Path, listed: Sequence[str], found: dict[str, str | None]) -> None:

@@ -288,6 +288,27 @@ def test_other_data_under_the_same_name_replace_the_first(classes, pidray, tmp_p
     assert MetadataCatalog.get("pidray_easy").evaluator_type == "coco"
 
 
+def test_ids_that_detectron2_cannot_keep_become_numbers(pidray):
+    """Its evaluator sorts ids with numpy, which makes text of mixed ids and rounds large ones."""
+    file = pidray / "annotations" / "xray_test_easy.json"
+    content = json.loads(file.read_text())
+    images = {0: "scan a", 1: 2**63 + 1}
+    for image in content["images"]:
+        image["id"] = images[image["id"]]
+    for category in content["categories"]:
+        category["id"] = f"class {category['id']}"
+    for item in content["annotations"]:
+        item.update(image_id=images[item["image_id"]], category_id=f"class {item['category_id']}")
+    file.write_text(json.dumps(content))
+    dictionaries = get_detection_dataset_dicts("pidray_easy", filter_empty=False)
+    metadata = MetadataCatalog.get("pidray_easy")
+    assert [one["image_id"] for one in dictionaries] == [1, 2]
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1, 3: 2}
+    assert metadata.thing_classes == list(CLASSES)
+    classes = [CLASSES[one["annotations"][0]["category_id"]] for one in dictionaries]
+    assert classes == [CLASSES[0], CLASSES[1]]  # as `write_split` draws them
+
+
 def test_the_yacs_example_trains_from_exported_weights(pidray, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "detectron2.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
