@@ -19,16 +19,14 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from segloc.common.errors import InputError, one_line
+from segloc.models import foreign
 from segloc.models.backbone import SegLocBackbone
-from segloc.settings.backbone import FPN_CHANNELS
+from segloc.settings.backbone import ARCHS, FPN_CHANNELS
 from segloc.settings.finetuning import REFUSE
 from segloc.training import checkpoint
 
 RANDOM = "random"
 IMAGENET = "imagenet"
-# Tensor names that identify a torchvision ResNet.
-_LAST_STAGE = "layer4.0.conv1.weight"
-_RESNET_TENSORS = {"conv1.weight", "layer1.0.conv1.weight", _LAST_STAGE}
 # Parameters of `segloc.models.norm.ResidualScale`, which have the names of batch norm's scales and shifts.
 _RESIDUAL_SCALE = re.compile(r"body\.layer\d\.\d+\.bn\d\.(weight|bias)")
 BACKBONE_SETTINGS = ("arch", "norm", "sda_norm", "attention", "fpn_channels")
@@ -149,13 +147,13 @@ def read_start(weights: str) -> StoredBackbone:
         return StoredBackbone(weights)
     file = checkpoint.find(weights)
     content, digest = checkpoint.read_any(file)
-    if isinstance(content, dict) and {*content} >= _RESNET_TENSORS:
+    if isinstance(content, dict) and {*content} >= foreign.RESNET_TENSORS:
         check_tensors(content, weights)
         return StoredBackbone(weights, tensors=content, digest=digest)
     if not checkpoint.is_ours(content):
         raise InputError(
             f"{weights}: neither a segloc checkpoint of format {checkpoint.READABLE_NAMES} nor the state dict of a "
-            f"torchvision ResNet{_conversion(content, file)}"
+            f"torchvision ResNet{foreign.describe(content, file)}"
         )
     return _stored(content, weights, file, digest)
 
@@ -169,6 +167,8 @@ def check_start(stored: StoredBackbone, settings: Mapping[str, Any], node: str, 
     if unmatched == REFUSE and stored.source != RANDOM:
         if not stored.settings and settings["norm"] != "bn":
             raise Misfit(f"{stored.source}: has batch norm and needs {node}.norm=bn, the recipe has {settings['norm']}")
+        if stored.tensors and not stored.settings:
+            _check_arch(stored, settings["arch"], node)
         for name, value in stored.settings.items():
             if value != settings[name]:
                 raise Misfit(
@@ -177,18 +177,15 @@ def check_start(stored: StoredBackbone, settings: Mapping[str, Any], node: str, 
                 )
 
 
-def _conversion(content: Any, file: Path) -> str:
-    """Return advice to extract a ResNet stored under a key or name prefix; empty if there is none."""
-    parts = content.items() if isinstance(content, dict) else ()
-    for place, part in [("", content), *((f"[{key!r}]", part) for key, part in parts)]:
-        names = part if isinstance(part, dict) else ()
-        for name in names:
-            if isinstance(name, str) and name.endswith(_LAST_STAGE):
-                prefix = name.removesuffix(_LAST_STAGE)
-                weights = f"torch.load({str(file)!r}){place}"
-                renamed = f"k.removeprefix({prefix!r}): v for k, v in {weights}.items() if k.startswith({prefix!r})"
-                return f"; it contains one, extract it with `torch.save({{{renamed}}}, 'resnet.pth')`"
-    return ""
+def _check_arch(stored: StoredBackbone, arch: str, node: str) -> None:
+    """Check that a torchvision ResNet is of the recipe's architecture."""
+    found = foreign.resnet_arch(stored.tensors)
+    if found in ("", arch):
+        return
+    if found in ARCHS:
+        raise Misfit(f"{stored.source}: is a {found}, the recipe has {arch}; set {node}.arch={found}")
+    kind = found if found.startswith("a ") else f"a {found}"
+    raise Misfit(f"{stored.source}: is {kind}, which is not supported; use one of {', '.join(ARCHS)}")
 
 
 def load_start(

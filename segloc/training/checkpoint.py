@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import write_atomic
+from segloc.training.file_kinds import file_kind, more_than_data
 
 # Version 2 introduced YAML recipes. Weights of version 1 can be read; its runs cannot be resumed.
 FORMAT_VERSION = 2
@@ -63,13 +65,18 @@ def read_any(path: str | Path) -> tuple[Any, str]:
         raise InputError(f"{path}: no such checkpoint")
     try:
         data = path.read_bytes()
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch's, about files that are refused below
+            warnings.simplefilter("ignore")
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return content, hashlib.sha256(data).hexdigest()
-    except pickle.UnpicklingError as error:  # torch's message is long and advises to run the file's code
-        reason = "damaged, or contains more than data; for a pickled model, save its state_dict() instead"
-        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error
     except Exception as error:  # damaged bytes fail in many ways
-        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({one_line(error)})") from error
+        if kind := file_kind(path, data):
+            raise InputError(f"{path}: not a checkpoint, but {kind}") from error
+        reason = one_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's message is long and advises to run the file's code
+            objects = more_than_data(str(error))
+            reason = f"{objects}; for a pickled model, save its state_dict() instead"
+        raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error
 
 
 def find(path: str | Path) -> Path:
