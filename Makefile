@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 # Two threads that spin while they wait slow each other down many times over when the cores are shared.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test lint detectron2 clean
+.PHONY: help demo test lint detectron2 lock locked clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "make test    all tests that need no GPU, no data set and no network"
 	@echo "make lint    ruff and mypy"
 	@echo "make detectron2    try again to install Detectron2"
+	@echo "make locked  install the exact versions of requirements.lock into .venv-locked and test there"
+	@echo "make lock    write requirements.lock from a fresh environment"
 	@echo "make clean   remove the environment, the simulated data and the demo's runs"
 
 demo: $(VENV)/.train.done $(VENV)/.detectron2.done
@@ -39,8 +41,32 @@ lint: $(VENV)/.dev.done
 	ruff format --check .
 	mypy pipeline segloc
 
+# Exact versions. TESTS chooses the tests: make locked TESTS=tests/segloc/settings
+LOCKED := .venv-locked
+LOCKED_EXTRAS := train,s3,https,ray,dev
+TESTS ?=
+
+locked:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "requirements.lock is for Python 3.11; name it with PYTHON=..."; exit 2; }
+	rm -rf $(LOCKED)
+	$(PYTHON) -m venv $(LOCKED)
+	$(LOCKED)/bin/python -m pip install --quiet --requirement requirements.lock
+	$(LOCKED)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(LOCKED)/bin/python -m pip check
+	PATH="$(CURDIR)/$(LOCKED)/bin:$$PATH" $(LOCKED)/bin/python -m pytest $(TESTS)
+
+# Local version suffixes, such as +cu130, name an index that others may not have.
+lock:
+	rm -rf $(LOCKED)
+	$(PYTHON) -m venv $(LOCKED)
+	$(LOCKED)/bin/python -m pip install --quiet "setuptools<81" ".[$(LOCKED_EXTRAS)]"
+	sed -n '/^#/p' requirements.lock > requirements.lock.new
+	$(LOCKED)/bin/python -m pip freeze --exclude segloc --exclude pip --exclude wheel --all \
+	  | sed -E 's/[+][^;]*$$//; s/^((nvidia|cuda|triton)[^;]*)$$/\1; sys_platform == "linux"/' >> requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
 clean:
-	rm -rf $(VENV) data/simulated data/manifest data/*.parquet data/*.png data/audit.json data/audit data/shards runs/demo
+	rm -rf $(VENV) $(LOCKED) data/simulated data/manifest data/*.parquet data/*.png data/audit.json data/audit data/shards runs/demo
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name it with PYTHON=..."; exit 2; }

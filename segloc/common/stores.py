@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from segloc.common.contract import INDEX_NAME, Index, read_index
 from segloc.common.errors import InputError, one_line
-from segloc.common.files import atomic_file, remove_temporary
+from segloc.common.files import atomic_file, expanded, remove_temporary
 
 # Stores that show an object only after its upload is complete. They would rename by copying.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"}
@@ -115,7 +115,7 @@ def open_store(place: str) -> Store:
         raise InputError(f"{place!r} names no folder")
     if not separator or protocol in ("file", "local"):
         # Absolute, because workers of a cluster start in a different folder.
-        return LocalStore(Path(path if separator else place).absolute())
+        return LocalStore(Path(path if separator else expanded(place)).absolute())
     if set(place) & set("*?[]"):
         raise InputError(f"{place}: *, ?, [ and ] are patterns in stores; choose a name without them")
     try:

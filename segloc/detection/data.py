@@ -25,6 +25,7 @@ from segloc.common import datasets, images
 from segloc.common.datasets import Split
 from segloc.common.datasets.coco_fields import Id
 from segloc.common.errors import InputError
+from segloc.common.files import expanded
 from segloc.common.images import Image, ImageError
 from segloc.detection.splits import CocoSplit, Scan, box_of, is_trainable, mask_of
 from segloc.settings.finetuning import DataSettings
@@ -64,7 +65,7 @@ def train_split(settings: DataSettings) -> Split:
     if settings.train:
         if len(settings.train) != 2:
             raise InputError(f"data.train has {len(settings.train)} values; give [annotation file, image folder]")
-        return Split("train", Path(settings.train[0]), Path(settings.train[1]))
+        return Split("train", *(Path(expanded(path)) for path in settings.train))
     return _data_set(settings)[datasets.TRAIN]
 
 
@@ -77,7 +78,7 @@ def evaluation_splits(settings: DataSettings) -> list[Split]:
     if settings.tests:
         if any(isinstance(test, str) or len(test) != 3 for test in settings.tests):
             raise InputError("data.tests is malformed; give [name, annotation file, image folder] for each test set")
-        return [Split(str(name), Path(file), Path(images)) for name, file, images in settings.tests]
+        return [Split(str(name), Path(expanded(file)), Path(expanded(images))) for name, file, images in settings.tests]
     return [split for name, split in _data_set(settings).items() if name != datasets.TRAIN]
 
 
@@ -107,7 +108,8 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """Convert an array [h, w, 3] to a tensor [3, h, w]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    # A copy, not `ascontiguousarray`, which keeps the negative stride of a flipped image that is one pixel wide.
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
 def in_threads(
@@ -223,7 +225,7 @@ def make_example(scan: Scan, class_of: dict[Id, int], size: int, flip: bool) -> 
         image, masks = image[:, ::-1], masks[:, :, ::-1]
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
     classes = torch.tensor([class_of[a["category_id"]] for a in kept], dtype=torch.int64)
-    tensors = torch.from_numpy(boxes), classes, torch.from_numpy(np.ascontiguousarray(masks))
+    tensors = torch.from_numpy(boxes), classes, torch.from_numpy(masks.copy())
     return Example(scan.image_id, to_tensor(image), *tensors)
 
 
@@ -237,4 +239,4 @@ def _fraction_of(scans: list[Scan], fraction: float) -> list[Scan]:
 def _data_set(settings: DataSettings) -> dict[str, Split]:
     if not settings.root:
         raise InputError("no data: give --data PIDRAY_ROOT, or data.train and data.tests in the recipe")
-    return datasets.splits(Path(settings.root))
+    return datasets.splits(Path(expanded(settings.root)))

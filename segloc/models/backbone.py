@@ -136,7 +136,8 @@ class SegLocBackbone(nn.Module):
         Returns:
             See `forward`.
         """
-        images = [torch.from_numpy(scan).permute(2, 0, 1) for scan in scans]
+        # Copies, because torch takes no views with negative strides, such as flipped or BGR ones.
+        images = [torch.from_numpy(scan.copy()).permute(2, 0, 1) for scan in scans]
         return self(pad_batch(images, next(self.parameters()).device)[0])  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,8 @@ import yaml
 
 from segloc.common.cli import split_override
 from segloc.common.errors import InputError, one_line, unknown_key
+from segloc.common.files import expanded
+from segloc.settings import text_lists
 
 BASE = "base"
 # Errors that YAML raises on unreadable text; ValueError comes from impossible dates and numbers.
@@ -27,7 +29,8 @@ Config = TypeVar("Config")
 def load(schema: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe into a frozen dataclass and apply overrides; a `path` of None gives the defaults.
 
-    Overrides are ``section.key=value``. The value of a text setting is used literally, any other is parsed as YAML.
+    Overrides are ``section.key=value``. The value of a text setting is used literally, so are the texts of a list (see
+    `text_lists`); any other is parsed as YAML.
 
     Raises:
         InputError: no such file, not YAML, an unknown key, a value of the wrong type or out of range, or circular
@@ -55,7 +58,7 @@ def to_yaml(config: Any) -> str:
 
 def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a recipe and its bases into nested dicts; `above` holds the recipes that led here through ``base``."""
-    path = Path(path)
+    path = Path(expanded(str(path)))
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
     if path.resolve() in above:
@@ -69,7 +72,7 @@ def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return raw
     if not isinstance(base, str):
         raise InputError(f"{path}: {BASE}: expected the path of a recipe, got {base!r}")
-    return _merged(_read(path.parent / base, (*above, path.resolve())), raw)
+    return _merged(_read(path.parent / expanded(base), (*above, path.resolve())), raw)
 
 
 def _build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
@@ -145,9 +148,18 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
     if dataclasses.is_dataclass(hint):
         raise InputError(f"override: {key!r} is a section; set one of {', '.join(keys(hint, key + '.'))}")
     try:
-        raw[last] = text if hint is str else yaml.safe_load(text)
+        raw[last] = _given(hint, text)
     except UNREADABLE as error:
-        raise InputError(f"{override!r}: the value cannot be read as YAML") from error
+        reason = f" ({error})" if text_lists.depth(hint) else " as YAML"
+        raise InputError(f"{override!r}: the value cannot be read{reason}") from error
+
+
+def _given(hint: Any, text: str) -> Any:
+    """Read the value of an override: texts and lists of texts literally, any other as YAML."""
+    if hint is str:
+        return text
+    levels = text_lists.depth(hint)
+    return text_lists.read(text, levels) if levels and text.strip().startswith("[") else yaml.safe_load(text)
 
 
 def _inner(hint: Any, key: str) -> Any:
@@ -186,7 +198,8 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         except (ValueError, OverflowError):
             pass
     if type(value) is not hint:
-        raise InputError(f"{where}: {key}: expected {hint.__name__}, got {value!r}")
+        quotes = "; put it in quotes" if hint is str and not isinstance(value, (list, dict)) else ""
+        raise InputError(f"{where}: {key}: expected {hint.__name__}, got {value!r}{quotes}")
     return value
 
 

@@ -24,6 +24,11 @@ A recipe is a YAML file with the settings that differ from the defaults. `base: 
 `key=value` on the command line changes one setting by its dotted key: `optim.batch=32`. The value of a text setting is
 used literally, any other is parsed as YAML. An unknown key is an error that names the nearest valid key. Every run
 writes all its settings to `config.yaml`.
+
+The texts of a list are literal, too: `"data.train=[a #2/train.json, 2024]"` names the folders `a #2` and `2024`. Only a
+text with a comma, a bracket, or blanks at its ends needs quotes inside the list: `'data.train=["a, b.json", images]'`.
+In a recipe file YAML's rules hold: put names such as `2024`, `null` and `a #2` in quotes. `~` at the start of a path is
+your home folder.
 """
 PARTS = (
     ("Pretraining", "`segloc.pretrain --config`, recipes in `detectron_configs/pretrain/`", PretrainConfig),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from segloc.common.errors import InputError, one_line
-from segloc.common.files import write_atomic
+from segloc.common.files import expanded, write_atomic
 from segloc.training.file_kinds import file_kind, more_than_data
 
 # Version 2 introduced YAML recipes. Weights of version 1 can be read; its runs cannot be resumed.
@@ -85,7 +85,7 @@ def find(path: str | Path) -> Path:
     Raises:
         InputError: there is no checkpoint.
     """
-    path = Path(path)
+    path = Path(expanded(str(path)))
     if path.is_dir():
         for name in (BACKBONE, "model.pth", LAST):
             if (path / name).is_file():
