@@ -29,11 +29,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=cli.output_file, required=True, metavar="FILE", help="PNG file to write")
     add("--score", type=float, default=0.5, help="lowest score of a detection to show (default: %(default)s)")
     add("--each", type=int, default=2, metavar="N", help="best, median and worst images, N each (default: %(default)s)")
+    cli.add_white(options)
     return cli.run(_command, options, argv)
 
 
 def _command(args: argparse.Namespace) -> None:
-    print(write_picture(args.results, args.annotations, args.images, args.out, args.score, args.each).resolve())
+    files = args.results, args.annotations, args.images, args.out
+    print(write_picture(*files, args.score, args.each, args.white).resolve())
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def read_scan(scan: Scan) -> Image:
         InputError: the file is missing, truncated, too large or damaged, or its annotations give another size.
     """
     try:
-        image = images.read_image(scan.path)
+        image = images.read_image(scan.path, white=scan.white)
     except ImageError as error:
         raise InputError(f"{scan.path}: {error}") from error
     if image.shape[:2] != (scan.height, scan.width):

@@ -4,7 +4,8 @@
   Detectron2's own tensor names, so that weights of ``segloc.export --format detectron2`` load into it.
 * Meta architecture ``WhitePaddedRCNN``: Detectron2's ``GeneralizedRCNN``, but it pads batches with white.
 * Data sets ``pidray_train``, ``pidray_easy``, ``pidray_hard`` and ``pidray_hidden``, of either release, in the folder
-  ``$DETECTRON2_DATASETS/pidray`` (default ``datasets/pidray``).
+  ``$DETECTRON2_DATASETS/pidray`` (default ``datasets/pidray``). Scans of 16 bits get a name that Detectron2's readers
+  open through `ScanHandler`, which divides them by the white level of the training part, or by ``$SEGLOC_WHITE``.
 
 For yacs configs call `add_segloc_config`; ``detectron_configs/detectron2/`` has a LazyConfig. docs/detectron2.md shows
 both.
@@ -12,6 +13,9 @@ both.
 
 from __future__ import annotations
 
+import argparse
+import functools
+import io
 import logging
 import os
 from collections.abc import Iterable
@@ -26,11 +30,14 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathHandler, PathManager
 
-from segloc.common import datasets, masks
-from segloc.common.datasets import pidray
+from segloc.common import cli, datasets, masks
+from segloc.common.datasets import Split, pidray
 from segloc.common.datasets.coco_fields import Id
 from segloc.common.errors import InputError
+from segloc.common.images import ImageError, encode_png, read_image
+from segloc.common.white_level import WhiteLevel
 from segloc.detection.engine_detectron2 import WhitePaddedRCNN
 from segloc.detection.splits import Scan, read_split
 from segloc.models.attention import PyramidAttention
@@ -137,6 +144,47 @@ def _setting(cfg: CfgNode, name: str) -> Any:
     return list(cfg) if isinstance(cfg, tuple) else cfg
 
 
+class ScanHandler(PathHandler):
+    """Opens ``segloc-scan://LEVEL/PATH``: a scan read with a white level, as an 8-bit PNG."""
+
+    PREFIX = "segloc-scan://"
+
+    @classmethod
+    def name(cls, path: Path, level: int | None) -> str:
+        """Return the name of a scan in a set with a white level; the path itself in a set without one."""
+        return str(path) if level is None else f"{cls.PREFIX}{level}/{path}"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> io.BytesIO:
+        level, _, file = path.removeprefix(self.PREFIX).partition("/")
+        try:
+            return io.BytesIO(encode_png(read_image(file, white=int(level))))
+        except ImageError as error:
+            raise InputError(f"{file}: {error}") from error
+
+
+def _white(root: Path, part: str) -> int | None:
+    """White level of a copy of PIDray: ``$SEGLOC_WHITE``, or that of its training part, or of `part` without one."""
+    try:
+        given = cli.white(os.environ.get("SEGLOC_WHITE", ""))
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"SEGLOC_WHITE: {error}") from error
+    parts = datasets.splits(root)
+    split = parts[datasets.TRAIN] if parts[datasets.TRAIN].annotations.is_file() else parts[part]
+    level, text = _measured(split, given, split.annotations.stat().st_mtime_ns)
+    if text:
+        logging.getLogger("detectron2.segloc").info(text)
+    return level
+
+
+@functools.lru_cache(maxsize=8)
+def _measured(split: Split, given: int | None, _changed_ns: int) -> WhiteLevel:
+    """Measure once for all parts, until the annotation file changes."""
+    return read_split(split).choose_white(given, "SEGLOC_WHITE")
+
+
 def _load(part: str) -> list[dict[str, Any]]:
     """Read a part of PIDray as Detectron2's dictionaries, with the checks of `segloc.finetune`."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "pidray"
@@ -154,7 +202,8 @@ def _load(part: str) -> list[dict[str, Any]]:
         for key in (*described, "json_file"):
             vars(metadata).pop(key, None)
     metadata.set(**described)
-    return [_dictionary(scan, image_numbers[scan.image_id], class_ids) for scan in split.scans]
+    scans = split.with_white(_white(root, part)).scans
+    return [_dictionary(scan, image_numbers[scan.image_id], class_ids) for scan in scans]
 
 
 def _numbers(ids: Iterable[Id]) -> dict[Id, int]:
@@ -177,10 +226,16 @@ def _dictionary(scan: Scan, image_number: int, class_ids: dict[Id, int]) -> dict
         for annotation in scan.annotations
     ]
     size = {"height": scan.height, "width": scan.width}
-    return {"file_name": str(scan.path), "image_id": image_number, **size, "annotations": annotations}
+    return {
+        "file_name": ScanHandler.name(scan.path, scan.white),
+        "image_id": image_number,
+        **size,
+        "annotations": annotations,
+    }
 
 
 # A registry takes a name once, but a module may be imported again.
+PathManager.register_handler(ScanHandler(), allow_override=True)
 if build_segloc_fpn_backbone.__name__ not in BACKBONE_REGISTRY:
     BACKBONE_REGISTRY.register(build_segloc_fpn_backbone)
 if WhitePaddedRCNN.__name__ not in META_ARCH_REGISTRY:

@@ -185,13 +185,15 @@ def _detect(
     trained = recipe_inside(content, source)
     config = load(FinetuneConfig, recipe, overrides) if recipe else recipe_inside(content, source, overrides)
     config = config.with_data(data)
+    if config.data.white is None:  # test scans come from the scanner of the training scans
+        config = config.with_white(trained.data.white)
     settings = config.data
     chosen = _chosen(evaluation_splits(settings), subsets)
     _check_names(chosen)
     files = [out.with_name(f"{out.stem}.{split.name}.results.json") for split in chosen]
     for file in files:
         check_output(file)
-    splits = [read_split(split) for split in chosen]
+    splits = [read_split(split).with_white(settings.white) for split in chosen]
     for split in splits:
         if list(split.classes) != content["classes"]:
             known = ", ".join(content["classes"])

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from segloc.common import white_level
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of, write_json
 from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
-from segloc.detection.splits import read_split
+from segloc.detection.splits import CocoSplit, read_split
 from segloc.detection.trainer import FinetuneTrainer, Progress
 from segloc.detection.weights import detector_content, load_initial_weights, recipe_inside
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
@@ -65,7 +66,7 @@ def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detec
 
 def _earlier_run(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:
     """Read the checkpoint of an earlier run of the same command in `folder`; empty if there is none."""
-    path = next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
+    path = _checkpoint_in(folder)
     if path is None:
         return {}
     content = checkpoint.load(path)
@@ -79,6 +80,21 @@ def _earlier_run(folder: Path, config: FinetuneConfig, start: str, digest: str) 
     if now and now != content.get("start_digest", now):
         raise InputError(f"{folder}: the weights in {start} have changed since this run began; choose another --out")
     return content
+
+
+def _white(config: FinetuneConfig, split: CocoSplit, folder: Path) -> int | None:
+    """Return the white level of a run: the recipe's, an earlier run's in `folder`, or the one measured on `split`."""
+    if config.data.white is None and _checkpoint_in(folder) and (folder / run_folder.CONFIG).is_file():
+        level = run_folder.read_settings(folder).get("data.white")  # runs of earlier versions have none
+        return white_level.stored({"white": level}, folder / run_folder.CONFIG)
+    level, text = split.choose_white(config.data.white)
+    if text:
+        print(text)
+    return level
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    return next((folder / name for name in (MODEL, checkpoint.LAST) if (folder / name).is_file()), None)
 
 
 def _weights_digest(start: str) -> str:
@@ -125,6 +141,8 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
     split = read_split(train_split(config.data))
     if split.dropped:
         print(f"{split.name}: {split.dropped} annotations without a usable mask are left out")
+    config = config.with_white(_white(config, split, folder))
+    split = split.with_white(config.data.white)
     data = TrainingData(split, config.data, config.optim.batch, config.train.seed)
     classes = list(split.classes)
     config = config.resolved(classes, engine_name(config.model.engine))

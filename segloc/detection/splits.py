@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
-from segloc.common import masks
+from segloc.common import masks, white_level
 from segloc.common.datasets import Split, scan_paths
 from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, read_coco
 from segloc.common.datasets.coco_fields import Id, shown
 from segloc.common.errors import InputError
+from segloc.common.white_level import WhiteLevel
 
 MAX_SIDE_PX = 65_500
 
@@ -35,6 +36,7 @@ class Scan:
         width: in pixels, from the annotation file.
         height: in pixels, from the annotation file.
         annotations: COCO annotations with every field that COCO's evaluation reads.
+        white: white level of its data set (`segloc.common.white_level`); None if it has none.
     """
 
     image_id: Id
@@ -42,6 +44,7 @@ class Scan:
     width: int
     height: int
     annotations: tuple[Annotation, ...]
+    white: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,18 @@ class CocoSplit:
     scans: tuple[Scan, ...]
     ground_truth: dict[str, Any]
     dropped: int
+
+    def with_white(self, level: int | None) -> CocoSplit:
+        """Return the same set, whose scans are read with a white level."""
+        return dataclasses.replace(self, scans=tuple(dataclasses.replace(scan, white=level) for scan in self.scans))
+
+    def choose_white(self, given: int | None = None, option: str = white_level.SETTING) -> WhiteLevel:
+        """Return the white level `given`, or measure it on this set's annotated scans; see `white_level.choose`.
+
+        Stage 1 looks at annotated scans, too, so that it finds the same level.
+        """
+        scans = [scan for scan in self.scans if scan.annotations] or self.scans
+        return white_level.choose((scan.path for scan in scans), given, option)
 
 
 def read_split(split: Split) -> CocoSplit:

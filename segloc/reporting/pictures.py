@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from pycocotools import mask as mask_api
 
+from segloc.common import white_level
 from segloc.common.datasets import Split
 from segloc.common.datasets.coco import read_results
 from segloc.common.errors import InputError
@@ -98,7 +99,9 @@ def _outlines(one: dict[str, Any], height: int, width: int) -> list[np.ndarray]:
     return [np.concatenate([contour[:, 0], contour[:1, 0]]) for contour in contours]
 
 
-def write_picture(results: str, annotations: str, images: str, out: str, score: float, each: int) -> Path:
+def write_picture(
+    results: str, annotations: str, images: str, out: str, score: float, each: int, white: int | None = None
+) -> Path:
     """Rank the images of a test set by their detections and draw the best, median and worst as PNG.
 
     Args:
@@ -108,6 +111,7 @@ def write_picture(results: str, annotations: str, images: str, out: str, score: 
         out: the PNG file.
         score: lowest score of a detection to show, 0 to 1.
         each: images of each kind.
+        white: white level of 16-bit scans; None measures it.
 
     Returns:
         The file written.
@@ -122,6 +126,10 @@ def write_picture(results: str, annotations: str, images: str, out: str, score: 
         raise InputError(f"--each {each} --score {score:g}: give at least 1 for --each and 0 to 1 for --score")
     detections = read_results(Path(results))
     split = read_split(Split(Path(annotations).stem, Path(annotations), Path(images)))
+    level, text = split.choose_white(white, white_level.OPTION)
+    if text:
+        print(text)
+    split = split.with_white(level)
     kinds = [kind for kind in IOU_TYPES if any(FIELDS[kind] in result for result in detections)] or ["bbox"]
     try:
         figures = {kind: evaluate(split.ground_truth, detections, kind)["AP"] for kind in kinds}  # also checks them

@@ -80,6 +80,6 @@ def check_limits(settings: Any, prefix: str = "") -> None:
         value, name = getattr(settings, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
             check_limits(value, f"{name}.")
-        elif not (limits := field.metadata["limits"]).allow(value):
+        elif value is not None and not (limits := field.metadata["limits"]).allow(value):
             verb = "not" if limits.choices or limits.multiple_of else "it must be"
             raise InputError(f"{name} is {value!r}, {verb} {limits.words()}")

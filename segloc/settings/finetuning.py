@@ -98,6 +98,13 @@ class DataSettings:
         most=1,
     )
     threads: int = setting(4, "Decoding threads.", least=1)
+    white: int | None = setting(
+        None,
+        "White level of 16-bit scans: the value of the empty belt, which divides training and test scans. Empty: it is "
+        "measured on the training scans when the run begins. Scans of 8 bits are not changed.",
+        least=1,
+        most=65_535,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +204,10 @@ class FinetuneConfig:
         if not root:
             return self
         return dataclasses.replace(self, data=dataclasses.replace(self.data, root=str(root), train=(), tests=()))
+
+    def with_white(self, level: int | None) -> FinetuneConfig:
+        """Replace the white level of 16-bit scans."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, white=level))
 
     def resolved(self, classes: Sequence[str], engine: str) -> FinetuneConfig:
         """Set the number of classes and the engine, which depend on the data and the machine.
