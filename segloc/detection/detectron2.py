@@ -157,7 +157,7 @@ class ScanHandler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [self.PREFIX]
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> io.BytesIO:
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **options: Any) -> io.BytesIO:
         level, _, file = path.removeprefix(self.PREFIX).partition("/")
         try:
             return io.BytesIO(encode_png(read_image(file, white=int(level))))
