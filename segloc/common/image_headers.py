@@ -22,9 +22,10 @@ _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_EXIF, _JPEG_SCAN = 0xE1, 0xDA
 
 # Tags of TIFF, which Exif uses, too.
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 256, 257, 258, 262, 274, 339
-_WHITE_IS_ZERO, _UNSIGNED, _SIGNED, _FLOAT = 0, 1, 2, 3
-_READ = frozenset({_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT})
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 262, 274
+_EXTRA, _SAMPLE_FORMAT = 338, 339
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED, _FLOAT, _PLAIN_ALPHA = 0, 1, 2, 3, 2
+_READ = frozenset({_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _EXTRA, _SAMPLE_FORMAT})
 _TURNED = range(5, 9)  # orientations that swap width and height
 _SHORT = 3  # type of a 16-bit number; the others that occur in these tags have 32 bits
 
@@ -40,11 +41,13 @@ class Header(NamedTuple):
         width: in pixels, of the decoded image, which is turned as the file's orientation tag says.
         height: likewise.
         bits: per colour: 16, or 8 for 8 bits and less.
+        darkened: whether OpenCV multiplies the colours by alpha, which it does in 8-bit TIFFs of one kind.
     """
 
     width: int
     height: int
     bits: int
+    darkened: bool = False
 
 
 def read_header(data: bytes) -> Header:
@@ -170,7 +173,8 @@ def _tiff(data: bytes) -> Header:
     if bits == 16 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         # The value of black is not known, if the scan uses a part of the range.
         raise ImageError("16-bit TIFF in which 0 is white, invert it so that 0 is black")
-    return _header(tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0), max(bits, 8), tags.get(_ORIENTATION, 1))
+    header = _header(tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0), max(bits, 8), tags.get(_ORIENTATION, 1))
+    return header._replace(darkened=bits <= 8 and tags.get(_EXTRA) == _PLAIN_ALPHA)
 
 
 def _tags(data: bytes) -> dict[int, int]:

@@ -99,6 +99,8 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1
         in_decoder = data.startswith(JPEG_START)  # for other formats OpenCV would skip pixels
         flags = _REDUCED[reduction if in_decoder else 1] | colours
         image = decode_unchecked(np.frombuffer(data, np.uint8), flags)
+        if header.darkened and _imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., -1].min() < 255:
+            raise ImageError("TIFF with transparent pixels, whose colours would be lost, remove its alpha channel")
         reduction = 1 if in_decoder else reduction
     if reduction > 1:
         size = -(-image.shape[1] // reduction), -(-image.shape[0] // reduction)
