@@ -26,7 +26,7 @@ from benchmarks.common import write_rows
 from benchmarks.study import real_or_simulated, scan_statistics, simulator_page
 from benchmarks.study.scan_statistics import HISTOGRAMS, STATISTICS, ScanStatistics
 from pipeline.simulate.__main__ import main as simulate
-from segloc.common import cli
+from segloc.common import cli, white_level
 from segloc.common.datasets import folder
 from segloc.common.errors import InputError
 from segloc.common.files import check_output_folder, existing_folder
@@ -69,11 +69,14 @@ def read_scans(roots: Sequence[Path], width: int, most: int, rng: Generator) -> 
         InputError: a folder is missing or has no scan, or a scan is too narrow or damaged.
     """
     paths = [root / name for root in roots for name in folder.scans(existing_folder(root, "scans"))]
+    white, text = white_level.choose(paths)
+    if text:
+        print(text)
     chosen = [paths[index] for index in sorted(rng.permutation(len(paths))[:most])]
     scans = []
     for path in tqdm(chosen, desc="measure", unit="scan"):
         try:
-            image = read_image(path)
+            image = read_image(path, white=white)
         except ImageError as error:
             raise InputError(f"{path}: {error}") from error
         if image.shape[1] <= width:
