@@ -288,3 +288,15 @@ def test_links_without_a_target_are_skipped_with_a_reason(tmp_path: Path) -> Non
         (tmp_path / "im" / name).symlink_to(target)
     assert levels_of(file) == {"a.png#item%230": 10, "cam2/scan.png#item%232": 30}
     assert table_and_parameters(tmp_path / "s.parquet")[1]["skipped"] == {"image unreadable: link without a target": 2}
+
+
+def test_deep_nesting_is_a_reason_or_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Processes cannot send each other a value that is nested some hundred times."""
+    file = flat(tmp_path, {f"{number}.png": 10 for number in range(30)})
+    whole = file.read_text()
+    for depth, code in ((5, 0), (800, 0), (100_000, 2)):
+        file.write_text(whole.replace("[[20", "[" * depth + "[[20", 1).replace("]]", "]]" + "]" * depth, 1))
+        json_out = ["--out", str(tmp_path / "s.parquet"), "--workers", "2"]
+        assert segments.main(["--annotations", str(file), "--images", str(tmp_path / "im"), *json_out]) == code
+    assert "nested too deep" in capsys.readouterr().err
+    assert table_and_parameters(tmp_path / "s.parquet")[1]["skipped"] == {"malformed segmentation": 1}

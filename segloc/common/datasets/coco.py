@@ -191,7 +191,7 @@ def _read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(data)  # accepts a byte order mark and UTF-16
     except RecursionError as error:
-        raise InputError(f"{path}: not JSON of annotations (nested too deep)") from error
+        raise InputError(f"{path}: not JSON of {what} (nested too deep)") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({one_line(error)})") from error
 
@@ -312,6 +312,7 @@ def _item(entry: Any, images: dict[Id, CocoImage], categories: dict[Id, str]) ->
     own_id, image_id, category_id = (read(field, identifier) for field in ("id", "image_id", "category_id"))
     box, area = read("bbox", coco_fields.box), read("area", number)
     crowd, ignore = read("iscrowd", coco_fields.flag), read("ignore", coco_fields.flag)
+    mask = read("segmentation", coco_fields.shallow)
     problem = None
     if crowd:
         problem = "crowd"
@@ -327,5 +328,4 @@ def _item(entry: Any, images: dict[Id, CocoImage], categories: dict[Id, str]) ->
         problem = "category not in the file"
     elif (area is not None and area <= 0) or (box is not None and min(box[2:]) < 1):
         problem = "degenerate"
-    mask = entry.get("segmentation")
     return CocoItem(own_id, image_id, category_id, box, area, bool(crowd), mask, tuple(malformed), problem)

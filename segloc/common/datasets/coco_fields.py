@@ -27,6 +27,8 @@ Id = int | str
 _MOST_DIGITS = 4300
 _WHOLE = re.compile(rf"\s*([+-]?[0-9]{{1,{_MOST_DIGITS}}})(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
+_NESTED: frozenset[type] = frozenset({list, dict})
+_MOST_NESTING = 4  # polygons have one level less than some wrong exports of them
 _FLAGS = {"true": True, "false": False}
 # Beyond it a float may stand for several whole numbers, so an id written as one is not known.
 _EXACT_FLOAT = 2.0**53
@@ -113,6 +115,25 @@ def box(value: Any) -> list[float] | None:
     if not isinstance(value, list) or len(value) != 4:
         raise ValueError(f"{shown(value)} is not x, y, width, height")
     return [number(edge) for edge in value]
+
+
+def shallow(value: Any) -> Any:
+    """Return a segmentation, unchecked but for its nesting: processes could not send each other a deep one.
+
+    Raises:
+        ValueError: it is nested too deep.
+    """
+    if _is_deeper(value, _MOST_NESTING):
+        raise ValueError("is nested too deep")
+    return value
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    if isinstance(value, dict):
+        return _is_deeper(list(value.values()), most)
+    if not isinstance(value, list) or _NESTED.isdisjoint(map(type, value)):
+        return False
+    return most == 0 or any(_is_deeper(part, most - 1) for part in value)
 
 
 def text(value: Any) -> str:

@@ -179,6 +179,8 @@ def test_class_ids_are_positions_in_ascending_category_ids(tmp_path: Path) -> No
         ({"image_id": [1]}, "malformed image_id"),
         ({"category_id": 1}, "category not in the file"),
         ({"id": 5}, "annotation id repeats"),
+        ({"segmentation": [[[[[[1]]]]]]}, "malformed segmentation"),
+        ({"segmentation": {"size": [1, 1], "counts": [[[[[1]]]]]}}, "malformed segmentation"),
     ],
 )
 def test_unusable_annotations_are_counted_by_reason(change: dict, reason: str, tmp_path: Path) -> None:
