@@ -36,7 +36,7 @@ BROKEN_LINK = "link without a target"  # reason of a link to a file that is miss
 # with one, if its own level is outside these multiples of it. Scans of 10, 12, 14 and 16 bits differ by factors of 4.
 LEAST_USED, DARKEST, BRIGHTEST = 0.5, 1 / 12, 2.0
 FULL = 65_535
-_COUNTED_PIXELS = 1 << 20  # of an image, to find its level
+_CHECKED_PIXELS = 1 << 15  # of each 16-bit scan, to find its own level
 
 
 def read_image(path: str | os.PathLike[str], mode: Literal["rgb", "grey"] = "rgb", white: int | None = None) -> Image:
@@ -130,9 +130,9 @@ def level_of(values: npt.NDArray[np.int64]) -> int:
     return int(np.searchsorted(1000 * counts, 999 * counts[-1]))
 
 
-def histogram(image: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
-    """Count each value of a 16-bit image, over at most about a million pixels on a regular grid: int64 [65536]."""
-    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _COUNTED_PIXELS))
+def histogram(image: npt.NDArray[np.uint16], pixels: int) -> npt.NDArray[np.int64]:
+    """Count each value of a 16-bit image, over about `pixels` pixels on a regular grid: int64 [65536]."""
+    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // pixels))
     return np.bincount(image[::step, ::step].ravel(), minlength=FULL + 1)
 
 
@@ -142,14 +142,14 @@ def to_8_bits(image: npt.NDArray[np.uint16], white: int | None) -> Image:
     Raises:
         ImageError: the image is on another scale, so that it would become black or white.
     """
-    level = level_of(histogram(image))
+    level = level_of(histogram(image, _CHECKED_PIXELS))
     if white is None:
         if level < LEAST_USED * FULL:
             raise ImageError(f"16 bits without a white level: used up to {level}; give --white or data.white")
         return (image >> 8).astype(np.uint8)
     if not DARKEST * white <= level <= BRIGHTEST * white:
         raise ImageError(f"16 bits on another scale: used up to {level}, but the white level is {white}")
-    return _to_white(white)[image]
+    return np.take(_to_white(white), image)
 
 
 @functools.lru_cache(maxsize=4)

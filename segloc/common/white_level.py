@@ -30,6 +30,7 @@ SAMPLE = 256  # scans that are looked at
 # A scan is left out if its own level is this many times the median scan's: it has more bits than the others.
 OUTLIER = 3.0
 _START_BYTES = 32
+_COUNTED_PIXELS = 1 << 20  # of each scan
 _THREADS = 4
 
 
@@ -137,6 +138,6 @@ def _measure(deep: Sequence[Path], readable: int, option: str) -> WhiteLevel:
 def _count(path: Path) -> _Counted | None:
     """Count the values of a 16-bit scan; None if it cannot be decoded."""
     with contextlib.suppress(ImageError):
-        values = histogram(decode_16_bits(read_file(path)))
+        values = histogram(decode_16_bits(read_file(path)), _COUNTED_PIXELS)
         return _Counted(path, values, level_of(values))
     return None

@@ -135,7 +135,9 @@ def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
 def protocol(run: Run, ignored: Sequence[str] = ()) -> tuple[Any, ...]:
     """Return everything that comparable runs share, except initial weights, seed and the settings in `ignored`."""
     left_out = {*INCIDENTAL, *ignored}
-    settings = tuple(sorted((key, repr(value)) for key, value in run.settings.items() if key not in left_out))
+    kept = {key: value for key, value in run.settings.items() if key not in left_out}
+    # A run older than an optional setting does not list it.
+    settings = tuple(sorted((key, repr(value)) for key, value in kept.items() if value is not None))
     found = run.evaluation or {"engine": None, "subsets": {}}
     tests = sorted((name, str(part.get("images")), str(part.get("digest"))) for name, part in found["subsets"].items())
     return settings, run.about.get("data_digest"), found["engine"], repr(found.get("changed")), tuple(tests)

@@ -294,3 +294,16 @@ def test_names_leave_the_seed_out(tmp_path):
 
 def test_what_rounds_to_nothing_has_no_minus():
     assert [signed(value) for value in (-0.04, 0.0, -0.06, 1.24)] == ["+0.0", "+0.0", "-0.1", "+1.2"]
+
+
+def test_a_run_older_than_an_optional_setting_has_the_same_protocol(tmp_path):
+    table = table_of(
+        tuned(tmp_path / "random", "random", 20.0, data={"image_size": 64}),
+        tuned(tmp_path / "eight-bit", "w", 25.0, data={"image_size": 64, "white": None}),
+        tuned(tmp_path / "sixteen-bit", "v", 26.0, data={"image_size": 64, "white": 4095}),
+    )
+    assert {block.name: block.base for block in table.blocks if not block.source} == {
+        "random": "",
+        "eight-bit": "random",
+        "sixteen-bit": "",
+    }
