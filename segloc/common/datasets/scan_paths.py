@@ -225,7 +225,8 @@ def _refuse_shared(root: Path, listed: Sequence[str], found: dict[str, str | Non
 
 
 def _quoted(name: str) -> str:
-    return repr(shortened(name))
+    """Show a name as it is listed; `repr` would double its backslashes."""
+    return f"'{shortened(name)}'"
 
 
 def _file(root: Path, path: str, parents: dict[str, str] | None = None) -> str:

@@ -95,7 +95,7 @@ def test_entries_that_are_one_file_are_named(tmp_path: Path) -> None:
         ["sub/only.png", "sub\\only.png"],
         ["scan.png", "scan.png"],
     ):
-        pattern = f"{re.escape(repr(names[0]))} and {re.escape(repr(names[1]))}.* same file"
+        pattern = f"{re.escape(names[0])}' and '{re.escape(names[1])}'.* same file"
         for order in (names, [*names, "missing.png"]):
             with pytest.raises(InputError, match=pattern):
                 resolve(root, order)
