@@ -93,7 +93,7 @@ def _plant_scans(root: Path, rng: np.random.Generator) -> Counter[str]:
 
 
 def _failed(done: Ended) -> str | None:
-    return f"exit code {done.code}: {done.traceback[-300:] or common.last_line(done.errors)}" if done.code else None
+    return f"exit code {done.code}: {done.traceback[-300:] or done.shown[-300:]}" if done.code else None
 
 
 def _stage_1(root: Path) -> str | None:
@@ -115,7 +115,7 @@ def _stage_1(root: Path) -> str | None:
 
 def problem(seed: tuple[int, ...]) -> str | None:
     """Plant, run, and compare the counts of both tables and of the audit."""
-    root, rng = common.fresh("together"), np.random.default_rng(seed)
+    root, rng = common.fresh("together-" + "-".join(map(str, seed))), np.random.default_rng(seed)
     reasons, usable = _plant_items(root, rng)
     statuses = _plant_scans(root, rng)
     if failed := _stage_1(root):
