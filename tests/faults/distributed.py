@@ -1,8 +1,8 @@
 """Workers and ranks killed while they work together.
 
 A killed worker of Ray or of the local executor costs no bytes: the command goes on or ends in one sentence, and the
-shards in the end are those of an undisturbed run. A killed rank of a training ends the others with one sentence within a
-minute, and the same command resumes to the losses and tensors of an undisturbed run.
+shards in the end are those of an undisturbed run. A killed rank of a training ends the others with one sentence within
+a minute, and the same command resumes to the losses and tensors of an undisturbed run.
 """
 
 from __future__ import annotations

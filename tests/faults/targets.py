@@ -98,8 +98,13 @@ def run_state(out: Path) -> State:
     return {
         "files": sorted(files),
         "metrics": rows,
-        **{name: _plain(checkpoint.load(run / name)) for name in files if name.endswith(".pth")},
+        **{name: _plain(_values(checkpoint.load(run / name))) for name in files if name.endswith(".pth")},
     }
+
+
+def _values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint without its recipe, which names the folder of the data."""
+    return {name: value for name, value in content.items() if name != "config"}
 
 
 def _plain(value: Any) -> Any:
