@@ -24,7 +24,7 @@ def _command(args: argparse.Namespace) -> int:
     for name, table in statistics.tables().items() if args.tables else ():
         write_atomic(args.tables / f"{name}.csv", table.encode())
     if args.gallery:
-        draw_pair_gallery(args.gallery, folder, index)
+        draw_pair_gallery(args.gallery, folder, index, damaged=bool(violations))
     for violation in violations[:_SHOWN]:
         print(printable(violation))
     if len(violations) > _SHOWN:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -22,13 +21,14 @@ from pipeline.common.executors import run_tasks
 from pipeline.tables import sources_table
 from pipeline.tables.sources_table import Source
 from segloc.common.contract import Index, Pair, Shard, Sources, pair_key
-from segloc.common.errors import InputError
+from segloc.common.errors import InputError, RunError, one_line
 from segloc.common.files import existing_file, sha256_of
 from segloc.common.images import Image, ImageError, decode
 from segloc.common.stores import Store
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
+_UNREADABLE = (tarfile.TarError, EOFError, OSError, InputError, ImageError, IndexError)
 
 
 @dataclasses.dataclass
@@ -113,16 +113,29 @@ def _check_pair(
     findings.pairs.append(pair)
 
 
-def draw_pair_gallery(path: Path, folder: Store, index: Index) -> None:
-    """Draw pairs from shards across the folder as a PNG, skipping unreadable ones: region blue, box red."""
+def draw_pair_gallery(path: Path, folder: Store, index: Index, damaged: bool) -> None:
+    """Draw pairs from shards across the folder as a PNG: region blue, box red.
+
+    Args:
+        path: file to write.
+        folder: the shard folder.
+        index: index of the folder.
+        damaged: whether the audit found violations; unreadable pairs are then left out.
+
+    Raises:
+        RunError: a pair that the audit has read cannot be read any more.
+    """
     tiles: list[Image] = []
     shards = [index.shards[position] for position in gallery.spread(_GALLERY_PAIRS, len(index.shards))]
     each = -(-_GALLERY_PAIRS // max(len(shards), 1))
     for shard in shards:
-        unreadable = contextlib.suppress(tarfile.TarError, EOFError, OSError, InputError, ImageError, IndexError)
-        with unreadable, folder.fetch(shard.name) as tar:
-            for _, (_, contents) in zip(range(each), read_groups(tar), strict=False):
-                tiles += _tiles(Pair.from_json(contents[2], index.format_version), contents)
+        try:
+            with folder.fetch(shard.name) as tar:
+                for _, (_, contents) in zip(range(each), read_groups(tar), strict=False):
+                    tiles += _tiles(Pair.from_json(contents[2], index.format_version), contents)
+        except _UNREADABLE as error:
+            if not damaged:
+                raise RunError(f"{folder}/{shard.name}: changed while the command ran ({one_line(error)})") from error
     if tiles:
         gallery.save(path, tiles[: 2 * _GALLERY_PAIRS], _GALLERY_COLUMNS)
 

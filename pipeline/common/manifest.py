@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.common.files import atomic_file, check_output, make_folder, sha256_of
+from segloc.common.files import atomic_file, check_output, make_folder, naming, sha256_of
 
 
 def entries(root: Path, with_mtime: bool, with_digest: bool = False) -> Iterator[bytes]:
@@ -78,7 +78,7 @@ def write_manifest(root: Path, out: Path, with_mtime: bool = True, with_digest: 
         raise InputError(f"{out}: lies in {root}, so the manifest would list itself; choose another folder")
     check_output(out)
     count, digest = 0, hashlib.sha256()
-    with tempfile.TemporaryFile(dir=make_folder(out.parent)) as fresh:
+    with naming(out), tempfile.TemporaryFile(dir=make_folder(out.parent)) as fresh:
         lines = entries(root, with_mtime, with_digest)
         for line in tqdm(lines, unit="file", unit_scale=True, desc="manifest", disable=None):
             fresh.write(line)

@@ -19,6 +19,7 @@ from pipeline.simulate.raster import silhouette
 from pipeline.simulate.scanner import scan
 from pipeline.simulate.scenes import Scene, SceneRecipe, compose
 from segloc.common.errors import InputError
+from segloc.common.files import naming
 
 # Raise when the same parameters give different pictures.
 FORMAT_VERSION = 3
@@ -192,7 +193,8 @@ def write_scan(task: Task, *, root: Path, parameters: Parameters) -> dict[str, A
 def _write(path: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(path.suffix, image, PNG_OPTIONS if path.suffix == ".png" else JPEG_OPTIONS)
     assert done, path
-    path.write_bytes(data.tobytes())
+    with naming(path):
+        path.write_bytes(data.tobytes())
 
 
 def coco_file(records: list[dict[str, Any]]) -> bytes:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline.common.executors import run_tasks
 from pipeline.simulate import dataset
 from pipeline.simulate.dataset import SUBSETS, Parameters, coco_file, scan_writer, tasks
-from segloc.common.errors import InputError
+from segloc.common.errors import InputError, RunError
 from segloc.common.files import check_output_folder, write_atomic
 
 MARKER = "simulation.json"
@@ -88,7 +88,7 @@ def _write(root: Path, parameters: Parameters, workers: int, executor: str) -> N
             records[task.subset].append(record)
     for name, subset in SUBSETS.items():
         if subset.annotations:
-            (root / subset.annotations).write_bytes(coco_file(records[name]))
+            write_atomic(root / subset.annotations, coco_file(records[name]))
 
 
 def _files(counts: dict[str, int], raw: bool) -> set[str]:
@@ -114,6 +114,8 @@ def _move(partial: Path, out: Path, earlier: dict[str, Any] | None, description:
         os.replace(partial / path, out / path)
     for path in old - new:
         (out / path).unlink(missing_ok=True)
+    if lost := [path for path in sorted(new) if not (out / path).is_file()]:
+        raise RunError(f"{out / lost[0]}: was removed while the command ran; run the same command again")
     write_atomic(out / MARKER, _encode(description))
 
 

@@ -30,7 +30,7 @@ from pipeline.storage.progress import PROGRESS_NAME, Record
 from pipeline.storage.shards import Job, ensure_shard, remove_strays
 from pipeline.tables import sources_table
 from segloc.common.contract import FORMAT_VERSION, INDEX_NAME, SOURCES_NAME, Index, Shard, Sources
-from segloc.common.errors import InputError
+from segloc.common.errors import InputError, RunError
 from segloc.common.files import existing_folder, sha256_of
 from segloc.common.stores import Store
 
@@ -257,7 +257,14 @@ def _is_complete(out: Store) -> bool:
 
 
 def _finish(job: Job, values: dict[str, Any], shards: tuple[Shard, ...]) -> None:
-    """Write the sources and, last, the index."""
+    """Write the sources and, last, the index.
+
+    Raises:
+        RunError: a shard was removed since it was made.
+    """
+    found = _each(lambda shard: job.out.stat(shard.name), shards)
+    if lost := [shard.name for shard, stat in zip(shards, found, strict=True) if not stat or stat.bytes != shard.bytes]:
+        raise RunError(f"{job.out}/{lost[0]}: was removed while the command ran; run the same command again")
     regions, items = tables(job.recipe.regions, job.recipe.segments)
     counts = {"pairs": job.pairs, "shards": len(shards), "backgrounds": len(regions.images), "segments": len(items)}
     job.out.delete(INDEX_NAME)  # an old index would list an old table of sources

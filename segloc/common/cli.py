@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from segloc.common import stops, terminal
 from segloc.common.errors import InputError, RunError, describe_os_error
-from segloc.common.files import check_output, check_output_folder, expanded
+from segloc.common.files import check_output, check_output_folder, expanded, was_removed
 from segloc.common.skips import MAX_SKIPPED, OPTION
 from segloc.common.text import printable
 
@@ -42,7 +42,9 @@ def run(
     with stops.handled(line):
         try:
             check_outputs(parser, args)
-            return stops.finish(command(args) or 0)
+            code = command(args) or 0
+            require_outputs(parser, args)
+            return stops.finish(code)
         except EXPECTED as error:
             return stops.finish(report(error, parser.prog))
         except KeyboardInterrupt as stop:
@@ -197,6 +199,19 @@ def output_folder(value: str) -> Path:
 def output_store(value: str) -> str:
     """Read the path or URL of a folder to write shards in; `check_outputs` checks a local one."""
     return expanded(value)
+
+
+def require_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check, after the work, that the files that the options name are still there.
+
+    Raises:
+        RunError: one was removed while the command ran.
+    """
+    for action in parser._actions:
+        value = getattr(args, action.dest, None) if action.type is output_file else None
+        for given in value if isinstance(value, list) else [value]:
+            if given is not None and was_removed(given):
+                raise RunError(f"{given}: was removed while the command ran; run the same command again")
 
 
 def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ its own `exit_code`; `segloc.common.cli.run` and `segloc.training.processes.laun
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -39,7 +40,7 @@ def describe_os_error(error: OSError) -> str:
     reason = "the disk is full; free some space and run the same command again"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename else reason
+    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
 
 
 def unknown_key(key: str, valid: Iterable[str], where: str) -> InputError:

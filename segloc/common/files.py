@@ -19,6 +19,9 @@ from segloc.common.errors import InputError
 
 READ_BYTES = 1 << 20
 _LONGEST_NAME_BYTES = 255  # of Linux and macOS
+# Errors of the system that only a write can have.
+_WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+_written: set[Path] = set()
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -130,6 +133,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises:
         InputError: see `output_target`; or a parent of `path` is a file.
+        OSError: it cannot be written; names `path`.
     """
     target = output_target(path)
     for parent in target.parents:
@@ -139,7 +143,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             break
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target)
-    with _temporary(target) as (file, name):
+    # Outermost, because closing a file on a full disk fails again.
+    with naming(path, str(target.parent / _temporary_prefix(target.name))), _temporary(target) as (file, name):
         yield file
         file.flush()
         if target.exists():
@@ -147,6 +152,28 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
         os.replace(name, target)
         _sync_folder(target.parent)
+    _written.add(target)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str], temporary: str = "") -> Iterator[None]:
+    """Name `path` in errors of writing in the block that name no file, or a file that begins with `temporary`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            is_ours = error.errno in _WRITE_ERRORS
+        else:
+            is_ours = bool(temporary) and os.fsdecode(error.filename).startswith(temporary)
+        if is_ours:
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+def was_removed(path: str | os.PathLike[str]) -> bool:
+    """Whether this process wrote `path` by `atomic_file`, and it is gone."""
+    target = _end_of_links(path)
+    return target in _written and not target.exists()
 
 
 def remove_stale(path: str | os.PathLike[str]) -> None:

@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from segloc import __version__
-from segloc.common.errors import InputError, one_line
-from segloc.common.files import write_atomic, write_json
+from segloc.common.errors import InputError, RunError, one_line
+from segloc.common.files import naming, write_atomic, write_json
 from segloc.settings.loader import flat
 from segloc.training.loop import DETECTRON2
 
@@ -152,6 +153,12 @@ def closing(metrics: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in last) / len(last) for name in last[-1] if all(name in row for row in last)}
 
 
+def _without_os_errors(failure: Any) -> None:
+    """Print the traceback of a thread. TensorBoard's thread keeps an `OSError`, and its next call raises it again."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
 class MetricsLog:
     """Appends to ``metrics.json`` and TensorBoard.
 
@@ -166,15 +173,32 @@ class MetricsLog:
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", encoding="utf-8")
         self.events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)
+        threading.excepthook = _without_os_errors
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        """Append one line: `iteration` and the values by name."""
-        self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.events.add_scalar(name, value, iteration)
+        """Append one line: `iteration` and the values by name.
+
+        Raises:
+            RunError: the run folder was removed.
+        """
+        with naming(self.path):
+            self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+            self.file.flush()
+            self._require_file()
+            for name, value in values.items():
+                self.events.add_scalar(name, value, iteration)
+
+    def _require_file(self) -> None:
+        try:
+            there = os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise RunError(f"{self.path}: was removed during the training; run the same command again")
 
     def close(self) -> None:
         """Flush and close both."""
-        self.file.close()
-        self.events.close()
+        with naming(self.path):
+            self.file.close()
+            self.events.close()
+        threading.excepthook = threading.__excepthook__

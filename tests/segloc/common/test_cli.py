@@ -7,6 +7,7 @@ import pytest
 from pipeline.common.executors import EXECUTORS, WorkerLostError
 from segloc.common import cli
 from segloc.common.errors import DivergedError, InputError, RunError
+from segloc.common.files import write_atomic
 from segloc.common.stops import Stopped
 
 
@@ -53,3 +54,16 @@ def test_a_programming_error_is_not_hidden():
 
 def test_the_offered_executors_exist():
     assert tuple(EXECUTORS) == cli.EXECUTORS
+
+
+def test_an_output_that_is_removed_during_the_work_is_told(tmp_path, capsys):
+    options = cli.parser("x", "", "")
+    options.add_argument("--out", type=cli.output_file)
+    out = tmp_path / "out.json"
+
+    def command(args):
+        write_atomic(args.out, b"x")
+        args.out.unlink()
+
+    assert cli.run(command, options, ["--out", str(out)]) == 1
+    assert f"{out}: was removed while the command ran" in capsys.readouterr().err

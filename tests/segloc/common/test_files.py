@@ -1,6 +1,7 @@
 """Outputs: refused before the work if they cannot be written, whole, through links, cleaned up after kills."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from segloc.common.files import (
     expanded,
     make_folder,
     remove_temporary,
+    was_removed,
     write_atomic,
 )
 from tests.imports import ROOT
@@ -193,6 +195,34 @@ def test_the_next_write_removes_what_a_kill_left_but_nothing_that_is_being_writt
         alive.stdout.close()
     write_atomic(tmp_path / name, b"again")
     assert names(tmp_path) == sorted([".other.abcd1234.tmp", name])
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_error_of_writing_names_the_file_and_others_keep_theirs(tmp_path):
+    path = tmp_path / "out.json"
+    with pytest.raises(OSError, match="No space") as full, atomic_file(path):
+        raise FULL
+    assert full.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as missing, atomic_file(path):
+        (tmp_path / "input").read_bytes()
+    assert missing.value.filename == str(tmp_path / "input")
+    with pytest.raises(FileNotFoundError) as removed, atomic_file(path):
+        next(tmp_path.iterdir()).unlink()
+    assert removed.value.filename == str(path)
+    with pytest.raises(OSError, match="Input/output") as other, atomic_file(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # perhaps of an input
+    assert other.value.filename is None
+
+
+def test_a_written_file_that_is_gone_was_removed(tmp_path):
+    path = tmp_path / "out.json"
+    assert not was_removed(path)
+    write_atomic(path, b"x")
+    assert not was_removed(path)
+    path.unlink()
+    assert was_removed(path)
 
 
 def test_only_a_tilde_is_expanded(tmp_path, monkeypatch):
