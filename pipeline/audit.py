@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.checks.audit import audit, check_segments, draw_pair_gallery, report
+from pipeline.checks.audit import MAX_OFF_MATTER, audit, check_segments, draw_pair_gallery, report
+from pipeline.checks.pair_checks import off_matter, wanted_on_matter
 from segloc.common import cli
 from segloc.common.files import write_atomic, write_json
 from segloc.common.stores import open_store
@@ -18,7 +19,7 @@ def _command(args: argparse.Namespace) -> int:
     folder = open_store(args.shards)
     index = folder.index()
     segments = args.segments and check_segments(args.segments, index)
-    violations, statistics = audit(folder, index, segments, args.workers, args.executor)
+    violations, statistics = audit(folder, index, segments, args.workers, args.executor, args.max_off_matter)
     if args.report:
         write_json(args.report, report(index, violations, statistics))
     for name, table in statistics.tables().items() if args.tables else ():
@@ -31,7 +32,9 @@ def _command(args: argparse.Namespace) -> int:
         print(f"... and {len(violations) - _SHOWN} more")
     if index.lacks:
         print(f"{folder}: format {index.format_version}, without {', '.join(index.lacks)}")
-    print(f"{folder}: {statistics.pairs} pairs in {len(index.shards)} shards, {len(violations)} violations")
+    wanted, off = wanted_on_matter(index), off_matter(statistics.on_matter, index)
+    matter = f", {off:.1%} of the items below on_matter {wanted:g}" if wanted else ""
+    print(f"{folder}: {statistics.pairs} pairs in {len(index.shards)} shards, {len(violations)} violations{matter}")
     return 1 if violations else 0
 
 
@@ -50,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--report", type=cli.output_file, metavar="FILE", help="write violations and statistics as JSON")
     add("--tables", type=cli.output_folder, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
     add("--gallery", type=cli.output_file, metavar="PNG", help="draw some pairs with their boxes")
+    most = f"largest share of items on less matter than the recipe's on_matter (default: {MAX_OFF_MATTER:g})"
+    add("--max-off-matter", type=cli.share, default=MAX_OFF_MATTER, metavar="SHARE", help=most)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

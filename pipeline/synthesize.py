@@ -22,7 +22,7 @@ def _command(args: argparse.Namespace) -> None:
     inputs = args.backgrounds.absolute(), args.regions.absolute(), args.segments.absolute()
     recipe = Recipe(
         *inputs, seed=args.seed, blend=args.blend, width=args.width, scales=args.scale, occluded=args.occluded,
-        coefficients=args.coefficients,
+        coefficients=args.coefficients, on_matter=args.on_matter,
     )  # fmt: skip
     job = Job(recipe, open_store(args.out), args.pairs, args.per_shard, args.quality)
     if excluded := excluded_classes(job):
@@ -105,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--scale", type=_span, default=geometry.SCALE, metavar="LOW:HIGH", help=sizes)
     share = "lay a crop of another background over this share of the items, 0 to 1 (default: 0, as in the paper)"
     add("--occluded", type=cli.share, default=0.0, metavar="SHARE", help=share)
+    matter = "share of an item to lie on a bag rather than empty belt (default: 0.5; 0, as in the paper: anywhere)"
+    add("--on-matter", type=cli.share, default=0.5, metavar="SHARE", help=matter)
     add("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
     on_change = "action when the folder holds shards made with other parameters (default: refuse)"
     add("--if-changed", choices=("refuse", "rebuild"), default="refuse", help=on_change)

@@ -2,6 +2,7 @@
 # Make the data of the study (docs/study.md). Run from the project's root with its environment active:
 #   sh detectron_configs/experiment/study_data.sh cpu    # writes data/study/cpu, some minutes on two cores
 #   sh detectron_configs/experiment/study_data.sh gpu    # writes data/study/gpu
+# Items lie anywhere in a bag's box (--on-matter 0), as when the study was made: its results hold for that rule.
 # Makes three kinds of shards for pretraining, and shards for the probe. The probe's items are of other brands, and its
 # bags of another simulation, than those for pretraining. Finished parts are not made again.
 set -eu
@@ -33,7 +34,7 @@ pairs() { # SIMULATION SEGMENTS SHARDS PAIRS BLEND SCALE [OPTION...]
   simulation=$1 segments=$2 shards=$3 number=$4 blend=$5 size=$6; shift 6
   python -m pipeline.synthesize --backgrounds "$out/$simulation/sixray" --regions "$out/$simulation.regions.parquet" \
     --segments "$out/$segments.parquet" --out "$out/$shards" --pairs "$number" --per-shard 250 --width "$frame" \
-    --blend "$blend" --scale "$size" --if-changed rebuild "$@"
+    --blend "$blend" --scale "$size" --on-matter 0 --if-changed rebuild "$@"
 }
 
 simulation scans "$scans" 0

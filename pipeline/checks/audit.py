@@ -27,6 +27,7 @@ from segloc.common.images import Image, ImageError, decode
 from segloc.common.stores import Store
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
+MAX_OFF_MATTER = 0.02  # default of the largest share of items on less matter than the recipe asks for
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
 _UNREADABLE = (tarfile.TarError, EOFError, OSError, InputError, ImageError, IndexError)
 
@@ -149,9 +150,22 @@ def _tiles(pair: Pair, contents: list[bytes]) -> list[Image]:
 
 
 def audit(
-    folder: Store, index: Index, segments: Path | None = None, workers: int = 0, executor: str = "local"
+    folder: Store,
+    index: Index,
+    segments: Path | None = None,
+    workers: int = 0,
+    executor: str = "local",
+    max_off_matter: float = MAX_OFF_MATTER,
 ) -> tuple[list[str], Statistics]:
     """Check every shard of a folder.
+
+    Args:
+        folder: the shard folder.
+        index: its index.
+        segments: segment table of the shards, to check boxes against their recipes; None skips this check.
+        workers: see `run_tasks`.
+        executor: see `run_tasks`.
+        max_off_matter: largest allowed share of items on less matter than the recipe asks for.
 
     Returns:
         The violations, and statistics of the readable pairs.
@@ -177,6 +191,7 @@ def audit(
                     violations.append(f"pair {pair.pair}: the same as pair {first}")
             bar.update(shard.pairs)
     violations += pair_checks.balance_problems(statistics.classes, index)
+    violations += pair_checks.matter_problems(statistics.on_matter, index, max_off_matter)
     if index.sources is not None:
         violations += source_problems(folder, index.sources, statistics.uses)
     return violations, statistics
@@ -215,6 +230,8 @@ def source_problems(folder: Store, sources: Sources, uses: Counter[Source]) -> I
 def report(index: Index, violations: list[str], statistics: Statistics) -> dict[str, Any]:
     """Results of the audit, as JSON values."""
     content = {"format_version": index.format_version, "lacks": index.lacks, "violation_count": len(violations)}
+    wanted, off = pair_checks.wanted_on_matter(index), pair_checks.off_matter(statistics.on_matter, index)
+    content |= {"on_matter_wanted": wanted, "off_matter_share": round(off, 4)}
     return content | {"shards": len(index.shards), **statistics.summary(), "violations": violations}
 
 

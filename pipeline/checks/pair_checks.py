@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.pairing.blends import BLENDS
@@ -190,3 +190,44 @@ def balance_problems(pairs: Counter[str], index: Index) -> Iterator[str]:
         allowed = _BALANCE_SIGMAS * math.sqrt(expected * (1 - 1 / len(drawn))) + 1
         if abs(pairs[name] - expected) > allowed:
             yield f"class {name!r} has {pairs[name]} of {total} pairs, but a uniform draw gives {expected:.0f}"
+
+
+def wanted_on_matter(index: Index) -> float | None:
+    """The share of an item that the recipe puts on matter.
+
+    Returns:
+        None for shards made before there was such a rule, and for an impossible value.
+    """
+    wanted = index.parameters.get("on_matter")
+    is_number = isinstance(wanted, (int, float)) and not isinstance(wanted, bool)
+    return float(wanted) if is_number and 0 <= wanted <= 1 else None  # type: ignore[operator, arg-type]
+
+
+def off_matter(shares: Sequence[float], index: Index) -> float:
+    """Share of the items that lie on less matter than the recipe asks for; 0 without items or without such a rule.
+
+    Args:
+        shares: `View.on_matter` of the items.
+        index: index with the recipe.
+    """
+    wanted = wanted_on_matter(index)
+    return sum(not share >= wanted for share in shares) / len(shares) if shares and wanted else 0.0
+
+
+def matter_problems(shares: Sequence[float], index: Index, most: float) -> Iterator[str]:
+    """Yield a sentence if too many items lie on empty belt.
+
+    Args:
+        shares: `View.on_matter` of the items.
+        index: index with the recipe.
+        most: largest allowed share of items below what the recipe asks for.
+    """
+    wanted, found = wanted_on_matter(index), off_matter(shares, index)
+    if wanted is None and "on_matter" in index.parameters:
+        yield f"index: on_matter is {index.parameters['on_matter']!r}, not a share from 0 to 1"
+    elif found > most:
+        yield (
+            f"{found:.1%} of the items have less than {wanted:g} of their pixels on a bag (on_matter), more than "
+            f"--max-off-matter {most:g}: look at the regions (pipeline.regions --gallery), make the items smaller "
+            "(pipeline.synthesize --scale), or allow a larger share"
+        )

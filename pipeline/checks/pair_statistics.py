@@ -22,12 +22,14 @@ class Statistics:
         pairs: number of pairs counted.
         classes: pairs by class name.
         uses: number of uses by source.
+        on_matter: share of each item on matter, in order of the pairs; format 1 has none.
     """
 
     def __init__(self) -> None:
         """Start with empty counts."""
         self.pairs = 0
         self.classes, self.uses = Counter[str](), Counter[Source]()
+        self.on_matter: list[float] = []
         self._coefficients: list[float] = []
         self._sides: list[tuple[int, int]] = []
         self._fills: list[float] = []
@@ -38,6 +40,8 @@ class Statistics:
         self.classes[pair.class_name] += 1
         self.uses.update(of_pair(pair))
         for view in (pair.query, pair.key):
+            if view.on_matter is not None:
+                self.on_matter.append(view.on_matter)
             x0, y0, x1, y1 = view.box
             self._coefficients.append(view.coefficient)
             self._sides.append((x1 - x0, y1 - y0))
@@ -63,16 +67,18 @@ class Statistics:
             "box_width_px": _percentiles(widths),
             "box_height_px": _percentiles(heights),
             "box_share_of_image": _percentiles(np.array(self._fills)),
+            **({"on_matter": _percentiles(np.array(self.on_matter))} if self.on_matter else {}),
             "coefficient_histogram": {"edges": [round(float(edge), 4) for edge in edges], "counts": counts.tolist()},
         }
 
     def tables(self) -> dict[str, str]:
-        """Distributions as CSV, by name: pairs per class, and views per coefficient and per box size."""
+        """Distributions as CSV, by name: pairs per class; views per coefficient, box size and share on matter."""
         sides = np.sqrt(np.prod(np.array(self._sides, float).reshape(-1, 2), axis=1))
         return {
             "classes": csv_text(("class_name", "pairs"), sorted(self.classes.items())),
             "coefficients": csv_text(("coefficient", "views"), _histogram(self._finite_coefficients())),
             "boxes": csv_text(("box_side_px", "views"), _histogram(sides)),
+            "on_matter": csv_text(("on_matter", "views"), _histogram(np.array(self.on_matter, float), (0.0, 1.0))),
         }
 
     def _finite_coefficients(self) -> npt.NDArray[np.float64]:
@@ -80,9 +86,9 @@ class Statistics:
         return coefficients[np.isfinite(coefficients)]
 
 
-def _histogram(values: npt.NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Count values in bins. Return the centre and count of each bin."""
-    counts, edges = np.histogram(values, bins=_BINS)
+def _histogram(values: npt.NDArray[np.float64], span: tuple[float, float] | None = None) -> list[tuple[float, int]]:
+    """Count values in bins over `span`, by default that of the values. Return the centre and count of each bin."""
+    counts, edges = np.histogram(values, bins=_BINS, range=span)
     middles = ((edges[1:] + edges[:-1]) / 2).tolist()
     return [(round(middle, 4), count) for middle, count in zip(middles, counts.tolist(), strict=True)]
 

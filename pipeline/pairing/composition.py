@@ -7,6 +7,7 @@ reproduces the picture.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,12 +15,21 @@ import numpy.typing as npt
 
 from pipeline.bags.belt import LEAST_CONTRAST
 from pipeline.pairing.blends import BLENDS, RATIO_FLOOR
-from pipeline.pairing.geometry import Geometry, Patch, fit, render
+from pipeline.pairing.geometry import Geometry, Patch, draw_corner, fit, render
 from pipeline.tables.segment_table import Segment
 from segloc.common.contract import Box, View
 from segloc.common.images import Image
+from segloc.common.masks import Mask
 
 OCCLUDER_SIDES = (0.7, 1.2)  # relative to the item's box
+PLACE_DRAWS = 16
+
+
+class Placed(NamedTuple):
+    """Position of an item, and the share of its pixels on matter rather than empty belt (`share_on_matter`)."""
+
+    box: Box
+    on_matter: float
 
 
 def paste(background: Image, segment: Segment, view: View, occluder: tuple[Image, int] | None = None) -> Image:
@@ -61,9 +71,48 @@ def share_on_matter(background: Image, patch: Patch, box: Box, level: int) -> fl
         box: position of the item.
         level: grey level of the belt.
     """
+    return _share(_matter(background, box, level), patch)
+
+
+def _matter(background: Image, box: Box, level: int) -> Mask:
+    """Mark the pixels of a box of the background that are darker than its belt: bool [height, width]."""
     x0, y0, x1, y1 = box
-    dark = cv2.cvtColor(background[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY) < math.ceil(level - LEAST_CONTRAST)
+    grey = cv2.cvtColor(background[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY)
+    return np.asarray(grey < math.ceil(level - LEAST_CONTRAST), np.bool_)
+
+
+def _share(dark: Mask, patch: Patch) -> float:
     return round(float(np.count_nonzero(dark & patch.mask) / np.count_nonzero(patch.mask)), 4)
+
+
+def move_onto_matter(
+    rng: np.random.Generator, background: Image, patch: Patch, first: Placed, region: Box, level: int, least: float
+) -> Placed:
+    """Draw other positions for an item that lies on too much empty belt, as in the corners of a turned bag's box.
+
+    Args:
+        rng: generator of the positions.
+        background: the background at its stored size, uint8 RGB [H, W, 3], before pasting.
+        patch: the item.
+        first: the first position drawn.
+        region: box that contains the item.
+        level: grey level of the belt.
+        least: share of the item to lie on matter.
+
+    Returns:
+        The first of `PLACE_DRAWS` positions, `first` included, with at least that share; else the one with the largest.
+    """
+    dark, best = _matter(background, region, level), first
+    high, wide = patch.mask.shape
+    for _ in range(1, PLACE_DRAWS):
+        if best.on_matter >= least:
+            break
+        x, y = draw_corner(rng, region, patch)
+        left, top = x - region[0], y - region[1]
+        share = _share(dark[top : top + high, left : left + wide], patch)
+        if share > best.on_matter:
+            best = Placed((x, y, x + wide, y + high), share)
+    return best
 
 
 def place_occluder(rng: np.random.Generator, box: Box, bag: Box, room: Box) -> tuple[Box, tuple[int, int]]:

@@ -146,10 +146,16 @@ def place(
             continue
         high, wide = patch.mask.shape
         if min(high, wide) >= least and wide <= room[0] and high <= room[1]:
-            x = int(rng.integers(region[0], region[2] - wide, endpoint=True))
-            y = int(rng.integers(region[1], region[3] - high, endpoint=True))
-            return geometry, patch, (x, y)
+            return geometry, patch, draw_corner(rng, region, patch)
     return None
+
+
+def draw_corner(rng: Generator, region: Box, patch: Patch) -> tuple[int, int]:
+    """Draw the top-left (x, y) of a patch uniformly, so that its whole box lies in the region."""
+    high, wide = patch.mask.shape
+    x = int(rng.integers(region[0], region[2] - wide, endpoint=True))
+    y = int(rng.integers(region[1], region[3] - high, endpoint=True))
+    return x, y
 
 
 def _shrunk(segment: Segment, geometry: Geometry, room: tuple[int, int]) -> Geometry:

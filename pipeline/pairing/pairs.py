@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from pipeline.common.seeds import generator
 from pipeline.pairing.blends import BLENDS
-from pipeline.pairing.composition import blend, occlude, place_occluder, share_on_matter
+from pipeline.pairing.composition import Placed, blend, move_onto_matter, occlude, place_occluder, share_on_matter
 from pipeline.pairing.geometry import SCALE, fit, frame, place, reduction
 from pipeline.tables import region_table
 from pipeline.tables.region_table import Regions
@@ -44,6 +44,8 @@ class Recipe:
         scales: range of an item's scale; 1 keeps its width relative to its scan.
         occluded: share of the items that get an occluder, a crop of another background.
         coefficients: range of the composition coefficient; None uses the mode's default.
+        on_matter: share of an item's pixels to lie on matter rather than empty belt; its position is drawn up to
+            `composition.PLACE_DRAWS` times. 0 is the paper's rule, the first draw.
     """
 
     backgrounds: Path
@@ -55,6 +57,7 @@ class Recipe:
     scales: tuple[float, float] = SCALE
     occluded: float = 0.0
     coefficients: tuple[float, float] | None = None
+    on_matter: float = 0.5
 
 
 @functools.lru_cache(maxsize=2)
@@ -77,8 +80,8 @@ def make_pair(recipe: Recipe, number: int) -> tuple[Pair, Image, Image]:
     class_id = items.usable[int(rng.integers(len(items.usable)))]
     for _ in range(_ITEM_DRAWS):
         segments = [items.segment(rows[int(rng.integers(len(rows)))]) for rows in items.draw(rng, class_id)]
-        query = _make_view(rng, recipe, regions, segments[0], -1)
-        key = query and _make_view(rng, recipe, regions, segments[1], query[2])
+        query = _make_view(rng, recipe, number, regions, segments[0], -1)
+        key = query and _make_view(rng, recipe, number, regions, segments[1], query[2])
         if query and key:
             return Pair(number, class_id, items.classes[class_id], query[0], key[0]), query[1], key[1]
     raise InputError(
@@ -88,9 +91,9 @@ def make_pair(recipe: Recipe, number: int) -> tuple[Pair, Image, Image]:
 
 
 def _make_view(
-    rng: Generator, recipe: Recipe, regions: Regions, segment: Segment, taken: int
+    rng: Generator, recipe: Recipe, number: int, regions: Regions, segment: Segment, taken: int
 ) -> tuple[View, Image, int] | None:
-    """Paste a segment on a background other than number `taken`.
+    """Paste a segment of pair `number` on a background other than number `taken` (-1 for the query).
 
     Returns the view, its image and the background's number; None if no background can hold the segment.
     """
@@ -107,8 +110,14 @@ def _make_view(
         box: Box = (x, y, x + patch.mask.shape[1], y + patch.mask.shape[0])
         coefficient = float(rng.uniform(*coefficients))
         image = fit(read_background(recipe, regions, chosen), size)
+        level = int(regions.levels[chosen])
         # A crop is not an item: it shows a whole bag.
-        on_matter = 1.0 if segment.upright else share_on_matter(image, patch, box, int(regions.levels[chosen]))
+        at = Placed(box, 1.0 if segment.upright else share_on_matter(image, patch, box, level))
+        if at.on_matter < recipe.on_matter:
+            # A stream of their own, so that all other draws of the pair are the same as without them.
+            places = generator(recipe.seed, "place", number, int(taken >= 0))
+            at = move_onto_matter(places, image, patch, at, region, level, recipe.on_matter)
+        box, on_matter = at
         blend(image, patch, box, segment.background, recipe.blend, coefficient)
         occluder = None
         if recipe.occluded and rng.random() < recipe.occluded:

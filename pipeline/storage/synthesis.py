@@ -122,6 +122,7 @@ def parameters(job: Job) -> dict[str, Any]:
         "coefficient_range": list(job.recipe.coefficients or BLENDS[job.recipe.blend].coefficients),
         "scale_range": list(job.recipe.scales),
         "occluded": job.recipe.occluded,
+        "on_matter": job.recipe.on_matter,
         "fill": geometry.FILL,
         "least_side_px": geometry.least_side(job.recipe.width),
         "regions_sha256": sha256_of(job.recipe.regions),
@@ -153,6 +154,8 @@ def _prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
         InputError: it holds shards of another or an unknown plan, and `if_changed` is ``refuse``.
     """
     found, shards = _found(job.out)
+    if found:
+        found = {"on_matter": 0.0, **found}  # shards made before there was such a rule are those of 0
     if found != plan and (found is not None or any(_SHARD.fullmatch(name) for name in job.out.names())):
         if if_changed == "refuse":
             what = _difference(found, plan)

@@ -431,14 +431,17 @@ def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsy
     arguments = ["--shards", shards, "--report", report, "--gallery", picture, "--workers", "2"]
     arguments += ["--tables", tmp_path / "tables"]
     assert audit.main(list(map(str, arguments))) == 0
-    assert "24 pairs in 6 shards, 0 violations" in capsys.readouterr().out
+    line = f"{shards}: 24 pairs in 6 shards, 0 violations, 0.0% of the items below on_matter 0.5"
+    assert line in capsys.readouterr().out.splitlines()
     content = json.loads(report.read_text())
     histogram = np.sum([shard.classes for shard in read_index(shards).shards], axis=0)
     assert (content["violation_count"], content["violations"]) == (0, [])
     assert content["classes"] == {"Gun": histogram[2], "Knife": histogram[3]}
     assert sum(content["coefficient_histogram"]["counts"]) == 48
     assert 0.25 <= content["coefficient_histogram"]["edges"][0] < content["coefficient_histogram"]["edges"][-1] <= 0.65
-    for name, values in (("classes", 24), ("coefficients", 48), ("boxes", 48)):
+    assert (content["on_matter_wanted"], content["off_matter_share"]) == (0.5, 0)
+    assert 0.5 <= content["on_matter"]["p0"] <= content["on_matter"]["p50"] <= 1
+    for name, values in (("classes", 24), ("coefficients", 48), ("boxes", 48), ("on_matter", 48)):
         rows = (tmp_path / "tables" / f"{name}.csv").read_text().splitlines()[1:]
         assert sum(int(row.rpartition(",")[2]) for row in rows) == values
     drawn = read_image(picture)
@@ -479,6 +482,76 @@ def test_an_empty_index_entry_is_not_a_crash(tmp_path: Path) -> None:
         tmp_path, Index(("Gun",), 0, {"blend": "alpha"}, {"pairs": 1}, (entry,), Sources("sources.parquet", "", 0))
     )
     assert audit.main(["--shards", str(tmp_path), "--workers", "1", "--gallery", str(tmp_path / "g.png")]) == 1
+
+
+def lay_off_matter(folder: Path, items: int) -> None:
+    """Let the index say that the first items of shard 1 lie mostly on empty belt."""
+    members = read_members(folder / "pairs-000001.tar")
+    for item in range(items):
+        at = 3 * (item // 2) + 2
+        raw = json.loads(members[at][1])
+        raw["key" if item % 2 else "query"]["on_matter"] = 0.49
+        members[at] = (members[at][0], json.dumps(raw).encode())
+    replace_shard(folder, members)
+
+
+# Of 48 items, 1 is 2.1 % and 3 are 6.3 %.
+@pytest.mark.parametrize(
+    ("items", "options", "status"),
+    [
+        (0, [], 0),
+        (1, [], 1),
+        (1, ["--max-off-matter", "0.021"], 0),
+        (3, ["--max-off-matter", "0.05"], 1),
+        (3, ["--max-off-matter", "0.0625"], 0),
+        (3, ["--max-off-matter", "0"], 1),
+        (0, ["--max-off-matter", "0"], 0),
+    ],
+)
+def test_too_many_items_on_empty_belt_fail(
+    items: int, options: list[str], status: int, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, report = shutil.copytree(shards, tmp_path / "shards"), tmp_path / "report.json"
+    lay_off_matter(folder, items)
+    arguments = ["--shards", str(folder), "--workers", "1", "--report", str(report), "--tables", str(tmp_path / "t")]
+    assert audit.main([*arguments, *options]) == status
+    lines, content = capsys.readouterr().out.splitlines(), json.loads(report.read_text())
+    assert lines[-1].endswith(f", {items / 48:.1%} of the items below on_matter 0.5")
+    assert content["off_matter_share"] == round(items / 48, 4)
+    assert content["violation_count"] == status
+    rows = dict(line.split(",") for line in (tmp_path / "t" / "on_matter.csv").read_text().splitlines()[1:])
+    assert int(rows["0.475"]) == items
+    if status:
+        assert lines[0].startswith(f"{items / 48:.1%} of the items have less than 0.5 of their pixels on a bag")
+        assert all(hint in lines[0] for hint in ("--max-off-matter", "pipeline.regions --gallery", "--scale"))
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_shards_of_the_papers_rule_are_not_checked_for_matter(
+    old: bool, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Old shards have no `on_matter` in their index."""
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    lay_off_matter(folder, 8)
+    index = read_index(folder)
+    kept = {name: value for name, value in index.parameters.items() if name != "on_matter"}
+    write_index(folder, dataclasses.replace(index, parameters=kept if old else kept | {"on_matter": 0.0}))
+    report = tmp_path / "report.json"
+    assert audit.main(["--shards", str(folder), "--workers", "1", "--report", str(report)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("6 shards, 0 violations")
+    content = json.loads(report.read_text())
+    assert (content["on_matter_wanted"], content["off_matter_share"]) == (None if old else 0.0, 0.0)
+    assert content["on_matter"]["p0"] == 0.49
+
+
+@pytest.mark.parametrize("value", ["0.5", None, True, 1.5, -1, [0.5]])
+def test_an_impossible_share_in_the_index_is_named(
+    value: object, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    edit_index(on_matter=value)(folder)
+    assert audit.main(["--shards", str(folder), "--workers", "1"]) == 1
+    assert f"index: on_matter is {value!r}, not a share from 0 to 1" in capsys.readouterr().out
 
 
 def test_a_folder_of_format_1_is_checked_and_its_missing_parts_are_listed(

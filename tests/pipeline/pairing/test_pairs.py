@@ -59,7 +59,7 @@ def test_views_record_their_mask_and_its_share_on_matter(
 ) -> None:
     whole = tmp_path / "whole scans.parquet"
     with_bags(region_file, whole, lambda row: [[0, 0, row["width"], row["height"]]])
-    recipe = dataclasses.replace(recipe, regions=whole, blend="paste", occluded=occluded)
+    recipe = dataclasses.replace(recipe, regions=whole, blend="paste", occluded=occluded, on_matter=0.0)
     regions, _ = tables(recipe.regions, recipe.segments)
     numbers = {name: number for number, name in enumerate(regions.images.to_pylist())}
     shares = []
