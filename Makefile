@@ -13,12 +13,13 @@ export DVC_NO_ANALYTICS := 1
 # Two threads that spin while they wait slow each other down many times over when the cores are shared.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test lint detectron2 lock locked clean
+.PHONY: help demo test faults lint detectron2 lock locked clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole chain on simulated scans, ending with runs/demo/report.html"
 	@echo "make test    all tests that need no GPU, no data set and no network"
+	@echo "make faults  the long form of the counted faults (hours), and their page"
 	@echo "make lint    ruff and mypy"
 	@echo "make detectron2    try again to install Detectron2"
 	@echo "make locked  install the exact versions of requirements.lock into .venv-locked and test there"
@@ -35,6 +36,11 @@ demo: $(VENV)/.train.done $(VENV)/.detectron2.done
 
 test: $(VENV)/.dev.done $(VENV)/.detectron2.done
 	python -m pytest
+
+FAULTS := kill disk dirty fuzz hostile stops distributed long
+
+faults: $(VENV)/.dev.done $(VENV)/.detectron2.done
+	@for name in $(FAULTS); do python -m tests.faults.$$name || failed=1; done; python -m tests.faults.page; exit $${failed:-0}
 
 lint: $(VENV)/.dev.done
 	ruff check .

@@ -203,6 +203,11 @@ def synthesis(root: Path, out: Path, pairs: int = 48, per_shard: int = 12, **opt
     return [*sources, "--segments", root / "segments.parquet", "--out", out, *size, *flags]
 
 
+def shards() -> Path:
+    """The shards of `inputs`."""
+    return inputs() / "shards"
+
+
 def environment() -> dict[str, str]:
     """Environment of the commands: this checkout, one thread each."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

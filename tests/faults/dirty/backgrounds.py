@@ -93,7 +93,7 @@ SPOILED: dict[str, Spoil] = {
     "cut short": _bytes(lambda data: data[: len(data) // 2], "unreadable", "truncated file"),
     "JPEG cut short": _bytes(lambda data: scans.jpeg(data)[:-30], "unreadable", "truncated file"),
     "text": _bytes(lambda data: b"not found", "unreadable", _UNKNOWN),
-    "WebP": _bytes(lambda data: b"RIFF\0\0\0\0WEBP" + data, "unreadable", _UNKNOWN),
+    "WebP": _bytes(lambda data: b"RIFF\0\0\0\0WEBP" + data, "unreadable", "WebP is not read"),
     "of a bomb's size": _bytes(lambda data: scans.png_header(data, 65_000, 65_000), "unreadable", "too large"),
     "without height": _bytes(lambda data: scans.png_header(data, WIDTH, 0), "unreadable", "broken header"),
     "broken inside": _bytes(lambda data: data[:60] + bytes(400) + data[460:], "unreadable", ""),
