@@ -18,11 +18,11 @@ import yaml
 from segloc.common.cli import split_override
 from segloc.common.errors import InputError, one_line, unknown_key
 from segloc.common.files import expanded
+from segloc.common.parse import check_text, parse_yaml, parsing, shown
 from segloc.settings import text_lists
 
 BASE = "base"
-# Errors that YAML raises on unreadable text; ValueError comes from impossible dates and numbers.
-UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+MOST = 2**63 - 1  # whole numbers that torch and numpy hold
 Config = TypeVar("Config")
 
 
@@ -71,7 +71,8 @@ def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return raw
     if not isinstance(base, str):
-        raise InputError(f"{path}: {BASE}: expected the path of a recipe, got {base!r}")
+        raise InputError(f"{path}: {BASE}: expected the path of a recipe, got {shown(base)}")
+    check_text(base, f"{path}: {BASE}")
     return _merged(_read(path.parent / expanded(base), (*above, path.resolve())), raw)
 
 
@@ -110,10 +111,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(text)
-    except UNREADABLE as error:
-        raise InputError(f"{where}: not YAML ({one_line(error)})") from error
+    raw = parse_yaml(text, where)
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise InputError(f"{where}: not a mapping of settings")
@@ -147,19 +145,17 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
         raise unknown_key(key, keys(schema), "override")
     if dataclasses.is_dataclass(hint):
         raise InputError(f"override: {key!r} is a section; set one of {', '.join(keys(hint, key + '.'))}")
-    try:
-        raw[last] = _given(hint, text)
-    except UNREADABLE as error:
-        reason = f" ({error})" if text_lists.depth(hint) else " as YAML"
-        raise InputError(f"{override!r}: the value cannot be read{reason}") from error
+    where = f"the value of {key}"
+    with parsing(where, "cannot be read"):
+        raw[last] = _given(hint, text, where)
 
 
-def _given(hint: Any, text: str) -> Any:
+def _given(hint: Any, text: str, where: str) -> Any:
     """Read the value of an override: texts and lists of texts literally, any other as YAML."""
     if hint is str:
         return text
     levels = text_lists.depth(hint)
-    return text_lists.read(text, levels) if levels and text.strip().startswith("[") else yaml.safe_load(text)
+    return text_lists.read(text, levels) if levels and text.strip().startswith("[") else parse_yaml(text, where)
 
 
 def _inner(hint: Any, key: str) -> Any:
@@ -184,13 +180,17 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     origin = get_origin(hint)
     if dataclasses.is_dataclass(hint) or origin is dict:
         if not isinstance(value, dict):
-            raise InputError(f"{where}: {key}: expected a mapping, got {value!r}")
+            raise InputError(f"{where}: {key}: expected a mapping, got {shown(value)}")
         if origin is dict:
+            for name in value:
+                if not isinstance(name, str):
+                    raise InputError(f"{where}: {key}: expected text as a key, got {shown(name)}")
+                check_text(name, f"{where}: {key}")
             return {name: _value(get_args(hint)[1], part, where, f"{key}.{name}") for name, part in value.items()}
         return _build(hint, value, where, f"{key}.")  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where}: {key}: expected a list, got {value!r}")
+            raise InputError(f"{where}: {key}: expected a list, got {shown(value)}")
         return tuple(_value(get_args(hint)[0], part, where, key) for part in value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
@@ -199,7 +199,11 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
             pass
     if type(value) is not hint:
         quotes = "; put it in quotes" if hint is str and not isinstance(value, (list, dict)) else ""
-        raise InputError(f"{where}: {key}: expected {hint.__name__}, got {value!r}{quotes}")
+        raise InputError(f"{where}: {key}: expected {hint.__name__}, got {shown(value)}{quotes}")
+    if isinstance(value, str):
+        check_text(value, f"{where}: {key}")
+    elif isinstance(value, int) and not -MOST <= value <= MOST:
+        raise InputError(f"{where}: {key}: {shown(value)} is out of range")
     return value
 
 
