@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +24,12 @@ from segloc.common.errors import InputError, RunError, one_line
 from segloc.common.files import existing_file, sha256_of
 from segloc.common.images import Image, ImageError, decode
 from segloc.common.stores import Store
+from segloc.common.tars import read_tar
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
 MAX_OFF_MATTER = 0.02  # default of the largest share of items on less matter than the recipe asks for
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
-_UNREADABLE = (tarfile.TarError, EOFError, OSError, InputError, ImageError, IndexError)
+_UNREADABLE = (OSError, InputError, ImageError, IndexError)
 
 
 @dataclasses.dataclass
@@ -79,17 +79,15 @@ def _check_file(path: Path, first: int, shard: Shard, index: Index, segments: Pa
     try:
         for number, (names, contents) in enumerate(read_groups(path), first):
             _check_pair(number, names, contents, index, segments, findings)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        findings.violations.append(f"{shard.name}: broken tar after pair {number} ({error})")
+    except (InputError, OSError) as error:
+        findings.violations.append(f"{shard.name}: broken tar after pair {number} ({one_line(error)})")
 
 
 def read_groups(path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
     """Read a shard three members at a time: their names and contents."""
-    with tarfile.open(path, "r:") as tar:
-        members = iter(tar)
-        while group := list(itertools.islice(members, len(SUFFIXES))):
-            files = [tar.extractfile(member) for member in group]
-            yield [member.name for member in group], [file.read() if file else b"" for file in files]
+    members = read_tar(path, path.name)
+    while group := list(itertools.islice(members, len(SUFFIXES))):
+        yield [name for name, _ in group], [content for _, content in group]
 
 
 def _check_pair(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import tarfile
 from collections import Counter
 from typing import Any
 
 from pipeline.tables import sources_table
 from pipeline.tables.sources_table import Source
-from segloc.common.contract import Pair, Shard, shard_name
+from segloc.common.contract import Pair, Shard, shard_entry, shard_name
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of
+from segloc.common.parse import parse_json, parsing
 from segloc.common.stores import Store
+from segloc.common.tars import read_tar
 
 PROGRESS_NAME = ".progress"
 _PLAN = f"{PROGRESS_NAME}/plan.json"
@@ -41,8 +43,10 @@ def read_record(out: Store, number: int) -> Record | None:
     """Read the record of a finished shard; None if it is missing or invalid."""
     raw = _read(out, f"{PROGRESS_NAME}/{shard_name(number)}.json")
     try:
-        return Record(Shard(**{**raw["shard"], "classes": tuple(raw["shard"]["classes"])}), raw["tag"])
-    except (TypeError, KeyError):
+        with parsing(out, "not a record"):
+            tag = raw["tag"]
+            return Record(shard_entry(raw["shard"]), tag if isinstance(tag, str) else None)
+    except InputError:
         return None
 
 
@@ -65,15 +69,17 @@ def write_uses(out: Store, shard: str, uses: Counter[Source]) -> None:
 def read_uses(out: Store, shard: str) -> Counter[Source]:
     """Read how often a shard uses each source, from its record or, if that is missing, from its pairs."""
     raw = _read(out, f"{PROGRESS_NAME}/{shard}.sources.json")
-    try:
-        return Counter({(kind, name): int(count) for kind, name, count in raw})
-    except (TypeError, ValueError):
-        pass
+    with contextlib.suppress(InputError), parsing(out, "not a record"):
+        if all(isinstance(kind, str) and isinstance(name, str) and count > 0 for kind, name, count in raw):
+            return Counter({(kind, name): int(count) for kind, name, count in raw})
     uses = Counter[Source]()
-    with out.fetch(shard) as path, tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if member.name.endswith(".json"):
-                uses.update(sources_table.of_pair(Pair.from_json(tar.extractfile(member).read())))  # type: ignore[union-attr]
+    with out.fetch(shard) as path:
+        for name, content in read_tar(path, f"{out}/{shard}"):
+            if name.endswith(".json"):
+                try:
+                    uses.update(sources_table.of_pair(Pair.from_json(content)))
+                except InputError as error:
+                    raise InputError(f"{out}/{shard}: {name}: {error}") from error
     return uses
 
 
@@ -103,8 +109,11 @@ def _write(out: Store, name: str, content: Any) -> None:
 def _read(out: Store, name: str) -> Any:
     """Read a record; None if it is missing or unreadable."""
     try:
-        return json.loads(out.read(name))
+        data = out.read(name)
     except InputError:
         raise
     except (OSError, ValueError):
         return None
+    with contextlib.suppress(InputError):
+        return parse_json(data, name)
+    return None

@@ -1,21 +1,41 @@
-"""Parquet tables with their format version and parameters in the schema's metadata."""
+"""Parquet tables with their format version and parameters in the schema's metadata, and with checksums.
+
+The checksums stand between the last row group and Parquet's footer, where other readers do not look. They cover every
+byte of the values and of the footer, and are checked before Arrow decodes what they cover: one part at a time, so that
+a table of many gigabytes opens without reading its pictures.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import mmap
+import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import struct
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import atomic_file, existing_file
+from segloc.common.parse import WRONG, parse_json, shown
 
-_VERSION_KEY, _PARAMETERS_KEY = "segloc.{kind}.format_version", "segloc.parameters"
+_VERSION_KEY, _PARAMETERS_KEY, _PARTS_KEY = "segloc.{kind}.format_version", "segloc.parameters", "segloc.checked"
+# A part of the file and its CRC-32. The table of parts ends with their number, its own CRC-32 and the magic.
+_PART = np.dtype([("start", "<u8"), ("bytes", "<u8"), ("crc", "<u4")])
+_END = struct.Struct("<II8s")
+_MAGIC = b"SEGLOC/1"
+_FOOTER_TAIL = struct.Struct("<I4s")  # Parquet's: bytes of the footer before it, "PAR1"
+# Names and digests hardly repeat, so that a row takes more than a byte of the file and unpacks to little more. Ten
+# bytes of Parquet can claim a billion rows.
+_MOST_EXPANDED, _ANY_BYTES = 64, 1 << 26
 
 
 class TableWriter:
@@ -69,22 +89,57 @@ def table_writer(
     """
     codecs = compression if isinstance(compression, dict) else {}
     repetitive = [name for name in schema.names if codecs.get(name) != "none"]
+    parts = [part for part in (repetitive, [name for name in schema.names if name not in repetitive]) if part]
+    assert [name for part in parts for name in part] == schema.names, "uncompressed columns come last"
     # Without the stored Arrow schema, readers use the metadata that is added at the end.
-    options = {"store_schema": False, "write_statistics": False}  # nobody filters by statistics
+    options: dict[str, Any] = {"store_schema": False, "write_statistics": False}  # nobody filters by statistics
     with atomic_file(path) as file:
-        parquet = pq.ParquetWriter(file, schema, compression=compression, use_dictionary=repetitive, **options)
+        written: list[pq.FileMetaData] = []
+        options |= {"use_dictionary": repetitive, "metadata_collector": written}
+        parquet = pq.ParquetWriter(file, schema, compression=compression, **options)
         try:
             table = TableWriter(parquet, schema, group_rows)
             yield table
             table.flush()
             text = json.dumps(table.parameters, sort_keys=True, ensure_ascii=False)
-            parquet.add_key_value_metadata({_VERSION_KEY.format(kind=kind): str(version), _PARAMETERS_KEY: text})
+            about = {_VERSION_KEY.format(kind=kind): str(version), _PARAMETERS_KEY: text}
+            parquet.add_key_value_metadata({**about, _PARTS_KEY: json.dumps({"parts": parts, "end": file.tell()})})
         except BaseException:
             # An open writer later complains about the closed file. On a full disk, closing fails again.
             with contextlib.suppress(OSError):
                 parquet.close()
             raise
         parquet.close()
+        _insert_checksums(file, written[0], [len(part) for part in parts])
+
+
+def _insert_checksums(file: BinaryIO, written: pq.FileMetaData, parts: Sequence[int]) -> None:
+    """Insert the table of parts before the footer of a finished Parquet file.
+
+    Args:
+        file: a new file, open for reading and writing.
+        written: its metadata.
+        parts: number of columns of each part of a row group.
+    """
+    file.flush()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        footer, found = _footer(data), []
+        for group in (written.row_group(number) for number in range(written.num_row_groups)):
+            column = 0
+            for columns in parts:
+                chunks = [group.column(column + offset) for offset in range(columns)]
+                column += columns
+                # A dictionary, where there is one, comes first.
+                start = chunks[0].dictionary_page_offset or chunks[0].data_page_offset
+                found.append((start, sum(chunk.total_compressed_size for chunk in chunks)))
+        last = bytes(data[footer:])
+        table = np.zeros(len(found) + 1, _PART)
+        for row, (start, length) in enumerate(found):
+            table[row] = start, length, zlib.crc32(memoryview(data)[start : start + length])
+    table[-1] = footer + _block_bytes(len(found)), len(last), zlib.crc32(last)
+    block = table.tobytes()
+    file.seek(footer)
+    file.write(block + _END.pack(len(table), zlib.crc32(block), _MAGIC) + last)
 
 
 @contextlib.contextmanager
@@ -92,38 +147,179 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn errors while reading a table into an `InputError` that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, *WRONG) as error:
         raise InputError(f"{path}: damaged ({one_line(error)}); make it again") from error
 
 
+class TableFile:
+    """A table opened for reading; see `open_table`.
+
+    Attributes:
+        parameters: as its writer stored them.
+        metadata: Parquet's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a table, check its footer, and print a note if it has no checksums."""
+        self._path = path
+        with open(path, "rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._parts = _read_parts(self._data)
+        self._file = pq.ParquetFile(pa.BufferReader(self._data))
+        self.metadata: pq.FileMetaData = self._file.metadata
+        self._refuse_bombs()
+        about = {key.decode(): value for key, value in (self.metadata.metadata or {}).items()}
+        self._runs: list[list[str]] = []
+        checked = parse_json(about.get(_PARTS_KEY, b"null"), path)
+        if self._parts is not None:
+            self._runs = checked["parts"]
+        elif checked and _footer(self._data) == checked["end"] + _block_bytes(
+            len(checked["parts"]) * self.num_row_groups
+        ):
+            raise ValueError("its checksums are damaged")
+        elif multiprocessing.parent_process() is None:
+            # Written by an earlier version, or by another program that copied the metadata.
+            print(f"{path}: written without checksums, so damage would not be found; make it again", file=sys.stderr)
+        self._about = about
+
+    @property
+    def num_row_groups(self) -> int:
+        """Number of row groups."""
+        return int(self.metadata.num_row_groups)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return list(self._file.schema_arrow.names)
+
+    def schema_matches(self, schema: pa.Schema) -> str:
+        """Name a column of `schema` that is of another type here; empty if there is none."""
+        found = self._file.schema_arrow
+        return next((f.name for f in schema if f.name in found.names and found.field(f.name).type != f.type), "")
+
+    def about(self, key: str) -> bytes | None:
+        """Value of a key of the metadata; None if it is missing."""
+        return self._about.get(key)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read columns; None reads all.
+
+        Raises:
+            InputError: the table is damaged.
+        """
+        with reading(self._path):
+            self._check(range(self.num_row_groups), columns)
+            return self._file.read(columns=columns)
+
+    def read_row_group(self, group: int, columns: Sequence[str] | None = None, use_threads: bool = True) -> pa.Table:
+        """Read columns of one row group; see `read`."""
+        with reading(self._path):
+            self._check([group], columns)
+            return self._file.read_row_group(group, columns=columns, use_threads=use_threads)
+
+    def _check(self, groups: Iterable[int], columns: Sequence[str] | None) -> None:
+        """Compare the CRC of the parts that hold these columns."""
+        if self._parts is None:
+            return
+        wanted = [run for run, names in enumerate(self._runs) if columns is None or set(names) & set(columns)]
+        view = memoryview(self._data)
+        for group in groups:
+            for start, length, crc in self._parts[[group * len(self._runs) + run for run in wanted]].tolist():
+                if zlib.crc32(view[start : start + length]) != crc:
+                    raise ValueError(f"wrong checksum of row group {group}")
+
+    def _refuse_bombs(self) -> None:
+        """Refuse a file that claims far more values than a real one of its size holds."""
+        groups = [self.metadata.row_group(number) for number in range(self.num_row_groups)]
+        nested = [n for n in range(self.metadata.num_columns) if self.metadata.schema.column(n).max_repetition_level]
+        values = sum(group.column(number).num_values for group in groups for number in nested)
+        unpacked = sum(group.total_byte_size for group in groups)
+        most = max(_MOST_EXPANDED * len(self._data), _ANY_BYTES)
+        if max(self.metadata.num_rows, values) > max(len(self._data), 0) or unpacked > most:
+            raise ValueError(
+                f"claims {self.metadata.num_rows} rows, {values} numbers in lists and {unpacked} bytes in a file of "
+                f"{len(self._data)}"
+            )
+
+
+def refuse_nulls(table: pa.Table) -> None:
+    """Check that all columns of a table have a value in each row.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count:
+            raise ValueError(f"column {name} has rows without a value")
+
+
+def _footer(data: mmap.mmap) -> int:
+    """Position of Parquet's footer, whose length is near the end of the file; negative for another file."""
+    end = len(data) - _FOOTER_TAIL.size
+    return int(end - _FOOTER_TAIL.unpack_from(data, end)[0]) if end > 0 else -1
+
+
+def _block_bytes(parts: int) -> int:
+    """Size of the table of parts, with the footer as one part more."""
+    return (parts + 1) * _PART.itemsize + _END.size
+
+
+def _read_parts(data: mmap.mmap) -> np.ndarray | None:
+    """Read the table of parts; None if the file has none. The footer, its last part, is checked.
+
+    Raises:
+        ValueError: the table of parts or the footer is damaged.
+    """
+    footer = _footer(data)
+    if footer < _END.size:
+        return None
+    count, crc, magic = _END.unpack_from(data, footer - _END.size)
+    if magic != _MAGIC:
+        return None
+    start = footer - _END.size - count * _PART.itemsize
+    if start < 0 or zlib.crc32(block := data[start : footer - _END.size]) != crc or not count:
+        raise ValueError("wrong checksum of the table of parts")
+    parts = np.frombuffer(block, _PART)
+    begin, length, crc = parts[-1].tolist()
+    if begin != footer or length != len(data) - footer or zlib.crc32(data[footer:]) != crc:
+        raise ValueError("wrong checksum of the footer")
+    return parts[:-1]
+
+
 def open_table(
-    path: str | os.PathLike[str], kind: str, version: int, columns: Iterable[str]
-) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    path: str | os.PathLike[str], kind: str, version: int, schema: pa.Schema
+) -> tuple[TableFile, dict[str, Any]]:
     """Open a table written by `table_writer`, memory-mapped.
 
     Returns:
         The file and its parameters.
 
     Raises:
-        InputError: the file is missing, of another kind or version, or lacks one of the `columns`.
+        InputError: the file is missing, damaged, of another kind or version, or lacks a column of `schema` or has it
+            with another type.
     """
     path = existing_file(path, f"table of {kind}")
     try:
-        table = pq.ParquetFile(_mapped(path))
-    except (ValueError, OSError) as error:  # pa.ArrowInvalid is a ValueError
-        raise InputError(f"{path}: not a Parquet file, or truncated; choose another file or make it again") from error
-    metadata = table.schema_arrow.metadata or {}
-    found = metadata.get(_VERSION_KEY.format(kind=kind).encode())
+        table = TableFile(path)
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, struct.error, *WRONG) as error:
+        raise InputError(
+            f"{path}: not a Parquet file, truncated or damaged ({one_line(error)}); choose another or make it again"
+        ) from error
+    found = table.about(_VERSION_KEY.format(kind=kind))
     if found is None:
         raise InputError(f"{path}: not a table of {kind}; choose another file")
     if found != str(version).encode():
-        raise InputError(f"{path}: format {found.decode()} of {kind}, but this version reads {version}; make it again")
-    if missing := sorted(set(columns) - set(table.schema_arrow.names)):
+        shown_version = found.decode(errors="replace")[:20]
+        raise InputError(f"{path}: format {shown_version} of {kind}, but this version reads {version}; make it again")
+    if missing := sorted(set(schema.names) - set(table.names)):
         raise InputError(f"{path}: column {', '.join(missing)} is missing; make the table again")
-    return table, json.loads(metadata[_PARAMETERS_KEY.encode()])
-
-
-def _mapped(path: str | os.PathLike[str]) -> pa.BufferReader:
-    """Map a file into memory. Arrow opens only paths that are UTF-8."""
-    with open(path, "rb") as file:
-        return pa.BufferReader(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    if other := table.schema_matches(schema):
+        raise InputError(f"{path}: column {other} is of another type; make the table again")
+    parameters = parse_json(table.about(_PARAMETERS_KEY) or b"null", f"{path}: its parameters")
+    if not isinstance(parameters, dict):
+        raise InputError(f"{path}: its parameters are {shown(parameters)}; make the table again")
+    return table, parameters

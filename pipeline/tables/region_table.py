@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.tables.parquet import TableWriter, open_table, reading, table_writer
+from pipeline.tables.parquet import TableWriter, open_table, reading, refuse_nulls, table_writer
 from segloc.common import white_level
 from segloc.common.contract import Box
 from segloc.common.errors import InputError
@@ -70,14 +70,38 @@ def load(path: Path) -> Regions:
     """Read the rows with status ``ok``.
 
     Raises:
-        InputError: not a table of regions, or fewer than two usable backgrounds.
+        InputError: not a table of regions, damaged, or fewer than two usable backgrounds.
     """
-    file, parameters = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
-    with reading(path):
-        table = file.read(columns=["image", "width", "height", "bags", "background_level", "crc32", "status"])
+    file, parameters = open_table(path, KIND, FORMAT_VERSION, SCHEMA)
+    table = file.read(columns=["image", "width", "height", "bags", "background_level", "crc32", "status"])
     table = table.filter(pc.equal(table["status"], "ok"))
+    with reading(path):
+        refuse_nulls(table)
+        _check_bags(table)
     if len(table) < 2:
         raise InputError(f"{path}: {len(table)} usable backgrounds, but a pair needs two; add benign scans")
     sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
     levels, crcs = table["background_level"].to_numpy(), table["crc32"].to_numpy()
     return Regions(table["image"], sizes, table["bags"], levels, crcs, white_level.stored(parameters, path))
+
+
+def _check_bags(table: pa.Table) -> None:
+    """Check that every scan has a bag, and that each bag is four edges inside its scan.
+
+    Raises:
+        ValueError: a bag is missing or impossible.
+    """
+    table = table.combine_chunks()
+    bags = table["bags"].combine_chunks()
+    edges = bags.flatten()
+    if len(table) == 0:
+        return
+    if edges.null_count or edges.flatten().null_count or pc.min(pc.list_value_length(bags)).as_py() < 1:
+        raise ValueError("a scan without a bag")
+    if pc.any(pc.not_equal(pc.list_value_length(edges), 4)).as_py():
+        raise ValueError("a bag that is not four edges")
+    x0, y0, x1, y1 = edges.flatten().to_numpy().reshape(-1, 4).T
+    scan = pc.list_parent_indices(bags).to_numpy()
+    width, height = (table[name].to_numpy()[scan] for name in ("width", "height"))
+    if not ((x0 >= 0) & (y0 >= 0) & (x0 < x1) & (y0 < y1) & (x1 <= width) & (y1 <= height)).all():
+        raise ValueError("a bag outside its scan")

@@ -6,18 +6,19 @@ import dataclasses
 import functools
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.tables.parquet import TableWriter, open_table, reading, table_writer
+from pipeline.tables.parquet import TableWriter, open_table, reading, refuse_nulls, table_writer
 from segloc.common import white_level
 from segloc.common.datasets.near_duplicates import FINGERPRINT_BYTES
 from segloc.common.errors import InputError
 from segloc.common.images import Image, ImageError, decode_rgba
+from segloc.common.parse import shown
 
 KIND, FORMAT_VERSION = "segments", 2
 SCHEMA = pa.schema(
@@ -113,17 +114,22 @@ class SegmentTable:
             InputError: not a table of segments.
         """
         self._path = path
-        self._file, parameters = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
-        self.classes: tuple[str, ...] = tuple(parameters["classes"])
+        self._file, parameters = open_table(path, KIND, FORMAT_VERSION, SCHEMA)
         self.white = white_level.stored(parameters, path)
         self.instances: bool = parameters.get("positives") == "instance"
         columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
+        columns += ["class_id", "scan_group", "cut_by_frame"]
+        table = self._file.read(columns=columns)
         with reading(path):
-            self._ids, self._widths, *around = self._file.read(columns=columns).columns
-            columns = ["class_id", "scan_group", "cut_by_frame"]
-            named = self._file.read(columns=columns).columns
-        self._around = np.stack([channel.to_numpy() for channel in around], 1).astype(np.float32)
-        self._class_ids, self._groups, cut = (column.to_numpy() for column in named)
+            self.classes = _class_names(parameters)
+            refuse_nulls(table)
+            self._ids, self._widths, *around = (table[name] for name in columns[:5])
+            self._around = np.stack([channel.to_numpy() for channel in around], 1).astype(np.float32)
+            self._class_ids, self._groups, cut = (table[name].to_numpy() for name in columns[5:])
+            if ((self._class_ids < 0) | (self._class_ids >= len(self.classes))).any():
+                raise ValueError(f"a class id that is not in 0..{len(self.classes) - 1}")
+            if (self._widths.to_numpy() < 1).any() or not np.isfinite(self._around).all():
+                raise ValueError("a scan without width or belt colour")
         self.rows = self._bags(cut)
         self.usable = [class_id for class_id, bags in enumerate(self.rows) if len(bags) >= 2]
         about = self._file.metadata
@@ -170,6 +176,8 @@ class SegmentTable:
         name, width = self._ids[row].as_py(), self._widths[row].as_py()
         try:
             rgba = decode_rgba(self.png(row))
+            if not rgba[..., 3].any():
+                raise ImageError("no pixel of it is opaque")
         except ImageError as error:
             raise InputError(f"{self._path}: segment {name!r}: {error}; make the table again") from error
         return Segment(name, rgba, width, self._around[row], upright=self.instances)
@@ -177,6 +185,12 @@ class SegmentTable:
     def png(self, row: int) -> bytes:
         """Read the PNG of a row."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        with reading(self._path):
-            pngs = self._file.read_row_group(group, columns=["png"], use_threads=False).column(0)
-        return pngs[row - int(self._starts[group])].as_py()
+        pngs = self._file.read_row_group(group, columns=["png"], use_threads=False).column(0)
+        return pngs[row - int(self._starts[group])].as_py() or b""
+
+
+def _class_names(parameters: dict[str, Any]) -> tuple[str, ...]:
+    names = parameters.get("classes")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its classes are {shown(names)}, not a list of names")
+    return tuple(names)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.tables.parquet import open_table, reading, table_writer
+from pipeline.tables.parquet import open_table, reading, refuse_nulls, table_writer
 from segloc.common.contract import Pair
 
 KIND, FORMAT_VERSION = "sources", 1
@@ -40,7 +40,11 @@ def read(path: Path) -> Counter[Source]:
     Raises:
         InputError: the file is missing, damaged or another table.
     """
-    file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA.names)
+    file, _ = open_table(path, KIND, FORMAT_VERSION, SCHEMA)
+    table = file.read(columns=SCHEMA.names)
     with reading(path):
-        columns = file.read(columns=SCHEMA.names).to_pydict()
+        refuse_nulls(table)
+        columns = table.to_pydict()
+        if min(columns["count"], default=1) < 1:
+            raise ValueError(f"a count of {min(columns['count'])}")
     return Counter({(kind, name): count for kind, name, count in zip(*columns.values(), strict=True)})

@@ -14,15 +14,20 @@ the index.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from segloc.common.errors import InputError
+from segloc.common.parse import parse_json, parsing, shown
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, FORMAT_VERSION)
+# Three members of a tar, each a header and at least one block of 512 bytes.
+PAIR_BYTES = 3 * 2 * 512
+MOST_PAIRS = 10**9  # what the nine digits of a pair's key can number
 INDEX_NAME, SOURCES_NAME = "index.json", "sources.parquet"
 
 Box = tuple[int, int, int, int]
@@ -105,12 +110,10 @@ class Pair:
         Raises:
             InputError: the text is not JSON, or a field is missing or invalid.
         """
-        try:
+        with parsing("", "not a pair description"):
             raw = json.loads(data)
             views = {side: _view(raw[side], format_version) for side in ("query", "key")}
             return cls(_whole(raw["pair"]), _whole(raw["class_id"]), _text(raw["class_name"]), **views)
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise InputError(f"not a pair description: {error!r}") from error
 
 
 def _plain(view: View) -> dict[str, Any]:
@@ -123,15 +126,22 @@ def _occluder(raw: dict[str, Any]) -> Occluder:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
+        raise TypeError(f"{shown(value)} is not text")
     value.encode()  # raises ValueError for text that no file can hold
     return value
 
 
 def _whole(value: Any) -> int:
     if not -(2**31) <= value < 2**31:
-        raise ValueError(f"{value} is out of range for a pixel, class id or pair number")
+        raise ValueError(f"{shown(value)} is out of range for a pixel, class id or pair number")
     return int(value)
+
+
+def _count(value: Any) -> int:
+    """Read a number of pairs or bytes, or a seed; a negative one is refused with the index."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{shown(value)} is not a whole number")
+    return value
 
 
 def _wholes(raw: dict[str, Any], name: str, length: int) -> Any:
@@ -144,7 +154,7 @@ def _wholes(raw: dict[str, Any], name: str, length: int) -> Any:
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"{value!r} is neither true nor false")
+        raise TypeError(f"{shown(value)} is neither true nor false")
     return value
 
 
@@ -236,7 +246,7 @@ class Index:
 
     def to_json(self) -> bytes:
         """Serialise to the bytes of ``index.json``."""
-        return (json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+        return _json({**dataclasses.asdict(self), "digest": self.digest})
 
     @classmethod
     def from_json(cls, data: bytes | str, source: str = INDEX_NAME) -> Index:
@@ -246,39 +256,60 @@ class Index:
             InputError: not JSON, another format version, a missing field, inconsistent counts, or a file name that
                 differs from the contract's (some openers run commands from names).
         """
-        try:
-            raw = json.loads(data)
+        raw = parse_json(data, source)
+        with parsing(source, "not a shard index"):
             version = raw["format_version"]
-            if version not in READ_VERSIONS:
+            if type(version) is not int or version not in READ_VERSIONS:
                 known = " and ".join(map(str, READ_VERSIONS))
-                raise InputError(f"{source}: shard format {version}, but this version reads {known}")
-            shards = tuple(
-                Shard(str(s["name"]), int(s["pairs"]), int(s["bytes"]), str(s["sha256"]), tuple(map(int, s["classes"])))
-                for s in raw["shards"]
-            )
+                raise InputError(f"{source}: shard format {shown(version)}, but this version reads {known}")
+            shards = tuple(shard_entry(one) for one in raw["shards"])
             sources = None
             if version > 1:
                 table = raw["sources"]
-                sources = Sources(str(table["name"]), str(table["sha256"]), int(table["rows"]))
-            classes, seed = tuple(map(str, raw["classes"])), int(raw["seed"])
-            index = cls(classes, seed, dict(raw["parameters"]), dict(raw["counts"]), shards, sources, int(version))
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise InputError(f"{source}: not a shard index ({error!r})") from error
-        if any(min(shard.pairs, shard.bytes, *shard.classes, 0) < 0 for shard in index.shards):
+                sources = Sources(_text(table["name"]), _text(table["sha256"]), _count(table["rows"]))
+            classes, seed = tuple(map(_text, raw["classes"])), _count(raw["seed"])
+            index = cls(classes, seed, dict(raw["parameters"]), dict(raw["counts"]), shards, sources, version)
+        index._check(source)
+        recorded = raw.pop("digest", None)
+        if recorded is not None and recorded != hashlib.sha256(_json(raw)).hexdigest():
+            raise InputError(f"{source}: its digest differs from its content; it is damaged, or was edited")
+        return index
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the index, hexadecimal, by which a run recognises its shards."""
+        return hashlib.sha256(_json(dataclasses.asdict(self))).hexdigest()
+
+    def _check(self, source: str) -> None:
+        if any(min(shard.pairs, shard.bytes, *shard.classes, 0) < 0 for shard in self.shards):
             raise InputError(f"{source}: a shard has a negative count")
-        if any(len(shard.classes) != len(index.classes) for shard in index.shards):
+        if any(len(shard.classes) != len(self.classes) for shard in self.shards):
             raise InputError(f"{source}: a shard has a class histogram that does not fit the index's classes")
-        if index.sources and index.sources.name != SOURCES_NAME:
-            raise InputError(f"{source}: sources are named {index.sources.name!r}, expected {SOURCES_NAME!r}")
-        for number, shard in enumerate(index.shards):
+        if self.sources and self.sources.name != SOURCES_NAME:
+            raise InputError(f"{source}: sources are named {self.sources.name!r}, expected {SOURCES_NAME!r}")
+        for number, shard in enumerate(self.shards):
             if sum(shard.classes) != shard.pairs:
                 total = sum(shard.classes)
                 raise InputError(f"{source}: shard {number} has {shard.pairs} pairs, but its classes add up to {total}")
             if shard.name != shard_name(number):
                 raise InputError(f"{source}: shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
-        return index
+            if shard.pairs * PAIR_BYTES > shard.bytes:
+                raise InputError(
+                    f"{source}: shard {number} has {shard.pairs} pairs in {shard.bytes} bytes, but a pair takes at "
+                    f"least {PAIR_BYTES}"
+                )
+        if self.num_pairs > MOST_PAIRS:
+            raise InputError(f"{source}: {self.num_pairs} pairs, but a folder has at most {MOST_PAIRS}")
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def shard_entry(raw: dict[str, Any]) -> Shard:
+    """Read a shard's entry of the index. Wrong content raises whatever it causes, for the caller's `parsing`."""
+    classes = tuple(map(_count, raw["classes"]))
+    return Shard(_text(raw["name"]), _count(raw["pairs"]), _count(raw["bytes"]), _text(raw["sha256"]), classes)
 
 
 def shard_name(number: int) -> str:

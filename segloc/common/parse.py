@@ -28,13 +28,16 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 @contextlib.contextmanager
 def parsing(where: object, what: str) -> Iterator[None]:
-    """Turn whatever wrong content raises into an `InputError`: ``where: what (reason)``. Other `InputError`s pass."""
+    """Turn whatever wrong content raises into an `InputError`: ``where: what (reason)``. Other `InputError`s pass.
+
+    An empty `where` is left out, for callers that add the place.
+    """
     try:
         yield
     except InputError:
         raise
     except WRONG as error:
-        raise InputError(f"{where}: {what} ({reason(error)})") from error
+        raise InputError(f"{f'{where}: ' if where else ''}{what} ({reason(error)})") from error
 
 
 def reason(error: BaseException) -> str:
@@ -66,7 +69,7 @@ def check_text(text: str, where: object) -> None:
         text.encode()
 
 
-def parse_json(data: bytes, where: object) -> Any:
+def parse_json(data: bytes | str, where: object) -> Any:
     """Parse JSON, which may begin with a byte order mark.
 
     Raises:
@@ -75,7 +78,7 @@ def parse_json(data: bytes, where: object) -> Any:
     with parsing(where, "not JSON"):
         content = json.loads(data)
         check_levels(content)
-        if _SURROGATE.search(data):
+        if isinstance(data, str) or _SURROGATE.search(data):
             json.dumps(content, ensure_ascii=False).encode()  # raises for half a pair
     return content
 

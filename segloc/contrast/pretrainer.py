@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import time
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +25,7 @@ from tqdm import tqdm
 
 from segloc.common.errors import DivergedError, InputError, one_line
 from segloc.common.files import write_atomic
+from segloc.common.parse import parse_yaml
 from segloc.contrast.losses import InfoNCE, info_nce
 from segloc.contrast.metrics import Compared, training_metrics
 from segloc.contrast.queues import QUEUES
@@ -205,7 +204,7 @@ class Pretrainer(Trainer):
         return {
             "kind": "pretrain",
             "config": to_yaml(self.config),
-            "shards": index_digest(self.folder),
+            "shards": self.folder.index.digest,
             "query": self.model.query.state_dict(),
             "key": self.model.key.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -224,7 +223,10 @@ class Pretrainer(Trainer):
             )
         if state["format_version"] != checkpoint.FORMAT_VERSION:
             raise InputError(f"{self.out}: its run is of an earlier version and cannot be resumed; use another --out")
-        settings = yaml.safe_load(state["config"])
+        source = self.out / checkpoint.LAST
+        for counter in ("iteration", "pairs_skipped"):
+            checkpoint.count_in(state, counter, source)
+        settings = parse_yaml(checkpoint.text_in(state, "config", source), source)
         if not isinstance(settings, dict):
             raise InputError(f"{self.out}: its checkpoint has no settings")
         # A setting missing in the checkpoint was added later; its default is the earlier behaviour.
@@ -235,18 +237,19 @@ class Pretrainer(Trainer):
                     f"{self.out}: its run has another {name} ({old[name]!r}, not {value!r}); use another --out or the "
                     "same settings"
                 )
-        if state["shards"] != index_digest(self.folder):
+        if state["shards"] != self.folder.index.digest:
             raise InputError(f"{self.out}: its run used other shards than {self.folder.store}; use another --out")
+        checkpoint.require_finite([state[part] for part in ("query", "key", "optimizer", "queues")], source)
         try:
             self.model.query.load_state_dict(state["query"])
             self.model.key.load_state_dict(state["key"])
-            self.optimizer.load_state_dict(state["optimizer"])
             self.queues.load_state_dict(state["queues"])
-            self.skipped_before = int(state["pairs_skipped"])
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise InputError(
                 f"{self.out}: its checkpoint is damaged or of another version ({one_line(error)})"
             ) from error
+        checkpoint.load_optimizer(self.optimizer, state["optimizer"], source)
+        self.skipped_before = state["pairs_skipped"]
 
     def close(self) -> None:
         """Stop the decoding threads."""
@@ -382,8 +385,3 @@ def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) ->
         return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=optim.weight_decay)
     momentum, decay = optim.momentum, optim.weight_decay
     return torch.optim.SGD(network.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0)
-
-
-def index_digest(folder: ShardFolder) -> str:
-    """Return the SHA-256 of the shards' index, which contains the digest of every shard."""
-    return hashlib.sha256(folder.index.to_json()).hexdigest()

@@ -131,9 +131,20 @@ class ClassQueues:
         }
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Load a `state_dict`; replaces all stored keys."""
+        """Load a `state_dict`; replaces all stored keys.
+
+        Raises:
+            ValueError: it is of other queues, or damaged.
+        """
         levels, _, dim = self.keys.shape
-        self._clear(self.keys.new_zeros(levels, int(state["capacity"]), dim))
+        capacity, slots = int(state["capacity"]), state["slots"]
+        if not self.size <= capacity <= 2 * self.size or state["keys"].shape != (levels, len(slots), dim):
+            raise ValueError(f"{capacity} slots with keys {tuple(state['keys'].shape)} do not fit the queues")
+        if len(slots.unique()) < len(slots) or ((slots < 0) | (slots >= capacity)).any():
+            raise ValueError("a slot is out of range or holds two keys")
+        if ((state["labels"] < 0) | (state["labels"] >= self.num_classes)).any():
+            raise ValueError("a class id is out of range")
+        self._clear(self.keys.new_zeros(levels, capacity, dim))
         slots, labels, arrivals = (state[name].to(self.keys.device) for name in ("slots", "labels", "arrivals"))
         self.arrived = int(state["arrived"])
         self.keys[:, slots] = state["keys"].to(self.keys)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.contrast.pretrainer import Pretrainer, index_digest
+from segloc.contrast.pretrainer import Pretrainer
 from segloc.data.stream import ShardFolder
 from segloc.models.initial_weights import BACKBONE_SETTINGS
 from segloc.settings.loader import to_yaml
@@ -122,7 +122,7 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     report(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
     if group.is_main:
         run_folder.write_description(
-            out, "pretrain", to_yaml(config), shards=index_digest(folder), classes=list(folder.index.classes),
+            out, "pretrain", to_yaml(config), shards=folder.index.digest, classes=list(folder.index.classes),
             chance_loss=trainer.chance_loss, chance_class_accuracy=1 / int(present.sum()), steps=trainer.steps,
             processes=group.world,
         )  # fmt: skip

@@ -16,9 +16,9 @@ from segloc.common.contract import FORMAT_VERSION, Index, Pair, Shard
 from segloc.common.errors import InputError, one_line
 from segloc.common.images import Image, decode
 from segloc.common.stores import Store, open_store
+from segloc.common.tars import tar_members
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"
-_BLOCK = 512  # of a tar file, bytes
 # Seconds between attempts to read a shard, because object stores are sometimes unreachable for a moment.
 PAUSES_S = (1, 5, 20)
 
@@ -136,12 +136,9 @@ class ShardFolder:
                 raise InputError(f"{source}: sha256 differs from the index; copy or make the shard again")
             self._checked.add(shard.name)
         samples: dict[str, Sample] = {}
-        try:
-            for name, content in _members(data):
-                key, _, end = name.partition(".")
-                samples.setdefault(key, Sample(key, {}, self.index.format_version)).files[end] = content
-        except ValueError as error:
-            raise InputError(f"{source}: not a tar file ({error})") from error
+        for name, content in tar_members(data, source):
+            key, _, end = name.partition(".")
+            samples.setdefault(key, Sample(key, {}, self.index.format_version)).files[end] = content
         if len(samples) != shard.pairs:
             raise InputError(f"{source}: {len(samples)} pairs, the index says {shard.pairs}")
         return list(samples.values())
@@ -173,23 +170,3 @@ def _select(index: Index, pattern: str, source: str) -> tuple[Shard, ...]:
     if unknown:
         raise InputError(f"{source}: the index lists {len(index.shards)} shards, but not {unknown[0]!r}")
     return tuple(shard for shard in index.shards if shard.name in names)
-
-
-def _members(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield names and contents of the regular files in a tar file; the contents share its memory.
-
-    webdataset's reader copies every member, which is slow compared to decoding. Extended headers are skipped, because
-    names in shards are short.
-    """
-    start = 0
-    while start + _BLOCK <= len(data):
-        header = data[start : start + _BLOCK].tobytes()
-        if not header[0]:
-            return
-        size = int(header[124:136].strip(b"\0 ") or b"0", 8)
-        start += _BLOCK
-        if not 0 <= size <= len(data) - start:
-            raise ValueError(f"a member of {size} bytes at byte {start} does not fit")
-        if header[156:157] in (b"0", b"\0"):
-            yield header[:100].partition(b"\0")[0].decode(), data[start : start + size]
-        start += -(-size // _BLOCK) * _BLOCK

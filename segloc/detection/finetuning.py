@@ -16,7 +16,7 @@ from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
 from segloc.detection.splits import CocoSplit, read_split
 from segloc.detection.trainer import FinetuneTrainer, Progress
-from segloc.detection.weights import detector_content, load_initial_weights, recipe_inside
+from segloc.detection.weights import checked_detector, detector_content, load_initial_weights, recipe_inside
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
 from segloc.settings.finetuning import STAND_IN, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
@@ -72,6 +72,7 @@ def _earlier_run(folder: Path, config: FinetuneConfig, start: str, digest: str) 
     content = checkpoint.load(path)
     if content["format_version"] != checkpoint.FORMAT_VERSION:
         raise InputError(f"{folder}: a run of an earlier version cannot be resumed; choose another --out")
+    checked_detector(content, path)
     if recipe_inside(content, str(path)) != config or content.get("start") != start:
         raise InputError(f"{folder}: holds a run with other settings or initial weights; choose another --out")
     if content.get("data_digest") != digest:
@@ -113,7 +114,8 @@ def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> 
         return 0
     load_strict(trainer.detector.net, content["model"], str(folder))
     if "optimizer" in content:
-        trainer.optimizer.load_state_dict(content["optimizer"])
+        checkpoint.require_finite(content["optimizer"], folder)
+        checkpoint.load_optimizer(trainer.optimizer, content["optimizer"], folder)
     return int(content["iteration"])
 
 

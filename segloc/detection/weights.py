@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from segloc.common.errors import InputError
+from segloc.common.parse import check_text, shown
 from segloc.detection.detector import Detector, engine_name, new_detector
 from segloc.models.initial_weights import (
     BACKBONE_SETTINGS,
@@ -16,9 +18,11 @@ from segloc.models.initial_weights import (
     Misfit,
     Started,
     StoredBackbone,
+    check_tensors,
     load_start,
     load_strict,
     read_start,
+    refuse_misfits,
 )
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import parse, to_yaml
@@ -96,15 +100,34 @@ def detector_content(
 
 
 def read_detector(path: str | Path) -> dict[str, Any]:
-    """Read a fine-tuning checkpoint from a file or run folder.
+    """Read a fine-tuning checkpoint from a file or run folder, and check its fields.
 
     Raises:
-        InputError: there is no checkpoint, or it is of another kind.
+        InputError: there is no checkpoint, it is of another kind, or a field is damaged.
     """
     file = checkpoint.find(path)
-    content = checkpoint.load(file)
+    return checked_detector(checkpoint.load(file), file)
+
+
+def checked_detector(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """Return the content of a fine-tuning checkpoint if its fields have the types that `detector_content` writes.
+
+    Raises:
+        InputError: it is of another kind, or a field is damaged.
+    """
     if content.get("kind") != "detector":
-        raise InputError(f"{file}: is a {content.get('kind', 'unknown')} checkpoint, not a fine-tuned detector")
+        raise InputError(f"{source}: is a {checkpoint.kind_of(content)} checkpoint, not a fine-tuned detector")
+    checkpoint.count_in(content, "iteration", source)
+    if "steps" in content:
+        checkpoint.count_in(content, "steps", source)
+    for field in ("engine", "config"):
+        checkpoint.text_in(content, field, source)
+    classes = content.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise checkpoint.Damaged(f"{source}: its classes are {shown(classes)}, not a list of names")
+    for name in classes:
+        check_text(name, f"{source}: its classes")
+    check_tensors(content.get("model"), str(source))
     return content
 
 
@@ -121,7 +144,11 @@ def build_detector(content: Mapping[str, Any], config: FinetuneConfig, source: s
     """
     if config.model.engine not in ("auto", content["engine"]):
         raise InputError(f"{source}: was trained with engine {content['engine']}, the recipe has {config.model.engine}")
-    detector = new_detector(config.resolved(content["classes"], engine_name(content["engine"])).model)
+    model = config.resolved(content["classes"], engine_name(content["engine"])).model
+    # The recipe may be damaged, too: without memory first, so that a head of a billion channels takes none.
+    with torch.device("meta"):
+        refuse_misfits(new_detector(model).net, content["model"], source)
+    detector = new_detector(model)
     load_strict(detector.net, content["model"], source)
     return detector
 
@@ -137,7 +164,7 @@ def recipe_inside(content: Mapping[str, Any], source: str, overrides: Sequence[s
     Raises:
         InputError: the recipe is damaged, or the key of an override does not exist.
     """
-    text = content.get("config", "")
+    text = content["config"]
     if content.get("format_version") == 1:  # recipes of version 1 also name the class of each section
         text = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("_target_:"))
     return parse(FinetuneConfig, text, f"{source}: its recipe", overrides)

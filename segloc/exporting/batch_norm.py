@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.contrast.pretrainer import index_digest
 from segloc.data.stream import PairStream, ShardFolder
 from segloc.exporting.insert_bn import insert, measure_moments
 from segloc.models.backbone import SegLocBackbone, normalize
@@ -88,7 +87,7 @@ def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[Sto
     report = {
         "layers": {name: len(found.mean) for name, found in moments.items()},
         "constant_channels": sum(int((found.variance == 0).sum()) for found in moments.values()),
-        "shards": index_digest(folder),
+        "shards": folder.index.digest,
         "seed": measuring.seed,
         "image_size": measuring.image_size,
         "measured_views": 2 * pairs,

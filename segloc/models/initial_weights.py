@@ -19,9 +19,11 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from segloc.common.errors import InputError, one_line
+from segloc.common.parse import parsing, shown
 from segloc.models import foreign
 from segloc.models.backbone import SegLocBackbone
-from segloc.settings.backbone import ARCHS, FPN_CHANNELS
+from segloc.settings.backbone import ARCHS, FPN_CHANNELS, BackboneSettings
+from segloc.settings.fields import check_limits
 from segloc.settings.finetuning import REFUSE
 from segloc.training import checkpoint
 
@@ -64,6 +66,8 @@ class StoredBackbone:
         Raises:
             InputError: the tensors do not match the settings.
         """
+        with torch.device("meta"):  # takes no memory, whatever the settings say
+            refuse_misfits(SegLocBackbone(**self.settings), self.tensors, self.source)
         backbone = SegLocBackbone(**self.settings).eval()
         load_strict(backbone, self.tensors, self.source)
         return backbone
@@ -112,12 +116,17 @@ def _stored(content: dict[str, Any], source: str, file: Path, digest: str) -> St
     content = {"fpn_channels": FPN_CHANNELS, **content}  # old files lack this setting; all had 256 channels
     missing = [key for key in ("backbone", *BACKBONE_SETTINGS) if key not in content]
     if missing:
-        kind = content.get("kind", "unknown")
+        kind = checkpoint.kind_of(content)
         raise InputError(f"{file}: a {kind} checkpoint without {missing[0]!r}; use the backbone.pth of a finished run")
     settings, head = {name: content[name] for name in BACKBONE_SETTINGS}, content.get("head", {})
     for state in (content["backbone"], head):
         check_tensors(state, str(file))
-    return StoredBackbone(source, settings, content["backbone"], head, content.get("iteration"), digest)
+    with parsing(file, "its settings are damaged"):
+        check_limits(BackboneSettings(**settings))
+        if type(settings["attention"]) is not bool or type(settings["fpn_channels"]) is not int:
+            raise TypeError(f"attention {shown(settings['attention'])}, channels {shown(settings['fpn_channels'])}")
+    iteration = None if content.get("iteration") is None else checkpoint.count_in(content, "iteration", file)
+    return StoredBackbone(source, settings, content["backbone"], head, iteration, digest)
 
 
 def check_tensors(state: Any, source: str) -> None:
@@ -130,7 +139,7 @@ def check_tensors(state: Any, source: str) -> None:
         raise InputError(f"{source}: the weights are a {type(state).__name__}, not a dict of tensors by name")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{source}: the weight {name!r} is a {type(tensor).__name__}, not a tensor by name")
+            raise InputError(f"{source}: the weight {shown(name)} is a {type(tensor).__name__}, not a tensor by name")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{source}: {name} has values that are not finite; its training diverged")
 
@@ -283,11 +292,19 @@ def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: st
         InputError: an entry is not a tensor, or has values that are not finite.
     """
     check_tensors(state, source)
-    faults = misfits(module, state)
-    if faults:
+    refuse_misfits(module, state, source)
+    module.load_state_dict(dict(state))
+
+
+def refuse_misfits(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Check that all names and shapes of a state dict match a module, on any device.
+
+    Raises:
+        Misfit: some do not match.
+    """
+    if faults := misfits(module, state):
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise Misfit(f"{source}: does not match the model: {', '.join(faults[:SHOWN])}{more}")
-    module.load_state_dict(dict(state))
 
 
 def misfits(module: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:

@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.contrast.pretrainer import index_digest
 from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import IMAGENET, RANDOM
@@ -66,7 +65,7 @@ def probe(
     return {
         "weights": str(weights),
         **network.about,
-        "shards": index_digest(folder),
+        "shards": folder.index.digest,
         "classes": list(folder.index.classes),
         "seed": seed,
         "image_size": image_size,

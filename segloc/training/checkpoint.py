@@ -6,6 +6,8 @@ import hashlib
 import io
 import pickle
 import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import expanded, write_atomic
+from segloc.common.parse import check_text, shown
 from segloc.training.file_kinds import file_kind, more_than_data
 
 # Version 2 introduced YAML recipes. Weights of version 1 can be read; its runs cannot be resumed.
@@ -21,6 +24,14 @@ READABLE = (1, 2)
 READABLE_NAMES = " or ".join(map(str, READABLE))
 LAST = "checkpoint.pth"
 BACKBONE = "backbone.pth"
+# Tensors may share memory: our detectors are stored twice, as model and as backbone. A view that repeats a number,
+# which ten bytes of a file can expand to a billion, is far beyond.
+MOST_SHARED = 16
+LEAST_BYTES = 1 << 26  # of small files, more is shared
+
+
+class Damaged(InputError):
+    """A checkpoint whose content is not what a run writes."""
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:
@@ -65,9 +76,11 @@ def read_any(path: str | Path) -> tuple[Any, str]:
         raise InputError(f"{path}: no such checkpoint")
     try:
         data = path.read_bytes()
+        _check_records(data)
         with warnings.catch_warnings():  # torch's, about files that are refused below
             warnings.simplefilter("ignore")
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _check_sizes(content, len(data))
         return content, hashlib.sha256(data).hexdigest()
     except Exception as error:  # damaged bytes fail in many ways
         if kind := file_kind(path, data):
@@ -77,6 +90,100 @@ def read_any(path: str | Path) -> tuple[Any, str]:
             objects = more_than_data(str(error))
             reason = f"{objects}; for a pickled model, save its state_dict() instead"
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error
+
+
+def _check_records(data: bytes) -> None:
+    """Check the CRC of every record of a file of ``torch.save``, which `torch.load` does not. Old files have none."""
+    if not data.startswith(b"PK"):
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = archive.infolist()
+        # Torch never compresses; a thousandth of the size could be written.
+        if any(one.compress_type for one in records) or sum(one.file_size for one in records) > len(data):
+            raise ValueError("its records are larger than the file")
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"the CRC of its record {bad!r} is wrong: the file is damaged")
+
+
+def tensors_in(content: Any) -> Iterator[torch.Tensor]:
+    """Yield all tensors in nested dicts and lists, each object once."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _check_sizes(content: Any, file_bytes: int) -> None:
+    total = 0
+    for tensor in tensors_in(content):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(f"it has a tensor that is not a plain array ({tensor.layout}, {tensor.device})")
+        total += tensor.numel() * tensor.element_size()
+    if total > max(MOST_SHARED * file_bytes, LEAST_BYTES):
+        raise ValueError(f"its tensors expand to {total} bytes, the file has {file_bytes}")
+
+
+def require_finite(content: Any, source: str | Path) -> None:
+    """Check that all numbers in the tensors of `content` are finite.
+
+    Raises:
+        Damaged: some are not.
+    """
+    for tensor in tensors_in(content):
+        if not torch.isfinite(tensor).all():
+            raise Damaged(f"{source}: has values that are not finite; its training diverged, or the file is damaged")
+
+
+def kind_of(content: dict[str, Any]) -> str:
+    """Name the kind of a checkpoint for a message."""
+    kind = content.get("kind", "unknown")
+    return kind if isinstance(kind, str) and kind.isidentifier() else shown(kind)
+
+
+def count_in(content: dict[str, Any], field: str, source: str | Path) -> int:
+    """Return a field that holds a count, such as ``iteration``.
+
+    Raises:
+        Damaged: it is missing, or no whole number from 0 on.
+    """
+    value = content.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise Damaged(f"{source}: its {field} is {shown(value)}, not a whole number from 0 on")
+    return value
+
+
+def text_in(content: dict[str, Any], field: str, source: str | Path) -> str:
+    """Return a field that holds text.
+
+    Raises:
+        Damaged: it is missing or of another type.
+    """
+    value = content.get(field)
+    if not isinstance(value, str):
+        raise Damaged(f"{source}: its {field} is {shown(value)}, not text")
+    check_text(value, f"{source}: its {field}")
+    return value
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, source: str | Path) -> None:
+    """Load the state of an optimiser, whose own check covers neither shapes nor types.
+
+    Raises:
+        Damaged: it does not belong to this optimiser.
+    """
+    try:
+        optimizer.load_state_dict(state)
+        for parameter, values in optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+    except Exception as error:  # torch raises whatever a wrong type happens to cause
+        raise Damaged(f"{source}: the state of its optimiser does not fit ({one_line(error)})") from error
 
 
 def find(path: str | Path) -> Path:

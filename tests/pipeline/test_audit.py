@@ -265,7 +265,7 @@ def replace_shard_by_cut(folder: Path) -> None:
 
 
 def not_a_tar(folder: Path) -> None:
-    data = bytes(range(256)) * 20
+    data = bytes(range(256)) * 80
     (folder / "pairs-000001.tar").write_bytes(data)
     edit_shard(folder, 1, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
@@ -475,13 +475,14 @@ def version(folder: Path, number: int) -> None:
     write_index(folder, dataclasses.replace(read_index(folder), format_version=number))
 
 
-def test_an_empty_index_entry_is_not_a_crash(tmp_path: Path) -> None:
+def test_a_shard_too_small_for_its_pairs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pairs-000000.tar").write_bytes(b"")
     entry = Shard("pairs-000000.tar", 1, 0, hashlib.sha256(b"").hexdigest(), (1,))
     write_index(
         tmp_path, Index(("Gun",), 0, {"blend": "alpha"}, {"pairs": 1}, (entry,), Sources("sources.parquet", "", 0))
     )
-    assert audit.main(["--shards", str(tmp_path), "--workers", "1", "--gallery", str(tmp_path / "g.png")]) == 1
+    assert audit.main(["--shards", str(tmp_path), "--workers", "1", "--gallery", str(tmp_path / "g.png")]) == 2
+    assert "shard 0 has 1 pairs in 0 bytes, but a pair takes at least 3072" in capsys.readouterr().err
 
 
 def lay_off_matter(folder: Path, items: int) -> None:

@@ -17,7 +17,7 @@ def test_rows_and_parameters_come_back_and_absent_is_null(tmp_path: Path) -> Non
         for row in ({"name": "a", "width": 1}, {"name": "b"}, {"width": 3}):
             table.write(row)
         table.parameters["mode"] = "paper"
-    file, parameters = open_table(tmp_path / "t.parquet", "things", 4, SCHEMA.names)
+    file, parameters = open_table(tmp_path / "t.parquet", "things", 4, SCHEMA)
     rows = [{"name": "a", "width": 1}, {"name": "b", "width": None}, {"name": None, "width": 3}]
     assert file.read().to_pylist() == rows
     assert parameters == {"mode": "paper"}
@@ -36,20 +36,23 @@ def test_a_value_without_a_column_raises(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "version", "columns", "message"),
     [
-        ("others", 4, [], "not a table of others"),
-        ("things", 5, [], "format 4 of things, but this version reads 5"),
-        ("things", 4, ["height"], "column height is missing"),
+        ("others", 4, {}, "not a table of others"),
+        ("things", 5, {}, "format 4 of things, but this version reads 5"),
+        ("things", 4, {"height": pa.int32()}, "column height is missing"),
+        ("things", 4, {"width": pa.string()}, "column width is of another type"),
     ],
 )
-def test_another_table_is_refused(kind: str, version: int, columns: list[str], message: str, tmp_path: Path) -> None:
+def test_another_table_is_refused(
+    kind: str, version: int, columns: dict[str, pa.DataType], message: str, tmp_path: Path
+) -> None:
     with table_writer(tmp_path / "t.parquet", "things", 4, SCHEMA, group_rows=2) as table:
         table.write({"name": "a"})
     with pytest.raises(InputError, match=message):
-        open_table(tmp_path / "t.parquet", kind, version, columns)
+        open_table(tmp_path / "t.parquet", kind, version, pa.schema(columns))
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-9])
-    with pytest.raises(InputError, match="not a Parquet file, or truncated"):
-        open_table(tmp_path / "t.parquet", "things", 4, [])
+    with pytest.raises(InputError, match="not a Parquet file, truncated or damaged"):
+        open_table(tmp_path / "t.parquet", "things", 4, pa.schema([]))

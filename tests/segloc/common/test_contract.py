@@ -1,13 +1,14 @@
 """The shard contract: round trips, and formats that readers accept or refuse."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import tarfile
 
 import pytest
 
-from segloc.common.contract import Index, Occluder, Pair, Sources, View, read_index
+from segloc.common.contract import SOURCES_NAME, Index, Occluder, Pair, Shard, Sources, View, read_index
 from segloc.common.errors import InputError
 from segloc.common.masks import decode_rle, tight_box
 from tests.conftest import FORMAT_1
@@ -63,12 +64,45 @@ def test_format_1_is_read_and_lists_its_missing_parts():
     assert any(raw["query"]["occluder"] or raw["key"]["occluder"] for raw in stored)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 8}, "its digest differs from its content"),
+        ({"classes": ["Gun", "\ud800"]}, "not JSON"),
+        ({"classes": ["Gun", 3]}, "3 is not text"),
+        ({"seed": 2**64}, "18446744073709551616 is not a whole number"),
+        ({"parameters": [[[]]]}, "not a shard index"),
+    ],
+)
+def test_a_changed_index_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        Index.from_json(json.dumps(json.loads(INDEX.to_json()) | change))
+
+
+def test_an_index_without_digest_or_with_more_fields_is_read():
+    raw = json.loads(INDEX.to_json())
+    digest = raw.pop("digest")
+    assert digest == INDEX.digest
+    assert Index.from_json(json.dumps(raw)) == INDEX
+    more = raw | {"note": "of a later version"}
+    text = (json.dumps(more, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    assert Index.from_json(json.dumps(more | {"digest": hashlib.sha256(text).hexdigest()})) == INDEX
+
+
+@pytest.mark.parametrize(("pairs", "size"), [(10**10, 10**14), (10**10, 10**6)])
+def test_an_index_of_ten_billion_pairs_is_refused(pairs, size):
+    shard = Shard("pairs-000000.tar", pairs, size, "", (pairs, 0))
+    index = Index(("Gun", "Knife"), 0, {}, {}, (shard,), Sources(SOURCES_NAME, "", 0))
+    with pytest.raises(InputError, match=r"at most 1000000000|a pair takes at least 3072"):
+        Index.from_json(index.to_json())
+
+
 @pytest.mark.parametrize("version", [0, 3, 17, "2", None, [2]])
 def test_other_formats_are_refused_in_one_sentence(version):
     raw = json.loads(INDEX.to_json()) | {"format_version": version}
     with pytest.raises(InputError) as caught:
         Index.from_json(json.dumps(raw), "s3://bucket/index.json")
-    assert str(caught.value) == f"s3://bucket/index.json: shard format {version}, but this version reads 1 and 2"
+    assert str(caught.value) == f"s3://bucket/index.json: shard format {version!r}, but this version reads 1 and 2"
 
 
 @pytest.mark.parametrize(
