@@ -17,6 +17,7 @@ from pipeline.simulate import dataset
 from pipeline.simulate.dataset import SUBSETS, Parameters, coco_file, scan_writer, tasks
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import check_output_folder, write_atomic
+from segloc.common.parse import parse_json
 
 MARKER = "simulation.json"
 
@@ -70,7 +71,7 @@ def _earlier(out: Path) -> dict[str, Any] | None:
     if not out.exists() or not any(out.iterdir()):
         return None
     try:
-        description = json.loads((out / MARKER).read_bytes())
+        description = parse_json((out / MARKER).read_bytes(), out / MARKER)
         ours = description["counts"].keys() == SUBSETS.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         ours = False

@@ -103,13 +103,14 @@ def check_levels(content: Any) -> None:
     raise RecursionError
 
 
-def parse_yaml(text: str, where: object) -> Any:
-    """Parse YAML of plain values: no tag runs code, and every key occurs once.
+def parse_yaml(text: str | bytes, where: object) -> Any:
+    """Parse YAML of plain values, of bytes in UTF-8: no tag runs code, and every key occurs once.
 
     Raises:
         InputError: not YAML; too long, also after its aliases are replaced; or a key repeats.
     """
     with parsing(where, "not YAML"):
+        text = text.decode() if isinstance(text, bytes) else text
         if len(text) > MOST_YAML_CHARACTERS:
             raise ValueError(f"{len(text)} characters, at most {MOST_YAML_CHARACTERS} are read")
         loader = yaml.SafeLoader(text)

@@ -24,6 +24,7 @@ from segloc.common import rle
 from segloc.common.datasets.coco_fields import id_order, is_number
 from segloc.common.errors import InputError
 from segloc.common.masks import to_rle
+from segloc.common.parse import shown
 
 FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # field of a COCO result, by IoU type
 IOU_TYPES = tuple(FIELDS)
@@ -168,17 +169,17 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
         if missing:
             raise InputError(f"result {position} has no {missing[0]!r}")
         if not _is_listed(result["image_id"], sizes):
-            raise InputError(f"result {position} has image_id {result['image_id']!r}, which the annotations lack")
+            raise InputError(f"result {position} has image_id {shown(result['image_id'])}, which the annotations lack")
         if not _is_listed(result["category_id"], categories):
-            raise InputError(f"result {position} has category_id {result['category_id']!r}, which is not listed")
+            raise InputError(f"result {position} has category_id {shown(result['category_id'])}, which is not listed")
         if not is_number(result["score"]):
-            raise InputError(f"result {position} has score {str(result['score'])[:20]}, which is not a number")
+            raise InputError(f"result {position} has score {shown(result['score'])}, which is not a number")
         if field == "bbox":
-            box, shown = result["bbox"], str(result["bbox"])[:80]
+            box = result["bbox"]
             if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-                raise InputError(f"result {position} has bbox {shown}, which is not x, y, width, height")
+                raise InputError(f"result {position} has bbox {shown(box)}, which is not x, y, width, height")
             if box[2] < 0 or box[3] < 0:
-                raise InputError(f"result {position} has bbox {shown}, whose width or height is negative")
+                raise InputError(f"result {position} has bbox {shown(box)}, whose width or height is negative")
     if field == "segmentation":
         for start in range(0, len(results), AT_ONCE):
             some = results[start : start + AT_ONCE]

@@ -18,6 +18,7 @@ import yaml
 
 from segloc.common.errors import InputError
 from segloc.common.files import write_json
+from segloc.common.parse import parse_json
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
 from segloc.experiments.locks import locked
@@ -118,7 +119,7 @@ class Job:
         if not self.record.is_file():
             return {}
         try:
-            found = json.loads(self.record.read_text(encoding="utf-8"))
+            found = parse_json(self.record.read_bytes(), self.record)
             if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
                 raise ValueError("it has no settings")
         except ValueError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from segloc.common.errors import InputError, one_line
+from segloc.common.parse import WRONG, parse_json
 from segloc.common.text import csv_text, markdown_table
 from segloc.reporting.results_table import Figure
 
@@ -101,7 +101,7 @@ def _notes(groups: Sequence[Sequence[ProbeResult]]) -> list[str]:
 
 def _read(start: str, seed: int, path: Path) -> ProbeResult:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes(), path)
         accuracy = {
             str(features): {method: _share(row[method]) for method in METHODS}
             for features, row in found["accuracy"].items()
@@ -111,7 +111,7 @@ def _read(start: str, seed: int, path: Path) -> ProbeResult:
         iteration = None if found["iteration"] is None else _whole(found["iteration"])
         views = _whole(found["train"]["views"]), _whole(found["test"]["views"])
         return ProbeResult(start, seed, iteration, str(found["shards"]), views, _share(found["chance"]), accuracy)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except WRONG as error:
         raise InputError(f"{path}: not a file of segloc.probe ({one_line(error)}); remove {path.parent}") from error
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from segloc.common.datasets.coco_fields import is_number
 from segloc.common.errors import InputError
+from segloc.common.parse import parse_json, shown
 from segloc.detection.coco_eval import MEAN, METRICS, parts
 from segloc.training.run_folder import METRICS_FILE, RUN, START, origin, read_metrics, read_run, read_settings
 
@@ -96,26 +97,23 @@ def _read_folder(folder: Path) -> Run:
 
 def _start(folder: Path, weights: str) -> tuple[str, Any]:
     """Read the origin of the initial weights from the run folder, or from the weights if the folder has none."""
-    try:
-        found = json.loads((folder / START).read_text(encoding="utf-8"))
-        return str(found["origin"]), found["pretraining_seed"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not (folder / START).is_file():
         return origin(weights)
+    found = parse_json((folder / START).read_bytes(), folder / START)
+    _check_fields(found, {"origin": str, "pretraining_seed": (int, type(None))}, folder / START)
+    return found["origin"], found.get("pretraining_seed")
 
 
 def _evaluation(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+    found = parse_json(path.read_bytes(), path)
     _check_fields(found, {"engine": str, "subsets": dict, MEAN: dict}, path)
     for name, part in parts(found).items():
         for kind in KINDS:
             figures = part.get(kind, {}) if isinstance(part, dict) else None
             values = [figures.get(metric) for metric in METRICS] if isinstance(figures, dict) else ["missing"]
-            if not all(value is None or isinstance(value, NUMBER) for value in values):
+            if not all(value is None or is_number(value) for value in values):
                 raise InputError(f"{path}: the metrics of {name} are malformed; run segloc.evaluate again")
     if found.get("iteration") != found.get("steps", found.get("iteration")):
         return None  # of a checkpoint before the last step
@@ -125,5 +123,5 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
 def _check_fields(found: Any, fields: dict[str, Any], path: Path) -> None:
     for name, kind in fields.items():
         value = found.get(name) if isinstance(found, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{path}: {name} is {str(value)[:40]!r}; give a file that segloc wrote")
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is NUMBER and not is_number(value)):
+            raise InputError(f"{path}: {name} is {shown(value)}; give a file that segloc wrote")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from segloc.common.cli import split_override
-from segloc.common.errors import InputError, one_line, unknown_key
+from segloc.common.errors import InputError, unknown_key
 from segloc.common.files import expanded
 from segloc.common.parse import check_text, parse_yaml, parsing, shown
 from segloc.settings import text_lists
@@ -63,10 +63,7 @@ def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: no such recipe")
     if path.resolve() in above:
         raise InputError(f"{path}: is its own base")
-    try:
-        raw = _mapping(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not YAML ({one_line(error)})") from error
+    raw = _mapping(path.read_bytes(), str(path))
     base = raw.pop(BASE, None)
     if base is None:
         return raw
@@ -110,7 +107,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _mapping(text: str, where: str) -> dict[str, Any]:
+def _mapping(text: str | bytes, where: str) -> dict[str, Any]:
     raw = parse_yaml(text, where)
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
@@ -145,7 +142,7 @@ def _apply(schema: type, raw: dict[str, Any], override: str) -> None:
         raise unknown_key(key, keys(schema), "override")
     if dataclasses.is_dataclass(hint):
         raise InputError(f"override: {key!r} is a section; set one of {', '.join(keys(hint, key + '.'))}")
-    where = f"the value of {key}"
+    where = f"the value of {key!r}"
     with parsing(where, "cannot be read"):
         raw[last] = _given(hint, text, where)
 
@@ -203,7 +200,7 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     if isinstance(value, str):
         check_text(value, f"{where}: {key}")
     elif isinstance(value, int) and not -MOST <= value <= MOST:
-        raise InputError(f"{where}: {key}: {shown(value)} is out of range")
+        raise InputError(f"{where}: {key} is {shown(value)}, it must be from {-MOST} to {MOST}")
     return value
 
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 import torchvision
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from segloc import __version__
 from segloc.common.errors import InputError, RunError, one_line
 from segloc.common.files import naming, write_atomic, write_json
+from segloc.common.parse import parse_json, parse_yaml, shown
 from segloc.settings.loader import flat
 from segloc.training.loop import DETECTRON2
 
@@ -81,10 +81,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RUN
     if not path.is_file():
         raise InputError(f"{folder}: not a run folder (no {RUN})")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+    about = parse_json(path.read_bytes(), path)
     if not isinstance(about, dict):
         raise InputError(f"{path}: not a JSON object that describes a run")
     return about
@@ -97,10 +94,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         InputError: the file is missing or invalid.
     """
     path = folder / CONFIG
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({one_line(error)})") from error
+    tree = parse_yaml(path.read_bytes(), path) if path.is_file() else None
     if not isinstance(tree, dict):
         raise InputError(f"{path}: missing, or not a mapping of settings")
     return flat(tree)
@@ -134,17 +128,34 @@ def refuse_other_kind(folder: str | Path, kind: str) -> None:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """Read ``metrics.json``; drop a last line truncated by a crash. A missing file gives an empty list."""
+    """Read ``metrics.json``; drop a last line truncated by a crash. A missing file gives an empty list.
+
+    Raises:
+        InputError: another line is damaged.
+    """
     path = Path(folder) / METRICS_FILE
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    rows: list[dict[str, float]] = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            rows.append(_metrics(parse_json(line, path)))
+        except (ValueError, OverflowError) as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}: line {number} is damaged ({one_line(error)}); remove that line") from error
     return rows
+
+
+def _metrics(row: Any) -> dict[str, float]:
+    if not isinstance(row, dict) or type(row.get("iteration")) is not int:
+        raise ValueError("it is not a JSON object with an iteration")
+    for name, value in row.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{shown(name)} is {shown(value)}, not a number")
+        float(value)  # raises for a whole number that is too large
+    return row
 
 
 def closing(metrics: list[dict[str, float]]) -> dict[str, float]:

@@ -85,6 +85,8 @@ def fuzz(cases: int, seed: int, kind: str) -> Count:
         except EOFError:
             worker.join(10)
             count.add(f"seed {seed} number {count.cases}", f"the process died with {worker.exitcode}")
+        else:
+            worker.join(10)
         finally:
             worker.kill()
             worker.join()

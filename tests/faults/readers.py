@@ -111,13 +111,13 @@ def annotation_files(rng: np.random.Generator, folder: Path) -> None:
     _write(path, json.loads((folder / "good.json").read_text()), rng)
     reader = rng.integers(3)
     if reader == 0:
-        found = read_instances(path)
+        found = read_instances(path, folder / "images")
         for one in found.instances:
             with contextlib.suppress(MaskError):
                 rasterise(one.segmentation, WIDTH, HEIGHT)
         json.dumps(found.skipped).encode()
     elif reader == 1:
-        unannotated(path)
+        unannotated(path, folder / "images")
     else:
         images = folder / "images" if rng.random() < 0.5 else None
         split = read_split(Split("a", path, images))
@@ -323,10 +323,14 @@ def recipes(rng: np.random.Generator, folder: Path) -> None:
     else:
         tree = yaml.safe_load(to_yaml(schema()))
     path = folder / "r.yaml"
+    try:
+        other = yaml.safe_dump(changed(tree, rng), allow_unicode=True)
+    except RecursionError:
+        return  # too deep to be written
     if rng.random() < 0.5:
         path.write_bytes(damaged(yaml.safe_dump(tree).encode(), rng))
     else:
-        text = yaml.safe_dump(changed(tree, rng), allow_unicode=True)
+        text = other
         if rng.random() < 0.5:
             tags = ("!!int ", "!!bool ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!!float ", "!!null ")
             tags += (

@@ -93,7 +93,7 @@ def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
     [
         ("run.json", "[]", "not a JSON object that describes a run"),
         ("run.json", "{}", "has a run of kind 'None'"),
-        ("run.json", '{"kind": "pretrain", "engine": "e", "device": "d", "command": "c"}', "git_revision is 'None'"),
+        ("run.json", '{"kind": "pretrain", "engine": "e", "device": "d", "command": "c"}', "git_revision is None"),
         ("metrics.json", "5", "iteration is 'None'"),
         ("metrics.json", '{"iteration": 1, "loss": "low"}', "loss is 'low'"),
         ("config.yaml", "{", "not YAML"),

@@ -59,7 +59,7 @@ def test_an_unknown_override_names_the_nearest_key(override, hint):
         ('data: {root: "a\\0b"}', "data.root: not text (it has a null character)"),
         ('data: {root: "\\ud800"}', "data.root: not text"),
         ("optim: {batch: 0x" + "f" * 5000 + ".}", "expected int"),
-        ("optim: {batch: 0x" + "f" * 5000 + "}", "out of range"),
+        ("optim: {batch: 0x" + "f" * 5000 + "}", "it must be from"),
         ("optim: {batch: !!int ''}", "not YAML (IndexError"),
         ("optim: {batch: !!bool x}", "not YAML (KeyError"),
         ("optim: {batch: !!timestamp x}", "not YAML"),
@@ -96,7 +96,7 @@ def test_a_value_of_the_wrong_type_is_refused(override):
 
 @pytest.mark.parametrize("value", ["[", "2020-13-45", "1" + "0" * 5000])
 def test_a_value_that_yaml_cannot_read_is_refused(value):
-    with pytest.raises(InputError, match=r"the value of optim\.clip: not YAML"):
+    with pytest.raises(InputError, match=r"the value of 'optim\.clip': not YAML"):
         load(FinetuneConfig, DEMO, [f"optim.clip={value}"])
 
 
