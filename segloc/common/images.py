@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from segloc.common.image_headers import JPEG_START, ImageError, read_header
+from segloc.common.image_headers import JPEG_START, Header, ImageError, read_header
 
 Image = npt.NDArray[np.uint8]
 
@@ -89,9 +89,7 @@ def decode(data: bytes, mode: Literal["rgb", "grey"] = "rgb", reduction: int = 1
     Raises:
         ImageError: empty, of another format, truncated, too large, broken, or of 16 bits on another scale than `white`.
     """
-    header = read_header(data)
-    if header.width * header.height > MAX_PIXELS:
-        raise ImageError(f"too large: {header.width}x{header.height} pixels")
+    header = _bounded(data)
     colours = cv2.IMREAD_GRAYSCALE if mode == "grey" else cv2.IMREAD_COLOR_RGB
     if header.bits == 16:
         image = to_8_bits(decode_16_bits(data, mode), white)
@@ -201,6 +199,7 @@ def decode_rgba(png: bytes) -> Image:
         ImageError: the bytes are damaged.
     """
     try:
+        _bounded(png)
         bgra = decode_unchecked(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     except ImageError as error:
         raise ImageError("not an RGBA picture") from error
@@ -222,6 +221,14 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
         raise ImageError(f"{image.shape[1]}x{image.shape[0]} pixels are too many for a JPEG file")
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def _bounded(data: bytes) -> Header:
+    """Read the header, and refuse a size whose pixels would fill the memory."""
+    header = read_header(data)
+    if header.width * header.height > MAX_PIXELS:
+        raise ImageError(f"too large: {header.width}x{header.height} pixels")
+    return header
 
 
 def dimensions(data: bytes) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from segloc.common import rle
 from segloc.common.contract import Box
 
 Mask = npt.NDArray[np.bool_]
+# An item's outline is some thousand pixels long. Drawing takes five points a pixel, so this takes a second at most.
+MOST_OUTLINE_PX = 1_000_000
 
 
 class MaskError(ValueError):
@@ -142,4 +144,12 @@ def _polygons(parts: list[Any], reach: int) -> list[list[float]]:
             raise MaskError("polygon far outside the image" if numbers else "malformed polygon")
     if not (whole := [part for part in parts if len(part) >= 6]):
         raise MaskError("polygon of fewer than three points")
+    if sum(map(_length, whole)) > MOST_OUTLINE_PX:
+        raise MaskError("polygon with too long an outline")
     return whole
+
+
+def _length(part: list[float]) -> float:
+    """Length of a closed polygon, as the larger of its steps in x and y, which is what drawing it takes."""
+    points = np.reshape(np.asarray(part, np.float64), (-1, 2))
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())

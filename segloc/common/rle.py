@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 MOST_CHARACTERS = 7  # per run: 2^35 pixels
+# Runs, or characters of compressed ones. An item in a scan has some thousand. Comparing the masks of an image takes
+# time in proportion to their runs, so a megabyte of them would take minutes.
+MOST_RUNS = 500_000
 
 
 def sound(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -24,10 +27,12 @@ def sound(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> np.
         if not isinstance(value, dict) or value.get("size") != [height, width]:
             continue
         counts = value.get("counts")
+        if not isinstance(counts, (str, list)) or len(counts) > MOST_RUNS:
+            continue
         if isinstance(counts, str):
             texts.append(counts)
             positions.append(position)
-        elif isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts):
+        elif all(isinstance(count, int) and count >= 0 for count in counts):
             good[position] = sum(counts) == height * width
     if texts:
         good[positions] = _sound(texts, np.array([sizes[position] for position in positions], np.int64).prod(1))

@@ -15,7 +15,7 @@ import torch
 
 from segloc.common.contract import Pair, View
 from segloc.common.errors import InputError
-from segloc.common.images import ImageError, decode_unchecked
+from segloc.common.images import ImageError, decode
 from segloc.data.shard_folder import KEY, QUERY, Sample
 from segloc.models.backbone import WHITE, padded_size
 
@@ -221,9 +221,9 @@ class Batcher:
 def _decode(data: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
     """Decode an image and shrink it to `size` (width, height): [h, w, 3] uint8 RGB."""
     try:
-        image = decode_unchecked(data)
+        image = decode(data.tobytes())
     except ImageError as error:
-        raise InputError(f"image {error}") from error
+        raise InputError(f"image: {error}") from error
     stored = (image.shape[1], image.shape[0])
     if stored != view.size:
         raise InputError(f"image is {stored[0]}x{stored[1]}, its description says {view.size[0]}x{view.size[1]}")

@@ -19,6 +19,7 @@ from segloc.common.datasets import Split, scan_paths
 from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, read_coco
 from segloc.common.datasets.coco_fields import Id, shown
 from segloc.common.errors import InputError
+from segloc.common.images import MAX_PIXELS
 from segloc.common.white_level import WhiteLevel
 
 MAX_SIDE_PX = 65_500
@@ -135,6 +136,8 @@ def _size(image: CocoImage) -> tuple[int, int]:
         raise ValueError(f"not COCO: image {image.name!r} has no width or height")
     if not all(1 <= side <= MAX_SIDE_PX for side in image.size):
         raise ValueError(f"image {image.name!r} is not between 1 and {MAX_SIDE_PX} pixels high and wide")
+    if image.size[0] * image.size[1] > MAX_PIXELS:
+        raise ValueError(f"image {image.name!r} has more than {MAX_PIXELS} pixels")
     return image.size
 
 

@@ -23,9 +23,9 @@ import torchvision
 from torch.utils.tensorboard import SummaryWriter
 
 from segloc import __version__
-from segloc.common.errors import InputError, RunError, one_line
+from segloc.common.errors import InputError, RunError
 from segloc.common.files import naming, write_atomic, write_json
-from segloc.common.parse import parse_json, parse_yaml, shown
+from segloc.common.parse import parse_json, parse_yaml, parsing, shown
 from segloc.settings.loader import flat
 from segloc.training.loop import DETECTRON2
 
@@ -137,23 +137,27 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     rows: list[dict[str, float]] = []
-    lines = path.read_bytes().splitlines()
+    data = path.read_bytes()
+    lines = data.splitlines()
     for number, line in enumerate(lines, start=1):
+        where = f"{path}: line {number}"
         try:
-            rows.append(_metrics(parse_json(line, path)))
-        except (ValueError, OverflowError) as error:
-            if number == len(lines):
+            content = parse_json(line, where)
+        except InputError:
+            if number == len(lines) and not data.endswith(b"\n"):
                 break
-            raise InputError(f"{path}: line {number} is damaged ({one_line(error)}); remove that line") from error
+            raise
+        with parsing(where, "not metrics that segloc wrote"):
+            rows.append(_metrics(content))
     return rows
 
 
 def _metrics(row: Any) -> dict[str, float]:
     if not isinstance(row, dict) or type(row.get("iteration")) is not int:
-        raise ValueError("it is not a JSON object with an iteration")
+        raise ValueError(f"iteration is {shown(row.get('iteration') if isinstance(row, dict) else None)}")
     for name, value in row.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{shown(name)} is {shown(value)}, not a number")
+            raise ValueError(f"{name} is {shown(value)}, not a number")
         float(value)  # raises for a whole number that is too large
     return row
 

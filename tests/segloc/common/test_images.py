@@ -1,4 +1,6 @@
+import os
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from segloc.common import images
 from segloc.common.images import (
     ImageError,
     decode,
@@ -139,3 +142,26 @@ def test_a_reduced_scan_has_its_sides_rounded_up_and_means_for_pixels(encode) ->
         assert small.shape == (-(-313 // reduction), -(-401 // reduction), 3)
         assert abs(small.mean() - scan.mean()) < 5
     assert small.std() < 40
+
+
+def png_that_claims(width, height):
+    """A complete PNG of 600 bytes whose header claims another size than its pixels have."""
+    data = bytearray(cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("reader", [images.decode, images.decode_rgba])
+def test_a_size_in_the_header_is_checked_before_pixels_take_memory(reader):
+    tracemalloc.start()
+    with pytest.raises(images.ImageError):
+        reader(png_that_claims(40_000, 50_000))
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_opencv_itself_keeps_to_the_limit():
+    assert int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]) == images.MAX_PIXELS
+    with pytest.raises(images.ImageError, match="cannot be decoded"):
+        images.decode_unchecked(np.frombuffer(png_that_claims(40_000, 50_000), np.uint8))

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -160,3 +162,20 @@ def test_invalid_run_length_text_is_refused(text: str) -> None:
 def test_run_length_text_of_another_size_is_refused(width: int, height: int) -> None:
     with pytest.raises(MaskError):
         decode_rle(encode_rle(RING), width, height)
+
+
+def test_outlines_and_run_lengths_that_would_take_minutes_are_refused():
+    began = time.monotonic()
+    for segmentation, reason in (
+        ([[0, 0, 80, 56] * 100_000], "polygon with too long an outline"),
+        ({"size": [56, 80], "counts": "0" * 10**6}, "broken RLE"),
+        ({"size": [56, 80], "counts": [0] * 10**6 + [56 * 80]}, "broken RLE"),
+    ):
+        with pytest.raises(MaskError, match=reason):
+            rasterise(segmentation, 80, 56)
+    assert time.monotonic() - began < 2
+
+
+def test_the_longest_outline_of_a_real_item_is_far_below_the_limit():
+    comb = [point for x in range(0, 2000, 2) for point in ((x, 0), (x, 400), (x + 1, 400), (x + 1, 0))]
+    assert rasterise([[float(value) for point in comb for value in point]], 2000, 400).any()
