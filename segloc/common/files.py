@@ -222,7 +222,7 @@ def _temporary(target: Path) -> Iterator[tuple[BinaryIO, str]]:
     while True:
         name = str(target.parent / f"{_temporary_prefix(target.name)}{secrets.token_hex(4)}.tmp")
         # Not `tempfile`, whose files ignore the umask.
-        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.path.exists(name):
