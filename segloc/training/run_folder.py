@@ -26,6 +26,7 @@ from segloc import __version__
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import naming, write_atomic, write_json
 from segloc.common.parse import parse_json, parse_yaml, parsing, shown
+from segloc.common.text import printable
 from segloc.settings.loader import flat
 from segloc.training.loop import DETECTRON2
 
@@ -187,7 +188,7 @@ class MetricsLog:
         kept = [row for row in read_metrics(folder) if row["iteration"] < start]
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", encoding="utf-8")
-        self.events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)
+        self.events = _events(Path(folder) / "tensorboard", start)
         threading.excepthook = _without_os_errors
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
@@ -201,7 +202,8 @@ class MetricsLog:
             self.file.flush()
             self._require_file()
             for name, value in values.items():
-                self.events.add_scalar(name, value, iteration)
+                if self.events:
+                    self.events.add_scalar(name, value, iteration)
 
     def _require_file(self) -> None:
         try:
@@ -215,5 +217,15 @@ class MetricsLog:
         """Flush and close both."""
         with naming(self.path):
             self.file.close()
-            self.events.close()
+            if self.events:
+                self.events.close()
         threading.excepthook = threading.__excepthook__
+
+
+def _events(folder: Path, start: int) -> SummaryWriter | None:
+    """Open TensorBoard's log; None, with a note, in a folder whose name is not UTF-8, which TensorBoard cannot open."""
+    try:
+        return SummaryWriter(str(folder), purge_step=start)
+    except UnicodeEncodeError:
+        print(f"{printable(str(folder))}: the name is not UTF-8, so no TensorBoard events are written")
+        return None
