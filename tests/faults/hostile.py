@@ -1,0 +1,223 @@
+"""Hostile files: names that lead elsewhere, code, and text that HTML would run. Nothing runs or leaves its root.
+
+Each attack that runs code would make a marker file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import pickle
+import sys
+import tarfile
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import torch
+
+from segloc import evaluate
+from segloc.common.contract import read_index
+from segloc.common.errors import InputError
+from segloc.data.shard_folder import ShardFolder
+from segloc.detection.detector import engine_name
+from segloc.detection.weights import read_detector, recipe_inside
+from segloc.models.initial_weights import read_start
+from segloc.reporting.page import render
+from segloc.reporting.run_results import load_run
+from segloc.settings.finetuning import FinetuneConfig
+from segloc.settings.loader import load, parse
+from tests.faults import common, readers
+from tests.faults.common import Count
+from tests.segloc.conftest import write_shards
+
+LONG, SHORT = 60, 60
+MARKER = "ran"
+Attack = Callable[[Path], str | None]
+
+
+class _Runs:
+    """Pickles to a call that creates the marker."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.marker,)
+
+
+def _refused(read: Callable[[], object]) -> str | None:
+    try:
+        read()
+    except InputError:
+        return None
+    return "was accepted"
+
+
+def _recipes(folder: Path) -> list[str]:
+    command = f"touch {folder / MARKER}"
+    return [
+        *("${oc.env:HOME}", f"${{oc.create:{{_target_: os.system, command: {command}}}}}", "${oc.decode:'[1]'}"),
+        *(f"$({command})", f"`{command}`", f"; {command}", f"| {command}", f"pipe:{command}", f"file:{command}"),
+    ]
+
+
+def _tags(folder: Path) -> list[str]:
+    command = f"touch {folder / MARKER}"
+    return [
+        f"!!python/object/apply:os.system ['{command}']",
+        f"!!python/object/new:os.system ['{command}']",
+        "!!python/name:os.system",
+        "!!python/module:os",
+        "!!python/object:pathlib.Path {}",
+        f"!os.system ['{command}']",
+    ]
+
+
+def code_in_recipes(folder: Path) -> list[str | None]:
+    """Text of a recipe stays text, and a tag of YAML is refused."""
+    found: list[str | None] = []
+    for text in _recipes(folder):
+        path = folder / "r.yaml"
+        path.write_text(json.dumps({"data": {"root": text}}))
+        found.append(None if load(FinetuneConfig, path).data.root == text else "was changed")
+    for tag in _tags(folder):
+        found.append(_refused(functools.partial(parse, FinetuneConfig, f"data: {tag}", "here")))
+        found.append(_refused(functools.partial(parse, FinetuneConfig, f"data: {{root: {tag}}}", "here")))
+    return found
+
+
+def code_in_checkpoints(folder: Path) -> list[str | None]:
+    """Recipes in checkpoints, through ``segloc.evaluate`` on each engine; and pickled calls."""
+    readers.prepare("checkpoints", folder)
+    content = torch.load(folder / "detector.pth", weights_only=True)
+    found: list[str | None] = []
+    for engine in ("torchvision", "detectron2"):
+        with contextlib.suppress(InputError):
+            engine_name(engine)
+            for text in (*_recipes(folder), *_tags(folder)):
+                recipe = f"data: {{root: {json.dumps(text)}}}" if text in _recipes(folder) else f"data: {text}"
+                torch.save({**content, "engine": engine, "config": recipe}, folder / "x.pth")
+                with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+                    code = evaluate.main(["--weights", str(folder / "x.pth"), "--out", str(folder / "e.json")])
+                found.append(
+                    None if code == 2 and errors.getvalue().count("\n") == 1 else f"{code} {errors.getvalue()}"
+                )
+                if text in _recipes(folder):
+                    kept = recipe_inside(read_detector(folder / "x.pth"), "here").data.root
+                    found.append(None if kept == text else "was changed")
+    for data in (pickle.dumps(_Runs(folder / MARKER)), pickle.dumps({"backbone": _Runs(folder / MARKER)})):
+        (folder / "y.pth").write_bytes(data)
+        found.append(_refused(functools.partial(read_start, str(folder / "y.pth"))))
+    torch.save({"format_version": 2, "backbone": _Runs(folder / MARKER)}, folder / "z.pth")
+    found.append(_refused(functools.partial(read_start, str(folder / "z.pth"))))
+    return found
+
+
+NAMES = ("../x.tar", "/etc/passwd", "pipe:touch ran", "file:///etc/passwd", "a/../../b.tar", "s3://x/y", "$(touch ran)")
+
+
+def names_in_indexes(folder: Path) -> list[str | None]:
+    """Shards and tables of an index have the contract's names; commands are no URLs."""
+    write_shards(folder / "shards", shards=1, per_shard=3)
+    index, path = read_index(folder / "shards"), folder / "shards" / "index.json"
+    found: list[str | None] = []
+    for name in NAMES:
+        shard = dataclasses.replace(index.shards[0], name=name)
+        path.write_bytes(dataclasses.replace(index, shards=(shard,)).to_json())
+        found.append(_refused(functools.partial(ShardFolder.open, str(folder / "shards"))))
+        assert index.sources is not None
+        path.write_bytes(dataclasses.replace(index, sources=dataclasses.replace(index.sources, name=name)).to_json())
+        found.append(_refused(functools.partial(ShardFolder.open, str(folder / "shards"))))
+    for url in (f"pipe:touch {folder / MARKER}", f"PIPE:touch {folder / MARKER}", f"simplecache::pipe:touch {MARKER}"):
+        found.append(_refused(functools.partial(ShardFolder.open, url)))
+    return found
+
+
+def members_of_tars(folder: Path) -> list[str | None]:
+    """Links, devices, and names that lead elsewhere."""
+    write_shards(folder / "shards", shards=1, per_shard=1)
+    out, tar = folder / "shards", folder / "shards" / "pairs-000000.tar"
+    index, found = read_index(out), []
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, None):
+        for name in ("000000000.json", "../../x", "/etc/passwd"):
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as new:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind or tarfile.REGTYPE, "/etc/passwd"
+                new.addfile(member)
+            data = buffer.getvalue()
+            tar.write_bytes(data)
+            shard = dataclasses.replace(index.shards[0], bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            (out / "index.json").write_bytes(dataclasses.replace(index, shards=(shard,)).to_json())
+            opened = ShardFolder.open(str(out))
+            found.append(_refused(lambda folder=opened: [*folder.pairs()]))
+    return found
+
+
+SCRIPTS = ("<script>alert(1)</script>", "</svg><script>x</script>", "\"onload='x'", "--><script>", "</title><script>")
+
+
+def text_in_pages(folder: Path) -> list[str | None]:
+    """Every text of a run that the page shows is escaped."""
+    readers.prepare("metrics lines and reports", folder)
+    found: list[str | None] = []
+    for text in SCRIPTS:
+        run = folder / "good" / "finetune"
+        about = json.loads((run / "run.json").read_text())
+        hostile = {**about, **dict.fromkeys(("engine", "device", "git_revision", "command", "weights"), text)}
+        evaluation = json.loads((run / "evaluation.json").read_text())
+        other = {**evaluation, "engine": text, "subsets": {text: evaluation["subsets"]["easy"]}}
+        (run / "run.json").write_text(json.dumps(hostile))
+        (run / "evaluation.json").write_text(json.dumps(other))
+        one = dataclasses.replace(load_run(run), name=text)
+        page = render([one, dataclasses.replace(load_run(folder / "good" / "pretrain"), name=text)], [(text, "")], text)
+        (run / "run.json").write_text(json.dumps(about))
+        (run / "evaluation.json").write_text(json.dumps(evaluation))
+        parser = _Live()
+        parser.feed(page)
+        found.append(f"has {parser.live[0]}" if parser.live else None)
+    return found
+
+
+class _Live(HTMLParser):
+    """Collects the elements and attributes of a page that run code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.live += [tag] if tag == "script" else []
+        self.live += [name for name, _ in attrs if name.startswith("on")]
+
+
+ATTACKS: dict[str, Callable[[Path], list[str | None]]] = {
+    "code in recipes": code_in_recipes,
+    "code in checkpoints": code_in_checkpoints,
+    "names in indexes": names_in_indexes,
+    "members of tars": members_of_tars,
+    "text in pages": text_in_pages,
+}
+
+
+def attack(cases: int, seed: int, kind: str) -> Count:
+    """Run all attacks of a kind, whatever `cases` and `seed` are: the list is fixed."""
+    del cases, seed
+    count, folder = Count(kind), common.fresh(f"hostile-{kind.replace(' ', '-')}")
+    with contextlib.chdir(folder):
+        for number, problem in enumerate(ATTACKS[kind](folder)):
+            count.add(f"attack {number}", problem)
+    if (folder / MARKER).exists():
+        count.add("all", "a command ran")
+    return count
+
+
+KINDS = {kind: functools.partial(attack, kind=kind) for kind in ATTACKS}
+
+if __name__ == "__main__":
+    sys.exit(common.main(sys.modules[__name__]))
