@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segloc.common import cli
 from segloc.common.errors import InputError
+from segloc.common.skips import require
 from segloc.detection import eval_tables
 from segloc.detection.evaluation import evaluate_results, evaluate_weights, tables_beside, write_evaluation
 
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         help="JSON file; tables and the detector's results are written beside it",
     )
+    cli.add_max_skipped(options)
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 
@@ -62,6 +64,7 @@ def _command(args: argparse.Namespace) -> None:
     paths = write_evaluation(report, out)
     print(eval_tables.evaluation_text(report))  # after writing, because printing fails when a pipe is closed
     print(f"wrote {', '.join(map(str, paths))}")
+    require(eval_tables.skips_of(report), args.max_skipped, "check the test sets", str(out))
 
 
 def _check_arguments(args: argparse.Namespace, written: list[Path]) -> None:

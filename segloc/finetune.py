@@ -8,9 +8,11 @@ from pathlib import Path
 
 from segloc.common import cli
 from segloc.common.files import check_output_folder
-from segloc.detection.finetuning import finetune, run_name
+from segloc.common.skips import require
+from segloc.detection.finetuning import MODEL, finetune, run_name
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load
+from segloc.training.run_folder import read_skips
 
 EXAMPLES = """\
   python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101_fair.yaml \\
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         "--data", type=cli.place, help="PIDray folder of either release (default: the recipe's data section)"
     )
     options.add_argument("--out", type=cli.output_folder, help="run folder (default: runs/finetune-CONFIG-WEIGHTS)")
+    cli.add_max_skipped(options)
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 
@@ -49,7 +52,9 @@ def _command(args: argparse.Namespace) -> None:
     config = load(FinetuneConfig, args.config, args.overrides).with_data(args.data)
     out = args.out or Path(f"runs/finetune-{args.config.stem}-{run_name(args.weights)}")
     check_output_folder(out)
-    print(finetune(config, args.weights, out))
+    print(finetune(config, args.weights, out, args.max_skipped))
+    if (out / MODEL).is_file():
+        require(read_skips(out), args.max_skipped, "check the training set", f"{out / MODEL}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from segloc.common.errors import RunError
+from segloc.common.text import utf8_text
 from segloc.common.images import BROKEN_LINK
 from segloc.common.text import shortened, utf8_text
 
@@ -78,6 +79,16 @@ class Skips:
         unused = ", ".join(f"{count} {reason}" for reason, count in self._counted(unused=True).items())
         text = f"skipped {self.skipped} of {self.total} {self.what}" + (f": {self.reasons()}" if self.skipped else "")
         return text + (f"; not used: {unused}" if unused else "")
+
+    def merged(self, other: Skips) -> Skips:
+        """Return the counts of this and of another kind of fault of the same inputs."""
+        both = Skips(
+            self.what, self.total, Counter(self.counts), {key: list(named) for key, named in self.names.items()}
+        )
+        for reason, count in other.counts.items():
+            both.counts[reason] += count
+            both.names[reason] = [*both.names.get(reason, []), *other.names.get(reason, [])][:NAMED]
+        return both
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts and names as JSON values."""

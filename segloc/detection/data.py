@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +32,8 @@ from segloc.settings.finetuning import DataSettings
 
 # Random streams of a training run, derived from its seed.
 ORDER, FLIP = range(2)
+
+WRONG_SIZE = "image size disagrees with the file"  # as in stage 1
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,9 +95,14 @@ def read_scan(scan: Scan) -> Image:
     except ImageError as error:
         raise InputError(f"{scan.path}: {error}") from error
     if image.shape[:2] != (scan.height, scan.width):
-        found = f"{image.shape[1]} x {image.shape[0]}"
-        raise InputError(f"{scan.path}: has {found} pixels, its annotations say {scan.width} x {scan.height}")
+        found, annotated = f"{image.shape[1]} x {image.shape[0]}", f"{scan.width} x {scan.height}"
+        raise InputError(f"{scan.path}: {WRONG_SIZE}: it has {found} pixels, its annotations say {annotated}")
     return image
+
+
+def reason_of(scan: Scan, error: InputError) -> str:
+    """Return the reason in an error of `read_scan`, without the file and its sizes."""
+    return str(error).removeprefix(f"{scan.path}: ").partition(":")[0]
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -136,7 +143,8 @@ def digest_of(scans: Iterable[Scan]) -> str:
 class TrainingData:
     """Training batches, a pure function of (seed, iteration): a resumed run gets those of an uninterrupted one.
 
-    The next readable scan replaces a scan that cannot be read; the rest of the order stays the same.
+    A scan that is known to be unusable is left out (`leave_out`). One that turns out to be unreadable during training
+    is replaced by the next readable scan; the rest of the order stays the same.
 
     Args:
         split: the training set.
@@ -145,7 +153,10 @@ class TrainingData:
         seed: of the order and the flips.
 
     Attributes:
-        unreadable: reason by file name, for the unreadable scans found so far.
+        listed: the scans of the recipe, before any is left out.
+        left_out: positions in `listed` of the scans that are left out.
+        scans: those that are trained on.
+        unreadable: message by file name, for the unreadable scans found so far.
 
     Raises:
         InputError: no image can be trained on.
@@ -167,9 +178,16 @@ class TrainingData:
         self.scans = _fraction_of(scans, settings.fraction)
         if not self.scans:
             raise InputError(f"{split.name}: data.fraction={settings.fraction} of {len(scans)} images rounds to 0")
+        self.listed, self.left_out = tuple(self.scans), list[int]()
         self._permutation = functools.lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng([seed, ORDER, epoch]).permutation(len(self))
         )
+
+    def leave_out(self, positions: Collection[int]) -> None:
+        """Train only on the other scans of `listed`. Call it before the first batch."""
+        self.left_out = sorted(positions)
+        left_out = frozenset(positions)
+        self.scans = [scan for position, scan in enumerate(self.listed) if position not in left_out]
 
     def __len__(self) -> int:
         return len(self.scans)

@@ -14,6 +14,7 @@ from segloc.common.datasets.coco import read_results
 from segloc.common.datasets.pidray import SUBSETS
 from segloc.common.errors import InputError, unknown_key
 from segloc.common.files import check_output, write_atomic, write_json
+from segloc.common.skips import Skips
 from segloc.detection import bootstrap, coco_eval, eval_tables
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, MEAN, METRICS, POOLED, Matches
 from segloc.detection.data import digest_of, evaluation_splits
@@ -25,7 +26,8 @@ from segloc.settings.finetuning import INCIDENTAL, FinetuneConfig
 from segloc.settings.loader import flat, load, to_yaml
 from segloc.training.processes import ALONE
 
-Found = list[tuple[CocoSplit, list[dict[str, Any]]]]
+# Test sets, their results and, if a detector was run, the scans that it could not read.
+Found = list[tuple[CocoSplit, list[dict[str, Any]], Skips | None]]
 
 
 def tables_beside(out: Path, bootstrapped: int | None = None) -> list[Path]:
@@ -57,7 +59,8 @@ def evaluate_results(
     Returns:
         The report: ``subsets`` by name, each with the number of ``images``, the ``digest`` of their names and
         annotations, and the metrics of ``bbox`` and ``segm`` (if the results have them); ``mean`` over the test sets;
-        ``pooled``, like a subset. With intervals, ``bbox`` and ``segm`` have ``interval`` (for each metric the lower
+        ``pooled``, like a subset; ``skipped``, by test set the counts of annotations (and of scans, if a detector was
+        run) of `Skips.to_json`. With intervals, ``bbox`` and ``segm`` have ``interval`` (for each metric the lower
         and upper bound, or None) and ``bootstrap`` holds draws, seed and level.
 
     Raises:
@@ -71,7 +74,7 @@ def evaluate_results(
     _check_names(splits)
     found: Found = []
     for split, truth, file in zip(splits, annotations, results, strict=True):
-        found.append((read_split(split), read_results(Path(file))))
+        found.append((read_split(split), read_results(Path(file)), None))
         if found[-1][0].classes != found[0][0].classes:
             raise InputError(f"{truth}: the categories differ from those of {annotations[0]}")
     return _report({"engine": "results file", "weights": None, "iteration": None}, found, resamples)
@@ -117,7 +120,8 @@ def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
 
 
 def _report(about: dict[str, Any], found: Found, resamples: int | None) -> dict[str, Any]:
-    matches = [(split, _match(split, results)) for split, results in found]
+    matches = [(split, _match(split, results)) for split, results, _ in found]
+    skipped = {split.name: [split.skips] if scans is None else [scans, split.skips] for split, _, scans in found}
     subsets: dict[str, dict[str, Any]] = {
         split.name: {
             "images": len(split.scans),
@@ -132,6 +136,7 @@ def _report(about: dict[str, Any], found: Found, resamples: int | None) -> dict[
         "units": "percent",
         "classes": list(found[0][0].classes),
         "subsets": subsets,
+        "skipped": {name: [part.to_json() for part in parts] for name, parts in skipped.items()},
         MEAN: {kind: coco_eval.mean([part[kind] for part in subsets.values()]) for kind in kinds},
         POOLED: {
             "images": sum(part["images"] for part in subsets.values()),
@@ -205,16 +210,16 @@ def _detect(
     print(f"engine {about['engine']}, weights {source} after {done} steps")
     if done < steps:
         print(f"training is not finished: {done} of {steps} steps")
-    found = []
+    found: Found = []
     for split, file in zip(splits, files, strict=True):
-        results, unreadable = predict_split(detector, split, settings.image_size, settings.threads)
+        results, unreadable, skips = predict_split(detector, split, settings.image_size, settings.threads)
         if unreadable:
             about["unreadable"][split.name] = unreadable
             share = f"{len(unreadable)} of {len(split.scans)} images"
             print(f"{split.name}: {share} cannot be read and count as without detections; {unreadable[0]}")
         write_atomic(file, json.dumps(results).encode())
         print(f"wrote {file}")
-        found.append((split, results))
+        found.append((split, results, skips))
     return about, found
 
 

@@ -12,9 +12,11 @@ import torch
 from segloc.common import white_level
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of, write_json
+from segloc.common.skips import MAX_SKIPPED, OPTION, Skips
 from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
-from segloc.detection.splits import CocoSplit, read_split
+from segloc.detection.scan_headers import unreadable_scans
+from segloc.detection.splits import CocoSplit, is_trainable, read_split
 from segloc.detection.trainer import FinetuneTrainer, Progress
 from segloc.detection.weights import checked_detector, detector_content, load_initial_weights, recipe_inside
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
@@ -124,13 +126,47 @@ def run_name(start: str) -> str:
     return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
 
 
-def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
+def _look(data: TrainingData, before: dict[str, Any]) -> tuple[Skips, set[str]]:
+    """Look at every file and leave out the unusable ones; return their counts and their names.
+
+    A resumed run leaves out the same scans as before, even if a file was mended since, so that its batches stay the
+    same. A file that became unreadable since is replaced by the next scan whenever it is drawn.
+
+    Raises:
+        InputError: no file can be used.
+    """
+    problems = unreadable_scans(data.listed, data.settings.threads)
+    left_out = before.get("left_out", []) if before else sorted(problems)
+    data.leave_out(left_out)
+    skips, names = Skips("scans", len(data.listed)), set[str]()
+    for position in sorted({*left_out, *problems}):
+        names.add(data.listed[position].path.name)
+        skips.add(problems.get(position, "unreadable when the run began"), data.listed[position].path.name)
+    if len(problems) == len(data.listed):
+        raise InputError(f"none of the {len(data.listed)} training images can be read: {skips.reasons()}")
+    return skips, names
+
+
+def _skipped_annotations(split: CocoSplit) -> Skips:
+    """Count the annotations that cannot be trained on. Crowds are valid, but not used."""
+    skips = split.skips.merged(split.unmasked)
+    for scan in split.scans:
+        for annotation in scan.annotations:
+            if annotation["iscrowd"]:
+                skips.add("crowd", scan.path.name)
+            elif not is_trainable(annotation, scan.height, scan.width):
+                skips.add("degenerate", scan.path.name)
+    return skips
+
+
+def finetune(config: FinetuneConfig, start: str, folder: Path, max_skipped: float = MAX_SKIPPED) -> str:
     """Fine-tune a detector into a run folder; resume from the folder's last checkpoint if there is one.
 
     Args:
         config: the recipe.
         start: initial weights: a run, a checkpoint, ``random`` or ``imagenet``.
-        folder: the run folder.
+        folder: the run folder. Its ``skipped.json`` counts scans and annotations that were skipped.
+        max_skipped: with a larger share of skipped inputs, a line before the first step says so.
 
     Returns:
         A sentence that says how the run ended.
@@ -141,16 +177,22 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
     """
     run_folder.refuse_other_kind(folder, "finetune")
     split = read_split(train_split(config.data))
-    if split.dropped:
-        print(f"{split.name}: {split.dropped} annotations without a usable mask are left out")
     config = config.with_white(_white(config, split, folder))
     split = split.with_white(config.data.white)
     data = TrainingData(split, config.data, config.optim.batch, config.train.seed)
     classes = list(split.classes)
     config = config.resolved(classes, engine_name(config.model.engine))
-    digest = digest_of(data.scans)
+    digest = digest_of(data.listed)
     before = _earlier_run(folder, config, start, digest)
+    if (folder / MODEL).is_file():
+        return f"{folder / MODEL}: this run is finished"
     detector, started = _detector(config, start, resuming=bool(before))
+    (skips, known), annotations = _look(data, before), _skipped_annotations(split)
+    for part in (skips, annotations):
+        if part.counts:
+            print(part.summary())
+        if part.more_than(max_skipped):
+            print(f"these are more than {OPTION} {max_skipped:g}: the run goes on, but its exit code will be 1")
     start_digest = started.digest if started else before.get("start_digest", "")
     optim, steps = config.optim, config.train.steps(len(data), config.optim.batch)
     rates = step_schedule(optim.lr, steps, min(optim.warmup, steps), optim.warmup_start, optim.milestones, optim.gamma)
@@ -158,8 +200,6 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
     first = _resume(trainer, before, folder)
     engine = engine_label(detector.engine)
     print(f"engine {engine}, initial weights {start}, {len(data)} scans, {steps} steps, run {folder}")
-    if (folder / MODEL).is_file():
-        return f"{folder / MODEL}: this run is finished"
     details = {"engine": engine, "weights": start, "classes": classes, "scans": len(data)}
     run_folder.write_description(folder, "finetune", to_yaml(config), **details, data_digest=digest)
     if started:
@@ -167,13 +207,17 @@ def finetune(config: FinetuneConfig, start: str, folder: Path) -> str:
         source, seed = origin(start)
         notes = {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed}
         write_json(folder / run_folder.START, notes)
+    run_folder.write_skips(folder, [skips, annotations])
 
     def content(iteration: int) -> dict[str, Any]:
-        inputs = {"start": start, "start_digest": start_digest, "data_digest": digest}
+        inputs = {"start": start, "start_digest": start_digest, "data_digest": digest, "left_out": data.left_out}
         return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
 
     if not _train(trainer, folder, config.train, first, content):
         return f"stopped early; the same command resumes from {folder}"
+    for name in sorted(data.unreadable.keys() - known):
+        skips.add("unreadable during training", name)
+    run_folder.write_skips(folder, [skips, annotations])
     checkpoint.save(folder / MODEL, content(steps))
     (folder / checkpoint.LAST).unlink(missing_ok=True)
     return f"wrote {folder / MODEL}"

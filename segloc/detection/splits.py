@@ -1,4 +1,4 @@
-"""Checked training and test sets: every annotation has all fields, and every scan exists.
+"""Checked training and test sets: every annotation has all fields. Faulty annotations are left out and counted.
 
 Boxes in the file and in annotations are x, y, width, height. `box_of` returns x0, y0, x1, y1, half-open, in pixels.
 """
@@ -17,9 +17,10 @@ from pycocotools import mask as mask_api
 from segloc.common import masks, white_level
 from segloc.common.datasets import Split, scan_paths
 from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, read_coco
-from segloc.common.datasets.coco_fields import Id, shown
+from segloc.common.datasets.coco_fields import Id
 from segloc.common.errors import InputError
 from segloc.common.images import MAX_PIXELS
+from segloc.common.skips import Skips
 from segloc.common.white_level import WhiteLevel
 
 MAX_SIDE_PX = 65_500
@@ -33,7 +34,7 @@ class Scan:
 
     Attributes:
         image_id: id in its annotation file, a number or text; different PIDray files use the same ids.
-        path: the image file.
+        path: the image file, which may be missing.
         width: in pixels, from the annotation file.
         height: in pixels, from the annotation file.
         annotations: COCO annotations with every field that COCO's evaluation reads.
@@ -58,7 +59,8 @@ class CocoSplit:
         category_ids: the ids in the file, in the same order.
         scans: the images, in the file's order.
         ground_truth: the file's content for the COCO evaluation; ``segmentation`` is None if it cannot be decoded.
-        dropped: number of annotations whose mask cannot be decoded; only `ground_truth` has them, for their boxes.
+        skips: the annotations that are left out, by reason.
+        unmasked: those whose mask cannot be decoded; only `ground_truth` has them, for their boxes.
     """
 
     name: str
@@ -66,7 +68,13 @@ class CocoSplit:
     category_ids: tuple[Id, ...]
     scans: tuple[Scan, ...]
     ground_truth: dict[str, Any]
-    dropped: int
+    skips: Skips
+    unmasked: Skips
+
+    @property
+    def dropped(self) -> int:
+        """Number of annotations whose mask cannot be decoded."""
+        return self.unmasked.skipped
 
     def with_white(self, level: int | None) -> CocoSplit:
         """Return the same set, whose scans are read with a white level."""
@@ -82,18 +90,22 @@ class CocoSplit:
 
 
 def read_split(split: Split) -> CocoSplit:
-    """Read and check a COCO file; with an image folder, check that every image exists.
+    """Read and check a COCO file.
+
+    Annotations are left out and counted if their id repeats within the image, if their image or category is not listed,
+    if a field is malformed, and if they have neither box nor mask.
 
     Raises:
-        InputError: the file is not COCO, an id repeats or is not listed, an annotation has a malformed field or neither
-            box nor mask, or an image is missing.
+        InputError: the file is not COCO, its images or categories are invalid, or all annotations are left out.
     """
     content = read_coco(split.annotations)
     try:
         sizes = {image.id: _size(image) for image in content.images.values()}
-        annotations = _annotations(content, sizes)
     except ValueError as error:
         raise InputError(f"{split.annotations}: {error}") from error
+    annotations, skips, unmasked = _annotations(content, sizes)
+    if skips.skipped and not annotations:
+        raise InputError(f"{split.annotations}: no usable annotation; {skips.summary()}")
     by_image = collections.defaultdict(list)
     for annotation in annotations:
         if annotation["segmentation"] is not None:
@@ -108,9 +120,8 @@ def read_split(split: Split) -> CocoSplit:
         "categories": [{"id": key, "name": name} for key, name in content.categories.items()],
         "annotations": annotations,
     }
-    dropped = sum(annotation["segmentation"] is None for annotation in annotations)
     classes, category_ids = tuple(content.categories.values()), tuple(content.categories)
-    return CocoSplit(split.name, classes, category_ids, scans, truth, dropped)
+    return CocoSplit(split.name, classes, category_ids, scans, truth, skips, unmasked)
 
 
 def mask_of(annotation: Annotation, height: int, width: int) -> np.ndarray:
@@ -141,39 +152,66 @@ def _size(image: CocoImage) -> tuple[int, int]:
     return image.size
 
 
-def _annotations(content: CocoFile, sizes: dict[Any, tuple[int, int]]) -> list[Annotation]:
-    counts = collections.Counter(item.id for item in content.items if item.id is not None)
-    if repeated := [key for key, count in counts.items() if count > 1]:
-        raise ValueError(f"annotation id {repeated[0]!r} occurs more than once")
+def _annotations(content: CocoFile, sizes: dict[Any, tuple[int, int]]) -> tuple[list[Annotation], Skips, Skips]:
+    """Return the annotations, those that are left out, and those without a mask."""
+    skips, unmasked = Skips("annotations", len(content.items)), Skips("annotations", len(content.items))
     found = []
+    seen: set[tuple[Any, Any]] = set()
     for number, item in enumerate(content.items, start=1):
-        if item.malformed:
-            raise ValueError(f"not COCO: {_name(item)} has a malformed {item.malformed[0]}")
-        if item.image_id not in sizes:
-            raise ValueError(f"annotation {shown(item.id)} has image_id {shown(item.image_id)}, which is not listed")
-        if item.category_id not in content.categories:
-            raise ValueError(f"{_name(item)} has category_id {item.category_id!r}, which is not listed")
+        problem = _problem(item, content, seen)
+        if problem:
+            skips.add(problem, item.shown)
+            continue
+        mask, fault = None, ""
+        width, height = sizes[item.image_id]
+        try:
+            mask = masks.checked(item.segmentation, width, height)
+        except masks.MaskError as error:
+            fault = str(error)
+        annotation = _annotation(item, mask, width, height)
+        if annotation is None:
+            skips.add("no box and no mask to compute it from", item.shown)
+            continue
+        if fault:
+            unmasked.add(fault, item.shown)
         # Renumber from 1: PIDray has id 0, which COCO's evaluation reads as "unmatched".
-        found.append({"id": number, **_annotation(item, *sizes[item.image_id])})
-    return found
+        found.append({"id": number, **annotation})
+    return found, skips, unmasked
 
 
-def _annotation(item: CocoItem, width: int, height: int) -> Annotation:
+def _problem(item: CocoItem, content: CocoFile, seen: set[tuple[Any, Any]]) -> str:
+    """Return why an annotation cannot be used, apart from its box and mask; empty if there is no reason.
+
+    As in stage 1, an id stands for one annotation of its image; other images may have the same id.
+    """
+    if item.malformed:
+        return f"malformed {item.malformed[0]}"
+    if item.image_id is None or item.category_id is None:
+        return f"no {'image_id' if item.image_id is None else 'category_id'}"
+    if item.image_id not in content.images:
+        return "image not in the file"
+    if item.category_id not in content.categories:
+        return "category not in the file"
+    key = item.image_id, item.id
+    if item.id is not None and key in seen:
+        return "annotation id repeats"
+    seen.add(key)
+    return ""
+
+
+def _annotation(item: CocoItem, mask: Any, width: int, height: int) -> Annotation | None:
     """Return all other fields that COCO's evaluation reads.
 
-    ``segmentation`` is None if it cannot be decoded. A missing box is computed from the mask. An empty mask counts in
-    COCO as an item that cannot be found; its ``area`` is set to 0 so that training skips it.
+    ``segmentation`` is `mask`, None if it cannot be decoded. A missing box is computed from the mask. An empty mask
+    counts in COCO as an item that cannot be found; its ``area`` is set to 0 so that training skips it. None if there is
+    neither a box nor a mask with pixels.
     """
-    try:
-        mask = masks.checked(item.segmentation, width, height)
-    except masks.MaskError:
-        mask = None
     encoded = None if mask is None else masks.to_rle(mask, height, width)
     empty = encoded is not None and not mask_api.area(encoded)
     box, area = item.box, item.area
     if box is None:
         if encoded is None or empty:
-            raise ValueError(f"{_name(item)} has no box and no mask to compute it from")
+            return None
         box = mask_api.toBbox(encoded).tolist()
     if area is None:
         area = box[2] * box[3]
@@ -187,10 +225,6 @@ def _annotation(item: CocoItem, width: int, height: int) -> Annotation:
     }
 
 
-def _name(item: CocoItem) -> str:
-    return f"annotation {item.id!r} of image {item.image_id!r}"[:200]
-
-
 def _paths(split: Split, images: Iterable[CocoImage]) -> list[Path]:
     if split.images is None:
         return [Path(scan_paths.bare_name(image.name)) for image in images]
@@ -198,7 +232,6 @@ def _paths(split: Split, images: Iterable[CocoImage]) -> list[Path]:
     names = [image.name for image in images]
     files = scan_paths.resolve(root, names)
     for name in names:
-        if (path := files[name]) is None:
-            raise InputError(f"{root}: image {name!r} of {split.annotations} is missing")
-        paths.append(path)
+        # Without a file, the path is one below the root that does not exist.
+        paths.append(files[name] or root / scan_paths.bare_name(name))
     return paths

@@ -132,12 +132,13 @@ class Progress(Hook):
         measured = self.trainer.metrics
         self.bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
         self.bar.update()
-        unreadable = self.trainer.data.unreadable
+        data = self.trainer.data
+        unreadable = data.unreadable
         for name in unreadable.keys() - self.named:
             self.named.add(name)
             tqdm.write(f"replaced by another scan: {unreadable[name]}")
         if (self.trainer.iter + 1) % self.every == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
-            self.log.write(self.trainer.iter, {**measured, "unreadable": len(self.named)})
+            self.log.write(self.trainer.iter, {**measured, "unreadable": len(data.left_out) + len(self.named)})
 
     def after_train(self) -> None:
         """Close the bar and the log."""

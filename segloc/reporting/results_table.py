@@ -72,6 +72,7 @@ class Block:
         source: the publication; empty for runs.
         base: name of the random initialisation that the differences are to; empty if there is none.
         figures: by metric, one figure per column.
+        skipped: a sentence for each kind of input that a run skipped.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Block:
     source: str
     base: str
     figures: dict[str, list[Figure]]
+    skipped: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,8 @@ def results_table(runs: Sequence[Run]) -> Table:
         base, base_name = ([], "") if at is None else (groups[at], names[at])
         figures = _figures(columns, [run.figure for run in members], [run.figure for run in base])
         engine = members[0].evaluation["engine"]  # type: ignore[index]
-        blocks.append(Block(name, engine, len(members), "", base_name, figures))
+        skipped = tuple(f"{run.name} {part.summary()}." for run in members for part in run.skips)
+        blocks.append(Block(name, engine, len(members), "", base_name, figures, skipped))
     subsets = {subset for _, subset in columns} - {MEAN, POOLED}
     return Table(columns, [*blocks, *(published(columns) if subsets == set(SUBSETS) else [])])
 
@@ -215,6 +218,7 @@ def notes(table: Table) -> list[str]:
         found.append("±: sample standard deviation over runs that differ only in seed.")
     if any(block.base for block in table.blocks):
         found.append("In brackets: difference to random initialisation with the same protocol and engine, in points.")
+    found += [sentence for block in table.blocks for sentence in block.skipped]
     if any("stand-in" in block.engine for block in table.blocks):
         found.append(
             "The stand-in replaces Detectron2's Cascade Mask R-CNN where Detectron2 is not installed. Its metrics "

@@ -8,9 +8,20 @@ from typing import Any
 
 from segloc.common.datasets.coco_fields import is_number
 from segloc.common.errors import InputError
-from segloc.common.parse import parse_json, shown
+from segloc.common.parse import parse_json, parsing, shown
+from segloc.common.skips import Skips
+from segloc.detection import eval_tables
 from segloc.detection.coco_eval import MEAN, METRICS, parts
-from segloc.training.run_folder import METRICS_FILE, RUN, START, origin, read_metrics, read_run, read_settings
+from segloc.training.run_folder import (
+    METRICS_FILE,
+    RUN,
+    START,
+    origin,
+    read_metrics,
+    read_run,
+    read_settings,
+    read_skips,
+)
 
 EVALUATION = "evaluation.json"
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}
@@ -40,6 +51,7 @@ class Run:
         start: identity of the initial weights without the pretraining's seed: a name, a path, or all settings of the
             pretraining; see `origin`.
         seeds: of the run and of the pretraining.
+        skips: inputs that training and evaluation skipped.
     """
 
     name: str
@@ -49,6 +61,7 @@ class Run:
     evaluation: dict[str, Any] | None
     start: str
     seeds: tuple[Any, Any]
+    skips: tuple[Skips, ...] = ()
 
     def parts(self) -> dict[str, Any]:
         """Metrics of each test set, then of mean and pooled; empty until the run is evaluated."""
@@ -76,7 +89,8 @@ def _read_results(path: Path) -> Run:
         raise InputError(f"{path}: evaluates an unfinished training; finish it and evaluate again")
     about = {"kind": "results", "engine": evaluation["engine"], "device": "", "git_revision": "", "command": ""}
     name = path.parent.resolve().name if path.name == EVALUATION else path.stem
-    return Run(name, about, {}, [], evaluation, str(path.resolve()), (None, None))
+    skips = _skips(path, [], evaluation)
+    return Run(name, about, {}, [], evaluation, str(path.resolve()), (None, None), skips)
 
 
 def _read_folder(folder: Path) -> Run:
@@ -92,7 +106,18 @@ def _read_folder(folder: Path) -> Run:
     settings = read_settings(folder)
     start, pretraining_seed = _start(folder, about["weights"]) if kind == "finetune" else ("", None)
     seeds = (settings.get("train.seed"), pretraining_seed)
-    return Run(folder.name, about, settings, metrics, _evaluation(folder / EVALUATION), start, seeds)
+    evaluation = _evaluation(folder / EVALUATION)
+    skips = _skips(folder / EVALUATION, read_skips(folder), evaluation)
+    return Run(folder.name, about, settings, metrics, evaluation, start, seeds, skips)
+
+
+def _skips(path: Path, of_training: list[Skips], evaluation: dict[str, Any] | None) -> tuple[Skips, ...]:
+    """Return what training and evaluation skipped, without kinds of input of which nothing was skipped."""
+    try:
+        of_evaluation = eval_tables.skips_of(evaluation or {})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: the counts of skipped inputs are malformed; run segloc.evaluate again") from error
+    return tuple(part for part in (*of_training, *of_evaluation) if part.skipped)
 
 
 def _start(folder: Path, weights: str) -> tuple[str, Any]:

@@ -3,6 +3,7 @@
 ``config.yaml``   all settings
 ``run.json``      kind of run, engine, command line, versions, git revision, data digest
 ``start.json``    for fine-tuning: which initial weights were loaded, and the pretraining they are from
+``skipped.json``  counts of the inputs that were skipped, with the first names
 ``metrics.json``  one JSON object per line, in order of ``iteration``
 ``tensorboard/``  the same metrics as TensorBoard events
 """
@@ -15,6 +16,7 @@ import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from segloc import __version__
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import naming, write_atomic, write_json
 from segloc.common.parse import parse_json, parse_yaml, parsing, shown
+from segloc.common.skips import Skips
 from segloc.common.text import printable
 from segloc.settings.loader import flat
 from segloc.training.loop import DETECTRON2
@@ -34,6 +37,7 @@ METRICS_FILE = "metrics.json"
 RUN = "run.json"
 CONFIG = "config.yaml"
 START = "start.json"
+SKIPPED = "skipped.json"
 
 
 def write_description(folder: str | Path, kind: str, config_yaml: str, **details: Any) -> None:
@@ -56,6 +60,26 @@ def write_description(folder: str | Path, kind: str, config_yaml: str, **details
     }
     write_atomic(Path(folder) / CONFIG, config_yaml.encode())
     write_json(Path(folder) / RUN, about)
+
+
+def write_skips(folder: str | Path, parts: Sequence[Skips]) -> None:
+    """Write ``skipped.json``: the counts of each kind of input."""
+    write_json(Path(folder) / SKIPPED, [part.to_json() for part in parts])
+
+
+def read_skips(folder: str | Path) -> list[Skips]:
+    """Read ``skipped.json``; empty if there is none, as in runs of earlier versions.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(folder) / SKIPPED
+    try:
+        return (
+            [Skips.from_json(part) for part in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not counts of skipped inputs ({one_line(error)})") from error
 
 
 def git_revision() -> str:
