@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--list", action="store_true", help="show state and commands of every cell, run nothing")
     options.add_argument("--cell", metavar="NAME", help="run only this cell and the jobs it needs; write no report")
+    cli.add_max_skipped(options)
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 
@@ -59,7 +60,7 @@ def _command(args: argparse.Namespace) -> int:
     """Run the command; return 1 if a job failed."""
     experiment = load(Experiment, args.recipe, args.overrides)
     out = experiment_folder(args.out)
-    cells = chosen_cells(plan(experiment, out), args.cell)
+    cells = chosen_cells(plan(experiment, out, args.max_skipped), args.cell)
     if args.list:
         show(cells)
         return 0

@@ -21,9 +21,9 @@ def _command(args: argparse.Namespace) -> int:
         if "WORLD_SIZE" in os.environ:
             raise InputError("--processes cannot be used under torchrun; use one of them")
         ShardFolder.open(args.shards)  # so that errors in the shards are printed once
-        return launch(train, args.processes, config, args.shards, args.out)
+        return launch(train, args.processes, config, args.shards, args.out, args.max_skipped)
     with join() as group:
-        return train(config, args.shards, args.out, group)
+        return train(config, args.shards, args.out, args.max_skipped, group)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--processes", type=int, default=1, metavar="N", help="number of processes on this machine (default: 1)"
     )
+    cli.add_max_skipped(options)
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from segloc.common.errors import RunError
-from segloc.common.text import utf8_text
 from segloc.common.images import BROKEN_LINK
 from segloc.common.text import shortened, utf8_text
 

@@ -72,6 +72,7 @@ class Pretrainer(Trainer):
     Attributes:
         metrics: metrics of the last logged step, averaged over the processes.
         skipped_before: damaged pairs replaced before this run was resumed.
+        pairs_filled: pairs drawn in all processes to fill the queues.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Pretrainer(Trainer):
         if group.world > 1:
             # Average the gradients over the processes. Each process keeps its own running statistics, as in MoCo.
             self.query = DistributedDataParallel(self.model.query, broadcast_buffers=False)
-        self.skipped_before = 0
+        self.skipped_before = self.pairs_filled = 0
         self._batches: Generator[Batch, None, None] | None = None
 
     @property
@@ -146,6 +147,7 @@ class Pretrainer(Trainer):
                     for micro, batch in enumerate(micro_batches, first)
                 ]
                 self._enqueue(keys, [batch.labels for batch in micro_batches])
+                self.pairs_filled += self.config.optim.batch
                 bar.update(int(self.queues.fill().min()) - bar.n)
                 if self.queues.full:
                     return True
@@ -250,6 +252,7 @@ class Pretrainer(Trainer):
             ) from error
         checkpoint.load_optimizer(self.optimizer, state["optimizer"], source)
         self.skipped_before = state["pairs_skipped"]
+        self.pairs_filled = int(state.get("pairs_filled", 0))  # earlier runs have none
 
     def close(self) -> None:
         """Stop the decoding threads."""

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
+from segloc.common.skips import Skips, require
 from segloc.contrast.pretrainer import Pretrainer
 from segloc.data.stream import ShardFolder
 from segloc.models.initial_weights import BACKBONE_SETTINGS
@@ -56,7 +57,8 @@ def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
 
     The other processes differ only in the running statistics of batch norm, which training does not use.
     """
-    counters = {"iteration": iteration, "pairs_skipped": trainer.pairs_skipped()}
+    skipped, filled = trainer.pairs_skipped(), trainer.pairs_filled
+    counters = {"iteration": iteration, "pairs_skipped": skipped, "pairs_filled": filled}
     if trainer.group.is_main:
         checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), **counters})
 
@@ -140,12 +142,31 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
             trainer.train(start, trainer.steps)
         except StopTraining:
             return None
+    _write_skips(trainer)
     return save_backbone(trainer)
 
 
-def train(config: PretrainConfig, shards: str, out: Path, group: Group) -> int:
-    """Pretrain as one process of a group; return its exit code."""
+def _write_skips(trainer: Pretrainer) -> None:
+    """Count the damaged pairs that were replaced, in every pass. Their names are in the warnings of the stream."""
+    damaged = trainer.pairs_skipped()
+    skips = Skips("drawn pairs", trainer.pairs_filled + trainer.steps * trainer.config.optim.batch + damaged)
+    if damaged:
+        skips.add("damaged", "replaced by others", damaged)
+    if trainer.group.is_main:
+        run_folder.write_skips(trainer.out, [skips])
+        if damaged:
+            print(skips.summary())
+
+
+def train(config: PretrainConfig, shards: str, out: Path, max_skipped: float, group: Group) -> int:
+    """Pretrain as one process of a group; return its exit code.
+
+    Raises:
+        SkippedError: the backbone is written, but a larger share than `max_skipped` of the pairs was damaged.
+    """
     path = pretrain(config, shards, out, group)
     if group.is_main:
         print(f"pretrained backbone: {path}" if path else f"stopped early; the same command resumes from {out}")
+    if group.is_main and path:
+        require(run_folder.read_skips(out), max_skipped, "run pipeline.audit on the shards", str(path))
     return 0

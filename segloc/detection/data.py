@@ -100,9 +100,13 @@ def read_scan(scan: Scan) -> Image:
     return image
 
 
-def reason_of(scan: Scan, error: InputError) -> str:
-    """Return the reason in an error of `read_scan`, without the file and its sizes."""
-    return str(error).removeprefix(f"{scan.path}: ").partition(":")[0]
+def reason_of(scan: Scan, error: InputError | ImageError) -> str:
+    """Return the reason in an error of `read_scan`, without the file and its sizes.
+
+    A link without a target is a missing scan here, because the annotation file lists it.
+    """
+    reason = str(error).removeprefix(f"{scan.path}: ").partition(":")[0]
+    return "no such file" if reason == images.BROKEN_LINK else reason
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

@@ -44,9 +44,7 @@ def _problem(scan: Scan) -> str:
         if (width, height) == (scan.width, scan.height):
             return ""
         read_scan(scan)  # decoders turn a photograph as its header asks
-    except ImageError as error:
-        return str(error).partition(":")[0]
-    except InputError as error:
+    except (ImageError, InputError) as error:
         return reason_of(scan, error)
     return ""
 

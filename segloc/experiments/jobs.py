@@ -19,6 +19,7 @@ import yaml
 from segloc.common.errors import InputError
 from segloc.common.files import write_json
 from segloc.common.parse import parse_json
+from segloc.common.skips import MAX_SKIPPED, OPTION
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
 from segloc.experiments.locks import locked
@@ -86,6 +87,11 @@ class Job:
         return self.steps[-1].makes.is_file()
 
     @property
+    def commands(self) -> list[str]:
+        """Command lines of the steps."""
+        return [str(step) for step in self.steps]
+
+    @property
     def record(self) -> Path:
         """File with the settings of the job."""
         return self.folder / f"{self.steps[0].name}.job.json"
@@ -107,8 +113,7 @@ class Job:
 
     def write(self, failure: str = "") -> None:
         """Write the record, with the failure of the last attempt if there is one."""
-        content = {"settings": self.settings, "commands": [str(step) for step in self.steps], "failure": failure}
-        write_json(self.record, content)
+        write_json(self.record, {"settings": self.settings, "commands": self.commands, "failure": failure})
 
     def read(self) -> dict[str, Any]:
         """Read the record; empty if the file does not exist.
@@ -127,20 +132,23 @@ class Job:
         return found
 
 
-def plan(experiment: Experiment, out: Path) -> list[Job]:
+def plan(experiment: Experiment, out: Path, max_skipped: float = MAX_SKIPPED) -> list[Job]:
     """List the cells in execution order: seed by seed, first the probes, which are cheap, then the protocols.
+
+    `max_skipped` is passed to the commands that may skip inputs.
 
     Raises:
         InputError: a recipe or setting cannot be used, or two cells have the same name.
     """
     cells: dict[str, Job] = {}
+    share = _option(OPTION, "" if max_skipped == MAX_SKIPPED else str(max_skipped))
     for seed in experiment.seeds:
         for start, protocol in _grid(experiment, seed):
             try:
                 if protocol == PROBE:
-                    cell = _probe_cell(experiment, out, start, seed)
+                    cell = _probe_cell(experiment, out, start, seed, share)
                 else:
-                    cell = _cell(experiment, out, start, protocol, seed)
+                    cell = _cell(experiment, out, start, protocol, seed, share)
             except InputError as error:
                 where = PROBE if protocol == PROBE else f"protocol {protocol}"
                 raise type(error)(f"start {start}, {where}: {error}") from error
@@ -215,42 +223,42 @@ def _has_seeds(experiment: Experiment, start_name: str) -> bool:
 
 
 def _weights(
-    experiment: Experiment, out: Path, start_name: str, seed: int
+    experiment: Experiment, out: Path, start_name: str, seed: int, share: list[str]
 ) -> tuple[str, tuple[Job, ...], dict[str, Any]]:
     """Return ``--weights`` of a start, the jobs that make them, and the settings of these jobs."""
     start = experiment.starts[start_name]
     if not start.pretraining:
         return start.weights, (), {}
-    need = _pretraining(experiment.pretrainings[start.pretraining], out, start.pretraining, seed)
+    need = _pretraining(experiment.pretrainings[start.pretraining], out, start.pretraining, seed, share)
     if start.insert_bn:
         need = _with_bn(need)
     settings = {f"pretraining.{key}": value for job in need.chain for key, value in job.settings.items()}
     return str(need.steps[-1].makes), (need,), settings
 
 
-def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str, seed: int) -> Job:
+def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str, seed: int, share: list[str]) -> Job:
     start, protocol = experiment.starts[start_name], experiment.protocols[protocol_name]
     name = cell_name(start_name, protocol_name, seed)
     folder = out / name
-    weights, needs, settings = _weights(experiment, out, start_name, seed)
+    weights, needs, settings = _weights(experiment, out, start_name, seed, share)
     overrides = [*protocol.overrides, *start.overrides, f"train.seed={seed}"]
     data = _option("--data", experiment.data)
     config = load(FinetuneConfig, protocol.config, overrides).with_data(experiment.data)
-    where = ["--weights", weights, "--config", protocol.config, *data, "--out", str(folder)]
+    where = ["--weights", weights, "--config", protocol.config, *data, "--out", str(folder), *share]
     tune = Step("finetune", ("segloc.finetune", *where, *overrides), folder / MODEL)
     measured = folder / EVALUATION
-    measure = ("segloc.evaluate", "--weights", str(folder), *data, "--out", str(measured))
+    measure = ("segloc.evaluate", "--weights", str(folder), *data, "--out", str(measured), *share)
     content = {"weights": weights, **flat(yaml.safe_load(to_yaml(config))), **settings}
     check = partial(_check_cell, config, start.weights)
     return Job(name, folder, (tune, Step("evaluate", measure, measured)), content, check, needs)
 
 
-def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int) -> Job:
+def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int, share: list[str]) -> Job:
     probe = experiment.probe
     assert probe is not None
     name = cell_name(start_name, PROBE, seed)
     folder = out / name
-    weights, needs, settings = _weights(experiment, out, start_name, seed)
+    weights, needs, settings = _weights(experiment, out, start_name, seed, share)
     views = {"train": probe.train, "test": probe.test, "image_size": probe.image_size}
     options = [part for key, value in views.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     config, network = None, {}
@@ -270,12 +278,12 @@ def _option(name: str, value: str) -> list[str]:
     return [name, value] if value else []
 
 
-def _pretraining(settings: Pretraining, out: Path, name: str, seed: int) -> Job:
+def _pretraining(settings: Pretraining, out: Path, name: str, seed: int, share: list[str]) -> Job:
     seed = seed if settings.seed is None else settings.seed
     folder = out / "pretrain" / f"{name}-seed{seed}"
     overrides = [*settings.overrides, f"seed={seed}"]
     config = load_config(settings.config or None, overrides)
-    where = ["--shards", settings.shards, *_option("--config", settings.config), "--out", str(folder)]
+    where = ["--shards", settings.shards, *_option("--config", settings.config), "--out", str(folder), *share]
     processes = _option("--processes", str(settings.processes) if settings.processes != 1 else "")
     step = Step("pretrain", ("segloc.pretrain", *where, *processes, *overrides), folder / checkpoint.BACKBONE)
     content = {"shards": settings.shards, **flat(dataclasses.asdict(config))}

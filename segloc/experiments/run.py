@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from segloc.common.errors import InputError, unknown_key
+from segloc.common.errors import InputError, RunError, unknown_key
 from segloc.common.files import write_atomic
 from segloc.experiments.jobs import Job, Step, cell_name, changed, state, with_needs
 from segloc.experiments.locks import locked
@@ -22,6 +22,10 @@ from segloc.settings.experiments import PROBE, Experiment
 
 class Failed(Exception):
     """A command of a job failed; the message is one line."""
+
+
+class Flawed(Exception):
+    """The commands of a job wrote their output, but skipped too many inputs; the message is one line."""
 
 
 def experiment_folder(out: str) -> Path:
@@ -91,7 +95,7 @@ def run_cell(cell: Job, wait: bool, failures: dict[str, str], stamps: Mapping[st
     Returns:
         False if another process works on the cell or on a job it needs, else True.
     """
-    for job in cell.chain if not cell.finished else ():
+    for job in cell.chain if not cell.finished else [cell]:
         if any(other.name in failures for other in job.chain):
             failures.setdefault(cell.name, f"{cell.name}: not run, because a job it needs failed")
             return True
@@ -100,6 +104,8 @@ def run_cell(cell: Job, wait: bool, failures: dict[str, str], stamps: Mapping[st
                 return False
         except Failed as error:
             failures[job.name] = f"{job.name}: {error}"
+        except Flawed as error:
+            failures[f"{job.name} skipped inputs"] = f"{job.name}: {error}"  # no name of a job, so that others use it
     return True
 
 
@@ -116,6 +122,7 @@ def run_job(job: Job, wait: bool, stamp: int | None) -> bool:
 
     Raises:
         Failed: a step failed, here or in another process.
+        Flawed: the job is finished, but skipped too many inputs.
         InputError: another process has made the folder with other settings in the meantime.
     """
     with locked(job.lock, job.name, wait) as descriptor:
@@ -123,20 +130,29 @@ def run_job(job: Job, wait: bool, stamp: int | None) -> bool:
             return False
         if difference := changed(job):
             raise InputError(difference)
-        if job.finished:
+        record, flaws = job.read(), []
+        failure, was_finished = record.get("failure"), job.finished
+        if was_finished and not failure:
             return True
-        if (failure := job.read().get("failure")) and job.stamp != stamp:
+        if was_finished and record.get("commands") == job.commands:
+            raise Flawed(failure)
+        if failure and job.stamp != stamp:
             raise Failed(f"{failure} (in another process)")
         job.write()
         for step in job.steps:
-            if not step.makes.is_file():
+            if was_finished or not step.makes.is_file():  # finished: with another --max-skipped
                 log = job.folder / f"{step.name}.log"
                 tqdm.write(f"{job.name}: {step.name} (log: {log})", file=sys.stderr)
                 code = execute(step, log, (descriptor,))
-                if code or not step.makes.is_file():
+                if code == RunError.exit_code and step.makes.is_file():
+                    flaws.append(f"{step.name} ended with exit code {code}: {_last_line(log)} ({log})")
+                elif code or not step.makes.is_file():
                     failure = f"{step.name} ended with exit code {code} and no {step.makes.name}: {_last_line(log)}"
                     job.write(failure)
                     raise Failed(f"{failure} ({log})")
+        if flaws:
+            job.write("; ".join(flaws))
+            raise Flawed("; ".join(flaws))
     return True
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from segloc.common.datasets.coco_fields import is_number
 from segloc.common.errors import InputError
-from segloc.common.parse import parse_json, parsing, shown
+from segloc.common.parse import parse_json, shown
 from segloc.common.skips import Skips
 from segloc.detection import eval_tables
 from segloc.detection.coco_eval import MEAN, METRICS, parts
@@ -113,10 +113,8 @@ def _read_folder(folder: Path) -> Run:
 
 def _skips(path: Path, of_training: list[Skips], evaluation: dict[str, Any] | None) -> tuple[Skips, ...]:
     """Return what training and evaluation skipped, without kinds of input of which nothing was skipped."""
-    try:
+    with parsing(path, "the counts of skipped inputs are malformed; run segloc.evaluate again"):
         of_evaluation = eval_tables.skips_of(evaluation or {})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: the counts of skipped inputs are malformed; run segloc.evaluate again") from error
     return tuple(part for part in (*of_training, *of_evaluation) if part.skipped)
 
 

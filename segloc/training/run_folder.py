@@ -74,12 +74,11 @@ def read_skips(folder: str | Path) -> list[Skips]:
         InputError: the file is damaged.
     """
     path = Path(folder) / SKIPPED
-    try:
-        return (
-            [Skips.from_json(part) for part in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: not counts of skipped inputs ({one_line(error)})") from error
+    if not path.is_file():
+        return []
+    content = parse_json(path.read_bytes(), path)
+    with parsing(path, "not counts of skipped inputs"):
+        return [Skips.from_json(part) for part in content]
 
 
 def git_revision() -> str:

@@ -51,7 +51,7 @@ def dirty(clean, tmp_path):
 
 
 SCANS = (
-    "skipped 4 of 18 scans: 1 empty file (scan 007.png), 1 image size disagrees with the file (scan 009.png), "
+    "skipped 4 of 20 scans: 1 empty file (scan 007.png), 1 image size disagrees with the file (scan 009.png), "
     "1 no such file (scan 001.png), 1 truncated file (scan 004.png)"
 )
 ANNOTATIONS = (
@@ -63,23 +63,23 @@ ANNOTATIONS = (
 
 def test_fine_tuning_goes_on_without_the_bad_inputs_and_counts_them(dirty, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(dirty, out, "data.train_empty=false") == 1
+    assert run(dirty, out, "data.train_empty=true") == 1
     said, complained = capsys.readouterr()
     print(said)
     assert [line for line in said.splitlines() if line.startswith("skipped")] == [SCANS, ANNOTATIONS]
     assert said.count("these are more than --max-skipped 0.05: the run goes on, but its exit code will be 1") == 2
     assert f"{out / 'model.pth'} is written; check the training set, or raise --max-skipped" in complained
-    assert "4 of 18 scans skipped" in complained
+    assert "4 of 20 scans skipped" in complained
     assert checkpoint.load(out / finetuning.MODEL)["left_out"]
     assert [(part.what, part.skipped, part.total) for part in read_skips(out)] == [
-        ("scans", 4, 18), ("annotations", 5, 22),
+        ("scans", 4, 20), ("annotations", 5, 22),
     ]  # fmt: skip
     assert read_metrics(out)[-1]["unreadable"] == 4
-    assert run(dirty, out, "data.train_empty=false") == 1  # finished, and still not good
-    assert run(dirty, out, "data.train_empty=false", "--max-skipped=1") == 0
+    assert run(dirty, out, "data.train_empty=true") == 1  # finished, and still not good
+    assert run(dirty, out, "data.train_empty=true", "--max-skipped=1") == 0
     page = tmp_path / "report.html"
     assert report.main([str(out), "--out", str(page)]) == 0
-    assert ">4 of 18 scans</span>" in page.read_text()
+    assert ">4 of 20 scans</span>" in page.read_text()
 
 
 @pytest.mark.parametrize(("share", "code"), [("0.05", 0), ("0.049", 1), ("0", 1)])

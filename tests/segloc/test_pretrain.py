@@ -21,7 +21,7 @@ from segloc.models.initial_weights import read_backbone
 from segloc.settings.pretraining import load_config
 from segloc.training import checkpoint
 from segloc.training.processes import ALONE
-from segloc.training.run_folder import read_metrics, read_run
+from segloc.training.run_folder import read_metrics, read_run, read_skips
 from tests.segloc.conftest import write_shards
 
 TINY = [
@@ -161,7 +161,7 @@ def damaged_7(files, number):
     return files | {"query.jpg": b""} if number == 7 else files
 
 
-def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch):
+def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch, capsys):
     folder = write_shards(tmp_path / "shards", spoil=damaged_7)
     save = run.save_checkpoint
 
@@ -178,6 +178,16 @@ def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch):
     whole, parts = ([row["pairs_skipped"] for row in read_metrics(tmp_path / run)] for run in ("whole", "parts"))
     assert whole == parts
     assert whole[-1] == 4  # once while filling the queues, then once per epoch
+    skips = [read_skips(tmp_path / name) for name in ("whole", "parts")]
+    assert skips[0] == skips[1]
+    assert [(part.what, part.skipped) for part in skips[0]] == [("drawn pairs", 4)]
+    assert skips[0][0].total >= 18 * 4 + 4
+    assert skips[0][0].total % 4 == 0
+    for share, code in (("0.01", 1), ("0.5", 0)):
+        capsys.readouterr()
+        assert pretrain.main([*arguments, str(tmp_path / "whole"), "--max-skipped", share]) == code  # finished
+        said = f"4 of {skips[0][0].total} drawn pairs skipped: 4 damaged"
+        assert (said in capsys.readouterr().err) == bool(code)
 
 
 def test_sigterm_saves_and_the_same_command_resumes(shards, tmp_path):

@@ -52,6 +52,7 @@ FILES = {
     "other size.jpg": (encode_jpeg(NOISE[:, :200], 95), "image size disagrees with the file"),
     "turned.jpg": (exif(encode_jpeg(NOISE.transpose(1, 0, 2), 95), 6), ""),
     "missing.png": (None, "no such file"),
+    "dangling.png": (None, "no such file"),
 }  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def scans(tmp_path):
     for name, (data, _) in FILES.items():
         if data is not None:
             (tmp_path / name).write_bytes(data)
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     return [Scan(number, tmp_path / name, 400, 260, ()) for number, name in enumerate(FILES)]
 
 
