@@ -62,7 +62,7 @@ def evaluation_markdown(report: dict[str, Any]) -> str:
     overall = [[markdown(name), str(p.get("images", "")), *_row(p, kinds)] for name, p in parts(report).items()]
     blocks = [f"# Evaluation\n\n{_title(report)}\n", markdown_table(["test set", "images", *head], overall, "lr")]
     blocks.append(f"`{MEAN}`: plain mean of the test sets. `{POOLED}`: all test images as one set.\n")
-    blocks += [f"Skipped: {line.removeprefix('skipped ')}.\n" for line in _skipped_lines(report)]
+    blocks += [f"Skipped: {markdown(line.removeprefix('skipped '))}.\n" for line in _skipped_lines(report)]
     for name, part in parts(report).items():
         rows = [[markdown(label), *_row(part, kinds, label)] for label in report["classes"]]
         blocks.append(f"## {markdown(name)}\n\n{markdown_table(['class', *head], rows, 'lr')}")

@@ -55,7 +55,7 @@ SCANS = (
     "1 no such file (scan 001.png), 1 truncated file (scan 004.png)"
 )
 ANNOTATIONS = (
-    "skipped 5 of 22 annotations: 1 RLE counts that do not fill the image (annotation 9 of image 9), 1 annotation id "
+    "skipped 5 of 22 annotations: 1 RLE made for another image size (annotation 9 of image 9), 1 annotation id "
     "repeats (annotation 0 of image 0), 1 degenerate (scan 008.png), 1 image not in the file (annotation 2 of image "
     "999), 1 polygon of fewer than three points (annotation 5 of image 5); not used: 1 crowd"
 )
