@@ -68,7 +68,7 @@ def test_many_annotations_of_one_scan_have_its_name_once():
     skips = Skips("annotations", 9)
     skips.add("image missing", "a\nb.png", 3)
     skips.add("image missing", "a\nb.png", 2)
-    assert skips.summary() == "skipped 5 of 9 annotations: 5 image missing (a b.png, ...)"
+    assert skips.summary() == "skipped 5 of 9 annotations: 5 image missing (a\\nb.png, ...)"
 
 
 def test_counts_survive_json():
