@@ -8,7 +8,7 @@ from typing import Any
 
 from segloc.common.datasets.coco_fields import is_number
 from segloc.common.errors import InputError
-from segloc.common.parse import parse_json, shown
+from segloc.common.parse import parse_json, parsing, shown
 from segloc.common.skips import Skips
 from segloc.detection import eval_tables
 from segloc.detection.coco_eval import MEAN, METRICS, parts
