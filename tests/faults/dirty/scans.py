@@ -100,7 +100,7 @@ FAULTS = faults(
         "scan of noise": _file(_noise, _UNKNOWN),
         "scan of zeros": _file(lambda data, world: bytes(len(data)), _UNKNOWN),
         "scan is text": _file(lambda data, world: b"<html>404 Not Found</html>", _UNKNOWN),
-        "scan is a GIF": _file(lambda data, world: b"GIF89a" + data, "GIF is not read"),
+        "scan is a GIF": _file(lambda data, world: b"GIF89a" + data, "GIF is not read, convert it to PNG"),
         "scan is a Git LFS pointer": _file(
             lambda data, world: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", _UNKNOWN
         ),
