@@ -99,11 +99,17 @@ def listen() -> None:
     In a process that only imports the package, nothing changes.
     """
     global _owns_process
-    if sys.argv[:1] != ["-m"] or not _in_main_thread():
+    if sys.argv[:1] != ["-m"] or not _in_main_thread() or not _module().startswith(("pipeline.", "segloc.")):
         return
     _owns_process = True
     for number in _wanted():
         signal.signal(number, _before)
+
+
+def _module() -> str:
+    """Name of the module of ``python -m``, which may be somebody else's that imports ours; empty if there is none."""
+    arguments = iter(sys.orig_argv[1:])
+    return next((part[2:] or next(arguments, "") for part in arguments if part.startswith("-m")), "")
 
 
 def obey_launcher() -> None:

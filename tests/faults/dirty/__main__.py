@@ -4,4 +4,5 @@ import sys
 
 from tests.faults import common, dirty
 
-sys.exit(common.main(dirty))
+if __name__ == "__main__":
+    sys.exit(common.main(dirty))

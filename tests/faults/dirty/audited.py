@@ -40,8 +40,10 @@ class Planted:
     rng: np.random.Generator
 
     def index(self) -> dict[str, Any]:
-        """Content of index.json."""
-        return json.loads((self.root / INDEX_NAME).read_text())
+        """Content of index.json, without the digest that a change would no longer fit."""
+        content = json.loads((self.root / INDEX_NAME).read_text())
+        content.pop("digest", None)
+        return content
 
     def edit(self, change: Callable[[int, Members], None]) -> None:
         """Change the members of every drawn pair; size and digest in the index follow, so that only this is wrong."""
@@ -199,7 +201,8 @@ def _audit(root: Path) -> tuple[Any, list[str]]:
 
 
 def _shown(done: Any, violations: list[str]) -> str:
-    return f"exit code {done.code}, {len(violations)} violations {violations[:2]}, {done.traceback[-200:]}"
+    said = done.traceback[-200:] or done.errors[-200:]
+    return f"exit code {done.code}, {len(violations)} violations {violations[:2]}, {said}"
 
 
 def _per_pair(plant: Callable[[Planted], object], words: str, seed: tuple[int, ...]) -> str | None:

@@ -109,7 +109,9 @@ def _stage_1(root: Path) -> str | None:
         _failed(ended(regions.main, *scans, "--out", root / "regions.parquet", *lenient))
         or _failed(ended(segments.main, *items, "--out", root / "segments.parquet", *lenient))
         or _failed(ended(synthesize.main, *scans, *tables, *size))
-        or _failed(ended(audit.main, "--shards", root / "shards", *tables[2:], "--report", root / "audit.json"))
+        or _failed(
+            ended(audit.main, "--shards", root / "shards", *tables[2:], "--report", root / "audit.json", "--workers", 1)
+        )
     )
 
 

@@ -188,3 +188,14 @@ def test_a_stop_while_a_command_is_imported_is_one_line(number, tmp_path):
         f"python -m pipeline.synthesize: stopped by {stops.name(number)} before it began; run the same command again\n"
     )
     assert (process.returncode, errors) == (128 + number, said)
+
+
+@pytest.mark.parametrize("arguments", [["-m", "theirs"], ["-mtheirs"], ["-X", "utf8", "-m", "theirs"]])
+def test_the_process_of_another_module_that_imports_ours_is_left_alone(arguments, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("import pipeline\n")
+    code = "import time\nfrom segloc.common import stops\nstops.finish(0, 0.01)\ntime.sleep(0.5)\nprint('still here')\n"
+    (tmp_path / "theirs" / "__main__.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "still here\n", done.stderr
