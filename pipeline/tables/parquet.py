@@ -167,7 +167,7 @@ class TableFile:
         with open(path, "rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._parts = _read_parts(self._data)
-        self._file = pq.ParquetFile(pa.BufferReader(self._data))
+        self._file = pq.ParquetFile(_mapped(path))
         self.metadata: pq.FileMetaData = self._file.metadata
         self._refuse_bombs()
         about = {key.decode(): value for key, value in (self.metadata.metadata or {}).items()}
@@ -242,6 +242,19 @@ class TableFile:
                 f"claims {self.metadata.num_rows} rows, {values} numbers in lists and {unpacked} bytes in a file of "
                 f"{len(self._data)}"
             )
+
+
+def _mapped(path: str | os.PathLike[str]) -> pa.MemoryMappedFile:
+    """Map a file into memory for Arrow.
+
+    Its threads would release a buffer of Python's while Python ends, which aborts the process.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:  # Arrow opens only paths that are UTF-8
+        with open(path, "rb") as file:
+            return pa.memory_map(f"/dev/fd/{file.fileno()}")
+    return pa.memory_map(os.fspath(path))
 
 
 def refuse_nulls(table: pa.Table) -> None:
