@@ -28,12 +28,12 @@ RESULTS = Path(__file__).parent / "results"
 SCRIPTS = ("kill", "disk", "dirty", "fuzz", "hostile", "stops", "distributed", "long")
 LIMIT_S = 600
 PRETRAINING = (
-    "--config", "detectron_configs/pretrain/demo_r18.yaml", "optim.steps=12", "optim.batch=4", "optim.micro_batch=4",
+    "--config", "detectron_configs/pretrain/demo_r18.yaml", "optim.steps=8", "optim.batch=4", "optim.micro_batch=4",
     "optim.warmup=2", "queue.size=24", "data.image_size=64", "checkpoint_every=3", "log_every=1",
 )  # fmt: skip
 FINETUNING = (
     "--config", "detectron_configs/finetune/demo_r18.yaml", "--weights", "random", "model.engine=torchvision",
-    "data.image_size=64", "data.threads=1", "optim.batch=2", "train.iterations=8", "train.checkpoint_every=2",
+    "data.image_size=64", "data.threads=1", "optim.batch=2", "train.iterations=6", "train.checkpoint_every=2",
     "train.log_every=1",
 )  # fmt: skip
 _SHOWN = 20  # findings printed per kind; the result file has all

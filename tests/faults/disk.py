@@ -25,7 +25,7 @@ from tests.faults import common
 from tests.faults.common import Count
 from tests.faults.targets import TARGETS, half_written, undisturbed, watch, wrong_rerun, wrong_state
 
-LONG, SHORT = 180, 18
+LONG, SHORT = 180, 12
 FAILED = (1, 2)
 # The cheap ones first: the short form has few cases of each kind.
 NAMES = (

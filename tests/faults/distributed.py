@@ -23,7 +23,8 @@ from tests.faults import common
 from tests.faults.common import Count
 from tests.faults.targets import TARGETS, State, run_state, wrong_state
 
-LONG, SHORT = 40, 4
+LONG, SHORT = 40, 1
+SHORT_KINDS = ("local worker killed", "rank killed (--processes)")  # the others take as long again
 _END_S = 60
 _PAIRS = {"pairs": 480, "per_shard": 24}
 
