@@ -23,7 +23,7 @@ EXAMPLES = """\
 def _command(args: argparse.Namespace) -> None:
     if any(is_inside(root, args.simulated) for root in (args.foregrounds, args.backgrounds)):
         parameters = Parameters(args.scans, args.seed, args.width, args.grey_belts)
-        if not make(args.simulated, parameters, args.workers, args.executor):
+        if not make(args.simulated, parameters, args.workers, args.executor, "rebuild"):
             print(f"{args.simulated}: already there, nothing to do")
     listed = roots(args.foregrounds, args.images, args.backgrounds)
     files, changed = write_manifests(listed, args.out, args.simulated)

@@ -108,8 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     matter = "share of an item to lie on a bag rather than empty belt (default: 0.5; 0, as in the paper: anywhere)"
     add("--on-matter", type=cli.share, default=0.5, metavar="SHARE", help=matter)
     add("--shards-range", type=_shards_range, metavar="A:B", help="make only shards A to B-1")
-    on_change = "action when the folder holds shards made with other parameters (default: refuse)"
-    add("--if-changed", choices=("refuse", "rebuild"), default="refuse", help=on_change)
+    cli.add_if_changed(options)
     cli.add_executor_options(options)
     return cli.run(_command, options, argv)
 

@@ -21,7 +21,7 @@ EXAMPLES = """\
       --data data/raw/pidray --out runs/finetune-imagenet
   python -m segloc.finetune --weights random --config detectron_configs/finetune/demo_r18.yaml \\
       --data data/simulated/pidray --out runs/demo-random train.iterations=20 optim.batch=2
-Run the same command again to resume a stopped run.
+Run the same command again to resume a stopped run. A stop (Ctrl-C, SIGTERM, SIGHUP) saves a checkpoint first.
 """
 
 
@@ -48,7 +48,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> None:
-    """Run the command; it also succeeds when SIGTERM stopped the training."""
     config = load(FinetuneConfig, args.config, args.overrides).with_data(args.data)
     out = args.out or Path(f"runs/finetune-{args.config.stem}-{run_name(args.weights)}")
     check_output_folder(out)

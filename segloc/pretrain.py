@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = cli.parser(
         "segloc.pretrain",
-        "Pretrain a backbone on shards of positive pairs. Run the same command again to resume a stopped run.",
+        "Pretrain a backbone on shards of positive pairs. Run the same command again to resume a stopped run. A stop "
+        "(Ctrl-C, SIGTERM, SIGHUP) saves a checkpoint first.",
         "  python -m segloc.pretrain --shards data/shards\n"
         "  python -m segloc.pretrain --shards data/shards --config detectron_configs/pretrain/paper_r101.yaml\n"
         "  python -m segloc.pretrain --shards data/shards --out runs/r50 model.arch=resnet50 optim.micro_batch=16\n"

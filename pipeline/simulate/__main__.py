@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _command(args: argparse.Namespace) -> None:
     parameters = Parameters(args.scans, args.seed, args.width, args.grey_belts, args.raw, args.swap_brands)
-    if not make(args.out, parameters, args.workers, args.executor):
+    if not make(args.out, parameters, args.workers, args.executor, args.if_changed):
         print(f"{args.out}: already there, nothing to do")
 
 
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     add_options(parser)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--swap-brands", action="store_true", help=SWAP_HELP)
+    cli.add_if_changed(parser)
     cli.add_executor_options(parser)
     return cli.run(_command, parser, argv)
 

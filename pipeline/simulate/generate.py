@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pipeline.common.executors import run_tasks
 from pipeline.simulate import dataset
 from pipeline.simulate.dataset import SUBSETS, Parameters, coco_file, scan_writer, tasks
+from segloc.common import locks
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import check_output_folder, write_atomic
 from segloc.common.parse import parse_json
@@ -22,20 +23,24 @@ from segloc.common.parse import parse_json
 MARKER = "simulation.json"
 
 
-def make(out: Path, parameters: Parameters, workers: int = 0, executor: str = "local") -> bool:
+def make(
+    out: Path, parameters: Parameters, workers: int = 0, executor: str = "local", if_changed: str = "refuse"
+) -> bool:
     """Make the data set in `out`, unless it is already there.
 
     Args:
-        out: folder to make; may hold an earlier simulation, whose files are replaced.
+        out: folder to make; may hold an earlier simulation.
         parameters: parameters of the data set.
         workers: see `run_tasks`.
         executor: see `run_tasks`.
+        if_changed: ``refuse`` or ``rebuild`` a folder that was made with other parameters.
 
     Returns:
         Whether this call made it.
 
     Raises:
-        InputError: parameters out of range, or `out` is a file or holds other files.
+        InputError: parameters out of range; `out` is a file, holds other files or a simulation of other parameters; or
+            another process makes a simulation there.
     """
     parameters.check()
     description = {
@@ -44,20 +49,37 @@ def make(out: Path, parameters: Parameters, workers: int = 0, executor: str = "l
         "parameters": dataclasses.asdict(parameters),
         "counts": parameters.counts(),
     }
-    earlier = _earlier(out)
-    if earlier == description:
+    if _earlier(out) == description:
         return False
     check_output_folder(out)
-    out = out.resolve()  # a symlink stays, and the files move within one file system
-    partial = out.parent / f".{out.name}.partial"
+    place = out.resolve()  # a symlink stays, and the files move within one file system
+    partial = place.parent / f".{place.name}.partial"
     check_output_folder(partial)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-    try:
-        _write(partial, parameters, workers, executor)
-        _move(partial, out, earlier, description)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    lock = place.parent / f".{place.name}.lock"
+    with locks.owned(lock, f"{out}: another process makes a simulation here"):
+        earlier = _earlier(out)
+        if earlier == description:
+            return False
+        if earlier and if_changed == "refuse" and (what := _difference(earlier, description)):
+            raise InputError(
+                f"{out}: was made with other parameters ({what}); choose another --out, or --if-changed rebuild"
+            )
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+        try:
+            _write(partial, parameters, workers, executor)
+            _move(partial, place, earlier, description)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return True
+
+
+def _difference(earlier: dict[str, Any], description: dict[str, Any]) -> str:
+    """How two simulations differ, old -> new; empty if the earlier one was replaced halfway, so that it is none."""
+    if earlier["parameters"] is None:
+        return ""
+    old, new = ({**each, **each["parameters"], "parameters": None} for each in (earlier, description))
+    keys = [key for key in {**old, **new} if key != "counts" and old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys)
 
 
 def _earlier(out: Path) -> dict[str, Any] | None:

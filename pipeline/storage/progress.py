@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from typing import Any
@@ -18,7 +19,7 @@ from segloc.common.stores import Store
 from segloc.common.tars import read_tar
 
 PROGRESS_NAME = ".progress"
-_PLAN = f"{PROGRESS_NAME}/plan.json"
+PLAN = f"{PROGRESS_NAME}/plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,12 @@ class Record:
     Attributes:
         shard: its entry for the index.
         tag: tag of the written file in the store; see `segloc.common.stores.Stat`.
+        plan: digest of the plan that it was made by (`digest_of`); None in folders of earlier versions.
     """
 
     shard: Shard
     tag: str | None = None
+    plan: str | None = None
 
 
 def write_record(out: Store, number: int, record: Record) -> None:
@@ -44,21 +47,49 @@ def read_record(out: Store, number: int) -> Record | None:
     raw = _read(out, f"{PROGRESS_NAME}/{shard_name(number)}.json")
     try:
         with parsing(out, "not a record"):
-            tag = raw["tag"]
-            return Record(shard_entry(raw["shard"]), tag if isinstance(tag, str) else None)
+            tag, plan = raw["tag"], raw.get("plan")
+            entry = shard_entry(raw["shard"])
+            return Record(entry, tag if isinstance(tag, str) else None, plan if isinstance(plan, str) else None)
     except InputError:
         return None
 
 
-def write_plan(out: Store, plan: dict[str, Any]) -> None:
-    """Record the plan: every parameter that the pairs depend on."""
-    _write(out, _PLAN, plan)
+def settle_plan(out: Store, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """Record the plan, every parameter that the pairs depend on, unless the folder has one.
+
+    Returns:
+        The plan of the folder, the same for all processes; None if it is unreadable.
+
+    Raises:
+        InputError: see `Store.settle`.
+    """
+    return _mapping(out.settle(PLAN, _encode(plan)))
+
+
+def digest_of(plan: dict[str, Any]) -> str:
+    """SHA-256 of a plan."""
+    return hashlib.sha256(_encode(plan)).hexdigest()
 
 
 def read_plan(out: Store) -> dict[str, Any] | None:
     """Read the plan; None if it is missing or unreadable."""
-    found = _read(out, _PLAN)
-    return found if isinstance(found, dict) else None
+    try:
+        return _mapping(out.read(PLAN))
+    except FileNotFoundError:
+        return None
+
+
+def _mapping(data: bytes) -> dict[str, Any] | None:
+    try:
+        found = parse_json(data, PLAN)
+    except InputError:
+        return None
+    return with_defaults(found) if isinstance(found, dict) else None
+
+
+def with_defaults(plan: dict[str, Any]) -> dict[str, Any]:
+    """Add what plans of earlier versions lack; its default is the earlier behaviour."""
+    return {"format_version": 1, "on_matter": 0.0, **plan}
 
 
 def write_uses(out: Store, shard: str, uses: Counter[Source]) -> None:
@@ -103,7 +134,11 @@ def has_digest(out: Store, name: str, sha256: str) -> bool:
 
 def _write(out: Store, name: str, content: Any) -> None:
     with out.create(name) as file:
-        file.write(json.dumps(content, sort_keys=True).encode())
+        file.write(_encode(content))
+
+
+def _encode(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
 
 
 def _read(out: Store, name: str) -> Any:

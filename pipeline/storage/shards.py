@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -10,7 +11,7 @@ from collections import Counter
 from typing import IO
 
 from pipeline.pairing.pairs import Recipe, make_pair, tables
-from pipeline.storage.progress import Record, is_intact, read_record, write_record, write_uses
+from pipeline.storage.progress import Record, digest_of, is_intact, read_plan, read_record, write_record, write_uses
 from pipeline.tables import sources_table
 from segloc.common.contract import INDEX_NAME, Pair, Shard, pair_key, shard_name
 from segloc.common.errors import InputError
@@ -32,6 +33,7 @@ class Job:
         pairs: number of pairs over all shards.
         per_shard: pairs per shard; the last shard may have fewer.
         quality: JPEG quality, 1..100.
+        plan: digest of the plan (`pipeline.storage.progress.digest_of`), set when the folder is prepared.
     """
 
     recipe: Recipe
@@ -39,6 +41,7 @@ class Job:
     pairs: int
     per_shard: int = 1000
     quality: int = 95
+    plan: str = ""
 
     @property
     def num_shards(self) -> int:
@@ -55,9 +58,12 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
 
     Returns:
         Its entry for the index, and whether this call made it.
+
+    Raises:
+        InputError: an input is unusable, or another run has made the folder its own.
     """
-    recorded = read_record(job.out, number)
-    if recorded is not None and is_intact(job.out, recorded):
+    recorded = read_record(job.out, number) or _listed(job.out, number)
+    if recorded is not None and recorded.plan in (None, job.plan) and is_intact(job.out, recorded):
         return recorded.shard, False
     # An index marks the folder as complete, which stops being true here.
     job.out.delete(INDEX_NAME)
@@ -71,11 +77,27 @@ def ensure_shard(job: Job, number: int) -> tuple[Shard, bool]:
             classes[pair.class_id] += 1
             uses.update(sources_table.of_pair(pair))
         tar.close()
+        _check_plan(job)  # the file gets its name after this
     shard = Shard(name, len(numbers), tar.bytes, tar.sha256, tuple(classes))
     write_uses(job.out, name, uses)
     written = job.out.stat(name)
-    write_record(job.out, number, Record(shard, written and written.tag))
+    write_record(job.out, number, Record(shard, written and written.tag, job.plan))
     return shard, True
+
+
+def _listed(out: Store, number: int) -> Record | None:
+    """The entry of a shard in the index, which replaces the records once a folder is complete."""
+    if out.stat(INDEX_NAME):
+        with contextlib.suppress(InputError, IndexError):
+            return Record(out.index().shards[number])
+    return None
+
+
+def _check_plan(job: Job) -> None:
+    """Check that no other run has rebuilt the folder with other settings meanwhile."""
+    plan = read_plan(job.out)
+    if plan is not None and digest_of(plan) != job.plan:
+        raise InputError(f"{job.out}: a run with other settings has rebuilt this folder; choose another --out")
 
 
 def remove_strays(out: Store, numbers: range) -> None:

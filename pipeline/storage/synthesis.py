@@ -7,6 +7,7 @@ unfinished folder. With another plan, `if_changed` decides whether the run refus
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -76,17 +77,30 @@ def synthesize(
     """
     _check_arguments(job, shards_range, workers, executor)
     values = parameters(job)
-    _prepare(job, {"format_version": FORMAT_VERSION, "seed": job.recipe.seed, **values}, if_changed)
-    done = _run(job, range(*(shards_range or (0, job.num_shards))), workers, executor)
-    others = _others(job, done)
+    plan = {"format_version": FORMAT_VERSION, "seed": job.recipe.seed, **values}
+    job = dataclasses.replace(job, plan=progress.digest_of(plan))
+    if if_changed == "rebuild" and _is_of_another(job.out, plan):
+        with job.out.owned("another process makes shards in this folder"):
+            _clear(job.out)
+    # Processes of the same plan may share a folder.
+    with job.out.owned("another process rebuilds this folder", shared=True):
+        _prepare(job, plan)
+        return _make(job, values, range(*(shards_range or (0, job.num_shards))), workers, executor)
+
+
+def _make(job: Job, values: dict[str, Any], numbers: range, workers: int, executor: str) -> Outcome:
+    done = _run(job, numbers, workers, executor)
     made = sum(is_new for _, is_new in done.values())
+    if not made and _is_complete(job.out):
+        job.out.delete_folder(PROGRESS_NAME)
+        return Outcome(job.num_shards, made)
+    others = _others(job, done)
     if len(done) + len(others) < job.num_shards:
         return Outcome(len(done) + len(others), made)
     _check_others(job, others)
     shards = {number: shard for number, (shard, _) in done.items()}
     shards |= {number: record.shard for number, record in others.items()}
-    if made or not _is_complete(job.out):
-        _finish(job, values, tuple(shards[number] for number in range(job.num_shards)))
+    _finish(job, values, tuple(shards[number] for number in range(job.num_shards)))
     job.out.delete_folder(PROGRESS_NAME)
     return Outcome(job.num_shards, made)
 
@@ -147,26 +161,33 @@ def _check_arguments(job: Job, shards_range: tuple[int, int] | None, workers: in
         raise InputError(f"--shards-range ends at {shards_range[1]}, but there are {job.num_shards} shards")
 
 
-def _prepare(job: Job, plan: dict[str, Any], if_changed: str) -> None:
-    """Prepare the folder for `plan`: start it, continue it, or remove another plan's shards.
+def _is_of_another(out: Store, plan: dict[str, Any]) -> bool:
+    """Whether the folder holds a plan other than `plan`, or shards without a readable one."""
+    found, _ = _found(out)
+    if found is None:
+        return out.stat(progress.PLAN) is not None or any(_SHARD.fullmatch(name) for name in out.names())
+    return found != plan
+
+
+def _prepare(job: Job, plan: dict[str, Any]) -> None:
+    """Make the folder that of `plan`, or continue it.
 
     Raises:
-        InputError: it holds shards of another or an unknown plan, and `if_changed` is ``refuse``.
+        InputError: it is the folder of another plan, or holds shards of an unknown one.
     """
     found, shards = _found(job.out)
-    if found:
-        found = {"on_matter": 0.0, **found}  # shards made before there was such a rule are those of 0
-    if found != plan and (found is not None or any(_SHARD.fullmatch(name) for name in job.out.names())):
-        if if_changed == "refuse":
-            what = _difference(found, plan)
-            raise InputError(f"{job.out}: {what}; choose another --out, or --if-changed rebuild to start again")
-        _clear(job.out)
-        shards = ()
+    if found is None and not any(_SHARD.fullmatch(name) for name in job.out.names()):
+        found = plan
+    if found == plan:
+        # Another process may have made the folder its own since.
+        found = progress.settle_plan(job.out, plan)
+    if found != plan:
+        what = _difference(found, plan)
+        raise InputError(f"{job.out}: {what}; choose another --out, or --if-changed rebuild to start again")
     _each(lambda item: _note(job.out, *item), enumerate(shards))
     for name in job.out.names():
         if _TEMPORARY.fullmatch(name):
             job.out.delete_temporary(name)
-    progress.write_plan(job.out, plan)
 
 
 def _note(out: Store, number: int, shard: Shard) -> None:
@@ -188,9 +209,9 @@ def _found(out: Store) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
             index = out.index()
         except InputError:
             return {}, ()
-        return {"format_version": index.format_version, "seed": index.seed, **index.parameters}, index.shards
-    plan = progress.read_plan(out)
-    return plan and {"format_version": 1, **plan}, ()  # plans of format 1 lack the version
+        plan = {"format_version": index.format_version, "seed": index.seed, **index.parameters}
+        return progress.with_defaults(plan), index.shards
+    return progress.read_plan(out), ()
 
 
 def _difference(found: dict[str, Any] | None, plan: dict[str, Any]) -> str:
@@ -235,7 +256,7 @@ def _others(job: Job, done: Iterable[int]) -> dict[int, Record]:
     """Records of the shards that other runs finished."""
     numbers = sorted({*range(job.num_shards)} - {*done})
     records = zip(numbers, _each(functools.partial(progress.read_record, job.out), numbers), strict=True)
-    return {number: record for number, record in records if record is not None}
+    return {number: record for number, record in records if record is not None and record.plan in (None, job.plan)}
 
 
 def _check_others(job: Job, others: dict[int, Record]) -> None:

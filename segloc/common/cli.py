@@ -149,6 +149,12 @@ def share(text: str) -> float:
     return value
 
 
+def add_if_changed(options: argparse.ArgumentParser) -> None:
+    """Add ``--if-changed``: what to do with an output folder that was made with other parameters."""
+    what = "action when the folder was made with other parameters (default: refuse)"
+    options.add_argument("--if-changed", choices=("refuse", "rebuild"), default="refuse", help=what)
+
+
 def add_overrides(options: argparse.ArgumentParser) -> None:
     """Accept ``key=value`` arguments that change the recipe."""
     options.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")

@@ -242,7 +242,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
             _raise()
     elif not state.patient and now - state.since > _same_stop_s(number):
         for end in state.at_once:
-            end()
+            with contextlib.suppress(Exception):
+                end()
         os._exit(exit_code(number))
 
 

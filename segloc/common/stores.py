@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import os
 import re
 import secrets
 import shutil
@@ -21,10 +23,13 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from segloc.common import locks
 from segloc.common.contract import INDEX_NAME, Index, read_index
 from segloc.common.errors import InputError, one_line
-from segloc.common.files import atomic_file, expanded, remove_temporary
+from segloc.common.files import atomic_file, expanded, remove_temporary, write_atomic
 
+# Name of the lock file of a local folder.
+LOCK = ".lock"
 # Stores that show an object only after its upload is complete. They would rename by copying.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"}
 # Names of the content tag in different stores. Times are not used: stores give them in whole seconds.
@@ -86,6 +91,16 @@ class Store(Protocol):
 
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Write a file. It appears under its name, complete, if the block ends without error."""
+
+    def settle(self, name: str, data: bytes) -> bytes:
+        """Write a small file, unless it exists; return its content. All processes get the same.
+
+        Raises:
+            InputError: in a store without locks, another process writes other content at this moment.
+        """
+
+    def owned(self, what: str, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Lock the folder in the block; object stores have no locks. See `segloc.common.locks.owned`."""
 
     def delete(self, name: str) -> None:
         """Remove a file, if it exists."""
@@ -173,6 +188,28 @@ class LocalStore:
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """See `Store`; the file is synced to disk."""
         return atomic_file(self.path / name)
+
+    def settle(self, name: str, data: bytes) -> bytes:
+        """See `Store`; a hard link is made by one process only, and of a file that is complete."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+            write_atomic(temporary, data)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                with contextlib.suppress(FileExistsError), path.open("xb") as file:
+                    file.write(data)
+            finally:
+                temporary.unlink()
+        return path.read_bytes()
+
+    def owned(self, what: str, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """See `Store`."""
+        return locks.owned(self.path / LOCK, f"{self.path}: {what}", shared)
 
     def delete(self, name: str) -> None:
         """See `Store`."""
@@ -281,6 +318,35 @@ class RemoteStore:
                     _put(system, file.name, path)
             except FileNotFoundError as error:  # a bucket that does not exist
                 raise InputError(f"{self.url}: {_sentence(error)}") from error
+
+    def settle(self, name: str, data: bytes) -> bytes:
+        """See `Store`.
+
+        Each process first writes what it wants under a name of its own, then looks for others. Of two that want
+        different content at least one sees the other, and then does not write.
+        """
+        folder, _, base = name.rpartition("/")
+        claim = f"{base}.{hashlib.sha256(data).hexdigest()[:16]}.claim"
+        with contextlib.suppress(FileNotFoundError):
+            return self.read(name)
+        with self.create(f"{folder}/{claim}") as file:
+            file.write(data)
+        claims = [other for other in self.names(folder) if other.startswith(base) and other.endswith(".claim")]
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                return self.read(name)
+            if others := [other for other in claims if other != claim]:
+                what = "a run with other settings starts here now, or was killed; remove this object if it was killed"
+                raise InputError(f"{self.url}/{folder}/{others[0]}: {what}")
+            with self.create(name) as file:
+                file.write(data)
+            return data
+        finally:
+            self.delete(f"{folder}/{claim}")
+
+    def owned(self, what: str, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """See `Store`."""
+        return contextlib.nullcontext()
 
     def delete(self, name: str) -> None:
         """See `Store`."""

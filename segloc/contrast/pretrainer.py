@@ -26,6 +26,7 @@ from tqdm import tqdm
 from segloc.common.errors import DivergedError, InputError, one_line
 from segloc.common.files import write_atomic
 from segloc.common.parse import parse_yaml
+from segloc.common.stops import Stopped
 from segloc.contrast.losses import InfoNCE, info_nce
 from segloc.contrast.metrics import Compared, training_metrics
 from segloc.contrast.queues import QUEUES
@@ -119,15 +120,18 @@ class Pretrainer(Trainer):
         """Loss of uninformative embeddings: log(1 + K) on every level."""
         return len(LEVELS) * float(np.log1p(self.config.queue.size))
 
-    def fill_queues(self, stop: Callable[[], bool] = lambda: False) -> bool:
+    def fill_queues(self, stop: Callable[[], int] = lambda: 0) -> None:
         """Fill every queue before the first step (paper section 5.4: crucial for convergence).
 
-        Returns:
-            True if the queues are full, False if `stop` returned True in any process.
+        Args:
+            stop: returns the signal that asks to stop, or 0; called after every batch; the same in all processes.
+
+        Raises:
+            Stopped: `stop` returned a signal.
         """
         if self.config.queue.init == "random":
             self._fill_randomly()
-            return True
+            return
         silent = None if self.group.is_main else True
         with (
             contextlib.closing(self.stream.batches(epoch=-1, rank=self.group.rank, world=self.group.world)) as batches,
@@ -150,10 +154,9 @@ class Pretrainer(Trainer):
                 self.pairs_filled += self.config.optim.batch
                 bar.update(int(self.queues.fill().min()) - bar.n)
                 if self.queues.full:
-                    return True
-                if self.group.any(stop(), self.device):
-                    return False
-        raise AssertionError("the batches never end")
+                    return
+                if number := stop():
+                    raise Stopped(number)
 
     def run_step(self) -> None:
         """Do one optimiser step over `accumulate` micro-batches."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from tqdm import tqdm
 
 from segloc.common.errors import InputError
 from segloc.common.skips import Skips, require
-from segloc.contrast.pretrainer import Pretrainer
+from segloc.common.stops import Stopped, held
+from segloc.contrast.pretrainer import HARMLESS, Pretrainer
 from segloc.data.stream import ShardFolder
 from segloc.models.initial_weights import BACKBONE_SETTINGS
 from segloc.settings.loader import to_yaml
@@ -21,7 +21,7 @@ from segloc.settings.pretraining import PretrainConfig
 from segloc.training import checkpoint, run_folder
 from segloc.training.loop import DETECTRON2, Hook
 from segloc.training.processes import ALONE, Group
-from segloc.training.stopping import Keeper, StopTraining, sigterm
+from segloc.training.stopping import Keeper
 
 
 class Writer(Hook):
@@ -81,29 +81,35 @@ def save_backbone(trainer: Pretrainer) -> Path:
     return path
 
 
-def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALONE) -> Path | None:
+def pretrain(config: PretrainConfig, shards: str, out: Path, group: Group = ALONE) -> Path:
     """Pretrain into the run folder `out`; resume from its checkpoint, written by any number of processes.
 
     Returns:
-        Path of the backbone, or None if stopped early by SIGTERM.
+        Path of the backbone.
 
     Raises:
         InputError: invalid shards or settings.
         DivergedError: the loss is no longer finite.
+        Stopped: Ctrl-C, SIGTERM or SIGHUP stopped the training after a step, and its checkpoint is saved.
     """
-    with sigterm() as stop:
-        return _pretrain(config, shards, out, group, stop)
-
-
-def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop: Callable[[], bool]) -> Path | None:
     run_folder.refuse_other_kind(out, "pretrain")
     folder = ShardFolder.open(shards)
     folder.check_sizes()
-    present = np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0
-    if present.sum() < 2 and config.queue.kind == "class":
+    if _classes(folder) < 2 and config.queue.kind == "class":
         raise InputError(
             f"{shards}: all pairs are of one class; class queues need two classes, or set queue.kind=single"
         )
+    with run_folder.owned(out) if group.is_main else contextlib.nullcontext():
+        return _pretrain(config, folder, out, group)
+
+
+def _classes(folder: ShardFolder) -> int:
+    """Count the classes that have pairs."""
+    return int((np.sum([shard.classes for shard in folder.index.shards], axis=0) > 0).sum())
+
+
+def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Group) -> Path:
+    run_folder.refuse_other_settings(out, config, HARMLESS, shards=folder.index.digest)
     last = out / checkpoint.LAST
     state = checkpoint.load(last) if last.is_file() else None
     trainer = Pretrainer(config, folder, out, group.device(), group, resuming=state is not None)
@@ -125,25 +131,38 @@ def _pretrain(config: PretrainConfig, shards: str, out: Path, group: Group, stop
     if group.is_main:
         run_folder.write_description(
             out, "pretrain", to_yaml(config), shards=folder.index.digest, classes=list(folder.index.classes),
-            chance_loss=trainer.chance_loss, chance_class_accuracy=1 / int(present.sum()), steps=trainer.steps,
+            chance_loss=trainer.chance_loss, chance_class_accuracy=1 / _classes(folder), steps=trainer.steps,
             processes=group.world,
         )  # fmt: skip
     if not start:
         report(trainer.model.started_from)
-    with contextlib.closing(trainer):
-        if not start and not trainer.fill_queues(stop):
-            return None
-        # If one process receives SIGTERM, all stop after the same step.
-        keeper = Keeper(
-            partial(save_checkpoint, trainer), config.checkpoint_every, lambda: group.any(stop(), trainer.device)
-        )
-        trainer.register_hooks([Writer(), keeper] if group.is_main else [keeper])
-        try:
-            trainer.train(start, trainer.steps)
-        except StopTraining:
-            return None
+    _train(trainer, start)
     _write_skips(trainer)
     return save_backbone(trainer)
+
+
+def _train(trainer: Pretrainer, start: int) -> None:
+    """Do the steps from `start`, before the first one fill the queues.
+
+    Raises:
+        Stopped: after a step, whose checkpoint is saved.
+    """
+    group = trainer.group
+    with contextlib.closing(trainer), held() as came:
+
+        def stop() -> int:
+            # If one process receives a signal, all stop after the same step.
+            return group.most(came(), trainer.device)
+
+        keeper = Keeper(partial(save_checkpoint, trainer), trainer.config.checkpoint_every, stop)
+        trainer.register_hooks([Writer(), keeper] if group.is_main else [keeper])
+        try:
+            if not start:
+                trainer.fill_queues(stop)
+            trainer.train(start, trainer.steps)
+        except Stopped:
+            group.most(0, trainer.device)  # wait for the checkpoint: a launcher ends all processes once one has ended
+            raise
 
 
 def _write_skips(trainer: Pretrainer) -> None:
@@ -166,7 +185,6 @@ def train(config: PretrainConfig, shards: str, out: Path, max_skipped: float, gr
     """
     path = pretrain(config, shards, out, group)
     if group.is_main:
-        print(f"pretrained backbone: {path}" if path else f"stopped early; the same command resumes from {out}")
-    if group.is_main and path:
+        print(f"pretrained backbone: {path}")
         require(run_folder.read_skips(out), max_skipped, "run pipeline.audit on the shards", str(path))
     return 0

@@ -13,6 +13,7 @@ from segloc.common import white_level
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of, write_json
 from segloc.common.skips import MAX_SKIPPED, OPTION, Skips
+from segloc.common.stops import held
 from segloc.detection.data import TrainingData, digest_of, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
 from segloc.detection.scan_headers import unreadable_scans
@@ -26,7 +27,7 @@ from segloc.training import checkpoint, run_folder
 from segloc.training.processes import ALONE
 from segloc.training.run_folder import origin
 from segloc.training.schedules import step_schedule
-from segloc.training.stopping import Keeper, StopTraining, sigterm
+from segloc.training.stopping import Keeper
 
 MODEL = "model.pth"
 
@@ -37,20 +38,20 @@ def _train(
     settings: TrainSettings,
     first: int,
     content: Callable[[int], dict[str, Any]],
-) -> bool:
-    """Train from step `first`; return whether training finished."""
+) -> None:
+    """Train from step `first`.
+
+    Raises:
+        Stopped: after a step, whose checkpoint is saved.
+    """
 
     def save(done: int) -> None:
         checkpoint.save(folder / checkpoint.LAST, {**content(done), "optimizer": trainer.optimizer.state_dict()})
 
-    with sigterm() as stop:
+    with held() as stop:
         # This order writes the log of a step before the checkpoint of that step.
         trainer.register_hooks([Progress(folder, settings.log_every), Keeper(save, settings.checkpoint_every, stop)])
-        try:
-            trainer.fit(first)
-        except StopTraining:
-            return False
-    return True
+        trainer.fit(first)
 
 
 def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detector, Started | None]:
@@ -174,6 +175,7 @@ def finetune(config: FinetuneConfig, start: str, folder: Path, max_skipped: floa
     Raises:
         InputError: weights, data or settings cannot be used.
         DivergedError: the loss is not finite.
+        Stopped: Ctrl-C, SIGTERM or SIGHUP stopped the training after a step, and its checkpoint is saved.
     """
     run_folder.refuse_other_kind(folder, "finetune")
     split = read_split(train_split(config.data))
@@ -182,7 +184,15 @@ def finetune(config: FinetuneConfig, start: str, folder: Path, max_skipped: floa
     data = TrainingData(split, config.data, config.optim.batch, config.train.seed)
     classes = list(split.classes)
     config = config.resolved(classes, engine_name(config.model.engine))
-    digest = digest_of(data.listed)
+    with run_folder.owned(folder):
+        return _finetune(config, start, folder, data, split, max_skipped)
+
+
+def _finetune(
+    config: FinetuneConfig, start: str, folder: Path, data: TrainingData, split: CocoSplit, max_skipped: float
+) -> str:
+    classes, digest = list(split.classes), digest_of(data.listed)
+    run_folder.refuse_other_settings(folder, config, weights=start, data_digest=digest)
     before = _earlier_run(folder, config, start, digest)
     if (folder / MODEL).is_file():
         return f"{folder / MODEL}: this run is finished"
@@ -213,8 +223,7 @@ def finetune(config: FinetuneConfig, start: str, folder: Path, max_skipped: floa
         inputs = {"start": start, "start_digest": start_digest, "data_digest": digest, "left_out": data.left_out}
         return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
 
-    if not _train(trainer, folder, config.train, first, content):
-        return f"stopped early; the same command resumes from {folder}"
+    _train(trainer, folder, config.train, first, content)
     for name in sorted(data.unreadable.keys() - known):
         skips.add("unreadable during training", name)
     run_folder.write_skips(folder, [skips, annotations])

@@ -18,11 +18,11 @@ import yaml
 
 from segloc.common.errors import InputError
 from segloc.common.files import write_json
+from segloc.common.locks import locked
 from segloc.common.parse import parse_json
 from segloc.common.skips import MAX_SKIPPED, OPTION
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
-from segloc.experiments.locks import locked
 from segloc.models.initial_weights import IMAGENET, RANDOM, check_start, read_backbone, read_start
 from segloc.reporting.run_results import EVALUATION
 from segloc.settings.experiments import PROBE, Experiment, Pretraining, Probe

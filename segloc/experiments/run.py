@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from segloc.common import stops
 from segloc.common.errors import InputError, RunError, unknown_key
 from segloc.common.files import write_atomic
+from segloc.common.locks import locked
 from segloc.experiments.jobs import Job, Step, cell_name, changed, state, with_needs
-from segloc.experiments.locks import locked
 from segloc.reporting import probe_table
 from segloc.settings.experiments import PROBE, Experiment
+
+POLL_S = 0.1
 
 
 class Failed(Exception):
@@ -157,30 +160,41 @@ def run_job(job: Job, wait: bool, stamp: int | None) -> bool:
 
 
 def execute(step: Step, log: Path, descriptors: Sequence[int] = ()) -> int:
-    """Run a command, append its output to `log`, and return its exit code; stop it when this process is stopped.
+    """Run a command, append its output to `log`, and return its exit code; pass stops of this process on to it.
+
+    A second stop kills it.
 
     Args:
         step: the command.
         log: created if missing.
         descriptors: lock files that the command inherits.
+
+    Raises:
+        Stopped: this process or the command was stopped; the command has saved what it can go on from.
     """
     with log.open("ab") as file:
         file.write(f"$ {step}\n".encode("utf-8", "backslashreplace"))
         file.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", *step.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            pass_fds=descriptors,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+        with stops.held(lambda: os.killpg(process.pid, signal.SIGKILL)) as stop:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *step.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                pass_fds=descriptors,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # a terminal's signal reaches it once, from here
+            )
+            told, code = False, None
+            while code is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(POLL_S)
+                if stop() and not told:
+                    process.terminate()
+                    told = True
+    if number := stops.signal_of(code):
+        raise stops.Stopped(number)
+    return code
 
 
 def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list[str]:
@@ -235,16 +249,6 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM, which clusters send, as Ctrl-C, so that the running command is stopped too."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def chosen_cells(cells: Sequence[Job], name: str | None) -> list[Job]:
     """Select the cell `name`; all cells without a name.
 
@@ -267,8 +271,7 @@ def run_experiment(experiment: Experiment, cells: Sequence[Job], out: Path, with
         InputError: a finished job was made with other settings, or an input is missing.
     """
     check(cells)
-    with _stopped_by_sigterm():
-        failures = run_cells(cells)
-        if with_report:
-            failures += conclude(experiment, [cell for cell in cells if cell.finished], out)
+    failures = run_cells(cells)
+    if with_report:
+        failures += conclude(experiment, [cell for cell in cells if cell.finished], out)
     return failures

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -28,13 +28,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
-from segloc.common import terminal
+from segloc.common import stops, terminal
 from segloc.common.cli import EXPECTED, report
 from segloc.common.errors import InputError, RunError
 
 LOST_PEER_S = 3.0
 POLL_S = 0.1
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +78,9 @@ class Group:
         padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
         return self.gather(torch.nn.functional.pad(images, padding, value=fill)).flatten(0, 1)
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Return whether the flag is set in any process; the same result in all processes."""
-        return bool(self.gather(torch.tensor(flag, device=device)).any())
+    def most(self, number: int, device: torch.device) -> int:
+        """Return the largest number of all processes; the same result in all processes."""
+        return int(self.gather(torch.tensor(number, device=device)).max())
 
     def mean(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
         """Average values over all processes; the names must be the same in all."""
@@ -113,11 +112,11 @@ def join() -> Iterator[Group]:
 def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     """Run ``function(*args, group)`` in several processes on this machine, with torch's elastic launcher.
 
-    Each SIGTERM, SIGHUP and Ctrl-C is forwarded to the processes as one SIGTERM. They also get one when this process
-    dies.
+    They get a stop of this process (`segloc.common.stops`) as SIGTERM, and also when this process dies. A second stop
+    kills them.
 
     Args:
-        function: a module-level function that returns an exit code and uses `segloc.training.stopping.sigterm`.
+        function: a module-level function that returns an exit code and uses `segloc.common.stops.held`.
         processes: number of processes; at most one per GPU.
         args: picklable arguments.
 
@@ -126,40 +125,46 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
 
     Raises:
         InputError: there are more processes than GPUs.
+        Stopped: this process was stopped, or all others were.
     """
     if 0 < (gpus := torch.cuda.device_count()) < processes:
         raise InputError(f"--processes is {processes}, but this machine has {gpus} GPUs; set at most {gpus}")
-    stops: list[int] = []
-    previous = {number: signal.signal(number, lambda number, _: stops.append(number)) for number in STOPS}
-    try:
-        # In a thread the launcher does not handle signals; its handler would kill a process during a long save.
-        with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory() as logs:
-            launched = pool.submit(_launch, function, args, processes, logs)
-            passed_on: collections.Counter[int | None] = collections.Counter()
-            while not wait([launched], POLL_S).done:
-                for child in multiprocessing.active_children() if stops else ():
-                    if passed_on[child.pid] < len(stops):
-                        child.terminate()
-                        passed_on[child.pid] += 1
+    # In a thread the launcher does not handle signals; its handler would kill a process during a long save.
+    with stops.held(_kill_processes) as stop, ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory() as logs:
+        launched = pool.submit(_launch, function, args, processes, logs)
+        told: set[int | None] = set()
+        while not wait([launched], POLL_S).done:
+            for child in multiprocessing.active_children() if stop() else ():
+                if child.pid not in told:
+                    child.terminate()
+                    told.add(child.pid)
+        try:
             launched.result()
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            return int(failure.exitcode)
-        print(f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
-        return RunError.exit_code
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if number := stop() or stops.signal_of(failure.exitcode):
+                raise stops.Stopped(number) from None
+            if failure.exitcode > 0:
+                return int(failure.exitcode)
+            print(f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+            return RunError.exit_code
     return 0
+
+
+def _kill_processes() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    # Without this, multiprocessing's tracker warns of semaphores.
+    multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
 
 
 def _launch(function: Callable[..., int], args: tuple[Any, ...], processes: int, logs: str) -> None:
     """Start the processes and wait for their end."""
-    # They inherit the mask, so that no signal ends them before they can save: see `_run` and `sigterm`. Starting
-    # multiprocessing's tracker resets the mask, so it comes first.
+    # They inherit the mask, so that no signal ends them before they can save: see `_run` and `stops.held`. Starting
+    # multiprocessing's tracker resets the mask of Ctrl-C and SIGTERM, so it comes first.
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops.SIGNALS)
     resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops.SIGNALS)
     # Silence the launcher's report; the failed process prints its own error.
     logging.getLogger("torch.distributed.elastic").propagate = False
     logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
@@ -171,8 +176,8 @@ def _launch(function: Callable[..., int], args: tuple[Any, ...], processes: int,
 
 
 def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int) -> None:
-    """Run one launched process. It ignores Ctrl-C, because the launcher forwards it as SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Run one launched process. The launcher forwards each stop as SIGTERM."""
+    stops.obey_launcher()
     terminal.prepare()
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # instead of SIGINT, which torch sets
     if os.getppid() != launcher:  # it died before
@@ -182,9 +187,11 @@ def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int) -> 
             code = function(*args, group)
         except EXPECTED as error:
             code = report(error, f"process {group.rank}")
+        except stops.Stopped as stop:  # the launcher says so
+            code = stop.exit_code
         except Exception:
             # If another process failed, let it exit first, so that its exit code counts; the launcher ends this one.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, stops.SIGNALS)
             time.sleep(LOST_PEER_S)
             traceback.print_exc()
             code = RunError.exit_code

@@ -6,10 +6,12 @@
 ``skipped.json``  counts of the inputs that were skipped, with the first names
 ``metrics.json``  one JSON object per line, in order of ``iteration``
 ``tensorboard/``  the same metrics as TensorBoard events
+``.lock``         while a process trains; it means nothing once that process has ended
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -25,12 +27,13 @@ import torchvision
 from torch.utils.tensorboard import SummaryWriter
 
 from segloc import __version__
+from segloc.common import locks
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import naming, write_atomic, write_json
 from segloc.common.parse import parse_json, parse_yaml, parsing, shown
 from segloc.common.skips import Skips
 from segloc.common.text import printable
-from segloc.settings.loader import flat
+from segloc.settings.loader import flat, load, to_yaml
 from segloc.training.loop import DETECTRON2
 
 METRICS_FILE = "metrics.json"
@@ -38,6 +41,8 @@ RUN = "run.json"
 CONFIG = "config.yaml"
 START = "start.json"
 SKIPPED = "skipped.json"
+LOCK = ".lock"
+LONGEST_SHOWN = 40
 
 
 def write_description(folder: str | Path, kind: str, config_yaml: str, **details: Any) -> None:
@@ -149,6 +154,48 @@ def refuse_other_kind(folder: str | Path, kind: str) -> None:
     """
     if (Path(folder) / RUN).is_file() and (found := read_run(folder).get("kind")) != kind:
         raise InputError(f"{folder}: contains a run of kind {found!r}; use another --out")
+
+
+def owned(folder: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes from training in a run folder.
+
+    Raises:
+        InputError: another process trains there.
+    """
+    return locks.owned(Path(folder) / LOCK, f"{folder}: another process trains in this folder")
+
+
+def refuse_other_settings(folder: str | Path, config: Any, harmless: Sequence[str] = (), **facts: str) -> None:
+    """Refuse to write into the folder of a run with other settings, even if it has no checkpoint yet.
+
+    Args:
+        folder: the run folder.
+        config: the settings of this run, a dataclass.
+        harmless: settings by dotted key that may change when a run is resumed.
+        facts: entries of run.json that must be the same.
+
+    Raises:
+        InputError: settings or facts differ; the message names them, old -> new.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        return
+    # A setting that is missing in the file was added later; its default is the earlier behaviour.
+    before = load(type(config), path)
+    old, new = (flat(parse_yaml(to_yaml(each), str(path))) for each in (before, config))
+    if (Path(folder) / RUN).is_file():
+        about = read_run(folder)
+        old |= {name: about[name] for name in facts if name in about}
+        new |= {name: value for name, value in facts.items() if name in about}
+    keys = [key for key in {**old, **new} if key not in harmless and old.get(key) != new.get(key)]
+    if keys:
+        what = ", ".join(f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys)
+        raise InputError(f"{folder}: holds a run with other settings ({what}); choose another --out")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:12]}..."
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:

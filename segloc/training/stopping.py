@@ -1,37 +1,12 @@
-"""Save checkpoints, and stop training on SIGTERM, which cluster schedulers send."""
+"""Save checkpoints, and stop training after a step on request."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+from segloc.common.stops import Stopped
 from segloc.training.loop import Hook
-
-
-class StopTraining(Exception):
-    """Raised between two steps to stop training early."""
-
-
-@contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """Hold SIGTERM back; yields a function that tells whether one came. A second one ends the process.
-
-    A SIGTERM that came while the signal was blocked, as in a process of `segloc.training.processes.launch`, counts.
-    """
-    came: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        came.append(number)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    previous = signal.signal(signal.SIGTERM, note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,21 +16,21 @@ class Keeper(Hook):
     Args:
         save: writes a checkpoint; its argument is the number of finished steps.
         every: steps between checkpoints; the end of training and early stopping also write one.
-        stop: returns whether to stop; called once after every step.
+        stop: returns the signal that asks to stop, or 0; called once after every step.
     """
 
     save: Callable[[int], None]
     every: int
-    stop: Callable[[], bool]
+    stop: Callable[[], int]
 
     def after_step(self) -> None:
         """Save every `every` steps, at the end and before stopping.
 
         Raises:
-            StopTraining: `stop` returned True; the checkpoint is saved.
+            Stopped: `stop` returned a signal; the checkpoint is saved.
         """
-        done, stop = self.trainer.iter + 1, self.stop()
-        if done % self.every == 0 or done == self.trainer.max_iter or stop:
+        done, number = self.trainer.iter + 1, self.stop()
+        if done % self.every == 0 or done == self.trainer.max_iter or number:
             self.save(done)
-        if stop:
-            raise StopTraining
+        if number:
+            raise Stopped(number)

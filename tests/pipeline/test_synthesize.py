@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -470,3 +471,58 @@ def test_segments_that_cannot_make_a_pair_are_refused(
     assert segments.main(list(map(str, arguments))) == 0
     assert synthesis(tmp_path / "s", segments=out) == 2
     assert "no class has segments from two bags" in capsys.readouterr().err
+
+
+def test_two_seeds_at_once_never_mix(synthesis: Synthesis, tmp_path: Path) -> None:
+    """Started at the same moment in one folder: one seed makes all its shards, the other is refused."""
+    size = {"pairs": 8, "per_shard": 2}
+    alone = {}
+    for seed in (1, 2):
+        assert synthesis(tmp_path / f"alone {seed}", seed=seed, **size) == 0
+        alone[seed] = digests(tmp_path / f"alone {seed}")
+    for number in range(3):
+        out = tmp_path / f"both {number}"
+        runs = {seed: start(synthesis.arguments(out, seed=seed, **size)) for seed in (1, 2)}
+        errors = {seed: run.communicate(timeout=60)[1] for seed, run in runs.items()}
+        won = [seed for seed, run in runs.items() if run.returncode == 0]
+        assert len(won) == 1, errors
+        assert digests(out) == alone[won[0]]
+        assert f"was made with other parameters (seed is {won[0]}, not {3 - won[0]})" in errors[3 - won[0]]
+
+
+def test_processes_of_one_plan_share_a_folder(synthesis: Synthesis, tmp_path: Path) -> None:
+    out, size = tmp_path / "shared", {"pairs": 8, "per_shard": 2}
+    assert synthesis(tmp_path / "alone", **size) == 0
+    runs = [start(synthesis.arguments(out, shards_range=part, **size)) for part in ("0:2", "2:4", "1:3")]
+    errors = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], errors
+    assert digests(out) == digests(tmp_path / "alone")
+
+
+def test_a_folder_is_not_rebuilt_under_a_run_that_works_in_it(synthesis: Synthesis, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    first = start(synthesis.arguments(out, pairs=4000, per_shard=8))
+    while not list(out.glob("pairs-*.tar")):
+        time.sleep(0.01)
+    again = start(synthesis.arguments(out, pairs=4000, per_shard=8, seed=1, if_changed="rebuild"))
+    _, errors = again.communicate(timeout=30)
+    assert again.returncode == 2
+    assert re.search(r"another process makes shards in this folder \(process \d+ on \S+\); wait until it ends", errors)
+    first.kill()
+    first.communicate()
+    assert synthesis(out, pairs=8, per_shard=8, seed=1, if_changed="rebuild") == 0
+
+
+def test_shards_of_a_run_that_lost_its_folder_are_not_taken_over(synthesis: Synthesis, tmp_path: Path) -> None:
+    """On a bucket nothing keeps a run from rebuilding under another: what the other writes then is made again."""
+    out, size = tmp_path / "shards", {"pairs": 8, "per_shard": 2}
+    assert synthesis(tmp_path / "alone", seed=1, **size) == 0
+    assert synthesis(out, seed=0, shards_range="0:2", **size) == 0
+    late = {path.name: path.read_bytes() for path in (out / ".progress").iterdir() if path.name != "plan.json"}
+    shards = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    assert synthesis(out, seed=1, shards_range="3:4", if_changed="rebuild", **size) == 0
+    for folder, files in ((out / ".progress", late), (out, shards)):
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    assert synthesis(out, seed=1, **size) == 0
+    assert digests(out) == digests(tmp_path / "alone")

@@ -17,9 +17,10 @@ import yaml
 
 from segloc import experiment, probe, report
 from segloc.common.errors import InputError
+from segloc.common.locks import locked
+from segloc.common.stops import SIGNALS, Stopped
 from segloc.detection.coco_eval import METRICS
 from segloc.experiments import jobs, run
-from segloc.experiments.locks import locked
 from segloc.settings.experiments import Experiment
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load, to_yaml
@@ -596,7 +597,7 @@ def test_a_lock_is_held_until_its_command_ends(grid, tmp_path):
 import subprocess, sys
 sys.path[:0] = {[str(ROOT)]!r}
 from pathlib import Path
-from segloc.experiments.locks import locked
+from segloc.common.locks import locked
 with locked(Path({str(job.lock)!r}), "j", wait=False) as descriptor:
     child = subprocess.Popen([sys.executable, "-c", {sleep!r}], pass_fds=[descriptor])
     print(child.pid, flush=True)
@@ -613,14 +614,36 @@ with locked(Path({str(job.lock)!r}), "j", wait=False) as descriptor:
     assert jobs.state(job) == "waiting"
 
 
-def test_stopping_stops_the_command_too(tmp_path):
-    step = jobs.Step("sleep", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), tmp_path / "x")
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+SLEEP = ("timeit", "-n1", "-r1", "import time; time.sleep(60)")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_stop_is_passed_on_to_the_command(number, tmp_path):
+    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), run._stopped_by_sigterm():
-        run.execute(step, tmp_path / "log")
+    with pytest.raises(Stopped) as caught:
+        run.execute(jobs.Step("sleep", SLEEP, tmp_path / "x"), tmp_path / "log")
+    assert caught.value.number == number
     assert time.monotonic() - began < 30
     assert (tmp_path / "log").read_text().startswith("$ python -m timeit")
+
+
+def test_a_stopped_step_is_not_a_failed_one(grid, tmp_path, monkeypatch, capsys):
+    """A step that somebody stops ends the experiment alike; the same command goes on with it."""
+    path, execute, made = write(tmp_path, grid), run.execute, []
+
+    def stopped(step, log, descriptors=()):
+        end = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)" if not made else "pass"
+        made.append(step.name)
+        return execute(jobs.Step(step.name, ("timeit", "-n1", "-r1", end), step.makes), log, descriptors)
+
+    monkeypatch.setattr(run, "execute", stopped)
+    arguments = [str(path), "--out", str(tmp_path / "out"), "--cell", "random-fair-seed0"]
+    assert experiment.main(arguments) == 143
+    assert capsys.readouterr().err.endswith("stopped by SIGTERM; run the same command again to continue\n")
+    assert jobs.state(job_of(grid, tmp_path, "random-fair-seed0")) == "stopped"
+    assert experiment.main(arguments) == 1  # it is tried again, and makes no file
+    assert made == ["finetune", "finetune"]
 
 
 @pytest.mark.parametrize("name", ["ablations", "demo", "study_cpu", "study_cpu_parts", "study_gpu", "table1"])

@@ -99,8 +99,8 @@ def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(pidray
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(FinetuneTrainer, "run_step", interrupted)
-        assert run(pidray, out, *settings, weights=start, engine="detectron2") == 0
-    assert f"stopped early; the same command resumes from {out}" in capsys.readouterr().out
+        assert run(pidray, out, *settings, weights=start, engine="detectron2") == 143
+    assert capsys.readouterr().err.endswith("stopped by SIGTERM; run the same command again to continue\n")
     assert signal.getsignal(signal.SIGTERM) == handler
     assert checkpoint.load(out / checkpoint.LAST)["iteration"] == 3
     checkpoint.save(start, {"other": 1})
@@ -122,7 +122,7 @@ def test_after_sigterm_in_the_last_step_the_run_ends_without_training(pidray, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(FinetuneTrainer, "run_step", interrupted)
-        assert run(pidray, tmp_path, "train.iterations=1") == 0
+        assert run(pidray, tmp_path, "train.iterations=1") == 143
     assert not (tmp_path / finetuning.MODEL).exists()
     assert run(pidray, tmp_path, "train.iterations=1") == 0
     assert checkpoint.load(tmp_path / finetuning.MODEL)["iteration"] == 1

@@ -14,6 +14,8 @@ import torch
 import yaml
 
 from segloc import pretrain
+from segloc.common import stops
+from segloc.common.stops import SIGNALS, Stopped
 from segloc.contrast import pretrainer, run
 from segloc.data.stream import ShardFolder
 from segloc.models import roi_head
@@ -142,19 +144,11 @@ def test_sigterm_while_the_queues_fill_ends_well(shards, tmp_path, monkeypatch, 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(pretrainer.Pretrainer, "_enqueue", interrupted)
-        assert pretrain.main(arguments) == 0
-    assert "the same command resumes" in capsys.readouterr().out
+        assert pretrain.main(arguments) == 143
+    assert capsys.readouterr().err.endswith("stopped by SIGTERM; run the same command again to continue\n")
     assert not (tmp_path / "run" / checkpoint.LAST).exists()
     assert signal.getsignal(signal.SIGTERM) == handler
     assert pretrain.main(arguments) == 0
-
-
-def test_a_second_sigterm_ends_a_process_within_a_step():
-    code = "import os, signal, time; from segloc.training.stopping import sigterm\nwith sigterm() as stop:\n"
-    code += (
-        "    os.kill(os.getpid(), signal.SIGTERM); assert stop(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == -signal.SIGTERM
 
 
 def damaged_7(files, number):
@@ -167,13 +161,13 @@ def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch, capsys):
 
     def stop(trainer, done):
         save(trainer, done)
-        raise run.StopTraining
+        raise Stopped(signal.SIGTERM)
 
     arguments = ["--shards", str(folder), *TINY, "optim.steps=18", "checkpoint_every=12", "--out"]
     assert pretrain.main([*arguments, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(run, "save_checkpoint", stop)
-        assert pretrain.main([*arguments, str(tmp_path / "parts")]) == 0
+        assert pretrain.main([*arguments, str(tmp_path / "parts")]) == 143
     assert pretrain.main([*arguments, str(tmp_path / "parts")]) == 0
     whole, parts = ([row["pairs_skipped"] for row in read_metrics(tmp_path / run)] for run in ("whole", "parts"))
     assert whole == parts
@@ -190,19 +184,26 @@ def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch, capsys):
         assert (said in capsys.readouterr().err) == bool(code)
 
 
-def test_sigterm_saves_and_the_same_command_resumes(shards, tmp_path):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_every_stop_saves_and_says_how_to_go_on(number, shards, tmp_path):
     command = [sys.executable, "-m", "segloc.pretrain", "--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
     command += ["optim.steps=100000", "checkpoint_every=100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not losses(tmp_path / "run") and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
+    os.killpg(process.pid, number)
+    process.send_signal(number)  # as `timeout` does; it is the same stop
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, errors
     done = checkpoint.load(tmp_path / "run" / checkpoint.LAST)["iteration"]
     assert done == max(losses(tmp_path / "run")) + 1
-    assert "the same command resumes" in output
+    said = f"python -m segloc.pretrain: stopped by {stops.name(number)}; run the same command again to continue"
+    assert errors.splitlines()[-1] == said
+    assert errors.count("stopped by") == 1
 
 
 @pytest.mark.parametrize("norm", ["gn", "none"])

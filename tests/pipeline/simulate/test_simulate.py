@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -19,11 +22,13 @@ from pipeline.simulate.outlines import ellipse
 from pipeline.simulate.parts import Part, Placement
 from pipeline.simulate.raster import draw, empty_maps, silhouette
 from pipeline.simulate.scanner import attenuation, colours
+from tests.imports import ROOT
 
 # PIDray's categories, ids 1 to 12 (security-dataset issue 3).
 PIDRAY_NAMES = ["Baton", "Pliers", "Hammer", "Powerbank", "Scissors", "Wrench"]
 PIDRAY_NAMES += ["Gun", "Bullet", "Sprayer", "HandCuffs", "Knife", "Lighter"]
 SCANS, WIDTH = 144, 128
+REBUILD = ["--if-changed", "rebuild"]
 ARGUMENTS = ["--scans", str(SCANS), "--width", str(WIDTH), "--seed", "7", "--workers", "1"]
 ANNOTATED = [name for name, subset in SUBSETS.items() if subset.annotations]
 
@@ -125,10 +130,13 @@ def test_same_arguments_do_nothing_and_others_replace_only_our_files(tmp_path, c
     assert "already there" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     # More scans first, so that going back removes files.
-    assert main(["--out", str(out), *ARGUMENTS, "--scans", "147"]) == 0
+    assert main(["--out", str(out), *ARGUMENTS, "--scans", "147"]) == 2
+    assert "was made with other parameters (scans: 144 -> 147); choose another --out" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert main(["--out", str(out), *ARGUMENTS, "--scans", "147", *REBUILD]) == 0
     assert len(digests(out)) == len(digests(fresh)) + 3 + 1
     assert json.loads((out / "simulation.json").read_text())["parameters"]["scans"] == 147
-    assert main(["--out", str(out), *ARGUMENTS]) == 0
+    assert main(["--out", str(out), *ARGUMENTS, *REBUILD]) == 0
     assert digests(out) == {**digests(fresh), "pidray/train/notes.txt": hashlib.sha256(b"mine").hexdigest()}
 
 
@@ -149,9 +157,30 @@ def test_the_next_run_repairs_a_run_that_ended_while_moving_files(tmp_path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", fail_half_way)
-        assert main(["--out", str(out), *ARGUMENTS, "--seed", "8"]) == 2
-    assert main(["--out", str(out), *ARGUMENTS]) == 0
+        assert main(["--out", str(out), *ARGUMENTS, "--seed", "8", *REBUILD]) == 2
+    assert main(["--out", str(out), *ARGUMENTS]) == 0  # what is half replaced is no simulation that could be lost
     assert digests(out) == digests(fresh)
+
+
+def test_two_runs_at_once_do_not_mix(tmp_path):
+    """Both want one folder, with other seeds: one makes it, the other is refused."""
+    out = tmp_path / "raw"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline.simulate", "--out", out, *ARGUMENTS, "--seed", str(seed)],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in (1, 2)
+    ]  # fmt: skip
+    errors = [run.communicate(timeout=100)[1] for run in runs]
+    codes = [run.returncode for run in runs]
+    assert sorted(codes) == [0, 2], errors
+    refused = codes.index(2)
+    assert re.search(r"another process makes a simulation here|other parameters", errors[refused])
+    seed = (1, 2)[1 - refused]
+    assert json.loads((out / "simulation.json").read_text())["parameters"]["seed"] == seed
+    assert main(["--out", str(tmp_path / "alone"), *ARGUMENTS, "--seed", str(seed)]) == 0
+    assert digests(out) == digests(tmp_path / "alone")
 
 
 def test_a_failed_run_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from segloc.common.errors import DivergedError, InputError
+from segloc.common.stops import Stopped, held, name
 from segloc.contrast import pretrainer
 from segloc.contrast.pretrainer import Pretrainer
 from segloc.contrast.run import pretrain
@@ -24,7 +25,6 @@ from segloc.models.segloc import SegLoc
 from segloc.settings.pretraining import HeadConfig, ModelConfig, load_config
 from segloc.training import checkpoint, processes
 from segloc.training.run_folder import read_metrics, read_run
-from segloc.training.stopping import sigterm
 from tests.imports import ROOT
 from tests.segloc.test_pretrain import ONE_THREAD, TINY
 
@@ -149,17 +149,23 @@ def interrupt(process, out, number, to_group):
     return process.communicate(timeout=60)
 
 
-@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGHUP, True)],
+)
 def test_a_run_stopped_in_two_processes_resumes_in_one(number, to_group, shards, alone, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
         command(shards, out, "--processes", "2"), cwd=ROOT, env=ENVIRONMENT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    printed, errors = interrupt(process, out, number, to_group)
-    assert process.returncode == 0
-    assert printed.count("stopped early; the same command resumes from") == 1
+    _, errors = interrupt(process, out, number, to_group)
+    assert process.returncode == 128 + number
+    said = f"python -m segloc.pretrain: stopped by {name(number)}; run the same command again to continue"
+    assert errors.splitlines()[-1] == said
+    assert errors.count("stopped by") == 1
     assert "Traceback" not in errors
+    assert "leaked" not in errors
     assert 0 < checkpoint.load(out / checkpoint.LAST)["iteration"] < 6
     assert read_run(out)["processes"] == 2
     run(shards, out)
@@ -170,7 +176,7 @@ def test_a_run_stopped_in_two_processes_resumes_in_one(number, to_group, shards,
 def wait_for_a_stop(folder, group):
     """Note the process, then wait for a stop; returns 5 if none comes."""
     deadline = time.monotonic() + 60
-    with sigterm() as stop:
+    with held() as stop:
         Path(folder, f"{group.rank}.pid").write_text(str(os.getpid()))
         while time.monotonic() < deadline:
             if stop():
@@ -183,7 +189,9 @@ def wait_for_a_stop(folder, group):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_before_the_processes_are_there_is_not_lost(number, tmp_path):
     threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
-    assert processes.launch(wait_for_a_stop, 2, str(tmp_path)) == 0
+    with pytest.raises(Stopped) as caught:
+        processes.launch(wait_for_a_stop, 2, str(tmp_path))
+    assert caught.value.number == number
     assert {path.name for path in tmp_path.glob("*.stopped")} == {"0.stopped", "1.stopped"}
 
 
