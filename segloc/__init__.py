@@ -4,11 +4,14 @@
 cheap. `segloc.common` is free of torch: stage 1 uses it too.
 """
 
+import sys
+
 import lazy_loader
 
-from segloc.common import stops
+if sys.argv[:1] == ["-m"]:  # a command: a stop while its modules are imported ends it in one line
+    from segloc.common import stops
 
-stops.listen()  # a stop while a command's modules are imported ends it in one line
+    stops.listen()
 
 __version__ = "0.1.0"
 

@@ -94,12 +94,9 @@ def speaks() -> bool:
 
 
 def listen() -> None:
-    """From here on, let a stop end ``python -m COMMAND`` in one line; called while its package is imported.
-
-    In a process that only imports the package, nothing changes.
-    """
+    """From here on, let a stop end ``python -m COMMAND`` in one line; called while its package is imported."""
     global _owns_process
-    if sys.argv[:1] != ["-m"] or not _in_main_thread() or not _module().startswith(("pipeline.", "segloc.")):
+    if not _in_main_thread() or not _module().startswith(("pipeline.", "segloc.")):
         return
     _owns_process = True
     for number in _wanted():
@@ -120,11 +117,12 @@ def obey_launcher() -> None:
 
 
 @contextlib.contextmanager
-def handled(line: str = "") -> Iterator[None]:
+def handled(line: str = "", holding: int = 0) -> Iterator[None]:
     """Raise `Stopped` in the block when a signal comes. Does nothing in an inner block, or outside the main thread.
 
     Args:
         line: printed if the process does not end by itself after a stop.
+        holding: 1 to begin with stops held back, before signals that were blocked come in.
     """
     global _state
     if _state.active or not _in_main_thread():
@@ -132,7 +130,7 @@ def handled(line: str = "") -> Iterator[None]:
         return
     patient = _state.patient
     _state = _State()
-    _state.active, _state.patient, _state.line = True, patient, line
+    _state.active, _state.held, _state.patient, _state.line = True, holding, patient, line
     previous = {number: signal.signal(number, _on_signal) for number in _wanted()}
     alarm, hook = signal.signal(signal.SIGALRM, _on_alarm), sys.unraisablehook
     sys.unraisablehook = lambda unraisable: _on_dropped(unraisable, hook)
@@ -162,9 +160,10 @@ def held(at_once: Callable[[], object] | None = None) -> Iterator[Callable[[], i
     if not _in_main_thread():
         yield lambda: 0
         return
-    with handled():
+    inner = _state.active
+    with handled(holding=1):
         state = _state
-        state.held += 1
+        state.held += inner
         state.at_once += [at_once] if at_once else []
         try:
             yield lambda: state.number

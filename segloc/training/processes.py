@@ -11,7 +11,9 @@ import logging
 import multiprocessing
 import multiprocessing.util
 import os
+import re
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -32,7 +34,7 @@ from segloc.common import stops, terminal
 from segloc.common.cli import EXPECTED, report
 from segloc.common.errors import InputError, RunError
 
-LOST_PEER_S = 3.0
+LOST_PEER_S = 45.0
 POLL_S = 0.1
 
 
@@ -92,10 +94,13 @@ ALONE = Group()
 
 
 @contextlib.contextmanager
-def join() -> Iterator[Group]:
+def join(meeting_place: str | None = None) -> Iterator[Group]:
     """Join the processes started by ``torchrun`` or `launch`; a single process gets a group of one.
 
     The backend is NCCL on GPUs and Gloo on CPUs.
+
+    Args:
+        meeting_place: a file where processes of one machine meet. They then listen on the loopback interface only.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -103,7 +108,14 @@ def join() -> Iterator[Group]:
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if meeting_place is None:
+        distributed.init_process_group(backend)
+    else:
+        loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+        os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback)
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        distributed.init_process_group(backend, f"file://{meeting_place}", rank=rank, world_size=world)
     yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
     # Not after an error, because the other processes may be waiting in a collective call.
     distributed.destroy_process_group()
@@ -146,7 +158,8 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
                 raise stops.Stopped(number) from None
             if failure.exitcode > 0:
                 return int(failure.exitcode)
-            print(f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+            name = signal.Signals(-failure.exitcode).name
+            print(f"process {rank} was ended by {name}; run the same command again to continue", file=sys.stderr)
             return RunError.exit_code
     return 0
 
@@ -168,32 +181,44 @@ def _launch(function: Callable[..., int], args: tuple[Any, ...], processes: int,
     # Silence the launcher's report; the failed process prints its own error.
     logging.getLogger("torch.distributed.elastic").propagate = False
     logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
+    # The launcher, too, meets in a file: a server, which it would share with the processes, listens on all interfaces.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="segloc", max_restarts=0, start_method="spawn",
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", logs_specs=DefaultLogsSpecs(log_dir=logs),
+        rdzv_backend="c10d", rdzv_endpoint=f"{logs}/launcher", rdzv_configs={"store_type": "file"},
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
     )  # fmt: skip
-    elastic_launch(config, _run)(function, args, os.getpid())
+    elastic_launch(config, _run)(function, args, os.getpid(), f"{logs}/processes")
 
 
-def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int) -> None:
+def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int, meeting_place: str) -> None:
     """Run one launched process. The launcher forwards each stop as SIGTERM."""
     stops.obey_launcher()
     terminal.prepare()
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # instead of SIGINT, which torch sets
     if os.getppid() != launcher:  # it died before
         sys.exit(RunError.exit_code)
-    with join() as group:
+    with join(meeting_place) as group:
         try:
             code = function(*args, group)
         except EXPECTED as error:
             code = report(error, f"process {group.rank}")
         except stops.Stopped as stop:  # the launcher says so
             code = stop.exit_code
-        except Exception:
-            # If another process failed, let it exit first, so that its exit code counts; the launcher ends this one.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, stops.SIGNALS)
-            time.sleep(LOST_PEER_S)
-            traceback.print_exc()
+        except Exception as error:
+            if _is_lost_peer(error):
+                # Let the process that failed exit first, so that its exit code counts; the launcher then ends this one.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, stops.SIGNALS)
+                time.sleep(LOST_PEER_S)
+                print(f"process {group.rank}: lost the connection to another process", file=sys.stderr)
+            else:
+                traceback.print_exc()
             code = RunError.exit_code
     if code:
         sys.exit(code)
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether an error only says that another process has ended."""
+    connection = re.search("gloo|nccl|connection (closed|reset)|broken pipe|socket", str(error), re.IGNORECASE)
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and connection is not None)

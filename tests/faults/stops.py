@@ -37,7 +37,7 @@ PRETRAIN = (
 
 def commands(out: Path) -> dict[str, list[object]]:
     """Module and arguments of each command; `out` is a folder for what it writes."""
-    root, shards = common.inputs(), common.shards()
+    root, shards = common.inputs(), common.inputs() / "shards"
     scans = ["--backgrounds", root / "sixray"]
     tables = ["--regions", root / "regions.parquet"]
     training = ["segloc.pretrain", "--shards", shards, "--out", out / "run", *PRETRAIN]

@@ -212,6 +212,46 @@ def test_processes_stop_when_the_launching_one_is_killed(tmp_path):
     assert {path.name for path in tmp_path.glob("*.stopped")} == {"0.stopped", "1.stopped"}
 
 
+def listening(group):
+    """Addresses on which this process or another of its group listens, [local address in hexadecimal]."""
+    group.gather(torch.zeros(1))
+    mine = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
+                found.append(fields[1].partition(":")[0])
+    return found
+
+
+def note_listening(folder, group):
+    found = listening(group)
+    Path(folder, f"{group.rank}").write_text("\n".join(found))
+    launcher = Path(f"/proc/{os.getppid()}/fd")
+    sockets = [os.readlink(path) for path in launcher.iterdir() if path.is_symlink()]
+    tables = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    servers = [row[1] for row in tables if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    Path(folder, "launcher").write_text("\n".join(servers))
+    group.gather(torch.zeros(1))
+    return 0
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
+def test_processes_of_one_machine_listen_on_the_loopback_only(tmp_path):
+    code = (
+        "from segloc.training import processes\n"
+        "from tests.segloc.training.test_processes import note_listening\n"
+        f"raise SystemExit(processes.launch(note_listening, 2, {str(tmp_path)!r}))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=180)
+    for rank in range(2):
+        addresses = (tmp_path / str(rank)).read_text().split()
+        assert addresses, "it listens for the other process"
+        assert set(addresses) <= {"0100007F", "00000000000000000000000001000000"}
+    assert not (tmp_path / "launcher").read_text()
+
+
 def fail(how, group):
     """End the second process while the first waits for it."""
     if group.rank == 1:
@@ -224,9 +264,11 @@ def fail(how, group):
     return 0
 
 
+KILLED = "process 1 was ended by SIGKILL; run the same command again to continue"
+
+
 @pytest.mark.parametrize(
-    ("how", "code", "said"),
-    [("killed", 1, "process 1 was ended by SIGKILL"), ("input", 2, "no such shard"), ("bug", 1, "of the programmer")],
+    ("how", "code", "said"), [("killed", 1, KILLED), ("input", 2, "no such shard"), ("bug", 1, "of the programmer")]
 )
 def test_one_process_that_fails_ends_all_with_its_code(how, code, said, capfd):
     assert processes.launch(fail, 2, how) == code
