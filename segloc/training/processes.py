@@ -109,6 +109,8 @@ def join(meeting_place: str | None = None) -> Iterator[Group]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    # No process leaves before all are connected; one that ended early would break the connection of the others.
+    os.environ["TORCH_DIST_INIT_BARRIER"] = "1"
     if meeting_place is None:
         distributed.init_process_group(backend)
     else:
@@ -179,8 +181,10 @@ def _launch(function: Callable[..., int], args: tuple[Any, ...], processes: int,
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, stops.SIGNALS)
     # Silence the launcher's report; the failed process prints its own error.
-    logging.getLogger("torch.distributed.elastic").propagate = False
-    logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).propagate = False
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # The launcher, too, meets in a file: a server, which it would share with the processes, listens on all interfaces.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
