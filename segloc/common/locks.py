@@ -60,6 +60,7 @@ def owned(path: Path, what: str, shared: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock.
     """
+    is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -78,6 +79,9 @@ def owned(path: Path, what: str, shared: bool = False) -> Iterator[None]:
         if not shared or _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             path.unlink(missing_ok=True)
         os.close(descriptor)
+        if is_new:  # and empty: nothing was done
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
 
 def _open_locked(path: Path, mode: int) -> int | str:

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from segloc.data.stream import ShardFolder
 from segloc.models import roi_head
 from segloc.models.initial_weights import read_backbone
 from segloc.settings.pretraining import load_config
-from segloc.training import checkpoint
+from segloc.training import checkpoint, run_folder
 from segloc.training.processes import ALONE
 from segloc.training.run_folder import read_metrics, read_run, read_skips
 from tests.segloc.conftest import write_shards
@@ -542,10 +543,39 @@ def test_other_settings_or_shards_do_not_resume(shards, undisturbed, tmp_path, c
     run = tmp_path / "run"
     os.symlink(undisturbed, run)
     assert pretrain.main(["--shards", str(shards), "--out", str(run), *TINY, "optim.ema=0.5"]) == 2
-    assert "another optim.ema (0.999, not 0.5)" in capsys.readouterr().err
+    assert "holds a run with other settings (optim.ema: 0.999 -> 0.5); choose another --out" in capsys.readouterr().err
     other = write_shards(tmp_path / "other", seed=5)
     assert pretrain.main(["--shards", str(other), "--out", str(run), *TINY]) == 2
+    assert re.search(r"other settings \(shards: \w+\.\.\. -> \w+\.\.\.\)", capsys.readouterr().err)
+    for name in (run_folder.CONFIG, run_folder.RUN):  # then the checkpoint tells
+        (undisturbed / name).rename(tmp_path / name)
+    assert pretrain.main(["--shards", str(shards), "--out", str(run), *TINY, "optim.ema=0.5"]) == 2
+    assert "another optim.ema (0.999, not 0.5)" in capsys.readouterr().err
+    assert pretrain.main(["--shards", str(other), "--out", str(run), *TINY]) == 2
     assert "its run used other shards" in capsys.readouterr().err
+    for name in (run_folder.CONFIG, run_folder.RUN):
+        (tmp_path / name).rename(undisturbed / name)
+
+
+def test_a_run_before_its_first_checkpoint_belongs_to_its_settings(shards, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise Stopped(signal.SIGTERM)
+
+    arguments = ["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrainer.Pretrainer, "fill_queues", stopped)
+        assert pretrain.main([*arguments, "seed=1"]) == 143
+    assert not (tmp_path / "run" / checkpoint.LAST).exists()
+    assert pretrain.main([*arguments, "seed=2", "log_every=3"]) == 2
+    assert "holds a run with other settings (seed: 1 -> 2); choose another --out" in capsys.readouterr().err
+
+
+def test_only_one_process_trains_in_a_folder(shards, tmp_path, capsys):
+    with run_folder.owned(tmp_path / "run"):
+        assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "run"), *TINY]) == 2
+    said = rf"run: another process trains in this folder \(process {os.getpid()} on \S+\); wait until it ends\n$"
+    assert re.search(said, capsys.readouterr().err)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == []
 
 
 def test_a_run_from_before_a_setting_existed_resumes(shards, undisturbed, tmp_path):
