@@ -59,7 +59,8 @@ def require_readable(content: Any, path: str | Path) -> dict[str, Any]:
 
 def is_ours(content: Any) -> bool:
     """Return whether the result of `read_any` is a segloc checkpoint of a readable format."""
-    return isinstance(content, dict) and content.get("format_version") in READABLE
+    version = content.get("format_version") if isinstance(content, dict) else None
+    return isinstance(version, int) and version in READABLE
 
 
 def read_any(path: str | Path) -> tuple[Any, str]:

@@ -52,7 +52,7 @@ def deep(levels: int) -> Any:
 def odd(rng: np.random.Generator) -> Any:
     """One odd value, not shared with other cases."""
     if rng.random() < 0.02:
-        return deep(int(rng.choice([50, 150, 900])))
+        return deep(int(rng.choice([50, 150, 250])))
     return copy.deepcopy(ODD[rng.integers(len(ODD))])
 
 

@@ -265,7 +265,7 @@ def tars(rng: np.random.Generator, folder: Path) -> None:
         (out / "index.json").write_bytes(index.to_json())
     if rng.random() < 0.5:
         audit_of(out, index)
-        audit.draw_pair_gallery(out / "gallery.png", LocalStore(out), index)
+        audit.draw_pair_gallery(out / "gallery.png", LocalStore(out), index, damaged=True)
         progress.read_uses(LocalStore(out), path.name)
         return
     opened = ShardFolder.open(str(out))
@@ -477,9 +477,10 @@ def runs(rng: np.random.Generator, folder: Path) -> None:
     if rng.random() < 0.1:
         MetricsLog(run, 2).close()
     found = [load_run(out / name) for name in ("pretrain", "finetune")]
-    page = render(found, [], "title")
-    page.encode()
-    assert "<script>alert" not in page, "text from a file is not escaped"
+    if rng.random() < 0.15:  # drawing takes most of the time
+        page = render(found, [], "title")
+        page.encode()
+        assert "<script>alert" not in page, "text from a file is not escaped"
     table = results_table(found)
     (results_markdown(table) + results_csv(table)).encode()
     origin(str(run))

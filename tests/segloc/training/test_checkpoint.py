@@ -100,3 +100,9 @@ def test_numbers_that_are_not_finite_are_refused():
     checkpoint.require_finite({"a": [torch.ones(2), {"b": torch.tensor(1)}]}, "here")
     with pytest.raises(checkpoint.Damaged, match="here: has values that are not finite"):
         checkpoint.require_finite({"a": [torch.ones(2), {"b": torch.tensor(float("nan"))}]}, "here")
+
+
+@pytest.mark.parametrize("version", [None, "2", 3, torch.tensor([1, 2]), [2]])
+def test_a_format_is_a_number(version):
+    assert not checkpoint.is_ours({"format_version": version})
+    assert checkpoint.is_ours({"format_version": 2})
