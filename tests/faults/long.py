@@ -158,7 +158,7 @@ def _write_index(folder: Path, shards: int) -> None:
     from segloc.common.contract import INDEX_NAME, SOURCES_NAME, Index, Shard, Sources, shard_name
 
     counts = (84,) * 8 + (82,) * 4
-    entries = tuple(Shard(shard_name(n), 1000, 10_240, "0" * 64, counts) for n in range(shards))
+    entries = tuple(Shard(shard_name(n), 1000, 10_240_000, "0" * 64, counts) for n in range(shards))
     classes = tuple(f"class {n}" for n in range(12))
     sources = Sources(SOURCES_NAME, "0" * 64, 0)
     index = Index(classes, 0, {}, {"pairs": 1000 * shards, "shards": shards}, entries, sources)
