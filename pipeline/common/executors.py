@@ -118,8 +118,7 @@ def _ray(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) ->
     except ImportError as error:
         raise InputError("--executor ray needs Ray: pip install ray") from error
     if not ray.is_initialized():
-        # Only this machine: the address keeps Ray's servers on the loopback.
-        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1")
+        ray.init(include_dashboard=False)
         stops.keep_handlers()
     workers = workers or int(ray.cluster_resources().get("CPU", 1))
     remote: Any = ray.remote(num_cpus=1)(_run_on_ray)
