@@ -10,12 +10,15 @@ import sys
 
 from pipeline.pairing.segments import write_segments
 from segloc.common import cli
+from segloc.common.datasets import near_duplicates
 from segloc.common.skips import require
 from segloc.common.text import shortened
 
 
 def _command(args: argparse.Namespace) -> None:
-    made = write_segments(args.annotations, args.images, args.out, args.workers, args.executor, args.white)
+    made = write_segments(
+        args.annotations, args.images, args.out, args.workers, args.executor, args.white, args.same_bag_bits
+    )
     counts, bags, skips = made.segments, made.scans_of_bag, made.skips
     classes = ", ".join(f"{n} {shortened(name)}" for name, n in counts.items())
     print(f"{args.out}: {counts.total()} segments ({classes})")
@@ -24,6 +27,13 @@ def _command(args: argparse.Namespace) -> None:
     if skips.counts:
         print(skips.summary())
     require([skips], args.max_skipped, "check --annotations and --images", str(args.out))
+
+
+def _bits(text: str) -> int:
+    most = 8 * near_duplicates.FINGERPRINT_BYTES
+    if not text.isdecimal() or int(text) > most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {most}")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root")
     add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found from --annotations)")
     add("--out", type=cli.output_file, required=True, metavar="FILE", help="the table to write (Parquet)")
+    bits = f"scans that differ in at most N of 256 bits show one bag (default: {near_duplicates.THRESHOLD_BITS})"
+    add("--same-bag-bits", type=_bits, default=near_duplicates.THRESHOLD_BITS, metavar="N", help=bits)
     cli.add_white(options)
     cli.add_max_skipped(options)
     cli.add_executor_options(options)

@@ -190,6 +190,8 @@ def audit(
             bar.update(shard.pairs)
     violations += pair_checks.balance_problems(statistics.classes, index)
     violations += pair_checks.matter_problems(statistics.on_matter, index, max_off_matter)
+    if segments is not None:
+        violations += pair_checks.chained_bags(pair_checks.segment_table(segments))
     if index.sources is not None:
         violations += source_problems(folder, index.sources, statistics.uses)
     return violations, statistics

@@ -17,6 +17,8 @@ from segloc.common.masks import Mask, MaskError, decode_rle, tight_box
 
 # Standard deviations. With 12 classes and some thousand pairs, a class exceeds this in one of ten million data sets.
 _BALANCE_SIGMAS = 6
+# A larger share of a class's items in one bag is taken for a fault of the grouping, if enough scans were chained.
+_BAG_SHARE, _CHAIN_SCANS = 0.1, 3
 
 
 def pair_problems(pair: Pair, number: int, index: Index) -> Iterator[str]:
@@ -167,6 +169,22 @@ def _drawn(segment: Segment, view: View) -> Mask | None:
         return None
     patch = render(segment, geometry)
     return None if patch is None else patch.mask
+
+
+def chained_bags(table: SegmentTable) -> Iterator[str]:
+    """Yield classes of which one bag has too many items, because similar scans were chained to it.
+
+    A chain has at least `_CHAIN_SCANS` scans. Pairs take two bags, so the items of such a bag rarely meet each other.
+    """
+    for name, bags in zip(table.classes, table.rows if not table.instances else [], strict=False):
+        items, most = sum(map(len, bags)), max(bags, key=len, default=[])
+        scans = len({scan_of(table.segment_id(row)) for row in most}) if len(most) > _BAG_SHARE * items else 0
+        if scans >= _CHAIN_SCANS:
+            yield (
+                f"class {name!r}: {len(most)} of {items} items, on {scans} scans, count as one bag, which is more than "
+                f"{_BAG_SHARE:.0%}; make the table of segments again with a lower --same-bag-bits "
+                f"(it was {table.same_bag_bits or 'not recorded'}) or segments.same_bag_bits in params.yaml"
+            )
 
 
 def balance_problems(pairs: Counter[str], index: Index) -> Iterator[str]:

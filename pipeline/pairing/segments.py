@@ -155,7 +155,13 @@ class Made:
 
 
 def write_segments(
-    annotations: Path, images: Path | None, out: Path, workers: int, executor: str, white: int | None = None
+    annotations: Path,
+    images: Path | None,
+    out: Path,
+    workers: int,
+    executor: str,
+    white: int | None = None,
+    same_bag_bits: int = near_duplicates.THRESHOLD_BITS,
 ) -> Made:
     """Cut all items out of their scans and write their table.
 
@@ -166,6 +172,7 @@ def write_segments(
         workers: see `pipeline.common.executors.run_tasks`.
         executor: see `pipeline.common.executors.run_tasks`.
         white: white level of the scans; None measures it.
+        same_bag_bits: most bits in which the fingerprints of two scans of one bag differ.
 
     Raises:
         InputError: the data set cannot be used, or gives no segment.
@@ -196,7 +203,7 @@ def write_segments(
         if not counts:
             why = ", ".join(f"{reason} ({count})" for reason, count in skips.counts.most_common(3)) or "no annotations"
             raise InputError(f"{source.annotations}: no usable segment ({why}); check the annotations")
-        groups = near_duplicates.group(fingerprints)
+        groups = near_duplicates.group(fingerprints, same_bag_bits)
         waiting.seek(0)
         for _ in range(counts.total()):
             row = pickle.load(waiting)
@@ -207,6 +214,6 @@ def write_segments(
             **skips.table_parameters(),
             **white_level.parameters(level),
             "ring_px": list(RING_PX),
-            "scan_group_threshold_bits": near_duplicates.THRESHOLD_BITS,
+            "scan_group_threshold_bits": same_bag_bits,
         }
     return Made(counts, skips, Counter(groups.values()))

@@ -103,6 +103,7 @@ class SegmentTable:
             contain the same item.
         instances: whether both items of a pair come from one scan (`pipeline.crops`), not from two bags.
         white: white level that the scans were read with; None for 8-bit scans and in older tables.
+        same_bag_bits: most bits in which the fingerprints of two scans of one bag differ; None in older tables.
         usable: ids of the classes that can make pairs: those with items from at least two bags.
         segment: ``segment(row)`` reads and decodes a segment; the most recent ones are cached.
     """
@@ -117,6 +118,7 @@ class SegmentTable:
         self._file, parameters = open_table(path, KIND, FORMAT_VERSION, SCHEMA)
         self.white = white_level.stored(parameters, path)
         self.instances: bool = parameters.get("positives") == "instance"
+        self.same_bag_bits = parameters.get("scan_group_threshold_bits")
         columns = ["segment_id", "scan_width", "background_r", "background_g", "background_b"]
         columns += ["class_id", "scan_group", "cut_by_frame"]
         table = self._file.read(columns=columns)
@@ -157,6 +159,11 @@ class SegmentTable:
             query, key = rng.choice(bags[first], 2, replace=False).tolist()
             return [query], [key]
         return bags[first], bags[(first + int(rng.integers(1, len(bags)))) % len(bags)]
+
+    def segment_id(self, row: int) -> str:
+        """Return the id of a row."""
+        name: str = self._ids[row].as_py()
+        return name
 
     def find(self, segment_id: str) -> Found | None:
         """Look up a segment; None if the table has no such id."""

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import audit
-from pipeline.checks.pair_checks import balance_problems
+from pipeline.checks.pair_checks import balance_problems, chained_bags
 from pipeline.common.gallery import BLUE, RED
 from pipeline.storage.shards import TarWriter
 from pipeline.tables import sources_table
+from pipeline.tables.segment_table import SegmentTable
 from segloc.common.contract import Index, Pair, Shard, Sources, read_index
 from segloc.common.images import encode_jpeg, read_image
 from segloc.common.masks import decode_rle, encode_rle, tight_box
@@ -398,7 +399,36 @@ def test_items_of_one_bag_scanned_twice_are_found(
     digest = hashlib.sha256(one_bag.read_bytes()).hexdigest()
     write_index(recipes, dataclasses.replace(index, parameters=index.parameters | {"segments_sha256": digest}))
     assert audit.main(["--shards", str(recipes), "--workers", "1", "--segments", str(one_bag)]) == 1
-    assert capsys.readouterr().out.count("both items come from scans of one bag") == index.num_pairs
+    said = capsys.readouterr().out
+    assert said.count("both items come from scans of one bag") == index.num_pairs
+    assert (
+        "class 'Gun': 6 of 6 items, on 6 scans, count as one bag, which is more than 10%; make the table of segments "
+        "again with a lower --same-bag-bits (it was 48) or segments.same_bag_bits in params.yaml" in said
+    )
+
+
+@pytest.mark.parametrize(("chained", "faulty"), [(2, False), (3, True), (6, True)])
+def test_a_chain_of_scans_with_more_than_a_tenth_of_a_class_is_a_violation(
+    chained: int, faulty: bool, segment_file: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(segment_file)
+    groups = [
+        0 if image < f"xray_{chained:05d}" else 1 + number for number, image in enumerate(rows["image"].to_pylist())
+    ]
+    place = rows.schema.get_field_index("scan_group")
+    pq.write_table(rows.set_column(place, "scan_group", pa.array(groups, pa.int32())), tmp_path / "s.parquet")
+    found = list(chained_bags(SegmentTable(tmp_path / "s.parquet")))
+    assert [problem.split(":")[0] for problem in found] == (["class 'Gun'"] if faulty else [])
+    assert not faulty or f"{chained} of 6 items, on {chained} scans" in found[0]
+
+
+def test_one_bag_with_less_than_a_tenth_of_a_class_is_none(segment_file: Path) -> None:
+    table = SegmentTable(segment_file)
+    gun = table.classes.index("Gun")
+    table.rows[gun] = [table.rows[gun][0] + table.rows[gun][1] + table.rows[gun][2], *[[row] for row in range(28)]]
+    assert not list(chained_bags(table))  # 3 of 31
+    table.rows[gun] = [table.rows[gun][0], *[[row] for row in range(26)]]
+    assert len(list(chained_bags(table))) == 1  # 3 of 29
 
 
 def test_another_table_is_refused(shards: Path, region_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
