@@ -20,6 +20,8 @@ Mask = npt.NDArray[np.bool_]
 # An item's outline is some thousand pixels long. Drawing takes five points a pixel, so this takes a second at most.
 MOST_OUTLINE_PX = 1_000_000
 
+NO_MASK = "no mask"  # reason of an annotation that has none
+
 
 class MaskError(ValueError):
     """A segmentation that is not a usable mask. The message is the reason."""
@@ -63,7 +65,7 @@ def checked(segmentation: Any, width: int, height: int) -> Any:
     if isinstance(segmentation, list) and segmentation:
         return _polygons(segmentation, max(width, height))
     if not isinstance(segmentation, dict) or not segmentation:
-        raise MaskError("no mask")
+        raise MaskError(NO_MASK)
     if segmentation.get("size") != [height, width]:
         raise MaskError("RLE made for another image size")
     if not rle.sound([segmentation], [(height, width)])[0]:

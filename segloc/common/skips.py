@@ -79,6 +79,11 @@ class Skips:
         text = f"skipped {self.skipped} of {self.total} {self.what}" + (f": {self.reasons()}" if self.skipped else "")
         return text + (f"; not used: {unused}" if unused else "")
 
+    def without(self, reason: str) -> Skips:
+        """Return the counts without those of one reason."""
+        counts = Counter({key: count for key, count in self.counts.items() if key != reason})
+        return Skips(self.what, self.total, counts, {key: self.names[key] for key in counts})
+
     def merged(self, other: Skips) -> Skips:
         """Return the counts of this and of another kind of fault of the same inputs."""
         both = Skips(

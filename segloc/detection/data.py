@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -160,7 +160,7 @@ class TrainingData:
         listed: the scans of the recipe, before any is left out.
         left_out: positions in `listed` of the scans that are left out.
         scans: those that are trained on.
-        unreadable: message by file name, for the unreadable scans found so far.
+        unreadable: message by position in `listed`, for the scans that turned out to be unreadable during training.
 
     Raises:
         InputError: no image can be trained on.
@@ -170,7 +170,7 @@ class TrainingData:
         self.settings = settings
         self.batch = batch
         self.seed = seed
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: dict[int, str] = {}
         self.class_of = {category: position for position, category in enumerate(split.category_ids)}
         scans = [
             scan
@@ -183,6 +183,7 @@ class TrainingData:
         if not self.scans:
             raise InputError(f"{split.name}: data.fraction={settings.fraction} of {len(scans)} images rounds to 0")
         self.listed, self.left_out = tuple(self.scans), list[int]()
+        self._positions: Sequence[int] = range(len(self.listed))
         self._permutation = functools.lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng([seed, ORDER, epoch]).permutation(len(self))
         )
@@ -191,7 +192,8 @@ class TrainingData:
         """Train only on the other scans of `listed`. Call it before the first batch."""
         self.left_out = sorted(positions)
         left_out = frozenset(positions)
-        self.scans = [scan for position, scan in enumerate(self.listed) if position not in left_out]
+        self._positions = [position for position in range(len(self.listed)) if position not in left_out]
+        self.scans = [self.listed[position] for position in self._positions]
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -209,12 +211,12 @@ class TrainingData:
         """
         drawn = self.indices(iteration)[slot]
         flip = np.random.default_rng([self.seed, FLIP, iteration, slot]).random() < self.settings.flip
-        for scan in (*self.scans[drawn:], *self.scans[:drawn]):
+        for position in (*self._positions[drawn:], *self._positions[:drawn]):
             try:
-                return make_example(scan, self.class_of, self.settings.image_size, flip)
+                return make_example(self.listed[position], self.class_of, self.settings.image_size, flip)
             except InputError as error:
-                self.unreadable[scan.path.name] = str(error)
-        raise InputError(f"none of the {len(self)} training images can be read; {self.unreadable[scan.path.name]}")
+                self.unreadable[position] = str(error)
+        raise InputError(f"none of the {len(self)} training images can be read; {self.unreadable[position]}")
 
     def batches(self, start: int, stop: int) -> Generator[list[Example], None, None]:
         """Yield the batches of steps ``start`` to ``stop - 1``, decoded ahead in threads."""

@@ -121,7 +121,7 @@ def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
 
 def _report(about: dict[str, Any], found: Found, resamples: int | None) -> dict[str, Any]:
     matches = [(split, _match(split, results)) for split, results, _ in found]
-    skipped = {split.name: [split.skips] if scans is None else [scans, split.skips] for split, _, scans in found}
+    skipped = {split.name: [split.faulty] if scans is None else [scans, split.faulty] for split, _, scans in found}
     subsets: dict[str, dict[str, Any]] = {
         split.name: {
             "images": len(split.scans),

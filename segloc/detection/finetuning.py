@@ -30,6 +30,7 @@ from segloc.training.schedules import step_schedule
 from segloc.training.stopping import Keeper
 
 MODEL = "model.pth"
+UNREADABLE = "unreadable during training"
 
 
 def _train(
@@ -127,8 +128,8 @@ def run_name(start: str) -> str:
     return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
 
 
-def _look(data: TrainingData, before: dict[str, Any]) -> tuple[Skips, set[str]]:
-    """Look at every file and leave out the unusable ones; return their counts and their names.
+def _look(data: TrainingData, before: dict[str, Any]) -> tuple[Skips, set[int]]:
+    """Look at every file and leave out the unusable ones; return their counts and their positions in `data.listed`.
 
     A resumed run leaves out the same scans as before, even if a file was mended since, so that its batches stay the
     same. A file that became unreadable since is replaced by the next scan whenever it is drawn.
@@ -139,13 +140,13 @@ def _look(data: TrainingData, before: dict[str, Any]) -> tuple[Skips, set[str]]:
     problems = unreadable_scans(data.listed, data.settings.threads)
     left_out = before.get("left_out", []) if before else sorted(problems)
     data.leave_out(left_out)
-    skips, names = Skips("scans", len(data.listed)), set[str]()
-    for position in sorted({*left_out, *problems}):
-        names.add(data.listed[position].path.name)
+    data.unreadable.update(dict.fromkeys(before.get("unreadable", []), UNREADABLE))
+    skips, known = Skips("scans", len(data.listed)), {*left_out, *problems}
+    for position in sorted(known):
         skips.add(problems.get(position, "unreadable when the run began"), data.listed[position].path.name)
     if len(problems) == len(data.listed):
         raise InputError(f"none of the {len(data.listed)} training images can be read: {skips.reasons()}")
-    return skips, names
+    return skips, known
 
 
 def _skipped_annotations(split: CocoSplit) -> Skips:
@@ -221,11 +222,12 @@ def _finetune(
 
     def content(iteration: int) -> dict[str, Any]:
         inputs = {"start": start, "start_digest": start_digest, "data_digest": digest, "left_out": data.left_out}
+        inputs["unreadable"] = sorted(data.unreadable)
         return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
 
     _train(trainer, folder, config.train, first, content)
-    for name in sorted(data.unreadable.keys() - known):
-        skips.add("unreadable during training", name)
+    for position in sorted(data.unreadable.keys() - known):
+        skips.add(UNREADABLE, data.listed[position].path.name)
     run_folder.write_skips(folder, [skips, annotations])
     checkpoint.save(folder / MODEL, content(steps))
     (folder / checkpoint.LAST).unlink(missing_ok=True)

@@ -76,6 +76,11 @@ class CocoSplit:
         """Number of annotations whose mask cannot be decoded."""
         return self.unmasked.skipped
 
+    @property
+    def faulty(self) -> Skips:
+        """Annotations that are left out, or whose mask is damaged. One without any mask is whole: it has a box."""
+        return self.skips.merged(self.unmasked.without(masks.NO_MASK))
+
     def with_white(self, level: int | None) -> CocoSplit:
         """Return the same set, whose scans are read with a white level."""
         return dataclasses.replace(self, scans=tuple(dataclasses.replace(scan, white=level) for scan in self.scans))

@@ -119,7 +119,7 @@ class Progress(Hook):
     def __init__(self, folder: Path, every: int) -> None:
         self.folder = folder
         self.every = every
-        self.named: set[str] = set()
+        self.named: set[int] = set()
 
     def before_train(self) -> None:
         """Open the log and the bar."""
@@ -134,9 +134,9 @@ class Progress(Hook):
         self.bar.update()
         data = self.trainer.data
         unreadable = data.unreadable
-        for name in unreadable.keys() - self.named:
-            self.named.add(name)
-            tqdm.write(f"replaced by another scan: {unreadable[name]}")
+        for position in unreadable.keys() - self.named:
+            self.named.add(position)
+            tqdm.write(f"replaced by another scan: {unreadable[position]}")
         if (self.trainer.iter + 1) % self.every == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
             self.log.write(self.trainer.iter, {**measured, "unreadable": len(data.left_out) + len(self.named)})
 

@@ -137,6 +137,42 @@ def test_a_file_that_vanishes_during_training_is_replaced_and_counted(clean, tmp
     assert read_metrics(out)[-1]["unreadable"] == 1
 
 
+def test_scans_of_one_bare_name_that_vanish_are_counted_apart_and_not_forgotten(clean, tmp_path, monkeypatch):
+    root = shutil.copytree(clean, tmp_path / "pidray")
+    train = root / "train"
+
+    def into_folders(content):
+        for position in (3, 4):
+            image = content["images"][position]
+            (train / f"cam{position}").mkdir()
+            (train / image["file_name"]).rename(train / f"cam{position}" / "scan.png")
+            image["file_name"] = f"cam{position}/scan.png"
+
+    edit(root / "annotations" / "xray_train.json", into_folders)
+    step, save = FinetuneTrainer.run_step, []
+
+    def vanish_then_stop(self):
+        if self.iter == 0:
+            for position in (3, 4):
+                shutil.rmtree(train / f"cam{position}")
+        if self.iter == 10:
+            save.append(dict(self.data.unreadable))
+            raise KeyboardInterrupt
+        step(self)
+
+    out = tmp_path / "run"
+    settings = ("train.iterations=12", "train.checkpoint_every=10", "--max-skipped=0.05")
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "run_step", vanish_then_stop)
+        assert run(root, out, *settings) == 130
+    assert sorted(save[0]) == [3, 4]
+    for position in (3, 4):  # mended, but they were not trained on
+        (train / f"cam{position}").mkdir()
+        shutil.copy(clean / "train" / f"scan 00{position}.png", train / f"cam{position}" / "scan.png")
+    assert run(root, out, *settings) == 1
+    assert read_skips(out)[0].counts == {finetuning.UNREADABLE: 2}
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_unreadable_scans_stay_in_the_metric_without_detections(clean, tmp_path, engine, capsys):
     need(engine)
@@ -195,3 +231,16 @@ def test_annotations_skipped_by_an_evaluation_of_results_are_counted(clean, tmp_
     assert report.main([str(out), "--out", str(page), "--table", str(table)]) == 0
     assert ">2 of 13 annotations of easy</span>" in page.read_text()
     assert f"e skipped 2 of 13 annotations of easy: {reasons}." in table.read_text()
+
+
+@pytest.mark.parametrize(("mask", "code"), [({"size": [1, 1], "counts": "1"}, 1), ([], 0), (None, 0)])
+def test_damaged_masks_of_the_truth_count_as_skipped_and_absent_ones_do_not(clean, tmp_path, mask, code, capsys):
+    truth, found, out = tmp_path / "truth.json", tmp_path / "found.json", tmp_path / "e.json"
+    content = json.loads((clean / "annotations" / "xray_test_easy.json").read_text())
+    found.write_text(json.dumps([{**a, "score": 0.5} for a in content["annotations"]]))
+    for annotation in content["annotations"][1:]:
+        annotation["segmentation"] = mask
+    truth.write_text(json.dumps(content))
+    command = ["--results", str(found), "--annotations", str(truth), "--out", str(out)]
+    assert evaluate.main(command) == code
+    assert ("12 of 13 annotations of truth skipped: 12 RLE made for another" in capsys.readouterr().err) == bool(code)

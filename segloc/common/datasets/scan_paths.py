@@ -10,7 +10,8 @@ Absolute names and names with ``..`` go to the third rule directly, so no name l
 listed ourselves are joined as they are (`below`).
 
 Links that a user placed in the folder are followed wherever they lead. A link without a target is returned like a file:
-the reader gives the reason, and no other file takes its place. Hidden files and folders are not searched.
+the reader gives the reason, and no other file takes its place. Hidden folders are not searched, and hidden files only
+for names that begin with a dot.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import stat
 import unicodedata
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,8 +84,8 @@ class Entry(NamedTuple):
     is_broken: bool
 
 
-def walk(root: Path) -> Iterator[Entry]:
-    """Yield the files at any depth below a folder, without hidden files and folders.
+def walk(root: Path, hidden: Collection[str] = ()) -> Iterator[Entry]:
+    """Yield the files at any depth below a folder, without hidden folders, and of hidden files only those named `hidden`.
 
     Links to folders are followed, but each folder is visited once: by its own path if that lies below `root`, else by
     the first of its links. So a link to a parent ends, and the result does not depend on the order on disk.
@@ -101,10 +102,13 @@ def walk(root: Path) -> Iterator[Entry]:
             continue
         seen.add(identity)
         with os.scandir(root / prefix) as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda one: one.name)
+            shown = (entry for entry in found if not entry.name.startswith(".") or entry.name in hidden)
+            entries = sorted(shown, key=lambda one: one.name)
         for entry in entries:
             kind = _kind(entry)
             if kind == "folder":
+                if entry.name in hidden:
+                    continue
                 (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
             elif kind != "other":
                 yield Entry(prefix + entry.name, kind == "broken")
@@ -162,7 +166,7 @@ def _by_bare_name(root: Path, names: Sequence[str]) -> dict[str, str]:
     wanted = {form for several in forms.values() for form in several if form not in ("", ".", "..")}
     composed = {_composed(form) for form in wanted}
     exact, alike = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    for entry in walk(root):
+    for entry in walk(root, wanted):
         path, base = entry.path, entry.path.rpartition("/")[2]
         if base in wanted:
             exact[base].append(path)
