@@ -269,7 +269,10 @@ def by_the_rules(files: list[str], name: str) -> str | None:
 def test_a_hidden_file_is_found_by_its_bare_name_and_only_for_its_own_entry(tmp_path):
     """Without it, an entry whose file is missing would be read from the hidden file of its bare name."""
     tree(tmp_path, ".a.png", "b.png")
-    assert resolve(tmp_path, ["cam1/.a.png", "b.png"]) == {"cam1/.a.png": tmp_path / ".a.png", "b.png": tmp_path / "b.png"}
+    assert resolve(tmp_path, ["cam1/.a.png", "b.png"]) == {
+        "cam1/.a.png": tmp_path / ".a.png",
+        "b.png": tmp_path / "b.png",
+    }
     with pytest.raises(InputError, match="are the same file"):
         resolve(tmp_path, ["cam1/.a.png", "cam2/.a.png"])
     tree(tmp_path, "deep/.a.png")
