@@ -85,7 +85,7 @@ class Entry(NamedTuple):
 
 
 def walk(root: Path, hidden: Collection[str] = ()) -> Iterator[Entry]:
-    """Yield the files at any depth below a folder, without hidden folders, and of hidden files only those named `hidden`.
+    """Yield the files at any depth below a folder, without hidden folders. Of hidden files, yield those named `hidden`.
 
     Links to folders are followed, but each folder is visited once: by its own path if that lies below `root`, else by
     the first of its links. So a link to a parent ends, and the result does not depend on the order on disk.
