@@ -22,9 +22,12 @@ import torch
 
 from segloc import evaluate
 from segloc.common.contract import read_index
+from segloc.common.datasets import Split
+from segloc.common.datasets.coco import read_instances
 from segloc.common.errors import InputError
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.detector import engine_name
+from segloc.detection.splits import read_split
 from segloc.detection.weights import read_detector, recipe_inside
 from segloc.models.initial_weights import read_start
 from segloc.reporting.page import render
@@ -34,8 +37,9 @@ from segloc.settings.loader import load, parse
 from tests.faults import common, readers
 from tests.faults.common import Count
 from tests.segloc.conftest import write_shards
+from tests.segloc.toy_coco import write_split
 
-LONG, SHORT = 60, 60
+LONG = SHORT = 120  # the list of attacks is fixed
 MARKER = "ran"
 Attack = Callable[[Path], str | None]
 
@@ -121,6 +125,34 @@ def code_in_checkpoints(folder: Path) -> list[str | None]:
 NAMES = ("../x.tar", "/etc/passwd", "pipe:touch ran", "file:///etc/passwd", "a/../../b.tar", "s3://x/y", "$(touch ran)")
 
 
+def names_in_annotations(folder: Path) -> list[str | None]:
+    """A scan of an annotation file lies below the image root, in both stages, or is missing."""
+    write_split(folder / "a.json", folder / "root" / "scans", 1, seed=0)
+    content, root = json.loads((folder / "a.json").read_text()), folder / "root" / "scans"
+    (folder / "root" / "secret.png").write_bytes(next(root.iterdir()).read_bytes())
+    secret, found = folder / "root" / "secret.png", []
+    names = (
+        "../secret.png",
+        "x/../../secret.png",
+        "..\\secret.png",
+        str(secret),
+        f"file://{secret}",
+        "./../secret.png",
+    )
+    for name in (*names, *NAMES):
+        content["images"][0]["file_name"] = name
+        (folder / "a.json").write_text(json.dumps(content))
+        with contextlib.suppress(InputError):
+            for scan in read_split(Split("a", folder / "a.json", root)).scans:
+                found.append(None if scan.path.resolve().is_relative_to(root.resolve()) else f"{name} was followed")
+        with contextlib.suppress(InputError):
+            for one in read_instances(folder / "a.json", root).instances:
+                inside = (root / one.image).resolve().is_relative_to(root.resolve())
+                found.append(None if inside else f"{name} was followed")
+        found.append(None)  # refused, or without instances
+    return found
+
+
 def names_in_indexes(folder: Path) -> list[str | None]:
     """Shards and tables of an index have the contract's names; commands are no URLs."""
     write_shards(folder / "shards", shards=1, per_shard=3)
@@ -199,6 +231,7 @@ class _Live(HTMLParser):
 ATTACKS: dict[str, Callable[[Path], list[str | None]]] = {
     "code in recipes": code_in_recipes,
     "code in checkpoints": code_in_checkpoints,
+    "names in annotation files": names_in_annotations,
     "names in indexes": names_in_indexes,
     "members of tars": members_of_tars,
     "text in pages": text_in_pages,
