@@ -326,7 +326,7 @@ def open_table(
     if found is None:
         raise InputError(f"{path}: not a table of {kind}; choose another file")
     if found != str(version).encode():
-        shown_version = found.decode(errors="replace")[:20]
+        shown_version = shown(found.decode(errors="replace"))
         raise InputError(f"{path}: format {shown_version} of {kind}, but this version reads {version}; make it again")
     if missing := sorted(set(schema.names) - set(table.names)):
         raise InputError(f"{path}: column {', '.join(missing)} is missing; make the table again")

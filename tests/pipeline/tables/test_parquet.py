@@ -37,7 +37,7 @@ def test_a_value_without_a_column_raises(tmp_path: Path) -> None:
     ("kind", "version", "columns", "message"),
     [
         ("others", 4, {}, "not a table of others"),
-        ("things", 5, {}, "format 4 of things, but this version reads 5"),
+        ("things", 5, {}, "format .4. of things, but this version reads 5"),
         ("things", 4, {"height": pa.int32()}, "column height is missing"),
         ("things", 4, {"width": pa.string()}, "column width is of another type"),
     ],
