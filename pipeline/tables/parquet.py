@@ -104,12 +104,13 @@ def table_writer(
             text = json.dumps(table.parameters, sort_keys=True, ensure_ascii=False)
             about = {_VERSION_KEY.format(kind=kind): str(version), _PARAMETERS_KEY: text}
             parquet.add_key_value_metadata({**about, _PARTS_KEY: json.dumps({"parts": parts, "end": file.tell()})})
+            parquet.close()
         except BaseException:
-            # An open writer later complains about the closed file. On a full disk, closing fails again.
-            with contextlib.suppress(OSError):
+            # An open writer later complains about the closed file. On a full disk, closing fails again, or has no
+            # metadata to collect.
+            with contextlib.suppress(OSError, RuntimeError):
                 parquet.close()
             raise
-        parquet.close()
         _insert_checksums(file, written[0], [len(part) for part in parts])
 
 

@@ -67,7 +67,7 @@ def full_disk(name: str, out: Path, rng: np.random.Generator) -> tuple[str, str 
             return size_limit(name, out, rng)
         done = common.run(*TARGETS[name].command(disk))
         problem = _failed(name, disk, done)
-        if not problem and not _mount("-o", f"remount,size={4 * needed + (64 << 20)}", disk):
+        if not problem and not _mount("-o", f"remount,size={2 << 30}", disk):
             problem = "could not enlarge the disk"
         return f"{size} bytes", problem or wrong_rerun(name, disk)
 

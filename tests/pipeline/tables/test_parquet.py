@@ -1,5 +1,6 @@
 """Common behaviour of all tables."""
 
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,3 +57,28 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-9])
     with pytest.raises(InputError, match="not a Parquet file, truncated or damaged"):
         open_table(tmp_path / "t.parquet", "things", 4, pa.schema([]))
+
+
+@pytest.mark.filterwarnings(
+    "error::pytest.PytestUnraisableExceptionWarning"
+)  # an open writer complains when it is deleted
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 0.99])
+def test_a_file_that_cannot_grow_is_one_error_that_names_it(tmp_path: Path, share: float) -> None:
+    """Wherever the disk ends: in a group of rows, in the footer or in the checksums."""
+
+    def write(path: Path) -> None:
+        with table_writer(path, "things", 4, SCHEMA, group_rows=4, compression="none") as table:
+            for number in range(2000):
+                table.write({"name": f"{number:09d}", "width": number})
+
+    write(tmp_path / "whole.parquet")
+    path, before = tmp_path / "t.parquet", resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = int(share * (tmp_path / "whole.parquet").stat().st_size)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(path)
+    assert [found.name for found in tmp_path.iterdir()] == ["whole.parquet"]
