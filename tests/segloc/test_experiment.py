@@ -364,7 +364,7 @@ def test_a_bad_recipe_gives_one_sentence(tmp_path, capsys, content, message):
             "start random, protocol fair: override: unknown key 'train.epoch'; did you mean 'train.epochs'?",
         ),
         (["pretrainings.keys.overrides=[optim.step=3]"], "unknown key 'optim.step'; did you mean 'optim.steps'?"),
-        (["seeds=[0"], "the value cannot be read as YAML"),
+        (["seeds=[0"], "the value of 'seeds': not YAML"),
         (["--out", "grid.yaml"], "is a file, not a folder"),
     ],
 )
