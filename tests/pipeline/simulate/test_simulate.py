@@ -339,10 +339,12 @@ def test_the_two_energies_are_written_on_request_and_change_nothing_else(bundle,
     del marker["raw_format_version"]
     (out / MARKER).write_text(json.dumps(marker))
     (out / "energies/pidray/easy/xray_easy00000_z.png").unlink()
-    assert main(["--out", str(out), *ARGUMENTS, "--raw"]) == 0
+    assert main(["--out", str(out), *ARGUMENTS, "--raw", "--if-changed", "rebuild"]) == 0
     assert digests(out) == files
-    # Without the option, the command removes them.
-    assert main(["--out", str(out), *ARGUMENTS]) == 0
+    # Without the option, rebuilding removes them.
+    assert main(["--out", str(out), *ARGUMENTS]) == 2
+    assert digests(out) == files
+    assert main(["--out", str(out), *ARGUMENTS, "--if-changed", "rebuild"]) == 0
     assert digests(out) == plain
 
 

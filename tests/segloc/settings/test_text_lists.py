@@ -61,7 +61,7 @@ def test_lists_by_hand(text, expected):
 def test_broken_lists_are_refused_in_one_line(text):
     with pytest.raises(ValueError):  # noqa: PT011
         text_lists.read(text, 1)
-    with pytest.raises(InputError, match="the value cannot be read") as error:
+    with pytest.raises(InputError, match=r"the value of 'data\.train': cannot be read") as error:
         load(FinetuneConfig, None, [f"data.train={text}"])
     assert "\n" not in str(error.value)
 
