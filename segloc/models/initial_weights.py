@@ -140,7 +140,10 @@ def check_tensors(state: Any, source: str) -> None:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise InputError(f"{source}: the weight {shown(name)} is a {type(tensor).__name__}, not a tensor by name")
-        if not torch.isfinite(tensor).all():
+        # Other types would be converted in silence; integers count the batches of batch norm.
+        if not tensor.is_floating_point() and tensor.dtype != torch.int64:
+            raise InputError(f"{source}: {name} holds {tensor.dtype}, not floating-point numbers")
+        if not checkpoint.is_finite(tensor):
             raise InputError(f"{source}: {name} has values that are not finite; its training diverged")
 
 
@@ -316,6 +319,11 @@ def misfits(module: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
         f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
+    ]
+    faults += [
+        f"{name} is {state[name].dtype}, not {tensor.dtype}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
     ]
     return faults
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ BACKBONE = "backbone.pth"
 # which ten bytes of a file can expand to a billion, is far beyond.
 MOST_SHARED = 16
 LEAST_BYTES = 1 << 26  # of small files, more is shared
+# Torch's loader allows a bytearray, whose length is one number in the file. Sets and dicts of large integers that collide
+# take a time that grows with the square of their number.
+_BYTEARRAY = b"\nbytearray\n"
+_LARGE_INTEGER, MOST_LARGE_INTEGERS = re.compile(rb"\x8a[\x05-\xff]|\x8b", re.DOTALL), 10_000
 
 
 class Damaged(InputError):
@@ -60,7 +65,7 @@ def require_readable(content: Any, path: str | Path) -> dict[str, Any]:
 def is_ours(content: Any) -> bool:
     """Return whether the result of `read_any` is a segloc checkpoint of a readable format."""
     version = content.get("format_version") if isinstance(content, dict) else None
-    return isinstance(version, int) and version in READABLE
+    return type(version) is int and version in READABLE
 
 
 def read_any(path: str | Path) -> tuple[Any, str]:
@@ -96,6 +101,7 @@ def read_any(path: str | Path) -> tuple[Any, str]:
 def _check_records(data: bytes) -> None:
     """Check the CRC of every record of a file of ``torch.save``, which `torch.load` does not. Old files have none."""
     if not data.startswith(b"PK"):
+        _check_pickle(data)
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = archive.infolist()
@@ -104,6 +110,17 @@ def _check_records(data: bytes) -> None:
             raise ValueError("its records are larger than the file")
         if (bad := archive.testzip()) is not None:
             raise ValueError(f"the CRC of its record {bad!r} is wrong: the file is damaged")
+        for one in records:
+            if one.filename.endswith(".pkl"):
+                _check_pickle(archive.read(one))
+
+
+def _check_pickle(data: bytes) -> None:
+    """Refuse a pickle that takes memory or time out of proportion to its length; it is not run."""
+    if _BYTEARRAY in data:
+        raise ValueError("it has a bytearray, which no state dict has")
+    if sum(1 for _ in _LARGE_INTEGER.finditer(data)) > MOST_LARGE_INTEGERS:
+        raise ValueError(f"it has more than {MOST_LARGE_INTEGERS} large integers")
 
 
 def tensors_in(content: Any) -> Iterator[torch.Tensor]:
@@ -136,8 +153,13 @@ def require_finite(content: Any, source: str | Path) -> None:
         Damaged: some are not.
     """
     for tensor in tensors_in(content):
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise Damaged(f"{source}: has values that are not finite; its training diverged, or the file is damaged")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether all values are finite numbers that float32 can hold."""
+    return bool(torch.isfinite(tensor.to(torch.float32) if tensor.is_floating_point() else tensor).all())
 
 
 def kind_of(content: dict[str, Any]) -> str:

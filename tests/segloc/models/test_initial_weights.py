@@ -285,3 +285,21 @@ def test_imagenet_without_a_network_gives_a_one_line_error(monkeypatch, tmp_path
 
 def _no_network(*_, **__):
     raise URLError("no route to host")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: x.to(torch.int8), "torch.int8, not floating-point"),
+        (lambda x: x > 0, "torch.bool, not floating-point"),
+        (lambda x: x.to(torch.complex64), "torch.complex64, not floating-point"),
+        (lambda x: x.to(torch.int64), "weight is torch.int64, not torch.float32"),
+        (lambda x: x.double() * 1e300, "not finite"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(change, reason):
+    module = torch.nn.Linear(2, 2)
+    state = {**module.state_dict(), "weight": change(module.state_dict()["weight"])}
+    with pytest.raises(InputError, match=reason):
+        load_strict(module, state, "here")
+    load_strict(module, {name: x.half() for name, x in module.state_dict().items()}, "here")

@@ -102,7 +102,35 @@ def test_numbers_that_are_not_finite_are_refused():
         checkpoint.require_finite({"a": [torch.ones(2), {"b": torch.tensor(float("nan"))}]}, "here")
 
 
-@pytest.mark.parametrize("version", [None, "2", 3, torch.tensor([1, 2]), [2]])
+@pytest.mark.parametrize("version", [None, "2", 3, True, torch.tensor([1, 2]), [2]])
 def test_a_format_is_a_number(version):
     assert not checkpoint.is_ours({"format_version": version})
     assert checkpoint.is_ours({"format_version": 2})
+
+
+def test_values_beyond_float32_and_types_without_a_check_of_torch_are_seen():
+    assert checkpoint.is_finite(torch.tensor([1e30], dtype=torch.float64))
+    assert not checkpoint.is_finite(torch.tensor([1e300], dtype=torch.float64))
+    assert checkpoint.is_finite(torch.ones(2).to(torch.float8_e4m3fn))
+
+
+class _Long:
+    """Pickles to `bytearray(length)`."""
+
+    def __reduce__(self):
+        return bytearray, (2_000_000_000,)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (_Long(), "a bytearray"),
+        ({k * (2**61 - 1) for k in range(1, 10_002)}, "more than 10000 large integers"),
+    ],
+)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_pickles_out_of_proportion_are_refused_before_they_are_loaded(tmp_path, content, reason, is_zip, monkeypatch):
+    torch.save({"format_version": 2, "x": content}, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was loaded"))
+    with pytest.raises(InputError, match=reason):
+        checkpoint.load(tmp_path / "x.pth")
