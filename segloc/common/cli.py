@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from segloc.common import stops, terminal
+from segloc.common.datasets.folder import SUFFIXES as SCAN_SUFFIXES
 from segloc.common.errors import InputError, RunError, describe_os_error
 from segloc.common.files import check_output, check_output_folder, expanded, was_removed
 from segloc.common.skips import MAX_SKIPPED, OPTION
@@ -221,15 +223,34 @@ def require_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Check, before work starts, that everything that the options name as output can be written.
+    """Check, before work starts, that everything that the options name as output can be written, and is no input.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot, or it is.
     """
-    for action in parser._actions:
-        value = getattr(args, action.dest, None)
-        for given in value if isinstance(value, list) else [value]:
-            if action.type is output_file:
-                check_output(given)
-            elif action.type is output_folder or (action.type is output_store and given and "://" not in given):
-                check_output_folder(given)
+    named = [
+        (action, given)
+        for action in parser._actions
+        for value in [getattr(args, action.dest, None)]
+        for given in (value if isinstance(value, list) else [value])
+        if given is not None and action.type in (path, optional_path, place, output_file, output_folder, output_store)
+    ]
+    for action, given in named:
+        if action.type is output_file:
+            check_output(given)
+            _refuse_inputs(given, [(other, place) for other, place in named if other is not action])
+        elif action.type is output_folder or (action.type is output_store and "://" not in str(given)):
+            check_output_folder(given)
+
+
+def _refuse_inputs(output: str | Path, others: list[tuple[argparse.Action, str | Path]]) -> None:
+    """Refuse an output file that another option names too, or that is a scan in a folder of inputs."""
+    file = os.path.realpath(output)
+    for action, given in others:
+        option, place = (action.option_strings or [action.dest])[0], os.path.realpath(given)
+        if file == place:
+            raise InputError(f"{output}: {option} names the same file, which would be lost; choose another file")
+        if action.type is output_file or not os.path.isfile(file) or Path(file).suffix.lower() not in SCAN_SUFFIXES:
+            continue
+        if file.startswith(place + os.sep):
+            raise InputError(f"{output}: is an image in {option} and would be lost; choose another file")

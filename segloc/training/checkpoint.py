@@ -29,8 +29,8 @@ BACKBONE = "backbone.pth"
 # which ten bytes of a file can expand to a billion, is far beyond.
 MOST_SHARED = 16
 LEAST_BYTES = 1 << 26  # of small files, more is shared
-# Torch's loader allows a bytearray, whose length is one number in the file. Sets and dicts of large integers that collide
-# take a time that grows with the square of their number.
+# Torch's loader allows a bytearray, whose length is one number in the file. Large integers can collide in sets and
+# dicts, which take a time that grows with the square of their number.
 _BYTEARRAY = b"\nbytearray\n"
 _LARGE_INTEGER, MOST_LARGE_INTEGERS = re.compile(rb"\x8a[\x05-\xff]|\x8b", re.DOTALL), 10_000
 
@@ -101,7 +101,7 @@ def read_any(path: str | Path) -> tuple[Any, str]:
 def _check_records(data: bytes) -> None:
     """Check the CRC of every record of a file of ``torch.save``, which `torch.load` does not. Old files have none."""
     if not data.startswith(b"PK"):
-        _check_pickle(data)
+        _refuse_bytearray(data)
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = archive.infolist()
@@ -112,15 +112,15 @@ def _check_records(data: bytes) -> None:
             raise ValueError(f"the CRC of its record {bad!r} is wrong: the file is damaged")
         for one in records:
             if one.filename.endswith(".pkl"):
-                _check_pickle(archive.read(one))
+                content = archive.read(one)
+                _refuse_bytearray(content)
+                if sum(1 for _ in _LARGE_INTEGER.finditer(content)) > MOST_LARGE_INTEGERS:
+                    raise ValueError(f"it has more than {MOST_LARGE_INTEGERS} large integers")
 
 
-def _check_pickle(data: bytes) -> None:
-    """Refuse a pickle that takes memory or time out of proportion to its length; it is not run."""
+def _refuse_bytearray(data: bytes) -> None:
     if _BYTEARRAY in data:
         raise ValueError("it has a bytearray, which no state dict has")
-    if sum(1 for _ in _LARGE_INTEGER.finditer(data)) > MOST_LARGE_INTEGERS:
-        raise ValueError(f"it has more than {MOST_LARGE_INTEGERS} large integers")
 
 
 def tensors_in(content: Any) -> Iterator[torch.Tensor]:

@@ -67,3 +67,32 @@ def test_an_output_that_is_removed_during_the_work_is_told(tmp_path, capsys):
 
     assert cli.run(command, options, ["--out", str(out)]) == 1
     assert f"{out}: was removed while the command ran" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("truth.json", "--annotations names the same file"),
+        ("link.json", "--annotations names the same file"),
+        ("other.json", "--report names the same file"),
+        ("scans/deep/a.JPG", "is an image in --images"),
+        ("scans/deep/new.jpg", None),
+        ("scans/notes.json", None),
+        ("new.json", None),
+    ],
+)
+def test_an_output_that_is_an_input_is_refused_before_it_is_lost(tmp_path, monkeypatch, capsys, out, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans" / "deep").mkdir(parents=True)
+    for name in ("truth.json", "scans/deep/a.JPG", "scans/notes.json"):
+        (tmp_path / name).write_text("of the user")
+    (tmp_path / "link.json").symlink_to("truth.json")
+    options = cli.parser("x", "", "")
+    options.add_argument("--annotations", type=cli.place, nargs="+")
+    options.add_argument("--images", type=cli.path)
+    options.add_argument("--out", type=cli.output_file)
+    options.add_argument("--report", type=cli.output_file)
+    given = ["--annotations", "./truth.json", "--images", "scans", "--report", "other.json", "--out", out]
+    assert cli.run(lambda args: write_atomic(args.out, b"x"), options, given) == (2 if message else 0)
+    assert (f"x: {out}: {message}" in capsys.readouterr().err) == bool(message)
+    assert (tmp_path / "truth.json").read_text() == (tmp_path / "scans/deep/a.JPG").read_text() == "of the user"
