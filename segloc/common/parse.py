@@ -73,14 +73,23 @@ def parse_json(data: bytes | str, where: object) -> Any:
     """Parse JSON, which may begin with a byte order mark.
 
     Raises:
-        InputError: not JSON, nested more than `MOST_LEVELS` deep, or with text that no file can hold.
+        InputError: not JSON, nested more than `MOST_LEVELS` deep, with a key twice, or with text that no file can hold.
     """
     with parsing(where, "not JSON"):
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=once)
         check_levels(content)
         if isinstance(data, str) or _SURROGATE.search(data):
             json.dumps(content, ensure_ascii=False).encode()  # raises for half a pair
     return content
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build the dict of an object; a key that occurs twice is refused, because all but its last value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} occurs twice")
+    return found
 
 
 def check_levels(content: Any) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -182,7 +183,8 @@ class LocalStore:
     @contextlib.contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
         """See `Store`."""
-        (self.path / name).stat()
+        if not stat.S_ISREG((self.path / name).stat().st_mode):
+            raise InputError(f"{self.path / name}: is a device, pipe or folder, not a file")  # reading might never end
         yield self.path / name
 
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:

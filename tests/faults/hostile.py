@@ -171,24 +171,35 @@ def names_in_indexes(folder: Path) -> list[str | None]:
 
 
 def members_of_tars(folder: Path) -> list[str | None]:
-    """Links, devices, and names that lead elsewhere."""
+    """Links, devices, and names that lead elsewhere, in place of one member of a whole pair."""
     write_shards(folder / "shards", shards=1, per_shard=1)
-    out, tar = folder / "shards", folder / "shards" / "pairs-000000.tar"
-    index, found = read_index(out), []
-    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, None):
-        for name in ("000000000.json", "../../x", "/etc/passwd"):
-            buffer = io.BytesIO()
-            with tarfile.open(fileobj=buffer, mode="w") as new:
-                member = tarfile.TarInfo(name)
-                member.type, member.linkname = kind or tarfile.REGTYPE, "/etc/passwd"
-                new.addfile(member)
-            data = buffer.getvalue()
-            tar.write_bytes(data)
-            shard = dataclasses.replace(index.shards[0], bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            (out / "index.json").write_bytes(dataclasses.replace(index, shards=(shard,)).to_json())
-            opened = ShardFolder.open(str(out))
-            found.append(_refused(lambda folder=opened: [*folder.pairs()]))
+    with tarfile.open(folder / "shards" / "pairs-000000.tar") as whole:
+        members = [(one.name, whole.extractfile(one).read()) for one in whole]  # type: ignore[union-attr]
+    found = [None if _accepted(folder / "shards", members, -1, tarfile.REGTYPE, "") else "a whole pair was refused"]
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.REGTYPE):
+        for position in range(len(members)):
+            for name in (members[position][0], "../../x", "/etc/passwd"):
+                if kind != tarfile.REGTYPE or name != members[position][0]:
+                    accepted = _accepted(folder / "shards", members, position, kind, name)
+                    found.append(f"{name} of type {kind!r} was accepted" if accepted else None)
     return found
+
+
+def _accepted(shards: Path, members: list[tuple[str, bytes]], position: int, kind: bytes, name: str) -> bool:
+    """Write the shard with another member in one position, if any, and its index; return whether it is read."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as new:
+        for number, (own, content) in enumerate(members):
+            member = tarfile.TarInfo(name if number == position else own)
+            if number == position:
+                member.type, member.linkname = kind, members[0][0] if kind == tarfile.LNKTYPE else "/etc/passwd"
+            member.size = len(content) if member.isreg() else 0
+            new.addfile(member, io.BytesIO(content))
+    data, index = buffer.getvalue(), read_index(shards)
+    (shards / "pairs-000000.tar").write_bytes(data)
+    shard = dataclasses.replace(index.shards[0], bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    (shards / "index.json").write_bytes(dataclasses.replace(index, shards=(shard,)).to_json())
+    return _refused(lambda: [*ShardFolder.open(str(shards)).pairs()]) is not None
 
 
 SCRIPTS = ("<script>alert(1)</script>", "</svg><script>x</script>", "\"onload='x'", "--><script>", "</title><script>")

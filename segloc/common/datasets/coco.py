@@ -18,8 +18,9 @@ from segloc.common.datasets import coco_fields, scan_paths
 from segloc.common.datasets.coco_fields import Id, id_order, identifier, number, shown, whole
 from segloc.common.datasets.leakage import is_test_scan
 from segloc.common.datasets.records import Annotations, Instance
-from segloc.common.errors import InputError, one_line
+from segloc.common.errors import InputError
 from segloc.common.files import existing_file
+from segloc.common.parse import once, one_line
 from segloc.common.skips import Skips
 from segloc.common.text import utf8_text
 
@@ -189,7 +190,7 @@ def _read_json(path: Path, what: str) -> Any:
     if data.startswith(_GZIP):
         raise InputError(f"{path}: is compressed; unpack it first (gunzip)")
     try:
-        return json.loads(data)  # accepts a byte order mark and UTF-16
+        return json.loads(data, object_pairs_hook=once)  # accepts a byte order mark and UTF-16
     except RecursionError as error:
         raise InputError(f"{path}: not JSON of {what} (nested too deep)") from error
     except ValueError as error:

@@ -237,3 +237,12 @@ def test_no_answer_is_one_sentence(
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert f"{bucket}/x: " in done.stderr.splitlines()[-1]
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pairs-000000.tar")
+    with (
+        pytest.raises(InputError, match="is a device, pipe or folder, not a file"),
+        open_store(str(tmp_path)).fetch("pairs-000000.tar"),
+    ):
+        pass

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from segloc.common.datasets import coco_fields
+from segloc.common.datasets.coco import read_coco
 from segloc.common.datasets.coco_fields import box, flag, identifier, number, text, whole
+from segloc.common.errors import InputError
 
 REFUSED = ValueError
 BIG = 2**63 + 12345
@@ -137,3 +139,12 @@ def test_nested_and_huge_values_are_shown_short() -> None:
         deep = [deep]
     for value in (deep, "x" * 10**6, 10**4000, [["\ud800"] * 10**5], {"a": deep}):
         assert len(coco_fields.shown(value)) <= 70
+
+
+@pytest.mark.parametrize("key", ["annotations", "id"])
+def test_a_key_that_occurs_twice_is_refused_because_a_value_would_be_lost(tmp_path, key):
+    text = '{"images": [], "annotations": [{"id": 1}], "categories": []}'
+    again = text.replace(f'"{key}": ', f'"{key}": [], "{key}": ', 1)
+    (tmp_path / "a.json").write_text(again)
+    with pytest.raises(InputError, match=rf"a\.json: not JSON \(the key '{key}' occurs twice\)"):
+        read_coco(tmp_path / "a.json")
