@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,9 @@ class Pretrainer(Trainer):
         self.query: nn.Module = self.model.query
         if group.world > 1:
             # Average the gradients over the processes. Each process keeps its own running statistics, as in MoCo.
-            self.query = DistributedDataParallel(self.model.query, broadcast_buffers=False)
+            with warnings.catch_warnings():  # torch 2.14 renames the option, which older versions do not know
+                warnings.simplefilter("ignore", FutureWarning)
+                self.query = DistributedDataParallel(self.model.query, broadcast_buffers=False)
         self.skipped_before = self.pairs_filled = 0
         self._batches: Generator[Batch, None, None] | None = None
 
