@@ -98,7 +98,10 @@ def run_cell(cell: Job, wait: bool, failures: dict[str, str], stamps: Mapping[st
     Returns:
         False if another process works on the cell or on a job it needs, else True.
     """
-    for job in cell.chain if not cell.finished else [cell]:
+    was_finished = cell.finished  # then jobs that it needed may have been removed
+    for job in cell.chain:
+        if was_finished and not job.finished:
+            continue
         if any(other.name in failures for other in job.chain):
             failures.setdefault(cell.name, f"{cell.name}: not run, because a job it needs failed")
             return True

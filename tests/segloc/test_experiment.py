@@ -86,6 +86,7 @@ class Fake:
     def __init__(self):
         self.ran = []
         self.fails = []
+        self.flawed = []  # commands that write their output, but skipped too many inputs
 
     def __call__(self, step, log, descriptors=()):
         module, *rest = step.arguments
@@ -122,6 +123,9 @@ class Fake:
             part = {"images": 3, "bbox": dict.fromkeys(METRICS, 10.0 + seed)}
             result = {"engine": "torchvision (stand-in)", "mean": part, "subsets": {"easy": part}}
             out.write_text(json.dumps(result))
+        if any(re.search(pattern, str(step)) for pattern in self.flawed):
+            log.write_text("more than --max-skipped\n")
+            return 1
         return 0
 
     def describe(self, folder, about, config):
@@ -155,6 +159,27 @@ def test_the_whole_grid_runs_once_and_ends_in_the_report(grid, tmp_path, fake, c
     fake.ran.clear()
     assert experiment.main([str(path), "--out", str(out)]) == 0
     assert [module for module, _ in fake.ran] == ["segloc.report"]
+
+
+def test_a_job_that_skipped_too_much_is_used_but_told_until_the_share_is_raised(grid, tmp_path, fake, capsys):
+    path, out = write(tmp_path, grid | {"seeds": [0]}), tmp_path / "out"
+    fake.flawed = ["segloc.pretrain", "segloc.evaluate.*random-fair-seed0"]
+    for again in (False, True):
+        fake.ran.clear()
+        assert experiment.main([str(path), "--out", str(out)]) == 1
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+        assert [line.split(":")[1].strip() for line in told] == ["random-fair-seed0", "pretrain/keys-seed0"]
+        assert all("exit code 1: more than --max-skipped" in line for line in told)
+        assert [module for module, _ in fake.ran] == (
+            ["segloc.report"] if again else [module for module, _ in fake.ran]
+        )
+        assert all((out / f"{name}-fair-seed0" / "evaluation.json").is_file() for name in ("random", "segloc", "bn"))
+    fake.flawed = []
+    fake.ran.clear()
+    assert experiment.main([str(path), "--out", str(out), "--max-skipped", "0.5"]) == 0
+    redone = ["segloc.finetune", "segloc.evaluate", "segloc.pretrain", "segloc.report"]
+    assert [module for module, _ in fake.ran] == redone
+    assert not any(line.startswith("failed: ") for line in capsys.readouterr().err.splitlines())
 
 
 def test_list_shows_states_and_commands_and_runs_nothing(grid, tmp_path, fake, capsys):
