@@ -110,10 +110,21 @@ def removed_output(name: str, out: Path, rng: np.random.Generator) -> tuple[str,
         watch(process, out, change=1 + int(moment * whole.changes))
     else:
         watch(process, out, until=time.monotonic() + moment * whole.seconds)
+    complete = _is_complete(name, out)  # the command may be about to end
     for path in out.iterdir():
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.rmtree(out, ignore_errors=True)
-    return f"at {moment:.3f}", _ended(name, out, _finish(process)) or wrong_rerun(name, _made(out))
+    done = _finish(process)
+    fault = None if complete and done.returncode == 0 else _ended(name, out, done)
+    return f"at {moment:.3f}", fault or wrong_rerun(name, _made(out))
+
+
+def _is_complete(name: str, out: Path) -> bool:
+    """Whether a folder holds the whole result at this moment."""
+    try:
+        return wrong_state(name, out) is None
+    except OSError:  # a file was renamed while it was read
+        return False
 
 
 def removed_input(name: str, out: Path, rng: np.random.Generator) -> tuple[str, str | None]:

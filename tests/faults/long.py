@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import multiprocessing
+import re
 import resource
 import sys
 import time
@@ -90,7 +91,8 @@ def _measured(function: Callable[[], Any], module: str) -> tuple[Any, float, flo
     before, began = _resident_mb(), time.perf_counter()
     result = function()
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not `getrusage`, whose peak includes that of the process that started this one.
+    peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
     return result, seconds, peak - before
 
 
