@@ -314,7 +314,10 @@ def test_outputs_do_not_overwrite_inputs(pidray, tmp_path, capsys, monkeypatch):
     truth = pidray / "annotations" / "xray_test_easy.json"
     (tmp_path / "found.json").write_text("[]")
     command = ["--results", "found.json", "--annotations", str(truth), "--out"]
-    for out, message in (("found.json", "would be overwritten"), ("x.csv", "--out names the JSON file")):
+    for out, message in (
+        ("found.json", "--results names the same file, which would be lost"),
+        ("x.csv", "--out names the JSON file"),
+    ):
         assert evaluate.main([*command, out]) == 2
         assert message in capsys.readouterr().err
     (tmp_path / "y.md").mkdir()
