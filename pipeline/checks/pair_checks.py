@@ -172,7 +172,7 @@ def _drawn(segment: Segment, view: View) -> Mask | None:
 
 
 def chained_bags(table: SegmentTable) -> Iterator[str]:
-    """Yield classes of which one bag has too many items, because similar scans were chained to it.
+    """Yield classes with too many items in one bag, because similar scans were chained to it.
 
     A chain has at least `_CHAIN_SCANS` scans. Pairs take two bags, so the items of such a bag rarely meet each other.
     """

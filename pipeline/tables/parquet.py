@@ -238,7 +238,7 @@ class TableFile:
         values = sum(group.column(number).num_values for group in groups for number in nested)
         unpacked = sum(group.total_byte_size for group in groups)
         most = max(_MOST_EXPANDED * len(self._data), _ANY_BYTES)
-        if max(self.metadata.num_rows, values) > max(len(self._data), 0) or unpacked > most:
+        if max(self.metadata.num_rows, values) > len(self._data) or unpacked > most:
             raise ValueError(
                 f"claims {self.metadata.num_rows} rows, {values} numbers in lists and {unpacked} bytes in a file of "
                 f"{len(self._data)}"

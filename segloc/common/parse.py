@@ -152,7 +152,7 @@ def _values(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
 
 
 def _refuse_repeated(node: yaml.MappingNode) -> None:
-    """Refuse a mapping with a key twice, of which YAML would keep the last."""
+    """Refuse a mapping that has a key twice; YAML would keep only the last value."""
     seen = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and (name := (key.tag, key.value)) in seen:

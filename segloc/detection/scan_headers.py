@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
+from segloc.common.image_headers import JPEG_START, PNG_START
 from segloc.common.images import MAX_PIXELS, ImageError, dimensions, read_file
 from segloc.detection.data import in_threads, read_scan, reason_of
 from segloc.detection.splits import Scan
@@ -15,8 +16,8 @@ from segloc.detection.splits import Scan
 _AHEAD = 64  # files looked at before the first of them is needed
 # A JPEG's header lies in front of its pixels; photographs may have a long one. Its end marker ends the file.
 _HEAD_BYTES, _TAIL_BYTES = 65_536, 4_096
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_JPEG_END = b"\xff\xd9"
 
 
 def unreadable_scans(scans: Sequence[Scan], threads: int) -> dict[int, str]:
@@ -73,8 +74,8 @@ def _ends(path: str | os.PathLike[str]) -> bytes | None:
             return None
         file.seek(size - _TAIL_BYTES)
         tail = file.read()
-    if head.startswith(_PNG_START) and tail.endswith(_PNG_END):
+    if head.startswith(PNG_START) and tail.endswith(_PNG_END):
         return head[:33] + _PNG_END  # the signature and the chunk of the header
-    if head.startswith(_JPEG_START) and _JPEG_END in tail:
+    if head.startswith(JPEG_START) and _JPEG_END in tail:
         return head + tail
     return None

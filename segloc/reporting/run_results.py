@@ -112,7 +112,7 @@ def _read_folder(folder: Path) -> Run:
 
 
 def _skips(path: Path, of_training: list[Skips], evaluation: dict[str, Any] | None) -> tuple[Skips, ...]:
-    """Return what training and evaluation skipped, without kinds of input of which nothing was skipped."""
+    """Return what training and evaluation skipped, but only kinds of input with skipped ones."""
     with parsing(path, "the counts of skipped inputs are malformed; run segloc.evaluate again"):
         of_evaluation = eval_tables.skips_of(evaluation or {})
     return tuple(part for part in (*of_training, *of_evaluation) if part.skipped)
