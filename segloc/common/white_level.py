@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from segloc.common.errors import InputError
 from segloc.common.image_headers import may_have_16_bits
-from segloc.common.images import FULL, ImageError, decode_16_bits, histogram, level_of, read_file, read_header
+from segloc.common.images import DARKEST, FULL, ImageError, decode_16_bits, histogram, level_of, read_file, read_header
 
 Scan = TypeVar("Scan", Path, str)
 
@@ -29,6 +29,11 @@ SETTING = "data.white"
 SAMPLE = 256  # scans that are looked at
 # A scan is left out if its own level is this many times the median scan's: it has more bits than the others.
 OUTLIER = 3.0
+# Scans below this share of the level are dark, or have fewer bits than the others: see `_of_fewer_bits`.
+DARK = 0.5
+# Belts of one scanner differ by a few per cent. With two bits more or less, they differ by a factor of 4.
+ALIKE, LEAST_ALIKE, FEWER_BITS = 0.05, 3, (3.0, 5.0)
+_LEAST_BITS = 10  # of scanners
 _START_BYTES = 32
 _COUNTED_PIXELS = 1 << 20  # of each scan
 _THREADS = 4
@@ -51,6 +56,12 @@ class _Counted(NamedTuple):
     values: npt.NDArray[np.int64]
     level: int
 
+    @property
+    def is_saturated(self) -> bool:
+        """Whether the level is the largest value of the scan and of its number of bits: 1023, 4095, ..."""
+        full = self.level.bit_length() >= _LEAST_BITS and self.level & (self.level + 1) == 0
+        return full and not self.values[self.level + 1 :].any()
+
 
 def choose(paths: Iterable[Path], given: int | None = None, option: str = OPTION) -> WhiteLevel:
     """Return the white level `given` by the user, or measure the level of a data set.
@@ -64,7 +75,7 @@ def choose(paths: Iterable[Path], given: int | None = None, option: str = OPTION
         option: name of the option or setting that gives a level, for messages.
 
     Raises:
-        InputError: the 16-bit scans are black.
+        InputError: the 16-bit scans are black, or some have fewer bits than the others.
     """
     if given is not None:
         return WhiteLevel(given, f"16-bit scans: white level {given} ({option})")
@@ -129,10 +140,33 @@ def _measure(deep: Sequence[Path], readable: int, option: str) -> WhiteLevel:
         )
     if level < 1:
         raise InputError(f"the 16-bit scans are black, 99.9 % of their pixels are 0; give {option}=LEVEL")
+    if fewer := _of_fewer_bits(kept, level):
+        other = max(kept, key=lambda one: one.level)
+        raise InputError(
+            f"the 16-bit scans have two scales: {len(fewer)} of {len(kept)} sampled reach {fewer[0].level}, such as "
+            f"{fewer[0].path.name}, others {other.level}, such as {other.path.name}; keep scans of "
+            f"one scale in one data set, or give {option}=LEVEL, by which all are divided"
+        )
     text = f"16-bit scans: white level {level} (99.9 % of {len(kept)} scans)"
     if outliers := [one for one in counted if one.level > most]:
         text += f", without {len(outliers)} more than {OUTLIER:g} times as bright, such as {outliers[0].path.name}"
     return WhiteLevel(level, text)
+
+
+def _of_fewer_bits(counted: Sequence[_Counted], level: int) -> list[_Counted]:
+    """Find scans of two bits less than the others, which `level` would make four times too dark.
+
+    One scan is enough if its belt has the largest value of fewer bits. Otherwise the belts of several scans have to
+    agree, because dark scans of the same bits, whose belt is not in the picture, have all kinds of levels.
+    """
+    dark = [one for one in counted if DARKEST * level <= one.level < DARK * level]
+    if saturated := [one for one in dark if one.is_saturated]:
+        return saturated
+    middle = float(np.median([one.level for one in dark])) if dark else 0.0
+    alike = [one for one in dark if abs(one.level - middle) <= ALIKE * middle]
+    least, most = FEWER_BITS
+    enough = len(alike) >= LEAST_ALIKE and 2 * len(alike) > len(dark)
+    return alike if enough and least * middle <= level <= most * middle else []
 
 
 def _count(path: Path) -> _Counted | None:

@@ -83,7 +83,7 @@ def test_hot_pixels_do_not_change_the_level(tmp_path):
 
 
 def test_dark_scans_do_not_change_the_level(tmp_path):
-    dark = [np.full((SIDE, SIDE), 1200, np.uint16)] * 12  # the belt is not in the picture
+    dark = [np.full((SIDE, SIDE), 1200 + 20 * number, np.uint16) for number in range(12)]  # no belt
     paths = write(tmp_path, [*dark, *(scan(seed, 4095) for seed in range(20))])
     assert white_level.choose(paths).level == 4095
     assert (read_image(paths[0], white=4095) == 75).all()  # 255 * 1200 / 4095 = 74.7
@@ -96,6 +96,39 @@ def test_a_scan_of_more_bits_is_left_out_told_and_refused_when_read(tmp_path):
     assert found.text.endswith("(99.9 % of 9 scans), without 1 more than 3 times as bright, such as 0009.png")
     with pytest.raises(ImageError, match="16 bits on another scale: used up to 65535, but the white level is 4095"):
         read_image(paths[9], white=found.level)
+
+
+@pytest.mark.parametrize(("few", "belts"), [(1, [4095]), (4, [4095] * 4), (3, [3890, 3900, 3910]), (9, [4095] * 9)])
+@pytest.mark.parametrize("most", [16_383, 15_500])
+def test_scans_of_fewer_bits_are_not_darkened_in_silence(tmp_path, few, belts, most):
+    fewer = write(tmp_path / "fewer", [scan(seed, belt) for seed, belt in enumerate(belts)])
+    others = write(tmp_path / "others", [scan(seed, most) for seed in range(10)])
+    said = (
+        f"the 16-bit scans have two scales: {few} of {few + 10} sampled reach {belts[0]}, such as 0000.png, others "
+        f"{most}, such as 0000.png; keep scans of one scale in one data set, or give --white=LEVEL, by which all are "
+        "divided"
+    )
+    with pytest.raises(InputError, match=re.escape(said)):
+        white_level.choose([*fewer, *others])
+    assert white_level.choose([*fewer, *others], most).level == most
+    assert white_level.choose(fewer).level <= belts[-1]
+
+
+@pytest.mark.parametrize(
+    "dark", [[4000], [4090], [3900, 4095 - 1], [1500, 2200, 2800, 3500, 4400, 5600], [1400] * 9, [7000] * 9]
+)
+def test_honest_dark_scans_are_divided_by_the_level_of_their_set(tmp_path, dark):
+    scans = [np.full((SIDE, SIDE), value, np.uint16) for value in dark]  # the belt is not in the picture
+    paths = write(tmp_path, [*scans, *(scan(seed, 16_383) for seed in range(20))])
+    assert white_level.choose(paths).level == 16_383
+    assert (read_image(paths[0], white=16_383) == round(255 * dark[0] / 16_383)).all()
+
+
+def test_scans_of_fewer_bits_too_dark_to_read_are_counted_when_read(tmp_path):
+    paths = write(tmp_path, [*(scan(seed, 16_383) for seed in range(9)), scan(9, 1023)])
+    assert white_level.choose(paths).level == 16_383
+    with pytest.raises(ImageError, match="16 bits on another scale: used up to 1023"):
+        read_image(paths[9], white=16_383)
 
 
 @pytest.mark.parametrize(("used", "white"), [(4095, None), (16_383, None), (4095, 65_535), (1023, 16_383)])
