@@ -91,7 +91,7 @@ class Pretrainer(Trainer):
         optim, data = config.optim, config.data
         own = process_settings(config, group.world)
         self.micro_batch = own.optim.micro_batch
-        self.steps = optim.steps or optim.epochs * folder.index.num_pairs // optim.batch
+        self.steps = config.num_steps(folder.index.num_pairs)
         if not self.steps:
             raise InputError(f"{folder.store}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
         self.model = make_model(own, device, resuming)

@@ -15,10 +15,11 @@ from segloc.common.skips import Skips, require
 from segloc.common.stops import Stopped, held
 from segloc.contrast.pretrainer import HARMLESS, Pretrainer
 from segloc.data.stream import ShardFolder
+from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import BACKBONE_SETTINGS
 from segloc.settings.loader import to_yaml
 from segloc.settings.pretraining import PretrainConfig
-from segloc.training import checkpoint, run_folder
+from segloc.training import checkpoint, memory, run_folder
 from segloc.training.loop import DETECTRON2, Hook
 from segloc.training.processes import ALONE, Group
 from segloc.training.stopping import Keeper
@@ -110,6 +111,9 @@ def _classes(folder: ShardFolder) -> int:
 
 def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Group) -> Path:
     run_folder.refuse_other_settings(out, config, HARMLESS, shards=folder.index.digest)
+    queue, dim = config.queue, config.head.dim
+    what = f"queue.size {queue.size} with head.dim {dim}"
+    memory.require(4 * len(LEVELS) * queue.size * dim, group.device(), what)  # float32
     last = out / checkpoint.LAST
     state = checkpoint.load(last) if last.is_file() else None
     trainer = Pretrainer(config, folder, out, group.device(), group, resuming=state is not None)

@@ -24,6 +24,7 @@ from segloc.detection.coco_eval import MEAN, METRICS, PARAMS, POOLED, Matches, f
 
 LEVEL_PERCENT = 95
 LEAST_RESAMPLES = 40  # with fewer, less than one draw is outside each bound
+MOST_RESAMPLES = 1_000_000  # an interval no longer changes, and the draws are kept in memory
 SEED = 0
 _DRAWS = 0xB007
 

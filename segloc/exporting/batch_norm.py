@@ -20,6 +20,7 @@ from segloc.data.stream import PairStream, ShardFolder
 from segloc.exporting.insert_bn import insert, measure_moments
 from segloc.models.backbone import SegLocBackbone, normalize
 from segloc.models.initial_weights import StoredBackbone
+from segloc.settings.fields import MAX_IMAGE_SIZE_PX
 from segloc.settings.pretraining import DataConfig
 from segloc.training.processes import ALONE
 
@@ -44,8 +45,10 @@ class Measuring:
     image_size: int = 500
 
     def __post_init__(self) -> None:
-        if min(self.views, self.image_size) < 1 or self.seed < 0:
-            raise InputError("--views and --image-size must be at least 1, and --seed at least 0")
+        if min(self.views, self.image_size) < 1 or self.image_size > MAX_IMAGE_SIZE_PX or self.seed < 0:
+            raise InputError(
+                f"--views must be at least 1, --image-size from 1 to {MAX_IMAGE_SIZE_PX}, and --seed at least 0"
+            )
 
 
 def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[StoredBackbone, dict[str, Any]]:

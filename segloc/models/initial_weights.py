@@ -19,12 +19,13 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from segloc.common.errors import InputError, one_line
-from segloc.common.parse import parsing, shown
+from segloc.common.parse import shown
 from segloc.models import foreign
 from segloc.models.backbone import SegLocBackbone
 from segloc.settings.backbone import ARCHS, FPN_CHANNELS, BackboneSettings
 from segloc.settings.fields import check_limits
 from segloc.settings.finetuning import REFUSE
+from segloc.settings.loader import build
 from segloc.training import checkpoint
 
 RANDOM = "random"
@@ -66,8 +67,6 @@ class StoredBackbone:
         Raises:
             InputError: the tensors do not match the settings.
         """
-        with torch.device("meta"):  # takes no memory, whatever the settings say
-            refuse_misfits(SegLocBackbone(**self.settings), self.tensors, self.source)
         backbone = SegLocBackbone(**self.settings).eval()
         load_strict(backbone, self.tensors, self.source)
         return backbone
@@ -96,11 +95,14 @@ def read_backbone(path: str | Path) -> StoredBackbone:
     """Read the backbone of a pretraining or fine-tuning result, from a file or run folder.
 
     Raises:
-        InputError: no such file, or it contains no backbone.
+        InputError: no such file, it contains no backbone, or the tensors do not match the settings.
     """
     file = checkpoint.find(path)
     content, digest = checkpoint.read_any(file)
-    return _stored(checkpoint.require_readable(content, file), str(path), file, digest)
+    stored = _stored(checkpoint.require_readable(content, file), str(path), file, digest)
+    with torch.device("meta"):  # takes no memory, whatever the settings say
+        refuse_misfits(SegLocBackbone(**stored.settings), stored.tensors, stored.source)
+    return stored
 
 
 def load_backbone(path: str | Path) -> SegLocBackbone:
@@ -121,10 +123,7 @@ def _stored(content: dict[str, Any], source: str, file: Path, digest: str) -> St
     settings, head = {name: content[name] for name in BACKBONE_SETTINGS}, content.get("head", {})
     for state in (content["backbone"], head):
         check_tensors(state, str(file))
-    with parsing(file, "its settings are damaged"):
-        check_limits(BackboneSettings(**settings))
-        if type(settings["attention"]) is not bool or type(settings["fpn_channels"]) is not int:
-            raise TypeError(f"attention {shown(settings['attention'])}, channels {shown(settings['fpn_channels'])}")
+    check_limits(build(BackboneSettings, settings, str(file)), f"{file}: ")
     iteration = None if content.get("iteration") is None else checkpoint.count_in(content, "iteration", file)
     return StoredBackbone(source, settings, content["backbone"], head, iteration, digest)
 

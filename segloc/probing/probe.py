@@ -17,6 +17,7 @@ from segloc.models.initial_weights import IMAGENET, RANDOM
 from segloc.probing import classifiers
 from segloc.probing.held_out import HeldOutViews, split
 from segloc.probing.roi_features import features, start, trained
+from segloc.settings.fields import MAX_IMAGE_SIZE_PX
 from segloc.settings.pretraining import load_config
 
 
@@ -48,8 +49,10 @@ def probe(
     Raises:
         InputError: invalid weights, shards or numbers, or a recipe for a checkpoint, which has its own settings.
     """
-    if min(train, test, image_size) < 1 or seed < 0:
-        raise InputError("--train, --test and --image-size must be at least 1, and --seed at least 0")
+    if min(train, test, image_size) < 1 or image_size > MAX_IMAGE_SIZE_PX or seed < 0:
+        raise InputError(
+            f"--train and --test must be at least 1, --image-size from 1 to {MAX_IMAGE_SIZE_PX}, and --seed at least 0"
+        )
     folder = ShardFolder.open(shards)
     if weights in (RANDOM, IMAGENET):
         network = start(weights, load_config(config, list(overrides)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from segloc.settings.fields import setting
+from segloc.settings.fields import MAX_BATCH, MAX_CHANNELS, setting
 
 ARCHS = ("resnet18", "resnet50", "resnet101")
 NORMS = ("bn", "gn", "none")
@@ -26,7 +26,11 @@ class BackboneSettings:
     norm: str = setting("bn", "Norm layer of the ResNet and, in pretraining, of the RoI head.", choices=NORMS)
     sda_norm: str = setting("bn", "Norm layer inside the channel attention.", choices=SDA_NORMS)
     attention: bool = setting(True, "Add the SDA modules after the FPN.")
-    bn_splits: int = setting(1, "Parts of a training batch that bn normalises separately.", least=1)
+    bn_splits: int = setting(1, "Parts of a training batch that bn normalises separately.", least=1, most=MAX_BATCH)
     fpn_channels: int = setting(
-        FPN_CHANNELS, "Channels of FPN and attention; SDANet uses 256.", least=MIN_CHANNELS, multiple_of=BOTTLENECK
+        FPN_CHANNELS,
+        "Channels of FPN and attention; SDANet uses 256.",
+        least=MIN_CHANNELS,
+        most=MAX_CHANNELS,
+        multiple_of=BOTTLENECK,
     )

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 
 from segloc.common.cli import split_override
 from segloc.common.errors import InputError, unknown_key
-from segloc.settings.fields import MAX_SEED, check_limits, setting
+from segloc.settings.fields import MAX_IMAGE_SIZE_PX, MAX_SEED, MAX_THREADS, check_limits, setting
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Used in place of a protocol's name for the cells that probe.
 PROBE = "probe"
+MAX_VIEWS = 10_000_000  # of a probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Pretraining:
         None,
         "Empty: each seed of the experiment has its own pretraining, so the spread over seeds includes the "
         "pretraining. A number: all seeds share one pretraining with this seed.",
+        least=0,
+        most=MAX_SEED,
     )
-    processes: int = setting(1, "``--processes``.", least=1)
+    processes: int = setting(1, "``--processes``.", least=1, most=MAX_THREADS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +68,9 @@ class Probe:
     )
     overrides: tuple[str, ...] = setting((), "``key=value`` overrides of the recipe.")
     starts: tuple[str, ...] = setting((), "Names of the initialisations to probe; empty: all.")
-    train: int = setting(2000, "``--train``, number of training views.", least=1)
-    test: int = setting(1000, "``--test``, number of test views.", least=1)
-    image_size: int = setting(500, "``--image-size``, pixels.", least=1)
+    train: int = setting(2000, "``--train``, number of training views.", least=1, most=MAX_VIEWS)
+    test: int = setting(1000, "``--test``, number of test views.", least=1, most=MAX_VIEWS)
+    image_size: int = setting(500, "``--image-size``, pixels.", least=1, most=MAX_IMAGE_SIZE_PX)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,9 @@ class Experiment:
 
     title: str = setting("SegLoc experiment", "Title of the report.")
     data: str = setting("", "``--data``, a PIDray folder; empty: the protocols' recipes set it.")
-    seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds; each initialisation and protocol is run once per seed.")
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2), "Seeds; each initialisation and protocol is run once per seed.", least=0, most=MAX_SEED
+    )
     pretrainings: dict[str, Pretraining] = setting({}, "Pretrainings by name.")
     starts: dict[str, Start] = setting({}, "Initialisations by name.")
     protocols: dict[str, Protocol] = setting({}, "Protocols by name.")
@@ -94,8 +99,7 @@ class Experiment:
     compare: Compare = setting(Compare(), "What the page of a study compares.")
 
     def __post_init__(self) -> None:
-        if any(not 0 <= seed <= MAX_SEED for seed in self.seeds):
-            raise InputError(f"seeds: expected whole numbers from 0 to {MAX_SEED}, got {list(self.seeds)}")
+        check_limits(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds: expected one or more different numbers, got {list(self.seeds)}")
         for name, pretraining in self.pretrainings.items():

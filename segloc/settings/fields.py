@@ -10,6 +10,15 @@ from typing import Any
 from segloc.common.errors import InputError
 
 MAX_SEED = 2**63 - 1  # largest seed that torch accepts
+# Upper bounds: far beyond what anybody trains with, and small enough that no setting alone fills the memory.
+MAX_STEPS = 50_000_000  # the schedule is an array of this length
+MAX_EPOCHS = 1_000_000
+MAX_IMAGE_SIZE_PX = 8192
+MAX_BATCH = 65_536
+MAX_CHANNELS, MAX_WIDTH, MAX_LAYERS = 2048, 8192, 32
+MAX_PER_IMAGE = 100_000  # anchors, proposals, detections
+MAX_CLASSES = 65_536
+MAX_THREADS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +30,7 @@ class Limits:
         least: inclusive lower bound.
         most: inclusive upper bound; needs `least`.
         above: exclusive lower bound.
-        multiple_of: required divisor; needs `least`.
+        multiple_of: required divisor; needs `least` and `most`.
     """
 
     choices: Sequence[str] = ()
@@ -48,7 +57,7 @@ class Limits:
         if self.above is not None:
             return f"more than {self.above}"
         if self.multiple_of:
-            return f"a multiple of {self.multiple_of} that is at least {self.least}"
+            return f"a multiple of {self.multiple_of} from {self.least} to {self.most}"
         if self.most < math.inf:
             return f"from {self.least} to {self.most}"
         return "" if self.least is None else f"at least {self.least}"
@@ -69,7 +78,7 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
 
 
 def check_limits(settings: Any, prefix: str = "") -> None:
-    """Check the settings of a dataclass and of its nested dataclasses.
+    """Check the settings of a dataclass and of its nested dataclasses; of a list, each value.
 
     `prefix` is the dotted key of the dataclass with a dot at the end.
 
@@ -80,6 +89,9 @@ def check_limits(settings: Any, prefix: str = "") -> None:
         value, name = getattr(settings, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
             check_limits(value, f"{name}.")
-        elif value is not None and not (limits := field.metadata["limits"]).allow(value):
-            verb = "not" if limits.choices or limits.multiple_of else "it must be"
-            raise InputError(f"{name} is {value!r}, {verb} {limits.words()}")
+            continue
+        limits = field.metadata["limits"]
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and not limits.allow(one):
+                verb = "not" if limits.choices or limits.multiple_of else "it must be"
+                raise InputError(f"{name} is {one!r}, {verb} {limits.words()}")

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 
 from segloc.common.errors import InputError
 from segloc.settings.backbone import BackboneSettings
-from segloc.settings.fields import MAX_SEED, check_limits, setting
+from segloc.settings.fields import (
+    MAX_BATCH,
+    MAX_CHANNELS,
+    MAX_CLASSES,
+    MAX_EPOCHS,
+    MAX_IMAGE_SIZE_PX,
+    MAX_LAYERS,
+    MAX_PER_IMAGE,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_THREADS,
+    MAX_WIDTH,
+    check_limits,
+    setting,
+)
 
 # What to do with initial weights whose name or shape does not match.
 REFUSE = "refuse"
@@ -33,14 +47,18 @@ MAX_STAGES = 3  # of the cascade
 class HeadSettings:
     """The detector's heads. The defaults are SDANet's."""
 
-    anchor_scale: int = setting(8, "Anchor side, in strides of its level.", least=1)
-    rpn_batch: int = setting(256, "Anchors sampled per image for the RPN loss.", least=1)
-    roi_batch: int = setting(512, "Proposals sampled per image for the losses of the heads.", least=1)
-    train_proposals: int = setting(2000, "Proposals kept per image in training, before sampling.", least=1)
-    test_proposals: int = setting(1000, "Proposals classified per image in testing.", least=1)
-    fc_dim: int = setting(1024, "Width of the two fully connected layers of a box head.", least=1)
-    mask_convs: int = setting(4, "Convolutions of the mask head before upsampling.", least=0)
-    mask_dim: int = setting(256, "Channels of these convolutions.", least=1)
+    anchor_scale: int = setting(8, "Anchor side, in strides of its level.", least=1, most=1024)
+    rpn_batch: int = setting(256, "Anchors sampled per image for the RPN loss.", least=1, most=MAX_PER_IMAGE)
+    roi_batch: int = setting(
+        512, "Proposals sampled per image for the losses of the heads.", least=1, most=MAX_PER_IMAGE
+    )
+    train_proposals: int = setting(
+        2000, "Proposals kept per image in training, before sampling.", least=1, most=MAX_PER_IMAGE
+    )
+    test_proposals: int = setting(1000, "Proposals classified per image in testing.", least=1, most=MAX_PER_IMAGE)
+    fc_dim: int = setting(1024, "Width of the two fully connected layers of a box head.", least=1, most=MAX_WIDTH)
+    mask_convs: int = setting(4, "Convolutions of the mask head before upsampling.", least=0, most=MAX_LAYERS)
+    mask_dim: int = setting(256, "Channels of these convolutions.", least=1, most=MAX_CHANNELS)
     stages: int = setting(
         3,
         "Box heads in a cascade: 3 make a Cascade Mask R-CNN, 1 a Mask R-CNN. Detectron2 only; the torchvision engine "
@@ -55,7 +73,7 @@ class HeadSettings:
     nms_threshold: float = setting(
         0.5, "IoU above which NMS drops the lower-scoring of two detections of a class.", least=0, most=1
     )
-    detections: int = setting(100, "Maximum number of detections per image.", least=1)
+    detections: int = setting(100, "Maximum number of detections per image.", least=1, most=MAX_PER_IMAGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +83,9 @@ class ModelSettings:
     engine: str = setting(
         "auto", "Detector library; ``auto``: Detectron2 if installed, else torchvision.", choices=("auto", *ENGINES)
     )
-    num_classes: int = setting(0, "Classes without background; 0 uses the number in the annotations.", least=0)
+    num_classes: int = setting(
+        0, "Classes without background; 0 uses the number in the annotations.", least=0, most=MAX_CLASSES
+    )
     frozen: int = setting(
         0, "Frozen ResNet stages: 0 none, 1 the stem and layer1, up to 4, the whole ResNet.", least=0, most=4
     )
@@ -86,7 +106,10 @@ class DataSettings:
         (), "``[[name, annotations, images], ...]`` to use instead of PIDray's easy, hard and hidden."
     )
     image_size: int = setting(
-        500, "Side of the square that scans are scaled to fit, keeping their aspect ratio, pixels.", least=1
+        500,
+        "Side of the square that scans are scaled to fit, keeping their aspect ratio, pixels.",
+        least=1,
+        most=MAX_IMAGE_SIZE_PX,
     )
     flip: float = setting(0.5, "Probability of a horizontal flip in training.", least=0, most=1)
     train_empty: bool = setting(False, "Also train on scans without annotations.")
@@ -97,7 +120,7 @@ class DataSettings:
         least=0,
         most=1,
     )
-    threads: int = setting(4, "Decoding threads.", least=1)
+    threads: int = setting(4, "Decoding threads.", least=1, most=MAX_THREADS)
     white: int | None = setting(
         None,
         "White level of 16-bit scans: the value of the empty belt, which divides training and test scans. Empty: it is "
@@ -116,21 +139,25 @@ class OptimSettings:
         "``sgd`` with momentum, as in SDANet, or ``adamw``, which learns faster in very short runs.",
         choices=("sgd", "adamw"),
     )
-    batch: int = setting(2, "Scans per step.", least=1)
+    batch: int = setting(2, "Scans per step.", least=1, most=MAX_BATCH)
     micro_batch: int = setting(
         0,
         "Scans per forward pass; less than `batch` accumulates gradients, 0 uses the whole batch. The loss of a step "
         "is the mean over its micro-batches. It equals the loss of the whole batch if all scans have equally many "
         "sampled proposals, and is close to it otherwise.",
         least=0,
+        most=MAX_BATCH,
     )
     lr_per_16: float = setting(0.02, "Learning rate for 16 scans per step; scaled linearly with `batch`.", least=0)
     momentum: float = setting(0.9, "Momentum of SGD; AdamW uses its default betas.", least=0, most=1)
     weight_decay: float = setting(0.0001, "Weight decay of all parameters.", least=0)
-    warmup: int = setting(500, "Steps of linear warm-up.", least=0)
+    warmup: int = setting(500, "Steps of linear warm-up.", least=0, most=MAX_STEPS)
     warmup_start: float = setting(1 / 3, "Fraction of the learning rate at the first step.", least=0)
     milestones: tuple[float, ...] = setting(
-        (8 / 12, 11 / 12), "Fractions of the run at which the learning rate is multiplied by `gamma`."
+        (8 / 12, 11 / 12),
+        "Fractions of the run at which the learning rate is multiplied by `gamma`.",
+        least=0,
+        most=1,
     )
     gamma: float = setting(0.1, "Factor of the learning rate at each milestone.", least=0)
     clip: float = setting(35.0, "Maximum L2 norm of the gradient; 0 disables clipping.", least=0)
@@ -151,16 +178,16 @@ class OptimSettings:
 class TrainSettings:
     """Length of the run, initialisation, checkpoints and logs."""
 
-    epochs: float = setting(12.0, "Passes over the training set.", least=0)
-    iterations: int = setting(0, "Steps; 0 uses `epochs`.", least=0)
+    epochs: float = setting(12.0, "Passes over the training set.", least=0, most=MAX_EPOCHS)
+    iterations: int = setting(0, "Steps; 0 uses `epochs`.", least=0, most=MAX_STEPS)
     seed: int = setting(
         0,
         "Seed of the random initialisation, the order of the scans, the flips and the sampling of proposals.",
         least=0,
         most=MAX_SEED,
     )
-    checkpoint_every: int = setting(1000, "Steps between checkpoints.", least=1)
-    log_every: int = setting(20, "Steps between lines of metrics.json.", least=1)
+    checkpoint_every: int = setting(1000, "Steps between checkpoints.", least=1, most=MAX_STEPS)
+    log_every: int = setting(20, "Steps between lines of metrics.json.", least=1, most=MAX_STEPS)
     box_heads: str = setting(
         "random",
         "Initialisation of the box heads: ``random``, or ``pretrained``, which copies the pretrained RoI head to each "
@@ -177,8 +204,15 @@ class TrainSettings:
     )
 
     def steps(self, images: int, batch: int) -> int:
-        """Return the number of steps for a training set of `images` scans."""
-        return self.iterations or max(1, round(self.epochs * images / batch))
+        """Return the number of steps for a training set of `images` scans.
+
+        Raises:
+            InputError: it is too large.
+        """
+        steps = self.iterations or max(1, round(self.epochs * images / batch))
+        if steps > MAX_STEPS:
+            raise InputError(f"train.epochs {self.epochs} means {steps} steps, at most {MAX_STEPS} are possible")
+        return steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,10 +45,10 @@ def parse(schema: type[Config], text: str, where: str, overrides: Sequence[str] 
 
 
 def _changed(schema: type[Config], raw: dict[str, Any], where: str, overrides: Sequence[str]) -> Config:
-    config = _build(schema, raw, where)  # before the overrides, too, so that errors in the recipe name its file
+    config = build(schema, raw, where)  # before the overrides, too, so that errors in the recipe name its file
     for override in overrides:
         _apply(schema, raw, override)
-    return _build(schema, raw, "override") if overrides else config
+    return build(schema, raw, "override") if overrides else config
 
 
 def to_yaml(config: Any) -> str:
@@ -73,10 +73,17 @@ def _read(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merged(_read(path.parent / expanded(base), (*above, path.resolve())), raw)
 
 
-def _build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
+def build(schema: type[Config], raw: dict[Any, Any], where: str, prefix: str = "") -> Config:
     """Build a frozen dataclass from nested dicts; missing keys keep their defaults.
 
-    Error messages contain the source `where` and the full key. `prefix` is the section's dotted key and a dot.
+    Args:
+        schema: the dataclass.
+        raw: the values.
+        where: source, for error messages.
+        prefix: dotted key of the section and a dot.
+
+    Raises:
+        InputError: an unknown key, or a value of the wrong type or out of range.
     """
     hints = get_type_hints(schema)
     values = {}
@@ -184,7 +191,7 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
                     raise InputError(f"{where}: {key}: expected text as a key, got {shown(name)}")
                 check_text(name, f"{where}: {key}")
             return {name: _value(get_args(hint)[1], part, where, f"{key}.{name}") for name, part in value.items()}
-        return _build(hint, value, where, f"{key}.")  # type: ignore[arg-type]
+        return build(hint, value, where, f"{key}.")  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where}: {key}: expected a list, got {shown(value)}")

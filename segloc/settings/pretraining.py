@@ -11,7 +11,19 @@ from pathlib import Path
 
 from segloc.common.errors import InputError
 from segloc.settings.backbone import GROUPS, BackboneSettings
-from segloc.settings.fields import MAX_SEED, check_limits, setting
+from segloc.settings.fields import (
+    MAX_BATCH,
+    MAX_CHANNELS,
+    MAX_EPOCHS,
+    MAX_IMAGE_SIZE_PX,
+    MAX_LAYERS,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_THREADS,
+    MAX_WIDTH,
+    check_limits,
+    setting,
+)
 from segloc.settings.loader import load
 
 STRIDE = 32  # images up to this side give a single position in the ResNet's last stage
@@ -22,7 +34,10 @@ class ModelConfig(BackboneSettings):
     """The backbone (`segloc.models.backbone.SegLocBackbone`) and its initialisation."""
 
     bn_splits: int = setting(
-        8, "Parts of a batch that bn normalises separately; keys are shuffled over them (shuffle-BN).", least=1
+        8,
+        "Parts of a batch that bn normalises separately; keys are shuffled over them (shuffle-BN).",
+        least=1,
+        most=MAX_BATCH,
     )
     init: str = setting(
         "random",
@@ -49,16 +64,16 @@ class HeadConfig:
         "connected layers of the detector's box head, which fine-tuning can load.",
         choices=("insloc", "box2fc"),
     )
-    convs: int = setting(4, "Number of convolutions; not used by box2fc.", least=0)
-    conv_dim: int = setting(256, "Channels of these convolutions.", least=1)
-    fc_dim: int = setting(1024, "Width of the fully connected layers.", least=1)
-    dim: int = setting(128, "Dimension of the embedding.", least=1)
+    convs: int = setting(4, "Number of convolutions; not used by box2fc.", least=0, most=MAX_LAYERS)
+    conv_dim: int = setting(256, "Channels of these convolutions.", least=1, most=MAX_CHANNELS)
+    fc_dim: int = setting(1024, "Width of the fully connected layers.", least=1, most=MAX_WIDTH)
+    dim: int = setting(128, "Dimension of the embedding.", least=1, most=MAX_WIDTH)
     embedding_bn: bool = setting(
         False,
         "Standardise the embeddings over each of the micro-batch's bn_splits parts, so that they cannot all drift away "
         "from older keys. Accumulated micro-batches then give a different result than one large batch.",
     )
-    sampling_ratio: int = setting(2, "RoIAlign samples per bin and axis; 0 adapts to the box size.", least=0)
+    sampling_ratio: int = setting(2, "RoIAlign samples per bin and axis; 0 adapts to the box size.", least=0, most=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +86,9 @@ class QueueConfig:
         "``single``: one queue with the last K keys of all classes (MoCo and InsLoc, the paper's baseline).",
         choices=("class", "single"),
     )
-    size: int = setting(16384, "K, keys per queue and level. The paper states both 16385 and 2^14 = 16384.", least=1)
+    size: int = setting(
+        16384, "K, keys per queue and level. The paper states both 16385 and 2^14 = 16384.", least=1, most=2**26
+    )
     init: str = setting(
         "keys",
         "``keys`` fills the queues with keys of the untrained key network (the paper calls this crucial); ``random`` "
@@ -91,7 +108,9 @@ class QueueConfig:
 class DataConfig:
     """Loading and augmentation of pairs."""
 
-    image_size: int = setting(500, "Side of the square that larger images are shrunk to fit, pixels.", least=1)
+    image_size: int = setting(
+        500, "Side of the square that larger images are shrunk to fit, pixels.", least=1, most=MAX_IMAGE_SIZE_PX
+    )
     augment: str = setting(
         "xray",
         "Photometric augmentation (`segloc.data.augment`).",
@@ -104,8 +123,8 @@ class DataConfig:
         "the item (`segloc.data.box_augment`).",
         choices=("none", "insloc"),
     )
-    mix_shards: int = setting(4, "Shards per shuffle group; a group is kept in memory.", least=1)
-    threads: int = setting(4, "Decoding threads.", least=1)
+    mix_shards: int = setting(4, "Shards per shuffle group; a group is kept in memory.", least=1, most=MAX_BATCH)
+    threads: int = setting(4, "Decoding threads.", least=1, most=MAX_THREADS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +136,16 @@ class OptimConfig:
         "``sgd`` with Nesterov momentum (InsLoc), or ``adamw``, which learns faster in very short runs.",
         choices=("sgd", "adamw"),
     )
-    batch: int = setting(64, "Pairs per optimiser step.", least=1)
-    micro_batch: int = setting(64, "Pairs per forward pass; less than `batch` accumulates gradients.", least=1)
+    batch: int = setting(64, "Pairs per optimiser step.", least=1, most=MAX_BATCH)
+    micro_batch: int = setting(
+        64, "Pairs per forward pass; less than `batch` accumulates gradients.", least=1, most=MAX_BATCH
+    )
     lr_per_256: float = setting(0.03, "Learning rate per 256 pairs of `batch` (InsLoc: 0.03).", above=0)
     momentum: float = setting(0.9, "Momentum of SGD; AdamW uses its default betas.", least=0, most=1)
     weight_decay: float = setting(0.0001, "Weight decay of all parameters.", least=0)
-    warmup: int = setting(0, "Steps of linear warm-up.", least=0)
-    epochs: int = setting(30, "Passes over the shards.", least=1)
-    steps: int = setting(0, "Optimiser steps; 0 uses `epochs`.", least=0)
+    warmup: int = setting(0, "Steps of linear warm-up.", least=0, most=MAX_STEPS)
+    epochs: int = setting(30, "Passes over the shards.", least=1, most=MAX_EPOCHS)
+    steps: int = setting(0, "Optimiser steps; 0 uses `epochs`.", least=0, most=MAX_STEPS)
     ema: float = setting(0.999, "Momentum m of the key network.", least=0, most=1)
     temperature: float = setting(0.2, "T of InfoNCE.", above=0)
     amp: bool = setting(False, "Use bfloat16 autocast.")
@@ -138,8 +159,8 @@ class PretrainConfig:
     """All settings of a pretraining run."""
 
     seed: int = setting(0, "Seed of the weights, the order of the pairs and the augmentation.", least=0, most=MAX_SEED)
-    checkpoint_every: int = setting(500, "Steps between checkpoints.", least=1)
-    log_every: int = setting(10, "Steps between lines of metrics.json.", least=1)
+    checkpoint_every: int = setting(500, "Steps between checkpoints.", least=1, most=MAX_STEPS)
+    log_every: int = setting(10, "Steps between lines of metrics.json.", least=1, most=MAX_STEPS)
     model: ModelConfig = ModelConfig()
     head: HeadConfig = HeadConfig()
     queue: QueueConfig = QueueConfig()
@@ -165,6 +186,17 @@ class PretrainConfig:
         if self.model.init == "imagenet" and self.model.norm != "bn":
             raise InputError(f"model.init=imagenet needs model.norm=bn, not {self.model.norm}")
         self._check_norms()
+
+    def num_steps(self, pairs: int) -> int:
+        """Return the number of optimiser steps with shards of `pairs` pairs; 0 if they do not fill one batch.
+
+        Raises:
+            InputError: it is too large.
+        """
+        steps = self.optim.steps or self.optim.epochs * pairs // self.optim.batch
+        if steps > MAX_STEPS:
+            raise InputError(f"optim.epochs {self.optim.epochs} means {steps} steps, at most {MAX_STEPS} are possible")
+        return steps
 
     def _check_norms(self) -> None:
         model, part = self.model, self.optim.micro_batch

@@ -184,8 +184,8 @@ def test_results_without_masks_are_measured_by_box_alone(pidray, tmp_path, capsy
         (["--weights", "RUN", "--annotations", "TRUTH"], "--annotations is for --results"),
         (["--weights", "RUN", "data.tests=[[a/b, x.json, y]]"], "a test set cannot be named 'a/b'"),
         (["--weights", "RUN", "data.tests=[[a, x.json, y], [a, z.json, y]]"], "several test sets are named 'a'"),
-        (["--weights", "RUN", "--bootstrap", "5"], "--bootstrap 5: too few draws; give at least 40"),
-        (["--weights", "RUN", "--bootstrap", "-1"], "--bootstrap -1: too few draws; give at least 40"),
+        (["--weights", "RUN", "--bootstrap", "5"], "--bootstrap 5: give a number of draws from 40 to 1000000"),
+        (["--weights", "RUN", "--bootstrap", "1000000000000"], "--bootstrap 1000000000000: give a number of draws"),
         (["--weights", "RUN", "data.image_sizes=3"], "did you mean 'data.image_size'"),
         (["--weights", "RUN", "model.engine=detectron2"], "was trained with engine torchvision"),
     ],
@@ -201,6 +201,14 @@ def test_bad_input_ends_in_one_line(pidray, tuned, tmp_path, capsys, arguments, 
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "eval.json").exists()
+
+
+def test_bounds_hold_for_the_recipe_in_a_checkpoint(tuned, tmp_path, capsys):
+    content = checkpoint.load(tuned / "model.pth")
+    content["config"] = content["config"].replace("image_size: 64", "image_size: 1000000")
+    checkpoint.save(tuned / "model.pth", content)
+    assert evaluate.main(["--weights", str(tuned), "--out", str(tmp_path / "e.json")]) == 2
+    assert "its recipe: data.image_size is 1000000, it must be from 1 to 8192\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ BAD = [
     ("start: {}", "unknown key 'start'; did you mean 'starts'?"),
     ("seeds: [0, 0]", "seeds: expected one or more different numbers"),
     ("seeds: []", "seeds: expected one or more"),
-    ("seeds: [-1]", "seeds: expected whole numbers from 0"),
+    ("seeds: [-1]", "seeds is -1, it must be from 0 to"),
     ("seeds: 3", "seeds: expected a list, got 3"),
     ("starts: {}", "starts is empty; add"),
     ("starts: {a: {weights: random}}", "protocols is empty and there is no probe"),

@@ -298,3 +298,32 @@ def test_a_diverged_network_is_refused(norm_free, shards, tmp_path, capsys, weig
     checkpoint.save(run / "backbone.pth", content)
     assert with_bn(run, shards, tmp_path / "bn.pth") == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda content: content.update(backbone={}), "backbone.pth: does not match the model: body.conv1.weight is missing"),
+        (lambda content: content["backbone"].pop("fpn.inner_blocks.1.0.bias"), "fpn.inner_blocks.1.0.bias is missing"),
+        (lambda content: content["backbone"].update(extra=torch.zeros(1)), "extra is not in the model"),
+        (lambda content: content.update(arch=None), "backbone.pth: arch: expected str, got None"),
+        (lambda content: content.update(arch=["resnet18"]), "backbone.pth: arch: expected str"),
+        (lambda content: content.update(norm="gn"), "body.bn1.running_mean is not in the model"),
+        (lambda content: content.update(attention=1), "backbone.pth: attention: expected bool, got 1"),
+        (lambda content: content.update(fpn_channels=128), "is (64, 64, 1, 1), not (128, 64, 1, 1)"),
+        (lambda content: content.update(fpn_channels=10**9), "fpn_channels is 1000000000, not a multiple of 16 from 64 to 2048"),
+        (lambda content: content.update(fpn_channels=64.0), "backbone.pth: fpn_channels: expected int, got 64.0"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_their_settings_are_refused_in_one_sentence(spoil, message, tmp_path, capsys):
+    settings = {"arch": "resnet18", "norm": "bn", "sda_norm": "gn", "attention": True, "fpn_channels": 64}
+    content = {"kind": "backbone", **settings, "iteration": 3, "backbone": SegLocBackbone(**settings).state_dict()}
+    spoil(content)
+    checkpoint.save(tmp_path / "backbone.pth", content)
+    out = tmp_path / "out.pth"
+    for format_ in ("segloc", "timm"):
+        assert export.main(["--weights", str(tmp_path / "backbone.pth"), "--format", format_, "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not out.exists()

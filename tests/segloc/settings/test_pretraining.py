@@ -37,7 +37,7 @@ def test_numbers_without_a_dot_are_numbers():
         (["queue.kind=one"], "queue.kind is 'one', not one of class, single"),
         (["queue.positives=all"], "queue.positives is 'all', not one of key, class"),
         (["queue.positives=class", "queue.kind=single"], "queue.positives=class needs queue.kind=class"),
-        (["model.fpn_channels=72"], "model.fpn_channels is 72, not a multiple of 16 that is at least 64"),
+        (["model.fpn_channels=72"], "model.fpn_channels is 72, not a multiple of 16 from 64 to 2048"),
         (["model.fpn_channels=48"], "model.fpn_channels is 48, not a multiple"),
         (["data.box_augment=yes"], "data.box_augment is 'yes', not one of none, insloc"),
         (["data.box_augment=random"], "data.box_augment is 'random', not one of none, insloc"),
