@@ -332,7 +332,7 @@ BAD = [
     ("starts: {a: {weights: w}}\nprobe: {}", "probe.shards is not set"),
     ("starts: {a: {weights: w}}\nprobe: 5", "probe: expected a mapping"),
     ("starts: {a: {weights: w}}\nprobe: {shard: s}", "unknown key 'probe.shard'; did you mean 'probe.shards'?"),
-    ("starts: {a: {weights: w}}\nprobe: {shards: s, test: 0}", "probe.test is 0, it must be at least 1"),
+    ("starts: {a: {weights: w}}\nprobe: {shards: s, test: 0}", "probe.test is 0, it must be from 1 to 10000000"),
     (
         "starts: {ab: {weights: w}}\nprobe: {shards: s, starts: [a]}",
         "probe.starts: unknown key 'a'; did you mean 'ab'",

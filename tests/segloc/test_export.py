@@ -303,7 +303,7 @@ def test_a_diverged_network_is_refused(norm_free, shards, tmp_path, capsys, weig
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda content: content.update(backbone={}), "backbone.pth: does not match the model: body.conv1.weight is missing"),
+        (lambda content: content.update(backbone={}), "does not match the model: body.conv1.weight is missing"),
         (lambda content: content["backbone"].pop("fpn.inner_blocks.1.0.bias"), "fpn.inner_blocks.1.0.bias is missing"),
         (lambda content: content["backbone"].update(extra=torch.zeros(1)), "extra is not in the model"),
         (lambda content: content.update(arch=None), "backbone.pth: arch: expected str, got None"),
@@ -311,7 +311,7 @@ def test_a_diverged_network_is_refused(norm_free, shards, tmp_path, capsys, weig
         (lambda content: content.update(norm="gn"), "body.bn1.running_mean is not in the model"),
         (lambda content: content.update(attention=1), "backbone.pth: attention: expected bool, got 1"),
         (lambda content: content.update(fpn_channels=128), "is (64, 64, 1, 1), not (128, 64, 1, 1)"),
-        (lambda content: content.update(fpn_channels=10**9), "fpn_channels is 1000000000, not a multiple of 16 from 64 to 2048"),
+        (lambda content: content.update(fpn_channels=10**9), "is 1000000000, not a multiple of 16 from 64 to 2048"),
         (lambda content: content.update(fpn_channels=64.0), "backbone.pth: fpn_channels: expected int, got 64.0"),
     ],
 )  # fmt: skip
