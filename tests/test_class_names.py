@@ -14,7 +14,7 @@ from tests.segloc.common.test_text import HOSTILE
 from tests.segloc.toy_coco import write_split
 
 # A surrogate cannot be in a valid JSON file in UTF-8; blanks alone do not make another class.
-NAMES = [name for kind, name in HOSTILE.items() if kind not in ("surrogate", "blanks")]
+NAMES = [name.strip() for kind, name in HOSTILE.items() if kind not in ("surrogate", "blanks")]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("names")
     write_split(folder / "truth.json", folder / "images", 2 * len(NAMES), seed=0, width=160, height=120)
     content = json.loads((folder / "truth.json").read_text())
-    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
+    content["categories"] = [{"id": number, "name": f" {name}\n"} for number, name in enumerate(NAMES, start=1)]
     for item in content["annotations"]:
         item["category_id"] = 1 + item["image_id"] % len(NAMES)
     (folder / "truth.json").write_text(json.dumps(content))

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from segloc.common import rle
+from segloc.common.datasets import corner_boxes
 from segloc.common.datasets.coco_fields import id_order, is_number
 from segloc.common.errors import InputError
 from segloc.common.masks import to_rle
@@ -180,6 +181,14 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
                 raise InputError(f"result {position} has bbox {shown(box)}, which is not x, y, width, height")
             if box[2] < 0 or box[3] < 0:
                 raise InputError(f"result {position} has bbox {shown(box)}, whose width or height is negative")
+    if field == "bbox":
+        boxes, images = [r["bbox"] for r in results], [sizes[r["image_id"]][::-1] for r in results]
+        wrong = corner_boxes.leaving(boxes, images)
+        if corner_boxes.confirmed([boxes[n] for n in wrong], [None] * len(wrong), [images[n] for n in wrong]):
+            raise InputError(
+                f"boxes look like x0, y0, x1, y1: {len(wrong)} of {len(boxes)} leave their image as x, y, width, "
+                f"height, such as bbox {shown(boxes[wrong[0]])} of result {wrong[0]}; {corner_boxes.HINT}"
+            )
     if field == "segmentation":
         for start in range(0, len(results), AT_ONCE):
             some = results[start : start + AT_ONCE]

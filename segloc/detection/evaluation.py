@@ -74,10 +74,10 @@ def evaluate_results(
     splits = [Split(_subset_name(Path(truth)), Path(truth), None) for truth in annotations]
     _check_names(splits)
     found: Found = []
-    for split, truth, file in zip(splits, annotations, results, strict=True):
-        found.append((read_split(split), read_results(Path(file)), None))
-        if found[-1][0].classes != found[0][0].classes:
-            raise InputError(f"{truth}: the categories differ from those of {annotations[0]}")
+    for split, file in zip(splits, results, strict=True):
+        read = read_split(split)
+        read = read.with_classes(found[0][0].classes, annotations[0], split.annotations) if found else read
+        found.append((read, read_results(Path(file)), None))
     return _report({"engine": "results file", "weights": None, "iteration": None}, found, resamples)
 
 
@@ -199,11 +199,10 @@ def _detect(
     files = [out.with_name(f"{out.stem}.{split.name}.results.json") for split in chosen]
     for file in files:
         check_output(file)
-    splits = [read_split(split).with_white(settings.white) for split in chosen]
-    for split in splits:
-        if list(split.classes) != content["classes"]:
-            known = ", ".join(content["classes"])
-            raise InputError(f"{split.name}: the categories differ from those of {source}: {known}")
+    splits = [
+        read_split(split).with_classes(content["classes"], source, split.annotations).with_white(settings.white)
+        for split in chosen
+    ]
     detector = build_detector(content, config, source).to(ALONE.device())
     done, steps = content["iteration"], content.get("steps", content["iteration"])
     about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pycocotools import mask as mask_api
 from segloc.common import masks, white_level
 from segloc.common.datasets import Split, scan_paths
 from segloc.common.datasets.coco import CocoFile, CocoImage, CocoItem, read_coco
-from segloc.common.datasets.coco_fields import Id
+from segloc.common.datasets.coco_fields import Id, class_key
 from segloc.common.errors import InputError
 from segloc.common.images import MAX_PIXELS
 from segloc.common.skips import Skips
@@ -84,6 +84,20 @@ class CocoSplit:
     def with_white(self, level: int | None) -> CocoSplit:
         """Return the same set, whose scans are read with a white level."""
         return dataclasses.replace(self, scans=tuple(dataclasses.replace(scan, white=level) for scan in self.scans))
+
+    def with_classes(self, classes: Sequence[str], source: str, own: object) -> CocoSplit:
+        """Return the same set, of the file `own`, with its classes written as in the file or run `source`.
+
+        Raises:
+            InputError: they are other classes, or in another order.
+        """
+        if [*map(class_key, classes)] != [*map(class_key, self.classes)]:
+            raise InputError(
+                f"{own}: the categories differ from those of {source} ({', '.join(classes)}); use a file with these"
+            )
+        categories = [{"id": key, "name": name} for key, name in zip(self.category_ids, classes, strict=True)]
+        truth = {**self.ground_truth, "categories": categories}
+        return dataclasses.replace(self, classes=tuple(classes), ground_truth=truth)
 
     def choose_white(self, given: int | None = None, option: str = white_level.SETTING) -> WhiteLevel:
         """Return the white level `given`, or measure it on this set's annotated scans; see `white_level.choose`.
@@ -163,10 +177,13 @@ def _annotations(content: CocoFile, sizes: dict[Any, tuple[int, int]]) -> tuple[
     found = []
     seen: set[tuple[Any, Any]] = set()
     for number, item in enumerate(content.items, start=1):
-        problem = _problem(item, content, seen)
-        if problem:
+        # As in stage 1, an id stands for one annotation of its image; other images may have the same id.
+        key = item.image_id, item.id
+        problem = item.fault or ("annotation id repeats" if item.id is not None and key in seen else None)
+        if problem is not None:
             skips.add(problem, item.shown)
             continue
+        seen.add(key)
         mask, fault = None, ""
         width, height = sizes[item.image_id]
         try:
@@ -182,26 +199,6 @@ def _annotations(content: CocoFile, sizes: dict[Any, tuple[int, int]]) -> tuple[
         # Renumber from 1: PIDray has id 0, which COCO's evaluation reads as "unmatched".
         found.append({"id": number, **annotation})
     return found, skips, unmasked
-
-
-def _problem(item: CocoItem, content: CocoFile, seen: set[tuple[Any, Any]]) -> str:
-    """Return why an annotation cannot be used, apart from its box and mask; empty if there is no reason.
-
-    As in stage 1, an id stands for one annotation of its image; other images may have the same id.
-    """
-    if item.malformed:
-        return f"malformed {item.malformed[0]}"
-    if item.image_id is None or item.category_id is None:
-        return f"no {'image_id' if item.image_id is None else 'category_id'}"
-    if item.image_id not in content.images:
-        return "image not in the file"
-    if item.category_id not in content.categories:
-        return "category not in the file"
-    key = item.image_id, item.id
-    if item.id is not None and key in seen:
-        return "annotation id repeats"
-    seen.add(key)
-    return ""
 
 
 def _annotation(item: CocoItem, mask: Any, width: int, height: int) -> Annotation | None:

@@ -292,6 +292,19 @@ def lose_names(content):
     del content["categories"][0]["name"]
 
 
+def test_names_that_differ_in_blanks_are_one_class(pidray, tmp_path):
+    truths = [pidray / "annotations" / "xray_test_easy.json", tmp_path / "xray_test_hard.json"]
+    content = json.loads((pidray / "annotations" / "xray_test_hard.json").read_text())
+    for category in content["categories"]:
+        category["name"] = f" {category['name'].upper()}\u200b"
+    truths[1].write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text("[]")
+    command = ["--results", *[str(tmp_path / "found.json")] * 2, "--annotations", *map(str, truths)]
+    assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 0
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert report["classes"] == list(report["subsets"]["hard"]["bbox"]["per_class"]) == list(CLASSES)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segloc.common.datasets import coco_fields, scan_paths
+from segloc.common.datasets import coco_fields, corner_boxes, scan_paths
 from segloc.common.datasets.coco_fields import Id, id_order, identifier, number, shown, whole
 from segloc.common.datasets.leakage import is_test_scan
 from segloc.common.datasets.records import Annotations, Instance
@@ -27,6 +26,8 @@ from segloc.common.text import utf8_text
 T = TypeVar("T")
 
 _GZIP = b"\x1f\x8b"
+# Data sets have up to some ten thousand. Each class costs memory in every model, so a file with more is no data set.
+MOST_CATEGORIES = 20_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class CocoItem:
         area: square pixels; None if absent.
         crowd: ``iscrowd``.
         segmentation: polygons or RLE, unchecked.
-        malformed: names of fields with a wrong value; they are read as absent.
+        fault: why it cannot be used at all, such as a malformed field; None if there is no reason.
         problem: why no segment can be cut from it, not counting its mask; None if there is no reason.
     """
 
@@ -67,7 +68,7 @@ class CocoItem:
     area: float | None
     crowd: bool
     segmentation: Any
-    malformed: tuple[str, ...]
+    fault: str | None
     problem: str | None
 
     @property
@@ -95,8 +96,8 @@ def read_coco(path: Path) -> CocoFile:
     """Read a COCO instance file and normalise its fields.
 
     Raises:
-        InputError: no such file, not COCO, or categories or images that lack a field or repeat. Faults of single
-            annotations do not raise; see `CocoItem`.
+        InputError: no such file, not COCO, categories or images that lack a field or repeat, or boxes that are corners.
+            Faults of single annotations do not raise; see `CocoItem`.
     """
     content = _read_json(path, "annotations")
     for key in ("images", "annotations", "categories"):
@@ -106,7 +107,28 @@ def read_coco(path: Path) -> CocoFile:
         categories, images = _categories(content["categories"]), _images(content["images"])
     except ValueError as error:
         raise InputError(f"{path}: not COCO: {error}") from error
-    return CocoFile(categories, images, tuple(_item(entry, images, categories) for entry in content["annotations"]))
+    items = tuple(_item(entry, images, categories) for entry in content["annotations"])
+    _refuse_corners(path, items, images)
+    return CocoFile(categories, images, items)
+
+
+def _refuse_corners(path: Path, items: Sequence[CocoItem], images: dict[Id, CocoImage]) -> None:
+    """Refuse a file whose boxes are x0, y0, x1, y1."""
+    placed = [
+        (item, item.box, image.size)
+        for item in items
+        if item.fault is None and item.box is not None and item.image_id is not None
+        for image in [images[item.image_id]]
+        if image.size is not None
+    ]
+    places = corner_boxes.leaving([box for _, box, _ in placed], [size for *_, size in placed])
+    wrong = [placed[place] for place in places]
+    found, boxes, sizes = zip(*wrong, strict=True) if wrong else ((), (), ())
+    if wrong and corner_boxes.confirmed(boxes, [item.segmentation for item in found], sizes):
+        raise InputError(
+            f"{path}: boxes look like x0, y0, x1, y1: {len(wrong)} of {len(placed)} leave their image as x, y, width, "
+            f"height, such as bbox {shown(boxes[0])} of {found[0].shown}; {corner_boxes.HINT}"
+        )
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -251,20 +273,27 @@ def _result(result: dict[str, Any], position: int) -> dict[str, Any]:
 
 def _categories(entries: list[Any]) -> dict[Id, str]:
     """Name by category id, ascending: numbers first, then text."""
+    if len(entries) > MOST_CATEGORIES:
+        raise ValueError(f"{len(entries)} categories, at most {MOST_CATEGORIES} are read")
     names: dict[Id, str] = {}
     for entry in entries:
         category_id = _required(entry, "category", "id", identifier)
-        name = _required(entry, "category", "name", coco_fields.unicode_text)
+        name = _required(entry, "category", "name", coco_fields.class_name)
         if category_id in names:
             both = f"{names[category_id]!r} and {name!r}"
             raise ValueError(f"category id {shown(category_id)} occurs more than once: it stands for {both}")
         names[category_id] = name
     if not names:
         raise ValueError("no categories")
-    counts = Counter(name.casefold() for name in names.values())
-    if repeated := [name for name in names.values() if counts[name.casefold()] > 1]:
-        # As separate classes, each would be a negative of the other.
-        raise ValueError(f"category name {repeated[-1]!r} occurs more than once (case is ignored)")
+    first: dict[str, str] = {}
+    for name in names.values():
+        if (key := coco_fields.class_key(name)) in first:
+            # As separate classes, each would be a negative of the other.
+            raise ValueError(
+                f"category name {shown(name)} occurs more than once, first as {shown(first[key])} (case, outer blanks "
+                "and characters without a width are ignored)"
+            )
+        first[key] = name
     return {key: names[key] for key in sorted(names, key=id_order)}
 
 
@@ -314,19 +343,29 @@ def _item(entry: Any, images: dict[Id, CocoImage], categories: dict[Id, str]) ->
     box, area = read("bbox", coco_fields.box), read("area", number)
     crowd, ignore = read("iscrowd", coco_fields.flag), read("ignore", coco_fields.flag)
     mask = read("segmentation", coco_fields.shallow)
-    problem = None
+    fault = _fault(image_id, category_id, malformed, images, categories)
     if crowd:
-        problem = "crowd"
+        problem: str | None = "crowd"
     elif ignore:
         problem = "marked ignore"
-    elif malformed:
-        problem = f"malformed {malformed[0]}"
-    elif image_id is None or category_id is None:
-        problem = f"no {'image_id' if image_id is None else 'category_id'}"
-    elif image_id not in images:
-        problem = "image not in the file"
-    elif category_id not in categories:
-        problem = "category not in the file"
-    elif (area is not None and area <= 0) or (box is not None and min(box[2:]) < 1):
+    elif fault is None and ((area is not None and area <= 0) or (box is not None and min(box[2:]) < 1)):
         problem = "degenerate"
-    return CocoItem(own_id, image_id, category_id, box, area, bool(crowd), mask, tuple(malformed), problem)
+    else:
+        problem = fault
+    return CocoItem(own_id, image_id, category_id, box, area, bool(crowd), mask, fault, problem)
+
+
+def _fault(
+    image_id: Id | None,
+    category_id: Id | None,
+    malformed: Sequence[str],
+    images: dict[Id, CocoImage],
+    categories: dict[Id, str],
+) -> str | None:
+    if malformed:
+        return f"malformed {malformed[0]}"
+    if image_id is None or category_id is None:
+        return f"no {'image_id' if image_id is None else 'category_id'}"
+    if image_id not in images:
+        return "image not in the file"
+    return None if category_id in categories else "category not in the file"

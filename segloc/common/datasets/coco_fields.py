@@ -8,7 +8,7 @@ Null means absent, for every field. docs/guide_own_data.md shows this table to u
 | sizes | whole number | the same | all other text |
 | ``area``, ``score``, edges of ``bbox`` | finite number | text that is a number | Infinity, NaN, true, false |
 | ``iscrowd``, ``ignore`` | 0 or 1 | true, false, and text of any of these | other numbers and text |
-| names | text | numbers | lists, text that is not Unicode (category names) |
+| names | text | numbers | lists; category names that are empty or not Unicode |
 
 Each function raises ValueError with a message that continues ``FIELD ...`` of the caller.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from typing import Any
 
 from segloc.common.text import utf8_text
@@ -149,18 +150,33 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def unicode_text(value: Any) -> str:
-    """Read a name that is written into tables and pages.
+def class_name(value: Any) -> str:
+    """Read the name of a category, without outer blanks and in Unicode's composed form; see `class_key`.
 
     Raises:
-        ValueError: it is not text, or has characters that no UTF-8 file can hold.
+        ValueError: it is not text, is empty, or has characters that no UTF-8 file can hold.
     """
     name = text(value)
     try:
         name.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{shown(name)} is not valid Unicode text") from error
-    return name
+    if not class_key(name):
+        raise ValueError(f"{shown(name)} is empty")
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def class_key(name: str) -> str:
+    """Return what the names of one class have in common, in one file and between files.
+
+    Case, outer blanks, characters without a width and Unicode's form are ignored.
+
+    >>> class_key(" Gu\u200bn ") == class_key("gun"), class_key("Caf\u00e9") == class_key("cafe\u0301")
+    (True, True)
+    """
+    if not name.isascii():
+        name = "".join(letter for letter in unicodedata.normalize("NFC", name) if unicodedata.category(letter) != "Cf")
+    return unicodedata.normalize("NFC", name.strip().casefold())
 
 
 def shown(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The table of normalisation, row by row; docs/guide_own_data.md shows it to users."""
 
+import json
 import math
 
 import numpy as np
@@ -93,8 +94,15 @@ def test_ids(value: object, expected: object) -> None:
         (text, 5, "5"),
         (text, ["a"], REFUSED),
         (text, True, REFUSED),
-        (coco_fields.unicode_text, "Größe \U0001f512", "Größe \U0001f512"),
-        (coco_fields.unicode_text, "\udce4", REFUSED),
+        (coco_fields.class_name, "Größe \U0001f512", "Größe \U0001f512"),
+        (coco_fields.class_name, "\udce4", REFUSED),
+        (coco_fields.class_name, " Cafe\u0301\n", "Caf\u00e9"),
+        (coco_fields.class_name, "Gu\u200bn", "Gu\u200bn"),
+        (coco_fields.class_name, 5, "5"),
+        (coco_fields.class_name, True, REFUSED),
+        (coco_fields.class_name, "", REFUSED),
+        (coco_fields.class_name, " \u00a0\n", REFUSED),
+        (coco_fields.class_name, "\u200b \ufeff", REFUSED),
     ],
 )
 def test_other_fields(parse: object, value: object, expected: object) -> None:
@@ -112,6 +120,35 @@ def check(parse, value, expected):
         found = parse(value)
         assert found == expected
         assert type(found) is type(expected)
+
+
+SAME = ["Gun ", "\tGun", "gun", "Gu\u200bn", "\ufeffGun", "Gun\u2060", "G\u00adun", " \u200b Gun"]
+
+
+@pytest.mark.parametrize("name", [*SAME, "\uff27un"])
+def test_names_of_one_class_in_a_file_are_refused(tmp_path, name):
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "Gun"}, {"id": 2, "name": name}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    if name not in SAME:  # another letter
+        assert read_coco(tmp_path / "a.json").categories == {1: "Gun", 2: name}
+        return
+    said = r"a\.json: not COCO: category name .*'.* occurs more than once, first as 'Gun' \(case, outer blanks and "
+    with pytest.raises(InputError, match=said):
+        read_coco(tmp_path / "a.json")
+
+
+def test_names_in_composed_and_decomposed_letters_are_one_class():
+    assert coco_fields.class_key("Ko\u0308rper") == coco_fields.class_key("K\u00d6RPER")
+
+
+def test_far_too_many_categories_are_refused_at_once(tmp_path):
+    categories = [{"id": number, "name": f"c{number}"} for number in range(20_001)]
+    (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    with pytest.raises(InputError, match=r"a\.json: not COCO: 20001 categories, at most 20000 are read"):
+        read_coco(tmp_path / "a.json")
+    categories.pop()
+    (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    assert len(read_coco(tmp_path / "a.json").categories) == 20_000
 
 
 def test_every_way_to_write_a_number_is_one_id() -> None:
