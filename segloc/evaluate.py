@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from segloc.common import cli
+from segloc.common import cli, locks
 from segloc.common.errors import InputError
 from segloc.common.skips import require
-from segloc.detection import eval_tables
+from segloc.detection import bootstrap, eval_tables
 from segloc.detection.evaluation import evaluate_results, evaluate_weights, tables_beside, write_evaluation
 
 EXAMPLES = """\
@@ -28,7 +27,9 @@ Confidence intervals (--bootstrap) cover other test images of the same kind, not
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = cli.parser("segloc.evaluate", "Compute COCO AP and AR of boxes and masks.", EXAMPLES)
+    options = cli.parser(
+        "segloc.evaluate", "Compute COCO AP and AR of boxes and masks.", EXAMPLES, beside=tables_beside
+    )
     source = options.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=cli.place, help="fine-tuning run or checkpoint")
     source.add_argument(
@@ -53,28 +54,29 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(args: argparse.Namespace) -> None:
     out = args.out
-    tables = tables_beside(out, args.bootstrap)
-    _check_arguments(args, [out, *tables])
-    if args.results:
-        report = evaluate_results(args.results, args.annotations, args.bootstrap)
-    else:
-        report = evaluate_weights(
-            args.weights, out, args.config, args.data, args.subset, args.overrides, args.bootstrap
-        )
-    paths = write_evaluation(report, out)
+    _check_arguments(args)
+    # Two at a time would leave tables of one beside the JSON file of the other.
+    with locks.owned(out.with_name(f".{out.name}.lock"), f"{out}: another evaluation writes this file"):
+        if args.results:
+            report = evaluate_results(args.results, args.annotations, args.bootstrap)
+        else:
+            report = evaluate_weights(
+                args.weights, out, args.config, args.data, args.subset, args.overrides, args.bootstrap
+            )
+        paths = write_evaluation(report, out)
     print(eval_tables.evaluation_text(report))  # after writing, because printing fails when a pipe is closed
     print(f"wrote {', '.join(map(str, paths))}")
     require(eval_tables.skips_of(report), args.max_skipped, "check the test sets", str(out))
 
 
-def _check_arguments(args: argparse.Namespace, written: list[Path]) -> None:
+def _check_arguments(args: argparse.Namespace) -> None:
     if args.weights and args.annotations:
         raise InputError("--annotations is for --results; with --weights give test sets with --data or data.tests")
     if args.results and (args.config or args.data or args.subset or args.overrides):
         raise InputError("--config, --data, --subset and key=value are for --weights; leave them out with --results")
-    for file in [*(args.results or []), *args.annotations]:
-        if Path(file).resolve() in [path.resolve() for path in written]:
-            raise InputError(f"{file}: would be overwritten; choose another --out")
+    least, most = bootstrap.LEAST_RESAMPLES, bootstrap.MOST_RESAMPLES
+    if args.bootstrap is not None and not least <= args.bootstrap <= most:
+        raise InputError(f"--bootstrap {args.bootstrap}: give a number of draws from {least} to {most}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from segloc.common import cli
 from segloc.common.errors import InputError
 from segloc.exporting.batch_norm import Measuring
-from segloc.exporting.export import export, summary
+from segloc.exporting.export import export, report_beside, summary
 from segloc.exporting.formats import FORMATS
 
 EXAMPLES = """\
@@ -26,7 +26,9 @@ statistics are measured on the shards, and its affine part undoes the normalisat
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = cli.parser("segloc.export", "Export backbone weights for another library.", EXAMPLES)
+    options = cli.parser(
+        "segloc.export", "Export backbone weights for another library.", EXAMPLES, beside=report_beside
+    )
     options.add_argument(
         "--weights", type=cli.place, required=True, help="pretraining or fine-tuning run or checkpoint"
     )

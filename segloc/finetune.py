@@ -8,8 +8,9 @@ from pathlib import Path
 
 from segloc.common import cli
 from segloc.common.files import check_output_folder
+from segloc.common.run_files import MODEL
 from segloc.common.skips import require
-from segloc.detection.finetuning import MODEL, finetune, run_name
+from segloc.detection.finetuning import finetune, run_name
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load
 from segloc.training.run_folder import read_skips

@@ -7,11 +7,11 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from segloc.common import stops, terminal
+from segloc.common import run_files, stops, terminal
 from segloc.common.datasets.folder import SUFFIXES as SCAN_SUFFIXES
 from segloc.common.errors import InputError, RunError, describe_os_error
 from segloc.common.files import check_output, check_output_folder, expanded, was_removed
@@ -72,16 +72,24 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         after_stop: how to go on after a stop.
+        beside: the files that a command writes beside each output file.
     """
 
     after_stop = STARTS_OVER
+    beside: Callable[[Path], Iterable[Path]] | None = None
 
     def error(self, message: str) -> NoReturn:
         """Exit with the code of bad input."""
         self.exit(InputError.exit_code, f"{self.prog}: {message} (see --help)\n")
 
 
-def parser(module: str, description: str, examples: str, after_stop: str = STARTS_OVER) -> argparse.ArgumentParser:
+def parser(
+    module: str,
+    description: str,
+    examples: str,
+    after_stop: str = STARTS_OVER,
+    beside: Callable[[Path], Iterable[Path]] | None = None,
+) -> argparse.ArgumentParser:
     """Build the parser of ``python -m module``, with examples and exit codes at the end of its help.
 
     Args:
@@ -89,6 +97,7 @@ def parser(module: str, description: str, examples: str, after_stop: str = START
         description: what it does.
         examples: lines with examples.
         after_stop: how to go on after a stop.
+        beside: returns the files that the command writes beside an output file.
     """
     options = Parser(
         prog=f"python -m {module}",
@@ -97,6 +106,7 @@ def parser(module: str, description: str, examples: str, after_stop: str = START
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.after_stop = after_stop
+    options.beside = beside
     return options
 
 
@@ -237,8 +247,13 @@ def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     ]
     for action, given in named:
         if action.type is output_file:
-            check_output(given)
-            _refuse_inputs(given, [(other, place) for other, place in named if other is not action])
+            others = [(other, place) for other, place in named if other is not action]
+            beside = getattr(parser, "beside", None)
+            for file in (given, *(beside(given) if beside else ())):
+                check_output(file)
+                if whose := run_files.owner(file):
+                    raise InputError(f"{file}: belongs to the {whose} in its folder; choose another file")
+                _refuse_inputs(file, others)
         elif action.type is output_folder or (action.type is output_store and "://" not in str(given)):
             check_output_folder(given)
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from segloc.common.errors import DivergedError, InputError, one_line
 from segloc.common.files import write_atomic
 from segloc.common.parse import parse_yaml
+from segloc.common.run_files import NOT_FINITE
 from segloc.common.stops import Stopped
 from segloc.contrast.losses import InfoNCE, info_nce
 from segloc.contrast.metrics import Compared, training_metrics
@@ -350,7 +351,7 @@ class Pretrainer(Trainer):
         pairs = torch.stack([part.pairs for part in done]).to(self.device)
         every_pair = self.group.gather(pairs)  # [world, micro-batches, N]
         found = {"iteration": self.iter, "pairs": every_pair[bad].flatten().tolist()}
-        path = self.out / "not_finite.json"
+        path = self.out / NOT_FINITE
         if self.group.is_main:
             write_atomic(path, json.dumps(found).encode())
         raise DivergedError(

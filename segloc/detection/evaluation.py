@@ -30,20 +30,15 @@ from segloc.training.processes import ALONE
 Found = list[tuple[CocoSplit, list[dict[str, Any]], Skips | None]]
 
 
-def tables_beside(out: Path, bootstrapped: int | None = None) -> list[Path]:
-    """Return the paths of the CSV and Markdown tables beside the JSON file `out`; check that all three can be written.
+def tables_beside(out: Path) -> list[Path]:
+    """Return the paths of the CSV and Markdown tables beside the JSON file `out`.
 
     Raises:
-        InputError: a file cannot be written, or `bootstrapped` is too small or too large.
+        InputError: `out` has the name of one of them.
     """
     tables = [out.with_suffix(".csv"), out.with_suffix(".md")]
     if out in tables:
         raise InputError(f"{out}: --out names the JSON file; choose another suffix, .csv and .md are for the tables")
-    for path in (out, *tables):
-        check_output(path)
-    least, most = bootstrap.LEAST_RESAMPLES, bootstrap.MOST_RESAMPLES
-    if bootstrapped is not None and not least <= bootstrapped <= most:
-        raise InputError(f"--bootstrap {bootstrapped}: give a number of draws from {least} to {most}")
     return tables
 
 

@@ -12,6 +12,7 @@ import torch
 from segloc.common import white_level
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of, write_json
+from segloc.common.run_files import MODEL, START
 from segloc.common.skips import MAX_SKIPPED, OPTION, Skips
 from segloc.common.stops import held
 from segloc.detection.data import TrainingData, digest_of, train_split
@@ -29,7 +30,6 @@ from segloc.training.run_folder import origin
 from segloc.training.schedules import step_schedule
 from segloc.training.stopping import Keeper
 
-MODEL = "model.pth"
 UNREADABLE = "unreadable during training"
 
 
@@ -217,7 +217,7 @@ def _finetune(
         # Write this now: the pretraining's folder may be deleted before runs are compared.
         source, seed = origin(start)
         notes = {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed}
-        write_json(folder / run_folder.START, notes)
+        write_json(folder / START, notes)
     run_folder.write_skips(folder, [skips, annotations])
 
     def content(iteration: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from segloc.common.errors import InputError
 from segloc.common.files import write_json
 from segloc.common.locks import locked
 from segloc.common.parse import parse_json
+from segloc.common.run_files import MODEL
 from segloc.common.skips import MAX_SKIPPED, OPTION
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
@@ -32,7 +33,6 @@ from segloc.settings.pretraining import PretrainConfig, load_config
 from segloc.training import checkpoint
 
 WITH_BN = "with_bn.pth"
-MODEL = "model.pth"
 PROBED = "probe.json"
 # Settings of a pretraining recipe that determine an untrained network.
 NETWORK_SETTINGS = ("seed", "model", "head")

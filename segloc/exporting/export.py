@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from segloc.common.files import check_output, write_atomic, write_json
+from segloc.common.files import write_atomic, write_json
 from segloc.exporting import batch_norm
 from segloc.exporting.batch_norm import Measuring
 from segloc.exporting.formats import convert, usage_notes, with_head, wrapped
@@ -34,6 +34,11 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"])])
 
 
+def report_beside(out: Path) -> list[Path]:
+    """Return the path of the report beside the file `out`."""
+    return [out.with_name(f"{out.stem}.report.json")]
+
+
 def export(weights: str, format: str, out: Path, measuring: Measuring | None = None) -> tuple[dict[str, Any], Path]:
     """Write a backbone for another library, and a report of every tensor next to it.
 
@@ -49,9 +54,7 @@ def export(weights: str, format: str, out: Path, measuring: Measuring | None = N
     Raises:
         InputError: the weights are invalid, or the files cannot be written.
     """
-    report_path = out.with_name(f"{out.stem}.report.json")
-    for path in (out, report_path):
-        check_output(path)
+    [report_path] = report_beside(out)
     stored, inserted = read_backbone(weights), None
     if measuring:
         stored, inserted = batch_norm.insert_batch_norm(stored, measuring)

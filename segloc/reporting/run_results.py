@@ -9,19 +9,11 @@ from typing import Any
 from segloc.common.datasets.coco_fields import is_number
 from segloc.common.errors import InputError
 from segloc.common.parse import parse_json, parsing, shown
+from segloc.common.run_files import METRICS_FILE, RUN, START
 from segloc.common.skips import Skips
 from segloc.detection import eval_tables
 from segloc.detection.coco_eval import MEAN, METRICS, parts
-from segloc.training.run_folder import (
-    METRICS_FILE,
-    RUN,
-    START,
-    origin,
-    read_metrics,
-    read_run,
-    read_settings,
-    read_skips,
-)
+from segloc.training.run_folder import origin, read_metrics, read_run, read_settings, read_skips
 
 EVALUATION = "evaluation.json"
 KINDS = {"bbox": "Detection (boxes)", "segm": "Segmentation (masks)"}

@@ -17,14 +17,13 @@ import torch
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import expanded, write_atomic
 from segloc.common.parse import check_text, shown
+from segloc.common.run_files import BACKBONE, LAST, MODEL
 from segloc.training.file_kinds import file_kind, more_than_data
 
 # Version 2 introduced YAML recipes. Weights of version 1 can be read; its runs cannot be resumed.
 FORMAT_VERSION = 2
 READABLE = (1, 2)
 READABLE_NAMES = " or ".join(map(str, READABLE))
-LAST = "checkpoint.pth"
-BACKBONE = "backbone.pth"
 # Tensors may share memory: our detectors are stored twice, as model and as backbone. A view that repeats a number,
 # which ten bytes of a file can expand to a billion, is far beyond.
 MOST_SHARED = 16
@@ -217,10 +216,10 @@ def find(path: str | Path) -> Path:
     """
     path = Path(expanded(str(path)))
     if path.is_dir():
-        for name in (BACKBONE, "model.pth", LAST):
+        for name in (BACKBONE, MODEL, LAST):
             if (path / name).is_file():
                 return path / name
-        raise InputError(f"{path}: contains no checkpoint ({BACKBONE}, model.pth or {LAST})")
+        raise InputError(f"{path}: contains no checkpoint ({BACKBONE}, {MODEL} or {LAST})")
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     return path

@@ -31,17 +31,12 @@ from segloc.common import locks
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import naming, write_atomic, write_json
 from segloc.common.parse import parse_json, parse_yaml, parsing, shown
+from segloc.common.run_files import CONFIG, LOCK, METRICS_FILE, RUN, SKIPPED, TENSORBOARD
 from segloc.common.skips import Skips
 from segloc.common.text import printable
 from segloc.settings.loader import flat, load, to_yaml
 from segloc.training.loop import DETECTRON2
 
-METRICS_FILE = "metrics.json"
-RUN = "run.json"
-CONFIG = "config.yaml"
-START = "start.json"
-SKIPPED = "skipped.json"
-LOCK = ".lock"
 LONGEST_SHOWN = 40
 
 
@@ -258,7 +253,7 @@ class MetricsLog:
         kept = [row for row in read_metrics(folder) if row["iteration"] < start]
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", encoding="utf-8")
-        self.events = _events(Path(folder) / "tensorboard", start)
+        self.events = _events(Path(folder) / TENSORBOARD, start)
         threading.excepthook = _without_os_errors
 
     def write(self, iteration: int, values: dict[str, float]) -> None:

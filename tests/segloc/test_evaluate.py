@@ -1,6 +1,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -338,6 +340,7 @@ def test_outputs_do_not_overwrite_inputs(pidray, tmp_path, capsys, monkeypatch):
     for out, message in (
         ("found.json", "--results names the same file, which would be lost"),
         ("x.csv", "--out names the JSON file"),
+        ("found.json.csv", "--out names the JSON file"),
     ):
         assert evaluate.main([*command, out]) == 2
         assert message in capsys.readouterr().err
@@ -345,6 +348,39 @@ def test_outputs_do_not_overwrite_inputs(pidray, tmp_path, capsys, monkeypatch):
     assert evaluate.main([*command, "y.json"]) == 2
     assert "is a folder, not a file to write" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "y.md"]
+
+
+def test_tables_beside_the_output_do_not_overwrite_inputs_or_runs(pidray, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("found.md", "run.json"):
+        (tmp_path / name).write_text("[]")
+    command = ["--results", "found.md", "--annotations", str(pidray / "annotations" / "xray_test_easy.json"), "--out"]
+    assert evaluate.main([*command, "found.json"]) == 2
+    assert "found.md: --results names the same file" in capsys.readouterr().err
+    assert evaluate.main([*command, "run.json"]) == 2
+    assert "run.json: belongs to the run in its folder" in capsys.readouterr().err
+    assert (tmp_path / "found.md").read_text() == (tmp_path / "run.json").read_text() == "[]"
+
+
+def test_a_second_evaluation_to_the_same_file_is_refused(pidray, tmp_path, capsys, monkeypatch):
+    found, out = tmp_path / "found.json", tmp_path / "new" / "e.json"
+    found.write_text("[]")
+    command = ["--results", str(found), "--annotations", str(pidray / "annotations" / "xray_test_easy.json")]
+    second = []
+    write = evaluate.write_evaluation
+
+    def meanwhile(*arguments):
+        second.append(subprocess.run(
+            [sys.executable, "-m", "segloc.evaluate", *command, "--out", str(out)], capture_output=True, text=True
+        ))  # fmt: skip
+        return write(*arguments)
+
+    monkeypatch.setattr(evaluate, "write_evaluation", meanwhile)
+    assert evaluate.main([*command, "--out", str(out)]) == 0
+    assert second[0].returncode == 2
+    assert f"{out}: another evaluation writes this file (process " in second[0].stderr
+    assert second[0].stderr.count("\n") == 1
+    assert sorted(path.name for path in out.parent.iterdir()) == ["e.csv", "e.json", "e.md"]
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ import torch
 from torchvision.models import resnet18
 
 from segloc import finetune, pretrain
+from segloc.common.run_files import START
 from segloc.detection import finetuning
 from segloc.detection.trainer import FinetuneTrainer
 from segloc.models.backbone import SegLocBackbone
 from segloc.models.initial_weights import read_backbone
 from segloc.reporting import run_results
-from segloc.training import checkpoint, run_folder
+from segloc.training import checkpoint
 from segloc.training.run_folder import read_metrics, read_run
 from tests.segloc.conftest import write_shards
 from tests.segloc.detection.test_engines import need
@@ -139,7 +140,7 @@ def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path,
     statistics = [name for name in before if "running_" in name]
     assert all(torch.equal(after[f"body.{name}"], before[name]) for name in [*stem, *statistics])
     assert not torch.equal(after["body.layer2.0.conv1.weight"], before["layer2.0.conv1.weight"])
-    listed = json.loads((tmp_path / "out" / run_folder.START).read_text())
+    listed = json.loads((tmp_path / "out" / START).read_text())
     assert set(listed["loaded"]) == {f"body.{name}" for name in before if not name.startswith("fc.")}
     assert {name.split(".")[0] for name in listed["anew"]} == {"fpn", "attention"}
     assert sorted(listed["loaded"] + listed["anew"]) == sorted(after)
@@ -193,7 +194,7 @@ def test_norm_free_weights_load_into_a_detector_with_batch_norm_on_request(pidra
     kept = set(state) - scales
     assert all(torch.equal(found[name], state[name]) for name in kept)
     assert all(found[name].eq(1 if name.endswith("weight") else 0).all() for name in scales)
-    listed = json.loads((tmp_path / "out" / run_folder.START).read_text())
+    listed = json.loads((tmp_path / "out" / START).read_text())
     assert set(listed["loaded"]) == kept
     assert set(listed["anew"]) == set(found) - kept
     assert {fault.partition(" is a residual scale")[0] for fault in listed["unused"]} == scales

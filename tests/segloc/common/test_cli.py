@@ -69,6 +69,39 @@ def test_an_output_that_is_removed_during_the_work_is_told(tmp_path, capsys):
     assert f"{out}: was removed while the command ran" in capsys.readouterr().err
 
 
+RUN_FILES = (
+    "run.json", "config.yaml", "start.json", "skipped.json", "metrics.json", "not_finite.json", "checkpoint.pth",
+    "backbone.pth", "model.pth", ".lock", "tensorboard/events.1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("out", "whose"),
+    [
+        *((f"run/{name}", "run") for name in RUN_FILES),
+        *((f"shards/{name}", "shards") for name in ("index.json", "sources.parquet", "pairs-000003.tar")),
+        ("link.json", "run"),
+        ("run/evaluation.json", ""),
+        ("run/report.html", ""),
+        ("shards/audit.json", ""),
+        ("elsewhere/metrics.json", ""),
+        ("elsewhere/index.json", ""),
+    ],
+)
+def test_an_output_that_belongs_to_a_run_or_to_shards_is_refused(tmp_path, monkeypatch, capsys, out, whose):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/run.json", "run/metrics.json", "shards/index.json", "elsewhere/metrics.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of the run")
+    (tmp_path / "link.json").symlink_to("run/metrics.json")
+    options = cli.parser("x", "", "")
+    options.add_argument("--out", type=cli.output_file)
+    assert cli.run(lambda args: write_atomic(args.out, b"x"), options, ["--out", out]) == (2 if whose else 0)
+    said = f"python -m x: {out}: belongs to the {whose} in its folder; choose another file\n"
+    assert capsys.readouterr().err == (said if whose else "")
+    assert (tmp_path / "run/metrics.json").read_text() == (tmp_path / "shards/index.json").read_text() == "of the run"
+
+
 @pytest.mark.parametrize(
     ("out", "message"),
     [
