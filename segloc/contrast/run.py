@@ -130,6 +130,7 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
         report(f"{folder.store}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
     if start >= trainer.steps:
         report(f"already finished: {start} steps in {out}")
+        _write_skips(trainer)  # the last process may have been killed before
         return save_backbone(trainer)
     report(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
     if group.is_main:

@@ -196,6 +196,7 @@ def _finetune(
     run_folder.refuse_other_settings(folder, config, weights=start, data_digest=digest)
     before = _earlier_run(folder, config, start, digest)
     if (folder / MODEL).is_file():
+        (folder / checkpoint.LAST).unlink(missing_ok=True)  # the last process may have been killed before
         return f"{folder / MODEL}: this run is finished"
     detector, started = _detector(config, start, resuming=bool(before))
     (skips, known), annotations = _look(data, before), _skipped_annotations(split)
@@ -228,6 +229,8 @@ def _finetune(
     _train(trainer, folder, config.train, first, content)
     for position in sorted(data.unreadable.keys() - known):
         skips.add(UNREADABLE, data.listed[position].path.name)
+    if data.unreadable.keys() - known:
+        print(skips.summary())
     run_folder.write_skips(folder, [skips, annotations])
     checkpoint.save(folder / MODEL, content(steps))
     (folder / checkpoint.LAST).unlink(missing_ok=True)

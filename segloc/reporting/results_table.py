@@ -193,7 +193,7 @@ def results_markdown(table: Table) -> str:
         for block in table.blocks
         for position, (metric, row) in enumerate(block.figures.items())
     ]
-    return "\n".join([markdown_table(header, rows, "llr"), *notes(table), ""])
+    return "\n".join([markdown_table(header, rows, "llr"), *map(markdown, notes(table)), ""])
 
 
 def about(block: Block) -> str:

@@ -128,6 +128,9 @@ def test_after_sigterm_in_the_last_step_the_run_ends_without_training(pidray, tm
     assert run(pidray, tmp_path, "train.iterations=1") == 0
     assert checkpoint.load(tmp_path / finetuning.MODEL)["iteration"] == 1
     assert not (tmp_path / checkpoint.LAST).exists()
+    (tmp_path / checkpoint.LAST).touch()  # killed before it was removed
+    assert run(pidray, tmp_path, "train.iterations=1") == 0
+    assert not (tmp_path / checkpoint.LAST).exists()
 
 
 def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path, capsys):

@@ -132,7 +132,9 @@ def test_a_file_that_vanishes_during_training_is_replaced_and_counted(clean, tmp
     monkeypatch.setattr(FinetuneTrainer, "fit", vanish)
     out = tmp_path / "run"
     assert run(root, out, "train.iterations=10") == 0  # 1 of 20
-    assert "replaced by another scan: " in "".join(capsys.readouterr())
+    shown = "".join(capsys.readouterr())
+    assert "replaced by another scan: " in shown
+    assert "skipped 1 of 20 scans: 1 unreadable during training (scan 003.png)" in shown
     assert read_skips(out)[0].names == {"unreadable during training": ["scan 003.png"]}
     assert read_metrics(out)[-1]["unreadable"] == 1
 

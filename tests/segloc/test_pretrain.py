@@ -24,7 +24,7 @@ from segloc.models.initial_weights import read_backbone
 from segloc.settings.pretraining import load_config
 from segloc.training import checkpoint, run_folder
 from segloc.training.processes import ALONE
-from segloc.training.run_folder import read_metrics, read_run, read_skips
+from segloc.training.run_folder import SKIPPED, read_metrics, read_run, read_skips
 from tests.segloc.conftest import write_shards
 
 TINY = [
@@ -178,6 +178,7 @@ def test_damaged_pairs_are_counted_over_a_stop(tmp_path, monkeypatch, capsys):
     assert [(part.what, part.skipped) for part in skips[0]] == [("drawn pairs", 4)]
     assert skips[0][0].total >= 18 * 4 + 4
     assert skips[0][0].total % 4 == 0
+    (tmp_path / "whole" / SKIPPED).unlink()  # killed after the last step
     for share, code in (("0.01", 1), ("0.5", 0)):
         capsys.readouterr()
         assert pretrain.main([*arguments, str(tmp_path / "whole"), "--max-skipped", share]) == code  # finished

@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from segloc import report
+from segloc.common.skips import Skips
 from segloc.detection.coco_eval import METRICS
 from segloc.reporting.results_table import (
     Figure,
@@ -19,6 +20,7 @@ from segloc.reporting.results_table import (
     signed,
 )
 from segloc.reporting.run_results import load_run
+from segloc.training.run_folder import write_skips
 from tests.segloc.test_report import evaluation, metrics_of, runs, write_run  # noqa: F401
 
 
@@ -307,3 +309,13 @@ def test_a_run_older_than_an_optional_setting_has_the_same_protocol(tmp_path):
         "eight-bit": "random",
         "sixteen-bit": "",
     }
+
+
+def test_names_of_skipped_scans_are_text_in_markdown(tmp_path):
+    folder = tuned(tmp_path / "run", "random", 20.0)
+    skips = Skips("scans", 9)
+    skips.add("image missing", "<script>x.png")
+    write_skips(folder, [skips])
+    shown = results_markdown(table_of(folder))
+    assert r"skipped 1 of 9 scans: 1 image missing (\<script\>x.png)" in shown
+    assert "<script>" not in shown
