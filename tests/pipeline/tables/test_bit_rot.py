@@ -14,7 +14,7 @@ import pytest
 from pipeline.tables import parquet, region_table, segment_table, sources_table
 from pipeline.tables.parquet import open_table, table_writer
 from segloc.common.errors import InputError
-from tests.faults.readers import write_tables
+from tests.faults.readers.tables import write_tables
 
 FLIPS = 600  # per table; 1,800 in all
 TABLES = {"regions": region_table, "segments": segment_table, "sources": sources_table}
