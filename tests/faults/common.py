@@ -29,12 +29,14 @@ SCRIPTS = ("kill", "disk", "dirty", "fuzz", "hostile", "stops", "distributed", "
 LIMIT_S = 600
 PRETRAINING = (
     "--config", "detectron_configs/pretrain/demo_r18.yaml", "optim.steps=8", "optim.batch=4", "optim.micro_batch=4",
-    "optim.warmup=2", "queue.size=24", "data.image_size=64", "checkpoint_every=3", "log_every=1",
+    "optim.warmup=2", "optim.method=sgd", "queue.size=24", "data.image_size=64", "checkpoint_every=3", "log_every=1",
+    "model.fpn_channels=64", "head.fc_dim=32", "head.dim=16",
 )  # fmt: skip
 FINETUNING = (
     "--config", "detectron_configs/finetune/demo_r18.yaml", "--weights", "random", "model.engine=torchvision",
-    "data.image_size=64", "data.threads=1", "optim.batch=2", "train.iterations=6", "train.checkpoint_every=2",
-    "train.log_every=1",
+    "model.backbone.fpn_channels=64", "model.heads.fc_dim=32", "model.heads.mask_convs=1", "model.heads.mask_dim=16",
+    "model.heads.train_proposals=50", "data.image_size=64", "data.threads=1", "optim.method=sgd", "optim.batch=2",
+    "train.iterations=6", "train.checkpoint_every=2", "train.log_every=1",
 )  # fmt: skip
 _SCRATCH = re.compile(r"/\S*?/segloc-faults-\w+/(fuzz-[\d-]+/)?")  # folders of this run say nothing to others
 _SHOWN = 20  # findings printed per kind; the result file has all

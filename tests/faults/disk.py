@@ -2,7 +2,8 @@
 
 Each case ends in one sentence that names a file or folder, with a non-zero exit code; no file with a final name is
 half-written; and the same command succeeds once the cause is gone, with the bytes of an undisturbed run. A command that
-ends before the fault reaches it has to end as undisturbed.
+ends before the fault reaches it has to end as undisturbed. One that could not read some of its scans counts them, and
+the rest of its result is that of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.faults import common
+from tests.faults import common, partial
 from tests.faults.common import Count
-from tests.faults.targets import TARGETS, half_written, undisturbed, watch, wrong_rerun, wrong_state
+from tests.faults.targets import TARGETS, half_written, is_complete, undisturbed, watch, wrong_rerun, wrong_state
 
 LONG, SHORT = 180, 12
 FAILED = (1, 2)
@@ -110,21 +111,13 @@ def removed_output(name: str, out: Path, rng: np.random.Generator) -> tuple[str,
         watch(process, out, change=1 + int(moment * whole.changes))
     else:
         watch(process, out, until=time.monotonic() + moment * whole.seconds)
-    complete = _is_complete(name, out)  # the command may be about to end
+    complete = is_complete(name, out)  # the command may be about to end
     for path in out.iterdir():
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.rmtree(out, ignore_errors=True)
     done = _finish(process)
     fault = None if complete and done.returncode == 0 else _ended(name, out, done)
     return f"at {moment:.3f}", fault or wrong_rerun(name, _made(out))
-
-
-def _is_complete(name: str, out: Path) -> bool:
-    """Whether a folder holds the whole result at this moment."""
-    try:
-        return wrong_state(name, out) is None
-    except OSError:  # a file was renamed while it was read
-        return False
 
 
 def removed_input(name: str, out: Path, rng: np.random.Generator) -> tuple[str, str | None]:
@@ -186,15 +179,12 @@ def _failed(name: str, out: Path, done: subprocess.CompletedProcess[str]) -> str
 
 
 def _ended(name: str, out: Path, done: subprocess.CompletedProcess[str]) -> str | None:
-    """What is wrong with a command whose files vanished: it fails in one sentence, or ends as undisturbed."""
-    shown = done.stdout + done.stderr
+    """What is wrong with a command whose files vanished: it fails in one sentence, or ends well and tells of them."""
     if done.returncode == 0:
-        # Few enough scans were missing, and the command told of them.
-        told = "unreadable" in shown or "skipped" in shown
-        different = None if told else wrong_state(name, _made(out))
+        different = partial.wrong_result(name, _made(out), partial.told(done))
         return different and f"exit code 0, but {different}"
-    if "--max-skipped" in done.stderr:  # the table is written and names the missing scans
-        return common.refusal(done, [1], ".")
+    if "--max-skipped" in done.stderr:  # more scans were missing than allowed
+        return common.refusal(done, [1], ".") or partial.wrong_result(name, out, partial.told(done))
     return common.refusal(done, FAILED, common.scratch()) or half_written(name, out)
 
 

@@ -12,8 +12,10 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,15 +27,21 @@ from segloc.common.contract import read_index
 from segloc.common.datasets import Split
 from segloc.common.datasets.coco import read_instances
 from segloc.common.errors import InputError
+from segloc.common.files import write_json
+from segloc.common.skips import Skips
 from segloc.data.shard_folder import ShardFolder
+from segloc.detection.coco_eval import METRICS
 from segloc.detection.detector import engine_name
+from segloc.detection.eval_tables import evaluation_markdown
 from segloc.detection.splits import read_split
 from segloc.detection.weights import read_detector, recipe_inside
 from segloc.models.initial_weights import read_start
 from segloc.reporting.page import render
+from segloc.reporting.results_table import results_markdown, results_table
 from segloc.reporting.run_results import load_run
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load, parse
+from segloc.training.run_folder import write_skips
 from tests.faults import common, readers
 from tests.faults.common import Count
 from tests.segloc.conftest import write_shards
@@ -206,25 +214,38 @@ SCRIPTS = ("<script>alert(1)</script>", "</svg><script>x</script>", "\"onload='x
 
 
 def text_in_pages(folder: Path) -> list[str | None]:
-    """Every text of a run that the page shows is escaped."""
+    """Every text from data is escaped in the report, in its table, and in the table of an evaluation."""
     readers.prepare("metrics lines and reports", folder)
-    found: list[str | None] = []
-    for text in SCRIPTS:
-        run = folder / "good" / "finetune"
-        about = json.loads((run / "run.json").read_text())
-        hostile = {**about, **dict.fromkeys(("engine", "device", "git_revision", "command", "weights"), text)}
-        evaluation = json.loads((run / "evaluation.json").read_text())
-        other = {**evaluation, "engine": text, "subsets": {text: evaluation["subsets"]["easy"]}}
-        (run / "run.json").write_text(json.dumps(hostile))
-        (run / "evaluation.json").write_text(json.dumps(other))
-        one = dataclasses.replace(load_run(run), name=text)
-        page = render([one, dataclasses.replace(load_run(folder / "good" / "pretrain"), name=text)], [(text, "")], text)
-        (run / "run.json").write_text(json.dumps(about))
-        (run / "evaluation.json").write_text(json.dumps(evaluation))
-        parser = _Live()
-        parser.feed(page)
-        found.append(f"has {parser.live[0]}" if parser.live else None)
-    return found
+    return [wrong for text in SCRIPTS for wrong in map(_live, _pages(folder / "good", text))]
+
+
+def _pages(runs: Path, text: str) -> list[str]:
+    """Pages of two runs whose names, classes, test sets, scans and descriptions are `text`."""
+    run = runs / "finetune"
+    about, evaluation = (json.loads((run / name).read_text()) for name in ("run.json", "evaluation.json"))
+    skips = Skips("scans", 9, Counter({text: 2}), {text: [text]})
+    figures = {**evaluation["subsets"]["easy"]["bbox"], "per_class": {text: dict.fromkeys(METRICS, 5.0)}}
+    part = {"images": 3, "digest": text, "bbox": figures, "segm": figures}
+    other = {**evaluation, "subsets": {text: part}, "mean": part, "pooled": part, "classes": [text]}
+    other |= {"skipped": {text: [skips.to_json()]}}
+    hostile = {**about, **dict.fromkeys(("engine", "device", "git_revision", "command", "weights"), text)}
+    write_json(run / "run.json", {**hostile, "classes": [text]})
+    write_json(run / "evaluation.json", {**other, "engine": text})
+    write_skips(run, [skips])
+    found = [dataclasses.replace(load_run(folder), name=text) for folder in (run, runs / "pretrain")]
+    write_json(run / "run.json", about)
+    write_json(run / "evaluation.json", evaluation)
+    tables = [results_markdown(results_table(found)), evaluation_markdown(other)]
+    return [render(found, [(text, "")], text), *(_ESCAPED.sub("", table) for table in tables)]
+
+
+_ESCAPED = re.compile(r"\\.")  # letters that Markdown shows as they are
+
+
+def _live(page: str) -> str | None:
+    parser = _Live()
+    parser.feed(page)
+    return f"has {parser.live[0]}" if parser.live else None
 
 
 class _Live(HTMLParser):

@@ -3,6 +3,7 @@
 Every other case is killed at a moment drawn uniformly from the duration of an undisturbed run; the others are killed at
 a change of the output folder, also drawn uniformly, to hit files that are being written. The whole process group is
 killed. In a third of the cases the second run is killed as well. Files, losses and tensors are compared bit by bit.
+*kills* are those that came before the result was complete; a process lives a moment longer than its work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from tests.faults import common
 from tests.faults.common import Count
-from tests.faults.targets import QUIET, TARGETS, half_written, undisturbed, watch, wrong_rerun
+from tests.faults.targets import QUIET, TARGETS, half_written, is_complete, undisturbed, watch, wrong_rerun
 
 LONG, SHORT = 105, 7
 NAMES = ("simulate", "regions", "segments", "synthesis", "audit", "pretraining", "fine-tuning")
@@ -44,15 +45,18 @@ def kill(name: str, out: Path, case: int, rng: np.random.Generator) -> str:
 
 def count(name: str, cases: int, seed: int) -> Count:
     """Kill a target in several cases."""
-    result, kills = Count(name), 0
+    result, kills, late = Count(name), 0, 0
     for case in range(cases):
         rng = np.random.default_rng([seed, list(TARGETS).index(name), case])
         out = common.fresh(f"{name}-{case}")
-        moments = [kill(name, out, case, rng) for _ in range(1 + (rng.random() < 1 / 3))]
+        moments = []
+        for _ in range(1 + (rng.random() < 1 / 3)):
+            moments.append(kill(name, out, case, rng))
+            late += is_complete(name, out)
         kills += len(moments)
         problem = half_written(name, out) or wrong_rerun(name, out)
         result.add(f"seed {seed}, case {case}, killed {' and '.join(moments)}", problem)
-    result.measured["kills"] = kills
+    result.measured |= {"kills": kills - late, "kills after the work": late}
     return result
 
 

@@ -1,11 +1,17 @@
 """Stop commands at random moments by Ctrl-C, SIGTERM and SIGHUP, sent to the command or to its whole process group.
 
 Each stop must end within `LIMIT_S` seconds, with exit code 128 + signal, one line that says how to go on, nothing else
-after it, no traceback, no warning of a library, and no process that is left.
+after it, no traceback, no warning of a library, and no process that is left. A stopped training has saved its last
+step. In a fifth of the cases the same signal comes again up to half a second later, or up to three: the command must
+end within `AGAIN_LIMIT_S` with the same exit code, and need not print the line.
+
+After every stop no file with a final name is half-written, and the same command runs again to the files, losses and
+tensors of an undisturbed run. A command that ended before its signal must have that result, too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import random
@@ -17,83 +23,107 @@ import time
 from pathlib import Path
 
 from segloc.common.stops import SIGNALS, name
+from segloc.training import checkpoint
+from segloc.training.run_folder import read_metrics
 from tests.faults import common
 from tests.faults.common import Count
+from tests.faults.targets import TARGETS, half_written, undisturbed, wrong_rerun, wrong_state
 
-LONG, SHORT = 180, 9
-LIMIT_S = 30.0  # most of it is for machines with other work
+LONG, SHORT = 117, 9
+LIMIT_S, AGAIN_LIMIT_S = 30.0, 10.0  # most of it is for machines with other work
 _NOISE = re.compile(r"Traceback|leaked|resource_tracker|Exception ignored|Error|Warning", re.IGNORECASE)
-
-# Stops come within so many seconds of the start; the commands take longer, for the most part.
-STAGE_1 = {"simulate": 5.0, "regions": 2.0, "segments": 3.0, "crops": 2.0, "synthesize": 4.0, "audit": 2.5}
-SPAN_S = {**STAGE_1, "pretrain": 12.0, "finetune": 12.0}
-
-PRETRAIN = (
-    "model.arch=resnet18", "model.norm=gn", "model.sda_norm=gn", "head.convs=1", "head.conv_dim=32", "head.fc_dim=32",
-    "head.dim=16", "queue.size=20", "data.image_size=64", "data.threads=2", "optim.batch=4", "optim.micro_batch=2",
-    "optim.steps=40", "checkpoint_every=1000", "log_every=1",
+NAMES = (
+    "simulate", "regions", "segments", "crops", "synthesis", "audit", "pretraining", "pretraining in two processes",
+    "fine-tuning",
 )  # fmt: skip
 
 
-def commands(out: Path) -> dict[str, list[object]]:
-    """Module and arguments of each command; `out` is a folder for what it writes."""
-    root, shards = common.inputs(), common.inputs() / "shards"
-    scans = ["--backgrounds", root / "sixray"]
-    tables = ["--regions", root / "regions.parquet"]
-    training = ["segloc.pretrain", "--shards", shards, "--out", out / "run", *PRETRAIN]
-    recipe = common.ROOT / "detectron_configs" / "finetune" / "demo_r18.yaml"
-    return {
-        "simulate": ["pipeline.simulate", "--out", out / "raw", "--scans", 144, "--width", 96, "--workers", 2],
-        "regions": ["pipeline.regions", *scans, "--out", out / "regions.parquet", "--workers", 2],
-        "segments": [
-            "pipeline.segments", "--annotations", root / "pidray", "--out", out / "segments.parquet", "--workers", 2,
-        ],
-        "crops": ["pipeline.crops", *scans, *tables, "--out", out / "crops.parquet", "--workers", 2],
-        "synthesize": ["pipeline.synthesize", *common.synthesis(root, out / "shards", workers=2)],
-        "audit": ["pipeline.audit", "--shards", shards, "--report", out / "audit.json", "--workers", 2],
-        "pretrain": training,
-        "pretrain in two processes": [*training, "--processes", 2],
-        "finetune": [
-            "segloc.finetune", "--weights", "random", "--config", recipe, "--data", root / "pidray",
-            "--out", out / "run", "train.iterations=6", "optim.batch=2", "train.checkpoint_every=1000",
-        ],
-    }  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """When and how a command is stopped.
+
+    Attributes:
+        number: the signal.
+        to_group: whether all its processes get it.
+        moment: seconds after the command began.
+        again: seconds until the same signal comes again; None if it does not.
+    """
+
+    number: int
+    to_group: bool
+    moment: float
+    again: float | None = None
+
+    @classmethod
+    def drawn(cls, rng: random.Random, span: float) -> Stop:
+        """Draw a stop in the time that a command takes."""
+        again = rng.random() * rng.choice((0.5, 3.0)) if rng.random() < 0.2 else None
+        return cls(rng.choice(SIGNALS), rng.random() < 0.5, rng.random() * span, again)
+
+    def __str__(self) -> str:
+        whom = "group" if self.to_group else "command"
+        again = "" if self.again is None else f", again {self.again:.2f} s later"
+        return f"{name(self.number)} to the {whom} after {self.moment:.2f} s{again}"
+
+    def send(self, process: subprocess.Popen[str]) -> None:
+        """Send the signal once."""
+        (os.killpg if self.to_group else os.kill)(process.pid, self.number)
 
 
 def count(kind: str, cases: int, seed: int) -> Count:
     """Stop a command at random moments of its time."""
-    result, span = Count(kind), SPAN_S[kind.partition(" ")[0]]
-    longest, stopped = 0.0, 0
+    result, longest, stopped, twice = Count(kind), 0.0, 0, 0
     for case in range(cases):
-        rng = random.Random(f"{kind} {seed} {case}")
-        number, to_group, moment = rng.choice(SIGNALS), rng.random() < 0.5, rng.random() * span
-        problem, code, took = stop(commands(common.fresh("stops"))[kind], number, to_group, moment)
+        out = common.fresh("stops")
+        stop = Stop.drawn(random.Random(f"{kind} {seed} {case}"), undisturbed(kind).seconds)
+        problem, code, took = ended(TARGETS[kind].command(out, workers=2), stop)
         longest, stopped = max(longest, took), stopped + bool(code)
-        whom = "group" if to_group else "command"
-        result.add(f"seed {seed} case {case}: {name(number)} to the {whom} after {moment:.2f} s", problem)
-    result.measured |= {"longest end, s": round(longest, 1), "stopped before its end": stopped}
+        twice += bool(code) and stop.again is not None
+        if not problem and code:
+            problem = half_written(kind, out) or not_saved(out, stop) or wrong_rerun(kind, out)
+        result.add(f"seed {seed} case {case}: {stop}", problem or wrong_state(kind, out))
+    result.measured |= {"longest end, s": round(longest, 1), "stopped before its end": stopped, "by two signals": twice}
     return result
 
 
-def stop(command: list[object], number: int, to_group: bool, moment: float) -> tuple[str | None, int, float]:
+def ended(command: list[object], stop: Stop) -> tuple[str | None, int, float]:
     """Run a command and stop it. Returns what is wrong, the exit code, and the seconds from the signal to the end."""
     process = common.start(*map(str, command), preexec_fn=hear_ctrl_c, stdout=subprocess.DEVNULL)
     wait_until_it_listens(process)
+    began, twice = time.monotonic(), False
     try:
-        process.wait(moment)
+        process.wait(stop.moment)
     except subprocess.TimeoutExpired:
-        (os.killpg if to_group else os.kill)(process.pid, number)
-    began = time.monotonic()
+        stop.send(process)
+        began = time.monotonic()
+        if stop.again is not None:
+            try:
+                process.wait(stop.again)
+            except subprocess.TimeoutExpired:
+                stop.send(process)
+                twice = True
+    limit = AGAIN_LIMIT_S if twice else LIMIT_S
     try:
-        _, errors = process.communicate(timeout=LIMIT_S)
+        _, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         common.end(process)
         process.communicate()
-        return f"still there after {LIMIT_S:g} s", process.returncode, LIMIT_S
+        return f"still there after {limit:g} s", process.returncode, limit
     took = time.monotonic() - began
-    problem = wrong(process.returncode, errors, number) or left(process.pid)
+    wrong_end = wrong_second if twice else wrong
+    problem = wrong_end(process.returncode, errors, stop.number) or left(process.pid)
     common.end(process)
     return problem, process.returncode, took
+
+
+def not_saved(out: Path, stop: Stop) -> str | None:
+    """Whether the checkpoint of a stopped training lacks steps that its metrics have."""
+    steps = [row["iteration"] + 1 for row in read_metrics(out / "run")]
+    if stop.again is not None or not steps:
+        return None
+    files = [path for path in (out / "run").glob("*.pth") if path.name in (checkpoint.LAST, "model.pth")]
+    saved = max((checkpoint.load(path)["iteration"] for path in files), default=0)
+    return None if saved == steps[-1] else f"{steps[-1]} steps were done, and {saved} were saved"
 
 
 def hear_ctrl_c() -> None:
@@ -129,6 +159,13 @@ def wrong(code: int, errors: str, number: int) -> str | None:
     return None
 
 
+def wrong_second(code: int, errors: str, number: int) -> str | None:
+    """What is wrong with the end of a command that was sent the same signal twice; None if nothing is."""
+    if "Traceback" in errors:
+        return f"traceback: {errors[-600:]!r}"
+    return None if code in (0, 128 + number) else f"exit code {code}: {errors[-300:]!r}"
+
+
 def left(group: int, wait_s: float = 10.0) -> str | None:
     """Whether processes of the group are left, once they have had time to notice."""
     deadline = time.monotonic() + wait_s
@@ -141,9 +178,7 @@ def left(group: int, wait_s: float = 10.0) -> str | None:
     return "a process is left"
 
 
-KINDS = {
-    kind: functools.partial(count, kind) for kind in (*STAGE_1, "pretrain", "pretrain in two processes", "finetune")
-}
+KINDS = {kind: functools.partial(count, kind) for kind in NAMES}
 
 if __name__ == "__main__":
     sys.exit(common.main(sys.modules[__name__]))

@@ -68,6 +68,10 @@ def _pretraining(out: Path, inputs: Path) -> list[object]:
     return ["--shards", inputs / "shards", "--out", out / "run", *common.PRETRAINING]
 
 
+def _two_processes(out: Path, inputs: Path) -> list[object]:
+    return [*_pretraining(out, inputs), "--processes", 2]
+
+
 def _finetuning(out: Path, inputs: Path) -> list[object]:
     return [*common.FINETUNING, "--data", inputs / "pidray", "--out", out / "run"]
 
@@ -126,6 +130,7 @@ TARGETS = {
     "manifest": Target("pipeline.manifest", _manifest, workers=False),
     "evaluation": Target("segloc.evaluate", _evaluate, workers=False),
     "pretraining": Target("segloc.pretrain", _pretraining, run_state, workers=False),
+    "pretraining in two processes": Target("segloc.pretrain", _two_processes, run_state, workers=False),
     "fine-tuning": Target("segloc.finetune", _finetuning, run_state, workers=False),
 }
 
@@ -196,6 +201,14 @@ def wrong_state(name: str, out: Path) -> str | None:
     found, whole = TARGETS[name].state(out), undisturbed(name).state
     different = sorted(part for part in {*whole, *found} if whole.get(part) != found.get(part))
     return f"differs: {different[:4]}" if different else None
+
+
+def is_complete(name: str, out: Path) -> bool:
+    """Whether a folder holds the whole result at this moment."""
+    try:
+        return wrong_state(name, out) is None
+    except OSError:  # a file was renamed while it was read
+        return False
 
 
 def wrong_rerun(name: str, out: Path, inputs: Path | None = None) -> str | None:
