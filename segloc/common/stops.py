@@ -243,6 +243,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         for end in state.at_once:
             with contextlib.suppress(Exception):
                 end()
+        command = state.line.partition(": ")[0]
+        _write(f"{command}{': ' * bool(command)}stopped at once by {name(number)}; what was saved before stays")
         os._exit(exit_code(number))
 
 

@@ -73,6 +73,7 @@ def evaluate_results(
         read = read_split(split)
         read = read.with_classes(found[0][0].classes, annotations[0], split.annotations) if found else read
         found.append((read, read_results(Path(file)), None))
+    _require_items([split for split, _, _ in found])
     return _report({"engine": "results file", "weights": None, "iteration": None}, found, resamples)
 
 
@@ -168,6 +169,19 @@ def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches
         raise type(error)(f"{split.name}: {error}") from error
 
 
+def _require_items(splits: Sequence[CocoSplit]) -> None:
+    """Check that every test set has images, and that there is an item in one of them.
+
+    A test set of clean scans beside others is legal: its detections are false positives of the pooled metrics.
+    """
+    for split in splits:
+        if not split.scans:
+            raise InputError(f"{split.name}: the annotations list no images, so there is nothing to evaluate")
+    if not any(not item["iscrowd"] for split in splits for item in split.ground_truth["annotations"]):
+        names = ", ".join(split.name for split in splits)
+        raise InputError(f"{names}: no image has an item, so AP and AR are undefined; add a test set with items")
+
+
 def _check_names(splits: Sequence[Split]) -> None:
     """Check that the names of test sets are unique and usable in file names."""
     names = [split.name for split in splits]
@@ -198,6 +212,7 @@ def _detect(
         read_split(split).with_classes(content["classes"], source, split.annotations).with_white(settings.white)
         for split in chosen
     ]
+    _require_items(splits)
     detector = build_detector(content, config, source).to(ALONE.device())
     done, steps = content["iteration"], content.get("steps", content["iteration"])
     about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}

@@ -362,6 +362,56 @@ def test_tables_beside_the_output_do_not_overwrite_inputs_or_runs(pidray, tmp_pa
     assert (tmp_path / "found.md").read_text() == (tmp_path / "run.json").read_text() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("empties", "message"),
+    [
+        (["images", "annotations"], "easy: the annotations list no images, so there is nothing to evaluate"),
+        (["annotations"], "easy: no image has an item, so AP and AR are undefined; add a test set with items"),
+        (["crowds"], "easy: no image has an item, so AP and AR are undefined; add a test set with items"),
+    ],
+)
+def test_a_test_set_without_images_or_items_is_refused(pidray, tuned, tmp_path, capsys, empties, message):
+    content = json.loads((pidray / "annotations" / "xray_test_easy.json").read_text())
+    content |= {key: [] for key in {*empties} & {*content}}
+    for item in content["annotations"]:
+        item["iscrowd"] = int("crowds" in empties)
+    truth, found = tmp_path / "easy.json", tmp_path / "found.json"
+    truth.write_text(json.dumps(content))
+    found.write_text("[]")
+    for command in (
+        ["--results", str(found), "--annotations", str(truth)],
+        ["--weights", str(tuned), f"data.tests=[[easy, {truth}, {pidray / 'easy'}]]"],
+    ):
+        capsys.readouterr()
+        assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 2
+        assert capsys.readouterr().err == f"python -m segloc.evaluate: {message}\n"
+    assert not list(tmp_path.glob("e.*"))
+
+
+def test_clean_scans_beside_other_test_sets_count_in_the_pooled_metrics(pidray, tmp_path):
+    names = [pidray / "annotations" / f"xray_test_{subset}.json" for subset in ("easy", "hard")]
+    easy, clean = (json.loads(name.read_text()) for name in names)
+    clean["annotations"] = []
+    fields = ("image_id", "category_id", "bbox", "segmentation")
+    found = [{name: item[name] for name in fields} | {"score": 0.5} for item in easy["annotations"]]
+    false = [{**found[0], "image_id": image["id"], "score": 0.9} for image in clean["images"]]
+    paths = {"easy.json": easy, "clean.json": clean, "found.json": found, "false.json": false}
+    for name, content in paths.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    results, truths = (
+        [tmp_path / "found.json", tmp_path / "false.json"],
+        [tmp_path / "easy.json", tmp_path / "clean.json"],
+    )
+    out = tmp_path / "e.json"
+    command = ["--results", *map(str, results), "--annotations", *map(str, truths), "--out", str(out)]
+    assert evaluate.main(command) == 0
+    report = json.loads(out.read_text())
+    assert report["subsets"]["easy"]["bbox"]["AP"] == pytest.approx(100)
+    assert report["subsets"]["clean"]["bbox"]["AP"] is None
+    assert report["mean"]["bbox"]["AP"] is None  # of a set without AP
+    assert report["pooled"]["bbox"]["AP"] < 99
+
+
 def test_a_second_evaluation_to_the_same_file_is_refused(pidray, tmp_path, capsys, monkeypatch):
     found, out = tmp_path / "found.json", tmp_path / "new" / "e.json"
     found.write_text("[]")
