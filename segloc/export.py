@@ -7,6 +7,7 @@ import sys
 
 from segloc.common import cli
 from segloc.common.errors import InputError
+from segloc.common.skips import Skips, require
 from segloc.exporting.batch_norm import Measuring
 from segloc.exporting.export import export, report_beside, summary
 from segloc.exporting.formats import FORMATS
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--image-size", type=int, default=500, metavar="PX", help="longest image side (default: %(default)s)"
     )
+    cli.add_max_skipped(options)
     return cli.run(_command, options, argv)
 
 
@@ -52,6 +54,11 @@ def _command(args: argparse.Namespace) -> None:
     report, report_path = export(args.weights, args.format, args.out, measuring)
     print(summary(report))
     print(f"wrote {args.out} and {report_path}")
+    if report["inserted"]:
+        skips = Skips.from_json(report["inserted"]["skipped"])
+        if skips.skipped:
+            print(skips.summary())
+        require([skips], args.max_skipped, "run pipeline.audit on the shards", str(args.out))
 
 
 if __name__ == "__main__":

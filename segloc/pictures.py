@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from segloc.common import cli
+from segloc.common.skips import require
 from segloc.reporting.pictures import write_picture
 
 EXAMPLES = """\
@@ -15,7 +16,8 @@ EXAMPLES = """\
 The left panel shows the annotated items, the right panel the detections. Missed items and false alarms are dashed.
 Images are ranked by the sum of the IoU of the found items / (number of items + false alarms), over detections of at
 least --score. A detection finds an item of its class with an IoU of at least 0.5 that no better detection has found;
-otherwise it is a false alarm. Images with neither items nor detections are left out.
+otherwise it is a false alarm. Images with neither items nor detections are left out. Another image takes the place of
+one that cannot be read.
 """
 
 
@@ -30,12 +32,18 @@ def main(argv: list[str] | None = None) -> int:
     add("--score", type=float, default=0.5, help="lowest score of a detection to show (default: %(default)s)")
     add("--each", type=int, default=2, metavar="N", help="best, median and worst images, N each (default: %(default)s)")
     cli.add_white(options)
+    cli.add_max_skipped(options)
     return cli.run(_command, options, argv)
 
 
 def _command(args: argparse.Namespace) -> None:
     files = args.results, args.annotations, args.images, args.out
-    print(write_picture(*files, args.score, args.each, args.white).resolve())
+    picture, skipped = write_picture(*files, args.score, args.each, args.white)
+    for part in skipped:
+        if part.counts:
+            print(part.summary())
+    print(picture.resolve())
+    require(skipped, args.max_skipped, "check --annotations and --images", str(args.out))
 
 
 if __name__ == "__main__":

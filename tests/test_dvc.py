@@ -41,4 +41,12 @@ def test_every_stage_that_may_skip_inputs_passes_the_share_of_params():
     root = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     passed = {name for name, stage in root.items() if "--max-skipped ${max_skipped}" in stage["cmd"]}
     assert passed == {"regions", "segments"}
+    training = yaml.safe_load((ROOT / "detectron_configs/dvc.yaml").read_text())
+    assert training["vars"] == ["../params.yaml:max_skipped"]
+    stages = [stage.get("do", stage) for stage in training["stages"].values()]
+    commands = [
+        part for stage in stages for part in ([stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"])
+    ]
+    given = {part.split()[2] for part in commands if part.endswith("--max-skipped ${max_skipped}")}
+    assert given == {f"segloc.{name}" for name in ("pretrain", "finetune", "evaluate")}
     assert yaml.safe_load((ROOT / "params.yaml").read_text())["max_skipped"] == MAX_SKIPPED

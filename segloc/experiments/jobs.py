@@ -231,7 +231,7 @@ def _weights(
         return start.weights, (), {}
     need = _pretraining(experiment.pretrainings[start.pretraining], out, start.pretraining, seed, share)
     if start.insert_bn:
-        need = _with_bn(need)
+        need = _with_bn(need, share)
     settings = {f"pretraining.{key}": value for job in need.chain for key, value in job.settings.items()}
     return str(need.steps[-1].makes), (need,), settings
 
@@ -290,12 +290,12 @@ def _pretraining(settings: Pretraining, out: Path, name: str, seed: int, share: 
     return Job(f"pretrain/{folder.name}", folder, (step,), content, partial(ShardFolder.open, settings.shards))
 
 
-def _with_bn(pretraining: Job) -> Job:
+def _with_bn(pretraining: Job, share: list[str]) -> Job:
     folder, settings = pretraining.folder, pretraining.settings
     made = folder / WITH_BN
     what = ["--weights", str(folder), "--insert-bn", "--shards", settings["shards"], "--format", "segloc"]
     size = ["--image-size", str(settings["data.image_size"])]
-    step = Step("insert-bn", ("segloc.export", *what, *size, "--out", str(made)), made)
+    step = Step("insert-bn", ("segloc.export", *what, *size, "--out", str(made), *share), made)
     content = {"insert_bn": True, "shards": settings["shards"]}
     return Job(f"{pretraining.name}/{WITH_BN}", folder, (step,), content, pretraining.check, (pretraining,))
 

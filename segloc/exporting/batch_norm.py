@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
+from segloc.common.skips import Skips
 from segloc.data.stream import PairStream, ShardFolder
 from segloc.exporting.insert_bn import insert, measure_moments
 from segloc.models.backbone import SegLocBackbone, normalize
@@ -77,7 +78,9 @@ def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[Sto
     before = stored.build().to(device)
     compared = min(COMPARED, folder.index.num_pairs // 2)
     pairs = min(-(-measuring.views // 2), folder.index.num_pairs - compared)
-    views = _views(folder, pairs + compared, measuring, device)
+    data = DataConfig()
+    stream = PairStream(folder, 1, measuring.image_size, measuring.seed, data.mix_shards, data.threads)
+    views = _views(stream, pairs + compared, device)
     moments = measure_moments(before, itertools.islice(views, 2 * pairs))
     for name, found in moments.items():
         if not torch.isfinite(found.variance).all():
@@ -97,13 +100,15 @@ def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[Sto
         "compared_views": 2 * compared,
         **_differences(before, after, views),
     }
+    skips = Skips("drawn pairs", pairs + compared + stream.skipped)
+    if stream.skipped:
+        skips.add("damaged", "replaced by others", stream.skipped)
+    report["skipped"] = skips.to_json()
     return dataclasses.replace(changed, tensors=after.cpu().state_dict()), report
 
 
-def _views(folder: ShardFolder, pairs: int, measuring: Measuring, device: torch.device) -> Iterator[torch.Tensor]:
+def _views(stream: PairStream, pairs: int, device: torch.device) -> Iterator[torch.Tensor]:
     """Yield normalised images [1, 3, H, W] of the first `pairs` pairs in training order: query, key, query, ..."""
-    data = DataConfig()
-    stream = PairStream(folder, 1, measuring.image_size, measuring.seed, data.mix_shards, data.threads)
     with contextlib.closing(stream.batches()) as batches:
         for batch in tqdm(itertools.islice(batches, pairs), total=pairs, desc="batch norm", unit="pair"):
             for images in (batch.query.images, batch.key.images):

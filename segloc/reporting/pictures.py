@@ -16,11 +16,14 @@ from pycocotools import mask as mask_api
 from segloc.common import white_level
 from segloc.common.datasets import Split
 from segloc.common.datasets.coco import read_results
+from segloc.common.datasets.coco_fields import Id
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, write_atomic
+from segloc.common.images import Image
 from segloc.common.masks import to_rle
+from segloc.common.skips import Skips
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, evaluate
-from segloc.detection.data import read_scan
+from segloc.detection.data import read_scan, reason_of
 from segloc.detection.image_scores import Judged, examples, rank
 from segloc.detection.splits import CocoSplit, read_split
 from segloc.reporting.charts import known_letters, plain
@@ -29,13 +32,16 @@ PANEL_INCHES = (3.9, 3.3)
 DPI = 100
 
 
-def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -> bytes:
+def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], images: Mapping[Id, Image], title: str) -> bytes:
     """Draw a row for each kind of image (best, median, worst), with two panels per image, as PNG.
 
-    Raises:
-        InputError: an image cannot be read.
+    Args:
+        split: the test set.
+        chosen: images of each kind.
+        images: their pixels [h, w, 3] by image id.
+        title: of the picture.
     """
-    rows = {kind: images for kind, images in chosen.items() if images}
+    rows = {kind: some for kind, some in chosen.items() if some}
     columns = 2 * max(map(len, rows.values()))
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width * columns, height * len(rows) + 0.5), dpi=DPI, layout="constrained")
@@ -43,9 +49,9 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    for row, (kind, images) in zip(panels, rows.items(), strict=True):
-        for place, one in enumerate(images):
-            image = read_scan(one.scan)
+    for row, (kind, some) in zip(panels, rows.items(), strict=True):
+        for place, one in enumerate(some):
+            image = images[one.scan.image_id]
             counts = f"{len(one.pairs)} found, {one.missed} missed, {one.false_alarms} false"
             _panel(row[2 * place], image, split, one.items, one.pairs, f"{kind}: {one.scan.path.name}")
             _panel(row[2 * place + 1], image, split, one.found, one.pairs.values(), f"{one.score:.2f}: {counts}")
@@ -54,6 +60,33 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], title: str) -
     with known_letters():
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _readable_examples(
+    ranked: Sequence[Judged], each: int
+) -> tuple[dict[str, Sequence[Judged]], dict[Id, Image], Skips]:
+    """Choose examples whose images can be read; return them, their pixels, and the images that cannot be read.
+
+    Raises:
+        InputError: no image can be read.
+    """
+    images: dict[Id, Image] = {}
+    skips, left = Skips("images"), list(ranked)
+    while left:
+        chosen = examples(left, each)
+        new = {one.scan.image_id: one for some in chosen.values() for one in some if one.scan.image_id not in images}
+        if not new:
+            return chosen, images, skips
+        unreadable = set()
+        for key, one in new.items():
+            skips.total += 1
+            try:
+                images[key] = read_scan(one.scan)
+            except InputError as error:
+                skips.add(reason_of(one.scan, error), one.scan.path.name)
+                unreadable.add(key)
+        left = [one for one in left if one.scan.image_id not in unreadable]
+    raise InputError(f"no image with an item or a detection can be read: {skips.reasons()}; check --images")
 
 
 def _panel(
@@ -101,7 +134,7 @@ def _outlines(one: dict[str, Any], height: int, width: int) -> list[np.ndarray]:
 
 def write_picture(
     results: str, annotations: str, images: str, out: str, score: float, each: int, white: int | None = None
-) -> Path:
+) -> tuple[Path, list[Skips]]:
     """Rank the images of a test set by their detections and draw the best, median and worst as PNG.
 
     Args:
@@ -114,7 +147,7 @@ def write_picture(
         white: white level of 16-bit scans; None measures it.
 
     Returns:
-        The file written.
+        The file written; the images that could not be read, of those chosen, and the annotations that were left out.
 
     Raises:
         InputError: a file cannot be used, or a number is out of range.
@@ -140,5 +173,6 @@ def write_picture(
         raise InputError(f"{annotations}: no image has an item or a detection; nothing to draw")
     aps = ", ".join(f"{kind} AP {value:.1f}" for kind, value in figures.items() if value is not None)
     title = f"{split.name}: {len(split.scans)} images, {aps}; detections with a score of at least {score:g}"
-    write_atomic(out, draw(split, examples(ranked, each), title))
-    return Path(out)
+    chosen, pixels, skips = _readable_examples(ranked, each)
+    write_atomic(out, draw(split, chosen, pixels, title))
+    return Path(out), [skips, split.faulty]

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from segloc.common.datasets.pidray import SUBSETS
+from segloc.common.skips import Skips
 from segloc.common.text import csv_text, markdown, markdown_table
 from segloc.detection.coco_eval import MEAN, METRICS, POOLED, mean_of_all
 from segloc.models.initial_weights import RANDOM
@@ -25,7 +26,7 @@ LOADING = ("train.box_heads", "train.unmatched")
 LOADING_AND_NORMS = ("model.backbone.norm", "model.backbone.sda_norm", *LOADING)
 CSV_COLUMNS = (
     *("name", "origin", "engine", "runs", "metric", "task", "test_set"),
-    *("value", "standard_deviation", "difference", "difference_to"),
+    *("value", "standard_deviation", "difference", "difference_to", "skipped"),
 )
 
 Column = tuple[str, str]
@@ -72,7 +73,7 @@ class Block:
         source: the publication; empty for runs.
         base: name of the random initialisation that the differences are to; empty if there is none.
         figures: by metric, one figure per column.
-        skipped: a sentence for each kind of input that a run skipped.
+        skipped: run and counts for each kind of input that a run skipped.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Block:
     source: str
     base: str
     figures: dict[str, list[Figure]]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, Skips], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def results_table(runs: Sequence[Run]) -> Table:
         base, base_name = ([], "") if at is None else (groups[at], names[at])
         figures = _figures(columns, [run.figure for run in members], [run.figure for run in base])
         engine = members[0].evaluation["engine"]  # type: ignore[index]
-        skipped = tuple(f"{run.name} {part.summary()}." for run in members for part in run.skips)
+        skipped = tuple((run.name, part) for run in members for part in run.skips)
         blocks.append(Block(name, engine, len(members), "", base_name, figures, skipped))
     subsets = {subset for _, subset in columns} - {MEAN, POOLED}
     return Table(columns, [*blocks, *(published(columns) if subsets == set(SUBSETS) else [])])
@@ -173,15 +174,17 @@ def published(columns: Sequence[Column]) -> list[Block]:
 
 
 def results_csv(table: Table) -> str:
-    """Format a line per defined figure; values have six digits."""
+    """Format a line per defined figure; values have six digits. ``skipped`` counts inputs of training and all tests."""
     rows = []
     for block in table.blocks:
+        skipped = "" if block.source else sum(part.skipped for _, part in block.skipped)
         for metric, row in block.figures.items():
             for (kind, subset), figure in zip(table.columns, row, strict=True):
                 if figure.value is not None:
                     what = [block.name, block.source or "measured", block.engine, block.runs or "", metric]
                     numbers = [None if x is None else f"{x:.6g}" for x in dataclasses.astuple(figure)]
-                    rows.append([*what, kind, subset, *numbers, block.base if figure.difference is not None else ""])
+                    base = block.base if figure.difference is not None else ""
+                    rows.append([*what, kind, subset, *numbers, base, skipped])
     return csv_text(CSV_COLUMNS, rows)
 
 
@@ -218,7 +221,7 @@ def notes(table: Table) -> list[str]:
         found.append("±: sample standard deviation over runs that differ only in seed.")
     if any(block.base for block in table.blocks):
         found.append("In brackets: difference to random initialisation with the same protocol and engine, in points.")
-    found += [sentence for block in table.blocks for sentence in block.skipped]
+    found += [f"{name} {part.summary()}." for block in table.blocks for name, part in block.skipped]
     if any("stand-in" in block.engine for block in table.blocks):
         found.append(
             "The stand-in replaces Detectron2's Cascade Mask R-CNN where Detectron2 is not installed. Its metrics "

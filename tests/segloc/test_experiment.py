@@ -182,6 +182,18 @@ def test_a_job_that_skipped_too_much_is_used_but_told_until_the_share_is_raised(
     assert not any(line.startswith("failed: ") for line in capsys.readouterr().err.splitlines())
 
 
+def test_every_command_that_may_skip_inputs_gets_the_share(grid, tmp_path, fake, capsys):
+    where = [str(write(tmp_path, grid)), "--out", str(tmp_path / "out"), "--list"]
+    assert experiment.main([*where, "--max-skipped", "0.5"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "-m segloc." in line]
+    assert {line.split("-m ")[1].split()[0] for line in lines} >= {
+        "segloc.export",
+        "segloc.pretrain",
+        "segloc.finetune",
+    }
+    assert all("--max-skipped 0.5" in line for line in lines)
+
+
 def test_list_shows_states_and_commands_and_runs_nothing(grid, tmp_path, fake, capsys):
     path, out = write(tmp_path, grid), tmp_path / "out"
     assert experiment.main([str(path), "--out", str(out), "--list"]) == 0

@@ -15,6 +15,7 @@ from segloc.models.initial_weights import load_start, read_start
 from segloc.models.roi_head import BoxHead
 from segloc.probing import roi_features
 from segloc.training import checkpoint
+from tests.segloc.conftest import write_shards
 
 NORMS = {"bn": torch.nn.BatchNorm2d, "gn": lambda channels: torch.nn.GroupNorm(32, channels)}
 
@@ -201,6 +202,20 @@ def test_inserted_batch_norm_loads_for_fine_tuning_with_the_same_outputs(norm_fr
     assert (inserted["measured_views"], inserted["compared_views"]) == (20, 16)
     assert 0 < inserted["largest_relative_difference"] < 1e-4
     assert "inserted 20 batch norm layers" in capsys.readouterr().out
+
+
+def test_damaged_pairs_are_counted_while_measuring(norm_free, tmp_path, capsys):
+    folder = write_shards(
+        tmp_path / "shards", spoil=lambda files, number: files | {"query.jpg": b""} if number % 2 else files
+    )
+    out = tmp_path / "bn.pth"
+    assert with_bn(norm_free[0], folder, out, "segloc", "--views", "8") == 1
+    said = capsys.readouterr().err
+    assert "more than --max-skipped 0.05: " in said
+    assert "damaged (replaced by others" in said
+    assert f"{out} is written; run pipeline.audit on the shards, or raise --max-skipped" in said
+    assert with_bn(norm_free[0], folder, out, "segloc", "--views", "8", "--max-skipped", "1") == 0
+    assert json.loads((tmp_path / "bn.report.json").read_text())["inserted"]["skipped"]["skipped"] > 0
 
 
 def test_own_format_keeps_the_head_for_the_box_heads(norm_free, shards, tmp_path):

@@ -177,10 +177,36 @@ def test_bad_input_gives_one_sentence(data, capsys, results, arguments, message)
     assert len(error.strip().splitlines()) == 1
 
 
-def test_an_empty_test_set_and_an_unreadable_image_are_refused(data, capsys):
-    (data / "images" / "scan 000.png").write_bytes(b"no image")
+def test_another_image_takes_the_place_of_an_unreadable_one(data, capsys):
+    assert run(data, perfect(data, 0.5), "--each", "1") == 0
+    best = rank(read_split(Split("t", data / "truth.json", data / "images")), perfect(data, 0.5), 0.5)[0]
+    best.scan.path.write_bytes(b"no image")
+    (data / "p.png").unlink()
+    capsys.readouterr()
+    assert run(data, perfect(data, 0.5), "--each", "1") == 1
+    said = capsys.readouterr()
+    counts = f"1 of 4 images skipped: 1 not a JPEG, PNG, BMP or TIFF file ({best.scan.path.name})"
+    assert f"python -m segloc.pictures: more than --max-skipped 0.05: {counts}; " in said.err
+    assert "p.png is written; check --annotations and --images, or raise --max-skipped" in said.err
+    assert (data / "p.png").stat().st_size > 10_000
+    assert run(data, perfect(data, 0.5), "--each", "1", "--max-skipped", "0.25") == 0
+    assert "skipped 1 of 4 images: 1 not a JPEG" in capsys.readouterr().out
+
+
+def test_annotations_that_are_left_out_count(data, capsys):
+    content = json.loads((data / "truth.json").read_text())
+    content["annotations"][0]["image_id"] = 99
+    (data / "truth.json").write_text(json.dumps(content))
+    assert run(data, perfect(data, 1.0)[1:], "--each", "1") == 1
+    assert "1 of 9 annotations skipped: 1 image not in the file (annotation" in capsys.readouterr().err
+
+
+def test_a_test_set_without_items_or_readable_images_is_refused(data, capsys):
+    for path in (data / "images").iterdir():
+        path.write_bytes(b"no image")
     assert run(data, [], "--each", "3") == 2
-    assert "not a JPEG, PNG, BMP or TIFF file" in capsys.readouterr().err
+    said = "no image with an item or a detection can be read: 9 not a JPEG, PNG, BMP or TIFF file (scan 000.png, "
+    assert said in capsys.readouterr().err
     (data / "truth.json").write_text(json.dumps(coco(json.loads((data / "truth.json").read_text())["images"])))
     assert run(data, []) == 2
     assert "no image has an item or a detection" in capsys.readouterr().err

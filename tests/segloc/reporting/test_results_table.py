@@ -264,6 +264,20 @@ def test_a_figure_that_one_seed_lacks_has_no_mean(tmp_path):
     assert block.figures["AP50"][1] == Figure(10.0, 0.0)
 
 
+def test_csv_counts_the_inputs_that_the_runs_skipped(tmp_path):
+    first, second = (tuned(tmp_path / f"r{seed}", "random", 10.0, seed) for seed in range(2))
+    skips = Skips("annotations", 100)
+    skips.add("broken RLE", "annotation 1", 3)
+    write_skips(first, [skips])
+    content = json.loads((second / "evaluation.json").read_text())
+    content["skipped"] = {"easy": [skips.to_json()], "hard": [skips.to_json()]}
+    (second / "evaluation.json").write_text(json.dumps(content))
+    for runs_, expected in (((first, second), "9"), ((tuned(tmp_path / "w", "random", 9.0),), "0")):
+        rows = list(csv.DictReader(io.StringIO(results_csv(table_of(*runs_)))))
+        assert {row["skipped"] for row in rows if row["origin"] == "measured"} == {expected}
+        assert {row["skipped"] for row in rows if row["origin"] != "measured"} <= {""}
+
+
 def test_csv_and_markdown_hold_the_same_figures(tmp_path):
     table = table_of(
         tuned(tmp_path / "a|b", "w", 12.5, engine="torchvision (stand-in)"),
