@@ -46,7 +46,7 @@ from segloc.training.processes import ALONE, Group
 from segloc.training.schedules import cosine_schedule
 
 # Settings that may change when a run is resumed, because they do not affect the result.
-HARMLESS = ("checkpoint_every", "log_every", "data.threads")
+HARMLESS = ("checkpoint_every", "log_every", "data.threads", "optim.recompute")
 _STATE = ("config", "shards", "query", "key", "optimizer", "queues", "iteration", "pairs_skipped")
 
 
@@ -383,6 +383,7 @@ def make_model(config: PretrainConfig, device: torch.device, resuming: bool) -> 
     torch.manual_seed(config.seed)
     settings = dataclasses.replace(config.model, init=RANDOM) if resuming else config.model
     model = SegLoc(settings, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.query.backbone.recompute = config.optim.recompute == "stages"
     if config.optim.compile:
         for network in (model.query, model.key):
             network.compile(dynamic=True)

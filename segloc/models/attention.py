@@ -8,11 +8,14 @@ Symbols: N images, C channels, L pyramid levels, H x W the size of the level bei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from segloc.models.norm import SplitBatchNorm2d
+from segloc.models.recompute import recomputed
 from segloc.settings.backbone import BOTTLENECK, SDA_NORMS
 
 
@@ -30,9 +33,12 @@ class ChannelAttention(nn.Module):
         )
         self.expand = nn.ModuleList(nn.Conv2d(hidden, channels, 1) for _ in range(levels))
 
-    def forward(self, total: torch.Tensor) -> torch.Tensor:
-        """Map the sum of the levels [N, C, H, W] to weights [L, N, C, 1, 1] that sum to 1 over L."""
-        squeezed = self.squeeze(total.mean((2, 3), keepdim=True))
+    def forward(self, mean: torch.Tensor) -> torch.Tensor:
+        """Map the mean over the positions of the sum of the levels, [N, C, 1, 1], to weights [L, N, C, 1, 1].
+
+        The weights sum to 1 over L.
+        """
+        squeezed = self.squeeze(mean)
         return torch.stack([expand(squeezed) for expand in self.expand]).softmax(0)
 
 
@@ -43,9 +49,11 @@ class SpatialAttention(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(2, 1, 7, padding=3, bias=False) for _ in range(levels))
 
-    def forward(self, total: torch.Tensor) -> torch.Tensor:
-        """Map the sum of the levels [N, C, H, W] to weights [L, N, 1, H, W] that sum to 1 over L."""
-        pooled = torch.cat([total.mean(1, keepdim=True), total.amax(1, keepdim=True)], 1)
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Map mean and maximum over the channels of the sum of the levels, [N, 2, H, W], to weights [L, N, 1, H, W].
+
+        The weights sum to 1 over L.
+        """
         return torch.stack([conv(pooled) for conv in self.convs]).softmax(0)
 
 
@@ -73,7 +81,12 @@ class DependencyRefinement(nn.Module):
 
 
 class LevelAttention(nn.Module):
-    """SDA module of one pyramid level; `level` is its index in the list of maps."""
+    """SDA module of one pyramid level; `level` is its index in the list of maps.
+
+    The backward pass recomputes everything of the size of a map from the inputs. The L rescaled maps and the L maps of
+    weights of each level would be a quarter of the memory of a training step. Batch norm is not recomputed, so its
+    running statistics are updated once.
+    """
 
     def __init__(self, level: int, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
         super().__init__()
@@ -91,13 +104,24 @@ class LevelAttention(nn.Module):
         Returns:
             [N, C, H, W], same size as ``maps[level]``.
         """
-        own = maps[self.level]
-        rescaled = [_rescale(x, own.shape[-2:], finer=i < self.level) for i, x in enumerate(maps)]
-        total = torch.stack(rescaled).sum(0)
+        mean, pooled = recomputed(self._summary, *maps)
+        return recomputed(self._mix, self.channel(mean), self.spatial(pooled), *maps)
+
+    def _rescaled(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        size = maps[self.level].shape[-2:]
+        return [_rescale(x, size, finer=i < self.level) for i, x in enumerate(maps)]
+
+    def _summary(self, *maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the two attentions read of the sum of the levels: [N, C, 1, 1] and [N, 2, H, W]."""
+        first, *others = self._rescaled(maps)
+        total = sum(others, start=first)
+        pooled = torch.cat([total.mean(1, keepdim=True), total.amax(1, keepdim=True)], 1)
+        return total.mean((2, 3), keepdim=True), pooled
+
+    def _mix(self, channel: torch.Tensor, spatial: torch.Tensor, *maps: torch.Tensor) -> torch.Tensor:
         # Both attentions are weighted sums of the same maps, so add their weights first.
-        weights = self.channel(total) + self.spatial(total)  # [L, N, C, H, W]
-        mixed = sum(weight * x for weight, x in zip(weights, rescaled, strict=True))
-        return own + self.refine(mixed)
+        first, *others = ((c + s) * x for c, s, x in zip(channel, spatial, self._rescaled(maps), strict=True))
+        return maps[self.level] + self.refine(sum(others, start=first))
 
 
 class PyramidAttention(nn.Module):

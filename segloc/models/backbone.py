@@ -18,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from segloc.models.attention import PyramidAttention
 from segloc.models.norm import ResidualScale, norm_layer
+from segloc.models.recompute import recomputed
 from segloc.settings.backbone import ARCHS, BOTTLENECK, FPN_CHANNELS, MIN_CHANNELS
 
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
@@ -41,6 +42,9 @@ class SegLocBackbone(nn.Module):
         bn_splits: parts of a training batch that ``bn`` normalises separately (see `SplitBatchNorm2d`).
         fpn_channels: C, channels of every level, a multiple of 16 that is at least 64. SDANet uses 256; with a
             ResNet-18, FPN and attention of 256 channels cost more than the ResNet.
+
+    Attributes:
+        recompute: whether the backward pass recomputes the ResNet's blocks, of which only the inputs are then kept.
 
     Raises:
         ValueError: unknown `arch`, `norm` or `sda_norm`, or invalid `fpn_channels`.
@@ -71,6 +75,7 @@ class SegLocBackbone(nn.Module):
         )
         self.attention = PyramidAttention(fpn_channels, len(LEVELS), sda_norm, bn_splits) if attention else None
         self.out_channels = fpn_channels
+        self.recompute = False
         # Tuples, so that the modules are not registered twice.
         self._frozen: tuple[nn.Module, ...] = ()
         self._evaluating: tuple[nn.Module, ...] = ()
@@ -121,10 +126,24 @@ class SegLocBackbone(nn.Module):
             ``p2`` .. ``p6``, each [N, C, H / stride, W / stride] (rounded up for P6).
         """
         # The FPN names its extra level "pool", so name the levels by position.
-        maps = list(self.fpn(self.body(images)).values())
+        maps = list(self.fpn(self._stages(images)).values())
         if self.attention is not None:
             maps = self.attention(maps)
         return dict(zip(LEVELS, maps, strict=True))
+
+    def _stages(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the outputs of the ResNet's four stages."""
+        if not self.recompute:
+            return self.body(x)  # type: ignore[no-any-return]
+        outputs = {}
+        for name, part in self.body.items():
+            if name not in self.body.return_layers:
+                x = part(x)
+                continue
+            for block in part:
+                x = recomputed(block, x)
+            outputs[self.body.return_layers[name]] = x
+        return outputs
 
     @torch.no_grad()
     def features(self, scans: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,13 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         num_features: channels C.
         splits: number of parts; a batch that is not divisible by it is normalised as a whole.
         affine: whether to learn a scale and a shift.
+
+    Attributes:
+        updates: whether training updates the running statistics; False while `segloc.models.recompute` repeats a
+            forward pass.
     """
+
+    updates = True
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -38,19 +44,21 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise x [N, C, H, W]; update the running statistics with the mean over the parts."""
-        if not self.training or self.splits == 1 or len(x) % self.splits:
+        if not self.training:
             return super().forward(x)
+        splits = 1 if len(x) % self.splits else self.splits
         parts, means, variances = [], [], []
-        for part in x.chunk(self.splits):
+        for part in x.chunk(splits):
             mean, variance = self.running_mean.clone(), self.running_var.clone()
             momentum, eps = self.momentum, self.eps
             parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, eps))
             means.append(mean)
             variances.append(variance)
-        self.running_mean.copy_(torch.stack(means).mean(0))
-        self.running_var.copy_(torch.stack(variances).mean(0))
-        self.num_batches_tracked += 1
-        return torch.cat(parts)
+        if self.updates:
+            self.running_mean.copy_(torch.stack(means).mean(0))
+            self.running_var.copy_(torch.stack(variances).mean(0))
+            self.num_batches_tracked += 1
+        return torch.cat(parts) if splits > 1 else parts[0]
 
 
 class ResidualScale(nn.Module):

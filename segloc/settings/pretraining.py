@@ -149,6 +149,12 @@ class OptimConfig:
     ema: float = setting(0.999, "Momentum m of the key network.", least=0, most=1)
     temperature: float = setting(0.2, "T of InfoNCE.", above=0)
     amp: bool = setting(False, "Use bfloat16 autocast.")
+    recompute: str = setting(
+        "none",
+        "``stages`` recomputes the ResNet's blocks in the backward pass instead of keeping their activations: more "
+        "pairs per forward pass for more time per step (docs/speed.md). The result does not change.",
+        choices=("none", "stages"),
+    )
     compile: bool = setting(
         False, "Compile both networks with torch.compile. Use it for long runs on a GPU; the first steps take minutes."
     )
@@ -183,6 +189,8 @@ class PretrainConfig:
                 f"model.frozen={self.model.frozen} would freeze random weights; set model.init to imagenet or a "
                 "checkpoint, or model.frozen=0"
             )
+        if self.optim.recompute == "stages" and self.optim.compile:
+            raise InputError("optim.recompute=stages cannot be compiled; set it to none, or optim.compile=false")
         if self.model.init == "imagenet" and self.model.norm != "bn":
             raise InputError(f"model.init=imagenet needs model.norm=bn, not {self.model.norm}")
         self._check_norms()
