@@ -244,7 +244,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
             with contextlib.suppress(Exception):
                 end()
         command = state.line.partition(": ")[0]
-        _write(f"{command}{': ' * bool(command)}stopped at once by {name(number)}; what was saved before stays")
+        # On a line of its own, because a progress bar may be open.
+        _write(f"\n{command}{': ' * bool(command)}stopped at once by {name(number)}; what was saved before stays")
         os._exit(exit_code(number))
 
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +30,17 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+from tqdm import tqdm
 
 from segloc.common import stops, terminal
 from segloc.common.cli import EXPECTED, report
-from segloc.common.errors import InputError, RunError
+from segloc.common.errors import InputError, RunError, one_line
 
 LOST_PEER_S = 45.0
 POLL_S = 0.1
+LOST = "lost the connection to another process ({}); run the same command again to continue"
+# Such as "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer".
+_GLOO = re.compile(r"\[[^\]]*/gloo/transport/[^\]]*:\d+\] ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +106,9 @@ def join(meeting_place: str | None = None) -> Iterator[Group]:
 
     Args:
         meeting_place: a file where processes of one machine meet. They then listen on the loopback interface only.
+
+    Raises:
+        RunError: another process has ended.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -118,7 +126,12 @@ def join(meeting_place: str | None = None) -> Iterator[Group]:
         os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback)
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         distributed.init_process_group(backend, f"file://{meeting_place}", rank=rank, world_size=world)
-    yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
+    try:
+        yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
+    except Exception as error:
+        if is_lost_peer(error):
+            raise RunError(LOST.format(one_line(error))) from error
+        raise
     # Not after an error, because the other processes may be waiting in a collective call.
     distributed.destroy_process_group()
 
@@ -199,6 +212,7 @@ def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int, mee
     """Run one launched process. The launcher forwards each stop as SIGTERM."""
     stops.obey_launcher()
     terminal.prepare()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which multiprocessing warns if this process is killed
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # instead of SIGINT, which torch sets
     if os.getppid() != launcher:  # it died before
         sys.exit(RunError.exit_code)
@@ -210,11 +224,11 @@ def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int, mee
         except stops.Stopped as stop:  # the launcher says so
             code = stop.exit_code
         except Exception as error:
-            if _is_lost_peer(error):
+            if is_lost_peer(error):
                 # Let the process that failed exit first, so that its exit code counts; the launcher then ends this one.
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, stops.SIGNALS)
                 time.sleep(LOST_PEER_S)
-                print(f"process {group.rank}: lost the connection to another process", file=sys.stderr)
+                print(f"process {group.rank}: {LOST.format(one_line(error))}", file=sys.stderr)
             else:
                 traceback.print_exc()
             code = RunError.exit_code
@@ -222,7 +236,10 @@ def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int, mee
         sys.exit(code)
 
 
-def _is_lost_peer(error: Exception) -> bool:
-    """Whether an error only says that another process has ended."""
-    connection = re.search("gloo|nccl|connection (closed|reset)|broken pipe|socket", str(error), re.IGNORECASE)
-    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and connection is not None)
+def is_lost_peer(error: Exception) -> bool:
+    """Whether an error is of a collective call that lost another process.
+
+    NCCL and the rendezvous have their own type of error. Gloo's is a plain `RuntimeError`, which begins with its place.
+    """
+    of_gloo = type(error) is RuntimeError and _GLOO.match(str(error)) is not None
+    return of_gloo or isinstance(error, distributed.DistError)

@@ -150,7 +150,7 @@ def test_a_command_ends_with_one_line_and_128_plus_the_signal(number, code, name
 def test_a_second_signal_ends_a_process_at_once(number):
     wait = "with stops.held():\n    say()\n    time.sleep(2.2)\n    say()\n    time.sleep(60)"
     code, errors, took = run(wait, number, number)
-    said = f"python -m x: stopped at once by {stops.name(number)}; what was saved before stays\n"
+    said = f"\npython -m x: stopped at once by {stops.name(number)}; what was saved before stays\n"
     assert (code, errors) == (128 + number, said)
     assert took < 10
 

@@ -278,6 +278,61 @@ def test_one_process_that_fails_ends_all_with_its_code(how, code, said, capfd):
     assert not multiprocessing.active_children()
 
 
+def lose(folder, group):
+    """Note the error of the process whose peer is gone, and whether it is known as one."""
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        for _ in range(1000):
+            group.gather(torch.zeros(1))
+    except Exception as error:
+        Path(folder, f"{processes.is_lost_peer(error)}").write_text(str(error))
+    return 0
+
+
+def test_only_errors_of_collective_calls_mean_a_lost_process(tmp_path):
+    assert processes.launch(lose, 2, str(tmp_path)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["True"]
+    assert processes.is_lost_peer(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+    for error in (
+        RuntimeError("Too many open files: cannot make a socket"),
+        RuntimeError("connection reset while a shard was read"),
+        RuntimeError("bad file gloo.json"),
+        OSError(32, "Broken pipe"),
+        ValueError(next(tmp_path.iterdir()).read_text()),
+    ):
+        assert not processes.is_lost_peer(error)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_a_rank_that_is_killed_ends_the_run_with_one_sentence(torchrun, shards, tmp_path):
+    out = tmp_path / "run"
+    module = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "segloc.pretrain")
+    more = (["optim.steps=2000"], {"module": module}) if torchrun else (["optim.steps=2000", "--processes", "2"], {})
+    process = subprocess.Popen(
+        command(shards, out, *more[0], **more[1]), cwd=ROOT, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(losses(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # Of the children, the tracker of multiprocessing is the first; the ranks are started by a thread.
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = sorted(int(child) for task in tasks for child in task.read_text().split())
+    killed = time.monotonic()
+    os.kill(children[-1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - killed < 60
+    ours = [line for line in errors.split("\n") if "run the same command again to continue" in line]
+    assert len(ours) == 1, errors
+    if not torchrun:  # which prints a traceback of its own
+        assert "process 1 was ended by SIGKILL" in ours[0]
+        assert "Traceback" not in errors
+        assert "leaked" not in errors
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
