@@ -26,7 +26,7 @@ from tests.faults import common, partial
 from tests.faults.common import Count
 from tests.faults.targets import TARGETS, half_written, is_complete, undisturbed, watch, wrong_rerun, wrong_state
 
-LONG, SHORT = 180, 12
+LONG, SHORT = 120, 12
 FAILED = (1, 2)
 # The cheap ones first: the short form has few cases of each kind.
 NAMES = (

@@ -23,7 +23,7 @@ from tests.faults import common
 from tests.faults.common import Count
 from tests.faults.targets import TARGETS, State, run_state, wrong_state
 
-LONG, SHORT = 40, 1
+LONG, SHORT = 24, 1
 SHORT_KINDS = ("local worker killed",)  # the others take a minute each; test_processes.py kills a rank, too
 _END_S = 60
 _PAIRS = {"pairs": 480, "per_shard": 24}
@@ -91,11 +91,11 @@ def worker(executor: str, mark: str, out: Path, rng: np.random.Generator) -> tup
 
 
 def _training(out: Path, launcher: str) -> list[str]:
-    arguments = ["segloc.pretrain", *map(str, TARGETS["pretraining"].arguments(out, common.inputs()))]
     if launcher == "torchrun":
+        arguments = map(str, TARGETS["pretraining"].command(out))
         torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
         return [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", *arguments]
-    return [*arguments, "--processes", "2"]
+    return [*map(str, TARGETS["pretraining in two processes"].command(out))]
 
 
 @functools.cache
@@ -124,10 +124,11 @@ def rank(launcher: str, mark: str, out: Path, rng: np.random.Generator) -> tuple
         return repeat, problem
     again = common.run(*_training(out, launcher))
     if again.returncode:
-        return repeat, f"resuming: exit code {again.returncode}: {common.last_line(again.stderr)[:300]}"
+        lines = [line for line in again.stderr.splitlines() if "Error" in line or "segloc" in line]
+        return repeat, f"resuming: exit code {again.returncode}: {' | '.join(lines)[:1000]}"
     found = run_state(out)
-    different = sorted(name for name in {*whole, *found} if whole.get(name) != found.get(name))
-    return repeat, f"resuming: differs {different}" if different else None
+    different = {name: found.get(name) for name in {*whole, *found} if whole.get(name) != found.get(name)}
+    return repeat, f"resuming: differs: {str(different)[:300]}" if different else None
 
 
 def _ranks_sentence(errors: str) -> str | None:
