@@ -41,7 +41,7 @@ from segloc.common.white_level import WhiteLevel
 from segloc.detection.engine_detectron2 import WhitePaddedRCNN
 from segloc.detection.splits import Scan, read_split
 from segloc.models.attention import PyramidAttention
-from segloc.models.backbone import LEVELS, PIXEL_MEAN, PIXEL_STD
+from segloc.models.backbone import LEVELS, PIXEL_MEAN, PIXEL_STD, in_float32
 
 __all__ = ["SegLocFPN", "add_segloc_config", "build_segloc_fpn_backbone"]
 
@@ -76,10 +76,9 @@ class SegLocFPN(FPN):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute the feature pyramid of normalised images [N, 3, H, W]; H and W are multiples of 32."""
-        maps: dict[str, torch.Tensor] = super().forward(x)
-        if self.attention is None:
-            return maps
-        return dict(zip(maps, self.attention(list(maps.values())), strict=True))
+        levels: dict[str, torch.Tensor] = super().forward(x)
+        maps = list(levels.values()) if self.attention is None else self.attention(list(levels.values()))
+        return dict(zip(levels, map(in_float32, maps), strict=True))
 
 
 def add_segloc_config(cfg: CfgNode) -> None:

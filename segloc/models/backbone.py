@@ -123,13 +123,13 @@ class SegLocBackbone(nn.Module):
             images: [N, 3, H, W] float, RGB normalised by `normalize`; H and W multiples of 32.
 
         Returns:
-            ``p2`` .. ``p6``, each [N, C, H / stride, W / stride] (rounded up for P6).
+            ``p2`` .. ``p6``, each [N, C, H / stride, W / stride] (rounded up for P6); see `in_float32`.
         """
         # The FPN names its extra level "pool", so name the levels by position.
         maps = list(self.fpn(self._stages(images)).values())
         if self.attention is not None:
             maps = self.attention(maps)
-        return dict(zip(LEVELS, maps, strict=True))
+        return dict(zip(LEVELS, map(in_float32, maps), strict=True))
 
     def _stages(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the outputs of the ResNet's four stages."""
@@ -158,6 +158,11 @@ class SegLocBackbone(nn.Module):
         # Copies, because torch takes no views with negative strides, such as flipped or BGR ones.
         images = [torch.from_numpy(scan.copy()).permute(2, 0, 1) for scan in scans]
         return self(pad_batch(images, next(self.parameters()).device)[0])  # type: ignore[no-any-return]
+
+
+def in_float32(features: torch.Tensor) -> torch.Tensor:
+    """Return maps of half precision as float32; RoIAlign rounds boxes to the dtype of the maps, so 403 became 404."""
+    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

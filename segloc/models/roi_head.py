@@ -22,7 +22,7 @@ def pool_boxes(features: dict[str, torch.Tensor], boxes: torch.Tensor, sampling_
     """RoIAlign one box per image from every level, for any box size (as in InsLoc).
 
     Args:
-        features: ``p2`` .. ``p6``, each [N, C, H_l, W_l].
+        features: ``p2`` .. ``p6``, each [N, C, H_l, W_l], float32 or float64 (see `in_float32`).
         boxes: [N, 4], x0 y0 x1 y1 in image pixels, or [levels, N, 4] for a different box per level.
         sampling_ratio: samples per bin and axis; 0 adapts to the box size.
 
