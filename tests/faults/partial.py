@@ -35,7 +35,7 @@ def wrong_result(name: str, out: Path, skipped: int) -> str | None:
     """
     if skipped and name in TABLES:
         whole, found = undisturbed(name).files[TABLES[name]], (out / TABLES[name]).read_bytes()
-        return wrong_rows(rows(whole), rows(found), skipped, marked=name == "regions")
+        return wrong_rows(rows(whole), rows(found), skipped, name == "regions", name == "crops")
     if skipped and name == "fine-tuning":
         recorded = sum(part.skipped for part in read_skips(out / "run"))
         return None if recorded == skipped else f"told of {skipped} skipped inputs, but recorded {recorded}"
@@ -50,17 +50,18 @@ def rows(table: bytes) -> Rows:
     return dict(found)
 
 
-def wrong_rows(whole: Rows, found: Rows, skipped: int, marked: bool) -> str | None:
+def wrong_rows(whole: Rows, found: Rows, skipped: int, marked: bool, scans: bool = False) -> str | None:
     """Compare two tables scan by scan.
 
     Args:
         whole: rows of the undisturbed run.
         found: rows of a run that could not read some scans.
-        skipped: number of rows that it has not.
+        skipped: number of rows, or scans, that it has not.
         marked: whether each has a row that says why.
+        scans: whether `skipped` counts scans, which may have several rows.
     """
     lost = {image for image in whole if whole[image] != found.get(image)}
-    count = sum(len(whole[image]) for image in lost)
+    count = sum(1 if scans else len(whole[image]) for image in lost)
     if more := sorted(found.keys() - whole.keys()):
         return f"more scans: {more[:3]}"
     if count != skipped:

@@ -14,6 +14,9 @@ def test_a_partial_table_lacks_exactly_the_rows_that_were_told():
     without = {"a.png": WHOLE["a.png"]}
     assert partial.wrong_rows(WHOLE, without, 1, marked=False) is None
     assert "told of 2 skipped, but 1" in partial.wrong_rows(WHOLE, without, 2, marked=False)
+    twice = {**WHOLE, "b.png": WHOLE["b.png"] * 2}
+    assert partial.wrong_rows(twice, without, 1, marked=False, scans=True) is None
+    assert "but 2 rows" in partial.wrong_rows(twice, without, 1, marked=False)
     other = {**WHOLE, "b.png": [{**WHOLE["b.png"][0], "x0": 3}]}
     assert "other rows" in partial.wrong_rows(WHOLE, other, 1, marked=False)
     assert "more scans" in partial.wrong_rows(without, WHOLE, 0, marked=False)
