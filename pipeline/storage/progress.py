@@ -54,16 +54,16 @@ def read_record(out: Store, number: int) -> Record | None:
         return None
 
 
-def settle_plan(out: Store, plan: dict[str, Any]) -> dict[str, Any] | None:
+def write_plan_once(out: Store, plan: dict[str, Any]) -> dict[str, Any] | None:
     """Record the plan, every parameter that the pairs depend on, unless the folder has one.
 
     Returns:
         The plan of the folder, the same for all processes; None if it is unreadable.
 
     Raises:
-        InputError: see `Store.settle`.
+        InputError: see `Store.write_once`.
     """
-    return _mapping(out.settle(PLAN, _encode(plan)))
+    return _mapping(out.write_once(PLAN, _encode(plan)))
 
 
 def digest_of(plan: dict[str, Any]) -> str:

@@ -180,7 +180,7 @@ def _prepare(job: Job, plan: dict[str, Any]) -> None:
         found = plan
     if found == plan:
         # Another process may have made the folder its own since.
-        found = progress.settle_plan(job.out, plan)
+        found = progress.write_plan_once(job.out, plan)
     if found != plan:
         what = _difference(found, plan)
         raise InputError(f"{job.out}: {what}; choose another --out, or --if-changed rebuild to start again")

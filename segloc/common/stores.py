@@ -93,7 +93,7 @@ class Store(Protocol):
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Write a file. It appears under its name, complete, if the block ends without error."""
 
-    def settle(self, name: str, data: bytes) -> bytes:
+    def write_once(self, name: str, data: bytes) -> bytes:
         """Write a small file, unless it exists; return its content. All processes get the same.
 
         Raises:
@@ -191,7 +191,7 @@ class LocalStore:
         """See `Store`; the file is synced to disk."""
         return atomic_file(self.path / name)
 
-    def settle(self, name: str, data: bytes) -> bytes:
+    def write_once(self, name: str, data: bytes) -> bytes:
         """See `Store`; a hard link is made by one process only, and of a file that is complete."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,7 +321,7 @@ class RemoteStore:
             except FileNotFoundError as error:  # a bucket that does not exist
                 raise InputError(f"{self.url}: {_sentence(error)}") from error
 
-    def settle(self, name: str, data: bytes) -> bytes:
+    def write_once(self, name: str, data: bytes) -> bytes:
         """See `Store`.
 
         Each process first writes what it wants under a name of its own, then looks for others. Of two that want

@@ -96,14 +96,14 @@ store = open_store(sys.argv[1])
 print(flush=True)
 for name in sys.stdin:
     try:
-        print(store.settle("f/" + name.strip(), sys.argv[2].encode() * 1000).decode()[:1], flush=True)
+        print(store.write_once("f/" + name.strip(), sys.argv[2].encode() * 1000).decode()[:1], flush=True)
     except ValueError as error:
         print("refused", flush=True)
 """
 
 
-def settle_together(place, rounds):
-    """Let three processes settle the same files at the same time; two of them want the same. Returns their answers."""
+def write_together(place, rounds):
+    """Let three processes write the same files at the same time; two of them want the same. Returns their answers."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SETTLERS, place, wanted], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -125,13 +125,13 @@ def settle_together(place, rounds):
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["", "without hard links"])
-def test_processes_that_settle_a_file_get_the_same_content(links, tmp_path, monkeypatch):
+def test_processes_that_write_a_file_once_get_the_same_content(links, tmp_path, monkeypatch):
     if not links:
         store = LocalStore(tmp_path)
         monkeypatch.setattr("os.link", lambda *names: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
-        assert [store.settle("f/x.json", text) for text in (b"one", b"two")] == [b"one", b"one"]
+        assert [store.write_once("f/x.json", text) for text in (b"one", b"two")] == [b"one", b"one"]
         return
-    answers = settle_together(str(tmp_path), 200)
+    answers = write_together(str(tmp_path), 200)
     for number, answer in enumerate(answers):
         assert len(set(answer)) == 1, answer
         assert (tmp_path / "f" / f"{number}.json").read_text() == answer[0] * 1000
@@ -139,8 +139,8 @@ def test_processes_that_settle_a_file_get_the_same_content(links, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_on_a_bucket_processes_that_settle_never_go_on_with_different_content(bucket):
+def test_on_a_bucket_processes_that_write_once_never_go_on_with_different_content(bucket):
     """Without locks, all who come at the same moment may be refused; nobody gets what another one did not."""
-    answers = settle_together(f"{bucket}/settle", 20)
+    answers = write_together(f"{bucket}/once", 20)
     for answer in answers:
         assert len({one for one in answer if one != "refused"}) <= 1, answer

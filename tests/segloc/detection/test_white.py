@@ -205,3 +205,15 @@ def test_detectron2_reads_the_8_bit_scans(plain, deep, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="SEGLOC_WHITE: 'x' is not a whole number from 1 to 65535"):
         DatasetCatalog.get("pidray_train")
     assert os.environ["SEGLOC_WHITE"] == "x"
+
+
+@pytest.mark.parametrize(("bright", "level"), [(0.0005, 4000), (0.005, 5000)])
+def test_the_level_is_that_of_999_not_of_990_thousandths(plain, tmp_path, bright, level):
+    """Half a per cent of brighter pixels counts, which 99 % would leave out; half a thousandth does not."""
+    data = shutil.copytree(plain, tmp_path / "pidray")
+    for path in data.rglob("*.png"):
+        height, width = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape[:2]
+        values = np.full(height * width, 4000, np.uint16)
+        values[: round(bright * len(values))] = 5000
+        assert cv2.imwrite(str(path), values.reshape(height, width))
+    assert read_split(train_split(DataSettings(root=str(data)))).choose_white().level == level
