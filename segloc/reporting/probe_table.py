@@ -10,7 +10,7 @@ from typing import Any
 
 from segloc.common.errors import InputError, one_line
 from segloc.common.parse import WRONG, parse_json
-from segloc.common.text import csv_text, markdown_table
+from segloc.common.text import csv_text, markdown, markdown_table
 from segloc.reporting.results_table import Figure
 
 METHODS = {"knn": "k-NN", "linear": "linear"}
@@ -73,7 +73,7 @@ def probes_markdown(probes: Sequence[ProbeResult]) -> str:
             for name, method in columns
         ]
         chance = f"{100 * statistics.fmean(p.chance for p in members):.1f}"
-        rows.append([members[0].start, steps, str(len(members)), *figures, chance])
+        rows.append([markdown(members[0].start), steps, str(len(members)), *figures, chance])
     return "\n".join([markdown_table(header, rows, "lr"), *_notes(groups), ""])
 
 

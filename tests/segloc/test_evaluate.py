@@ -639,3 +639,17 @@ def test_text_ids_go_through_fine_tuning_evaluation_and_results(tmp_path, monkey
     again = tmp_path / "again.json"
     assert evaluate.main(["--results", str(results), "--annotations", str(truth), "--out", str(again)]) == 0
     assert json.loads(again.read_text())["pooled"]["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_names_in_annotations_are_text_in_markdown(pidray, tmp_path):
+    content = json.loads((pidray / "annotations" / "xray_test_easy.json").read_text())
+    content["categories"][0]["name"] = "<script>|x"
+    truth, found, out = tmp_path / "<b>.json", tmp_path / "found.json", tmp_path / "e.json"
+    truth.write_text(json.dumps(content))
+    found.write_text("[]")
+    assert evaluate.main(["--results", str(found), "--annotations", str(truth), "--out", str(out)]) == 0
+    text = out.with_suffix(".md").read_text()
+    assert r"| \<script\>\|x |" in text
+    assert r"## \<b\>" in text
+    assert "<script>" not in text
+    assert "<b>" not in text

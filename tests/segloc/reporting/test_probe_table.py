@@ -109,3 +109,9 @@ def test_a_file_that_is_not_a_report_gives_one_sentence(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"not a file of segloc\.probe"):
         probe_table.read_probes([("random", 0, path)])
+
+
+def test_names_of_starts_are_text_in_markdown(tmp_path):
+    text = probe_table.probes_markdown(probe_table.read_probes([("<script>|x", 0, written(tmp_path, "a", 0.4, 0.5))]))
+    assert r"| \<script\>\|x | 0 | 1 |" in text
+    assert "<script>" not in text
