@@ -31,9 +31,10 @@ def _command(args: argparse.Namespace) -> None:
 
 def _bits(text: str) -> int:
     most = 8 * near_duplicates.FINGERPRINT_BYTES
-    if not text.isdecimal() or int(text) > most:
+    value = cli.whole(text)
+    if not 0 <= value <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {most}")
-    return int(text)
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import Any
 
@@ -37,7 +36,7 @@ def _command(args: argparse.Namespace) -> None:
 
 def _at_least(least: int, most: int | None = None) -> Any:
     def number(text: str) -> int:
-        value = int(text)
+        value = cli.whole(text)
         if value < least or (most is not None and value > most):
             raise argparse.ArgumentTypeError(f"{value} is not {least} or more{f' and at most {most}' if most else ''}")
         return value
@@ -47,8 +46,8 @@ def _at_least(least: int, most: int | None = None) -> Any:
 
 def _span(text: str) -> tuple[float, float]:
     try:
-        low, high = map(float, text.split(":"))
-    except ValueError:
+        low, high = map(cli.number, text.split(":"))
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH") from None
     if not 0.01 <= low <= high <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a range between 0.01 and 100")
@@ -56,10 +55,13 @@ def _span(text: str) -> tuple[float, float]:
 
 
 def _shards_range(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
+    try:
+        first, last = map(cli.whole, text.split(":"))
+    except (ValueError, argparse.ArgumentTypeError):
+        first = last = 0
+    if not 0 <= first < last:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST with FIRST below LAST")
-    return int(match[1]), int(match[2])
+    return first, last
 
 
 def main(argv: list[str] | None = None) -> int:

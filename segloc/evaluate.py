@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--config", type=cli.path, help="recipe (default: the one in the checkpoint)")
     add("--data", type=cli.place, help="PIDray folder of either release (default: the recipe's data section)")
     add("--subset", action="append", default=[], help="test set to evaluate (repeatable; default: all)")
-    add("--bootstrap", type=int, metavar="N", help="95 %% confidence intervals from N bootstrap draws, e.g. 1000")
+    add("--bootstrap", type=cli.whole, metavar="N", help="95 %% confidence intervals from N bootstrap draws, e.g. 1000")
     add(
         "--out",
         type=cli.output_file,

@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     group = options.add_argument_group("batch norm")
     group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
     group.add_argument("--shards", type=cli.place, metavar="DIR_OR_URL", help="shards to measure statistics on")
-    group.add_argument("--views", type=int, default=512, help="number of images to measure (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="seed of the order of the pairs (default: %(default)s)")
+    group.add_argument("--views", type=cli.whole, default=512, help="number of images to measure (default: 512)")
+    group.add_argument("--seed", type=cli.whole, default=0, help="seed of the order of the pairs (default: 0)")
     group.add_argument(
-        "--image-size", type=int, default=500, metavar="PX", help="longest image side (default: %(default)s)"
+        "--image-size", type=cli.whole, default=500, metavar="PX", help="longest image side (default: %(default)s)"
     )
     cli.add_max_skipped(options)
     return cli.run(_command, options, argv)

@@ -29,8 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     add("--annotations", type=cli.path, required=True, metavar="FILE", help="COCO file of the test set")
     add("--images", type=cli.path, required=True, metavar="DIR", help="images of the test set")
     add("--out", type=cli.output_file, required=True, metavar="FILE", help="PNG file to write")
-    add("--score", type=float, default=0.5, help="lowest score of a detection to show (default: %(default)s)")
-    add("--each", type=int, default=2, metavar="N", help="best, median and worst images, N each (default: %(default)s)")
+    add("--score", type=cli.number, default=0.5, help="lowest score of a detection to show (default: %(default)s)")
+    add(
+        "--each",
+        type=cli.whole,
+        default=2,
+        metavar="N",
+        help="best, median and worst images, N each (default: 2)",
+    )
     cli.add_white(options)
     cli.add_max_skipped(options)
     return cli.run(_command, options, argv)

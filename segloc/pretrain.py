@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         help="run folder (default: %(default)s)",
     )
     options.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="number of processes on this machine (default: 1)"
+        "--processes", type=cli.whole, default=1, metavar="N", help="number of processes on this machine (default: 1)"
     )
     cli.add_max_skipped(options)
     cli.add_overrides(options)

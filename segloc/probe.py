@@ -39,11 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--config", type=cli.path, metavar="YAML", help="pretraining recipe, for --weights random and imagenet"
     )
-    options.add_argument("--train", type=int, default=2000, metavar="N", help="training views (default: %(default)s)")
-    options.add_argument("--test", type=int, default=1000, metavar="N", help="test views (default: %(default)s)")
-    options.add_argument("--seed", type=int, default=0, help="seed of the choice of views (default: %(default)s)")
+    options.add_argument("--train", type=cli.whole, default=2000, metavar="N", help="training views (default: 2000)")
+    options.add_argument("--test", type=cli.whole, default=1000, metavar="N", help="test views (default: %(default)s)")
+    options.add_argument("--seed", type=cli.whole, default=0, help="seed of the choice of views (default: %(default)s)")
     options.add_argument(
-        "--image-size", type=int, default=500, metavar="PX", help="longest image side (default: %(default)s)"
+        "--image-size", type=cli.whole, default=500, metavar="PX", help="longest image side (default: %(default)s)"
     )
     cli.add_overrides(options)
     return cli.run(_command, options, argv)

@@ -27,11 +27,11 @@ this option"""
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that set what is simulated."""
-    parser.add_argument("--scans", type=int, default=1200, metavar="N", help="scans in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="0 or more (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=500, metavar="PX", help="width of a scan (default: %(default)s)")
+    parser.add_argument("--scans", type=cli.whole, default=1200, metavar="N", help="scans in all (default: 1200)")
+    parser.add_argument("--seed", type=cli.whole, default=0, metavar="S", help="0 or more (default: %(default)s)")
+    parser.add_argument("--width", type=cli.whole, default=500, metavar="PX", help="width of a scan (default: 500)")
     share = "share of the negatives on a grey belt (default: %(default)s)"
-    parser.add_argument("--grey-belts", type=float, default=0.15, metavar="SHARE", help=share)
+    parser.add_argument("--grey-belts", type=cli.number, default=0.15, metavar="SHARE", help=share)
 
 
 def _command(args: argparse.Namespace) -> None:

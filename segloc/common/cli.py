@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ from segloc.common.text import printable
 
 # Names of `pipeline.common.executors.EXECUTORS`.
 EXECUTORS = ("local", "ray")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,100}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # Errors that a user can mend or has to know of; any other is a bug and shows its traceback.
 EXPECTED = (InputError, RunError, OSError)
 # How to go on after a stop.
@@ -112,7 +115,7 @@ def parser(
 
 def add_executor_options(options: argparse.ArgumentParser) -> None:
     """Add ``--workers`` and ``--executor``. The output never depends on them."""
-    options.add_argument("--workers", type=int, default=0, metavar="N", help="parallel processes (default: all cores)")
+    options.add_argument("--workers", type=whole, default=0, metavar="N", help="processes (default: all cores)")
     options.add_argument(
         "--executor", choices=EXECUTORS, default="local", help="run on this machine (default) or a Ray cluster"
     )
@@ -145,16 +148,34 @@ def white(text: str) -> int | None:
     """Read an option that is a white level; an empty text, like a value in params.yaml, is None."""
     if not text:
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+    try:
+        value = whole(text)
+    except argparse.ArgumentTypeError:
+        value = 0
+    if not 1 <= value <= 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 65535")
+    return value
+
+
+def whole(text: str) -> int:
+    """Read an option that is a whole number, in digits 0 to 9 only."""
+    if not _WHOLE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def number(text: str) -> float:
+    """Read an option that is a finite number, in digits 0 to 9 only."""
+    if not _NUMBER.fullmatch(text) or math.isinf(float(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return float(text)
 
 
 def share(text: str) -> float:
     """Read an option that is a share from 0 to 1."""
     try:
-        value = float(text)
-    except ValueError:
+        value = number(text)
+    except argparse.ArgumentTypeError:
         value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")

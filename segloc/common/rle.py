@@ -32,7 +32,7 @@ def sound(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> np.
         if isinstance(counts, str):
             texts.append(counts)
             positions.append(position)
-        elif all(isinstance(count, int) and count >= 0 for count in counts):
+        elif all(type(count) is int and count >= 0 for count in counts):
             good[position] = sum(counts) == height * width
     if texts:
         good[positions] = _sound(texts, np.array([sizes[position] for position in positions], np.int64).prod(1))

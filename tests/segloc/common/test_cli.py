@@ -1,6 +1,9 @@
 """Errors of every command: one line on stderr and the exit code of the error."""
 
+import argparse
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +132,23 @@ def test_an_output_that_is_an_input_is_refused_before_it_is_lost(tmp_path, monke
     assert cli.run(lambda args: write_atomic(args.out, b"x"), options, given) == (2 if message else 0)
     assert (f"x: {out}: {message}" in capsys.readouterr().err) == bool(message)
     assert (tmp_path / "truth.json").read_text() == (tmp_path / "scans/deep/a.JPG").read_text() == "of the user"
+
+
+@pytest.mark.parametrize(("read", "good"), [
+    (cli.whole, {"7": 7, "-3": -3, "+07": 7}),
+    (cli.number, {"7": 7, "-.5": -0.5, "1.": 1, "2e-3": 0.002}),
+    (cli.share, {"0.25": 0.25}),
+    (cli.white, {"4095": 4095}),
+])  # fmt: skip
+def test_option_numbers_take_the_digits_0_to_9_only(read, good):
+    assert {text: read(text) for text in good} == good
+    for text in ("٣", "３", "²", "1_000", " 7", "7\n", "nan", "inf", "1e", "1e999", "0x7", "9" * 5000 + "x", "-"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a"):
+            read(text)
+
+
+def test_no_option_reads_its_numbers_in_another_way():
+    root = Path(cli.__file__).parents[2]
+    files = [file for folder in ("pipeline", "segloc") for file in (root / folder).rglob("*.py")]
+    assert len(files) > 100
+    assert [file.name for file in files if re.search(r"type=(int|float)\b", file.read_text())] == []

@@ -58,6 +58,7 @@ def test_values_that_are_not_masks_are_invalid():
     good = {"size": [2, 3], "counts": [1, 5]}
     bad = [None, 5, "x", [], {}, {"size": [2, 3]}, {**good, "size": [3, 2]}, {**good, "counts": [1, 6]}]
     bad += [{**good, "counts": [-1, 7]}, {**good, "counts": ["1", 5]}, {**good, "counts": None}]
+    bad += [{**good, "counts": [True, 5]}, {**good, "counts": [1, 5, False]}]
     assert rle.sound([good, *bad], [(2, 3)] * (1 + len(bad))).tolist() == [True] + [False] * len(bad)
     assert rle.sound([], []).tolist() == []
 
