@@ -18,11 +18,14 @@ MOST_LEVELS = 100
 MOST_YAML_CHARACTERS = 100_000
 # Values after each alias is replaced by what it stands for: nine aliases of nine aliases, and so on, fit in 300 bytes.
 MOST_YAML_VALUES = 100_000
+# Longer numbers are no setting. YAML's form 1:30:00 takes time in the square of its length.
+MOST_DIGITS = 100
 INSIDE_ITSELF = float("inf")
 SHOWN_CHARACTERS = 60
 # All that parsers and conversions raise for wrong content. A bug in a reader would look the same, so `parsing` blocks
 # are short and hold nothing else.
 WRONG = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, EOFError, yaml.YAMLError)
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -87,8 +90,11 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build the dict of an object; a key that occurs twice is refused, because all but its last value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} occurs twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {shown(name)} occurs twice")
+            seen.add(name)
     return found
 
 
@@ -116,25 +122,43 @@ def parse_yaml(text: str | bytes, where: object) -> Any:
     """Parse YAML of plain values, of bytes in UTF-8: no tag runs code, and every key occurs once.
 
     Raises:
-        InputError: not YAML; too long, also after its aliases are replaced; or a key repeats.
+        InputError: not YAML; too long, also after its aliases are replaced; too deep; or a key repeats.
     """
     with parsing(where, "not YAML"):
         text = text.decode() if isinstance(text, bytes) else text
         if len(text) > MOST_YAML_CHARACTERS:
             raise ValueError(f"{len(text)} characters, at most {MOST_YAML_CHARACTERS} are read")
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            if (values := _values(node, {})) == INSIDE_ITSELF:
-                raise ValueError("an alias stands inside what it names")
-            if values > MOST_YAML_VALUES:
-                raise ValueError(f"more than {MOST_YAML_VALUES} values after its aliases are replaced")
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
-    raise AssertionError("returned or raised before")
+        content = _read_yaml(text)
+    return content  # noqa: RET504 (inside the block, mypy would ask for another return)
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at once at a value that is nested too deeply; reading on would take time in the square of the depth."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MOST_LEVELS:
+            raise RecursionError
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def _read_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (values := _values(node, {})) == INSIDE_ITSELF:
+            raise ValueError("an alias stands inside what it names")
+        if values > MOST_YAML_VALUES:
+            raise ValueError(f"more than {MOST_YAML_VALUES} values after its aliases are replaced")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _values(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
@@ -147,6 +171,8 @@ def _values(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
             parts = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
+        elif node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
+            raise ValueError(f"a number of {len(node.value)} characters, at most {MOST_DIGITS} are read")
         known[node] = 1 + sum(_values(part, known) for part in parts)
     return known[node]
 
