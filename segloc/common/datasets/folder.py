@@ -8,12 +8,14 @@ from pathlib import Path
 
 from segloc.common.datasets.scan_paths import Entry, walk
 from segloc.common.errors import InputError
+from segloc.common.text import shortened
 
+_NAMED = 3
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 
 
 def scans(root: Path) -> list[str]:
-    """List the images under `root`, including subfolders and links, without hidden files and folders.
+    """List the images under `root`, including subfolders and links, without hidden files and `is_litter` folders.
 
     Links without a target are listed like scans, so that their rows tell of them. Their names may lack a suffix,
     because they may have been folders of scans.
@@ -24,7 +26,14 @@ def scans(root: Path) -> list[str]:
     Raises:
         InputError: there are no images.
     """
-    found = sorted(entry.path for entry in walk(root) if _is_scan(entry))
+    litter: list[str] = []
+    found = sorted(entry.path for entry in walk(root, litter=litter) if _is_scan(entry))
+    if litter:
+        more = ", ..." if len(litter) > _NAMED else ""
+        print(
+            f"{root}: {len(litter)} hidden or system folders not searched: "
+            f"{', '.join(map(shortened, litter[:_NAMED]))}{more}"
+        )
     if not found:
         raise InputError(f"{root}: no scan in this folder (looked for {', '.join(sorted(SUFFIXES))})")
     return found

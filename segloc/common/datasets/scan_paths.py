@@ -10,8 +10,8 @@ Absolute names and names with ``..`` go to the third rule directly, so no name l
 listed ourselves are joined as they are (`below`).
 
 Links that a user placed in the folder are followed wherever they lead. A link without a target is returned like a file:
-the reader gives the reason, and no other file takes its place. Hidden folders are not searched, and hidden files only
-for names that begin with a dot.
+the reader gives the reason, and no other file takes its place. Hidden folders and `LITTER` are not searched, and hidden
+files only for names that begin with a dot.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import NamedTuple
 from segloc.common.errors import InputError
 from segloc.common.text import shortened
 
+# Folders of thumbnails and deleted files, which systems put among scans. Hidden ones begin with a dot.
+LITTER = frozenset({"@eaDir", "__MACOSX", "#recycle", "@Recycle", "@Recently-Snapshot", "$RECYCLE.BIN", "lost+found"})
 _SHOWN = 10
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -72,6 +74,11 @@ def bare_name(name: str) -> str:
     return re.split(r"[\\/]", name)[-1]
 
 
+def is_litter(name: str) -> bool:
+    """Whether a folder of this name is hidden or one of `LITTER`, so that it is not searched."""
+    return name.startswith(".") or name in LITTER
+
+
 class Entry(NamedTuple):
     """A file of `walk`.
 
@@ -84,8 +91,10 @@ class Entry(NamedTuple):
     is_broken: bool
 
 
-def walk(root: Path, hidden: Collection[str] = ()) -> Iterator[Entry]:
-    """Yield the files at any depth below a folder, without hidden folders. Of hidden files, yield those named `hidden`.
+def walk(root: Path, hidden: Collection[str] = (), litter: list[str] | None = None) -> Iterator[Entry]:
+    """Yield the files at any depth below a folder, without `is_litter` folders; of hidden files, those named `hidden`.
+
+    The paths of the folders that are not searched are appended to `litter`.
 
     Links to folders are followed, but each folder is visited once: by its own path if that lies below `root`, else by
     the first of its links. So a link to a parent ends, and the result does not depend on the order on disk.
@@ -102,15 +111,16 @@ def walk(root: Path, hidden: Collection[str] = ()) -> Iterator[Entry]:
             continue
         seen.add(identity)
         with os.scandir(root / prefix) as found:
-            shown = (entry for entry in found if not entry.name.startswith(".") or entry.name in hidden)
-            entries = sorted(shown, key=lambda one: one.name)
+            entries = sorted(found, key=lambda one: one.name)
         for entry in entries:
             kind = _kind(entry)
             if kind == "folder":
-                if entry.name in hidden:
+                if is_litter(entry.name):
+                    if litter is not None:
+                        litter.append(prefix + entry.name)
                     continue
                 (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
-            elif kind != "other":
+            elif kind != "other" and (not entry.name.startswith(".") or entry.name in hidden):
                 yield Entry(prefix + entry.name, kind == "broken")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from segloc.common import datasets
 from segloc.common.datasets import Annotations, Split, coco, leakage, pidray
+from segloc.common.datasets.scan_paths import resolve
 from segloc.common.errors import InputError
 from segloc.detection.data import evaluation_splits
 from segloc.settings.finetuning import DataSettings
@@ -45,6 +46,16 @@ def test_any_folder_gives_all_its_scans_sorted(tmp_path: Path) -> None:
     names = ["b.png", "a b/Koffer ü.JPG", "a b/2.tiff", "Z.bmp", "P00001.jpg", "N.jpg"]
     litter = [".hidden.png", ".cache/x.png", "._b.png", "notes.txt", "scan.npy"]
     assert datasets.backgrounds(touch(tmp_path, *names, *litter)) == sorted(names)
+
+
+def test_folders_that_systems_add_are_not_searched_and_told_in_one_line(tmp_path, capsys):
+    names = ["a.png", "deep/b.png"]
+    litter = ["deep/@eaDir/b.png", "__MACOSX/a.png", ".Trash-1000/files/c.png", "deep/.thumbnails/b.png"]
+    root = touch(tmp_path, *names, *litter)
+    assert datasets.backgrounds(root) == names
+    said = ".Trash-1000, __MACOSX, deep/.thumbnails, ..."
+    assert capsys.readouterr().out == f"{root}: 4 hidden or system folders not searched: {said}\n"
+    assert resolve(root, ["elsewhere/c.png"]) == {"elsewhere/c.png": None}
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
