@@ -13,13 +13,17 @@ import sys
 from pipeline.common.manifest import write_manifest
 from segloc.common import cli
 from segloc.common.files import existing_folder
+from segloc.common.skips import require
 
 
 def _command(args: argparse.Namespace) -> None:
-    count, changed = write_manifest(
+    count, changed, skips = write_manifest(
         existing_folder(args.root, "root of the manifest"), args.out, not args.no_mtime, args.digest
     )
     print(f"{args.out}: {count} files, {'written' if changed else 'unchanged'}")
+    if skips.counts:
+        print(skips.summary())
+    require([skips], args.max_skipped, "make these files readable", str(args.out))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--out", type=cli.output_file, required=True, metavar="FILE", help="the manifest to write")
     options.add_argument("--no-mtime", action="store_true", help="omit modification times")
     options.add_argument("--digest", action="store_true", help="add SHA-256 digests (reads every file)")
+    cli.add_max_skipped(options)
     return cli.run(_command, options, argv)
 
 

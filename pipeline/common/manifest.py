@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
+from segloc.common.datasets.scan_paths import is_litter
 from segloc.common.errors import InputError
 from segloc.common.files import atomic_file, check_output, make_folder, naming, sha256_of
+from segloc.common.images import BROKEN_LINK
+from segloc.common.skips import Skips
 
 
-def entries(root: Path, with_mtime: bool, with_digest: bool = False) -> Iterator[bytes]:
-    """List the files under `root` in a fixed order, without hidden files; see `scan_paths.walk` for links.
+def entries(root: Path, with_mtime: bool, skips: Skips, with_digest: bool = False) -> Iterator[bytes]:
+    """List the files under `root` in a fixed order, without hidden files and litter; see `scan_paths.walk` for links.
+
+    Files without a digest, because they cannot be read, are counted in `skips`. A file that is removed meanwhile is not
+    listed.
 
     Yields:
         Lines ``SIZE [MTIME_NS] [SHA256] PATH``: bytes; nanoseconds; hexadecimal digest of the content (``-`` if the
         file cannot be read); path relative to `root` in UTF-8, with ``/`` separators. Line breaks, backslashes and
         bytes that are not UTF-8 are escaped.
     """
-    return _entries(os.fsencode(root), with_mtime, with_digest, b"", set())
+    return _entries(os.fsencode(root), with_mtime, skips if with_digest else None, b"", set())
 
 
 def _entries(
-    folder: bytes, with_mtime: bool, with_digest: bool, prefix: bytes, seen: set[tuple[int, int]]
+    folder: bytes, with_mtime: bool, skips: Skips | None, prefix: bytes, seen: set[tuple[int, int]]
 ) -> Iterator[bytes]:
-    """List a folder, unless it is one of `seen`, so that a link to a parent ends."""
+    """List a folder, unless it is one of `seen`, so that a link to a parent ends; with digests, if `skips` is given."""
     own = os.stat(folder)
     if (own.st_dev, own.st_ino) in seen:
         return
@@ -39,14 +47,18 @@ def _entries(
     for entry in ordered:
         path = prefix + entry.name
         if _is(entry.is_dir):
-            yield from _entries(entry.path, with_mtime, with_digest, path + b"/", seen)
+            if not is_litter(os.fsdecode(entry.name)):
+                yield from _entries(entry.path, with_mtime, skips, path + b"/", seen)
             continue
-        # A link without a target still has a line, which changes when the link is repaired.
-        status = entry.stat(follow_symlinks=_is(entry.is_file))
+        try:
+            # A link without a target still has a line, which changes when the link is repaired.
+            status = entry.stat(follow_symlinks=_is(entry.is_file))
+            digest = b"" if skips is None else _digest(entry, skips, path)
+        except FileNotFoundError:  # removed since the folder was listed
+            continue
         escaped = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
         name = escaped.decode("utf-8", "backslashreplace").encode()
         time = b"%d " % status.st_mtime_ns if with_mtime else b""
-        digest = _digest(entry.path) if with_digest else b""
         yield b"%d %s%s%s\n" % (status.st_size, time, digest, name)
 
 
@@ -58,18 +70,33 @@ def _is(test: Callable[[], bool]) -> bool:
         return False
 
 
-def _digest(path: bytes) -> bytes:
+def _digest(entry: os.DirEntry[bytes], skips: Skips, path: bytes) -> bytes:
+    """Return the digest of a file; ``-`` for a link without a target, and for a file that cannot be read.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+    """
+    skips.total += 1
     try:
-        return sha256_of(os.fsdecode(path)).encode() + b" "
-    except OSError:
+        if not stat.S_ISREG(os.stat(entry.path).st_mode):  # opening a pipe would wait for its writer
+            raise OSError(errno.EINVAL, "not a regular file")
+        return sha256_of(os.fsdecode(entry.path)).encode() + b" "
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not entry.is_symlink():
+            skips.total -= 1
+            raise
+        broken = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)
+        skips.add(BROKEN_LINK if broken else f"cannot be read: {error.strerror}", os.fsdecode(path))
         return b"- "
 
 
-def write_manifest(root: Path, out: Path, with_mtime: bool = True, with_digest: bool = False) -> tuple[int, bool]:
+def write_manifest(
+    root: Path, out: Path, with_mtime: bool = True, with_digest: bool = False
+) -> tuple[int, bool, Skips]:
     """Write the manifest of `root`. An unchanged manifest file is not touched.
 
     Returns:
-        Number of files, and whether the manifest changed.
+        Number of files, whether the manifest changed, and the files without a digest.
 
     Raises:
         InputError: the folder has no files, or `out` lies in it.
@@ -77,9 +104,9 @@ def write_manifest(root: Path, out: Path, with_mtime: bool = True, with_digest: 
     if out.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{out}: lies in {root}, so the manifest would list itself; choose another folder")
     check_output(out)
-    count, digest = 0, hashlib.sha256()
+    count, digest, skips = 0, hashlib.sha256(), Skips("files")
     with naming(out), tempfile.TemporaryFile(dir=make_folder(out.parent)) as fresh:
-        lines = entries(root, with_mtime, with_digest)
+        lines = entries(root, with_mtime, skips, with_digest)
         for line in tqdm(lines, unit="file", unit_scale=True, desc="manifest", disable=None):
             fresh.write(line)
             digest.update(line)
@@ -91,4 +118,4 @@ def write_manifest(root: Path, out: Path, with_mtime: bool = True, with_digest: 
             fresh.seek(0)
             with atomic_file(out) as file:
                 shutil.copyfileobj(fresh, file)
-    return count, changed
+    return count, changed, skips

@@ -43,7 +43,9 @@ def write_manifests(listed: dict[str, Path], out: Path, simulated: Path | None) 
     for name, root in listed.items():
         if not root.is_dir():
             raise InputError(f"{root}: no such file or folder; correct {name} in params.yaml")
-        files[name], different = manifest.write_manifest(root, out / f"{name}.manifest", not is_inside(root, simulated))
+        files[name], different, _ = manifest.write_manifest(
+            root, out / f"{name}.manifest", not is_inside(root, simulated)
+        )
         changed |= different
     for stale in set(out.glob("*.manifest")) - {out / f"{name}.manifest" for name in listed}:
         stale.unlink()

@@ -22,7 +22,7 @@ from segloc.common.datasets import near_duplicates
 from segloc.common.datasets.scan_paths import below
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, existing_folder
-from segloc.common.images import encode_rgba, read_image
+from segloc.common.images import BROKEN_LINK, encode_rgba, read_image
 from segloc.common.skips import Skips
 
 CLASS = "crop"
@@ -64,7 +64,9 @@ def cut_crops(
     try:
         image = read_image(below(root, name), white=white)
     except ValueError as error:  # ImageError is one
-        return str(error).partition(":")[0]
+        reason = str(error).partition(":")[0]
+        # It had a target when the regions were made.
+        return "no such file" if reason == BROKEN_LINK else reason
     if image.shape[1] > FRAME_PX:
         image = fit(image, (FRAME_PX, max(1, round(image.shape[0] * FRAME_PX / image.shape[1]))))
     height, width = image.shape[:2]

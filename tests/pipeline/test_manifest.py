@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -7,6 +8,9 @@ import pytest
 from pipeline import manifest
 from pipeline.common import manifest as manifest_body
 from segloc.common.errors import InputError
+from segloc.common.skips import Skips
+
+NONE = Skips("files")  # nothing is read without digests
 
 
 @pytest.fixture
@@ -20,13 +24,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_lines_are_sizes_times_and_paths_in_order(root: Path, tmp_path: Path) -> None:
-    assert manifest_body.write_manifest(root, tmp_path / "m") == (4, True)
+    assert manifest_body.write_manifest(root, tmp_path / "m") == (4, True, NONE)
     time = 1_700_000_000_123_456_789
     names = ["a/10.jpg", "a/2.jpg", "a b/ü.jpg", "b.jpg"]
     sizes = [len(name.encode()) for name in names]
     lines = [f"{size} {time} {name}\n" for size, name in zip(sizes, names, strict=True)]
     assert (tmp_path / "m").read_text() == "".join(lines)
-    assert manifest_body.write_manifest(root, tmp_path / "n", with_mtime=False) == (4, True)
+    assert manifest_body.write_manifest(root, tmp_path / "n", with_mtime=False) == (4, True, NONE)
     assert (tmp_path / "n").read_text() == "".join(line.replace(f" {time}", "") for line in lines)
 
 
@@ -34,7 +38,7 @@ def test_an_unchanged_manifest_is_not_touched(root: Path, tmp_path: Path) -> Non
     out = tmp_path / "m"
     manifest_body.write_manifest(root, out)
     os.utime(out, ns=(5, 5))
-    assert manifest_body.write_manifest(root, out) == (4, False)
+    assert manifest_body.write_manifest(root, out) == (4, False, NONE)
     assert out.stat().st_mtime_ns == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "root"]
 
@@ -68,7 +72,7 @@ def test_odd_names_and_links_do_not_break_it(root: Path, tmp_path: Path) -> None
     (tmp_path / "outside" / "back").symlink_to(root)
     with open(os.fsencode(root) + b"/\xff.jpg", "wb"):
         pass
-    count, _ = manifest_body.write_manifest(root, tmp_path / "m", with_mtime=False)
+    count, _, _ = manifest_body.write_manifest(root, tmp_path / "m", with_mtime=False)
     lines = (tmp_path / "m").read_bytes().splitlines()
     assert count == len(lines) == 9
     assert b"0 line\\nbreak\\\\.jpg" in lines
@@ -103,7 +107,11 @@ def test_a_digest_detects_changes_that_size_and_time_do_not(root: Path, tmp_path
         manifest_body.write_manifest(root, tmp_path / "m", with_digest=with_digest)
         (root / "b.jpg").write_bytes(b"54321")
         os.utime(root / "b.jpg", ns=(0, 7))
-        assert manifest_body.write_manifest(root, tmp_path / "m", with_digest=with_digest) == (4, changed)
+        assert manifest_body.write_manifest(root, tmp_path / "m", with_digest=with_digest) == (
+            4,
+            changed,
+            Skips("files", 4 if with_digest else 0),
+        )
 
 
 def test_without_digests_no_file_is_opened(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,4 +123,48 @@ def test_without_digests_no_file_is_opened(root: Path, tmp_path: Path, monkeypat
         raise AssertionError(path)
 
     monkeypatch.setattr(manifest_body, "_digest", fail)
-    assert manifest_body.write_manifest(root, tmp_path / "n") == (5, True)
+    assert manifest_body.write_manifest(root, tmp_path / "n") == (5, True, NONE)
+
+
+def test_folders_that_systems_add_are_not_listed(root: Path, tmp_path: Path) -> None:
+    for name in ("@eaDir/a.jpg", "a/__MACOSX/2.jpg"):
+        (root / name).parent.mkdir()
+        (root / name).touch()
+    assert manifest_body.write_manifest(root, tmp_path / "m") == (4, True, NONE)
+
+
+@pytest.mark.parametrize(("share", "code"), [(None, 1), ("0.25", 0)])
+def test_files_without_a_digest_are_counted(root, tmp_path, share, code, capsys):
+    (root / "nowhere.jpg").symlink_to(tmp_path / "none")  # not used
+    (root / "self.jpg").symlink_to("self.jpg")
+    os.mkfifo(root / "pipe")
+    (root / "b.jpg").unlink()
+    out = tmp_path / "m"
+    option = [] if share is None else ["--max-skipped", share]
+    assert manifest.main(["--root", str(root), "--out", str(out), "--no-mtime", "--digest", *option]) == code
+    said, complained = capsys.readouterr()
+    counts = "1 of 6 files skipped: 1 cannot be read: not a regular file (pipe)"
+    assert said == (
+        f"{out}: 6 files, written\nskipped 1 of 6 files: 1 cannot be read: not a regular file (pipe); "
+        "not used: 2 link without a target\n"
+    )
+    assert (f"more than --max-skipped 0.05: {counts}; {out} is written" in complained) == bool(code)
+    lines = out.read_text().splitlines()
+    assert [line.split()[-1] for line in lines if " - " in line] == ["nowhere.jpg", "pipe", "self.jpg"]
+
+
+@pytest.mark.parametrize("with_digest", [False, True])
+def test_a_file_that_is_removed_meanwhile_is_left_out(root, tmp_path, monkeypatch, with_digest):
+    listed = os.scandir
+
+    def listed_and_removed(folder):
+        if folder != os.fsencode(root):
+            return listed(folder)
+        entries = list(listed(folder))
+        (root / "b.jpg").unlink()
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", listed_and_removed)
+    found = manifest_body.write_manifest(root, tmp_path / "m", with_digest=with_digest)
+    assert found == (3, True, Skips("files", 3 if with_digest else 0))
+    assert "b.jpg" not in (tmp_path / "m").read_text()

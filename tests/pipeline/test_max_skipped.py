@@ -126,3 +126,12 @@ def test_crops_count_scans_that_went_bad(sixray, region_file, tmp_path, capsys):
     assert "1 of 10 scans skipped: 1 empty file (JPEGImage/N0000003.jpg)" in capsys.readouterr().err
     assert len(pq.read_table(tmp_path / "c.parquet")) == 18
     assert parameters(tmp_path / "c.parquet")["skipped"] == {"empty file": 1}
+
+
+def test_crops_count_a_link_that_lost_its_target(sixray, region_file, tmp_path, capsys):
+    root = shutil.copytree(sixray, tmp_path / "sixray")
+    (root / "JPEGImage" / "N0000003.jpg").unlink()
+    (root / "JPEGImage" / "N0000003.jpg").symlink_to(tmp_path / "none")
+    where = ("--backgrounds", root, "--regions", region_file, "--out", tmp_path / "c.parquet")
+    assert run(crops, *where) == 1
+    assert "1 of 10 scans skipped: 1 no such file (JPEGImage/N0000003.jpg)" in capsys.readouterr().err
