@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segloc.common.errors import InputError, one_line
@@ -167,9 +168,14 @@ class TableFile:
         self._path = path
         with open(path, "rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._most_bytes = max(_MOST_EXPANDED * len(self._data), _ANY_BYTES)
         self._parts = _read_parts(self._data)
-        self._file = pq.ParquetFile(_mapped(path))
-        self.metadata: pq.FileMetaData = self._file.metadata
+        self.metadata: pq.FileMetaData = pq.read_metadata(_mapped(path))
+        leaves = [self.metadata.schema.column(number) for number in range(self.metadata.num_columns)]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        # A value that repeats is read once, so that its rows can be counted before they are filled with copies.
+        self._file = pq.ParquetFile(_mapped(path), metadata=self.metadata, read_dictionary=texts)
+        self._schema = pa.schema([_plain(field) for field in self._file.schema_arrow])
         self._refuse_bombs()
         about = {key.decode(): value for key, value in (self.metadata.metadata or {}).items()}
         self._runs: list[list[str]] = []
@@ -193,11 +199,11 @@ class TableFile:
     @property
     def names(self) -> list[str]:
         """Names of the columns."""
-        return list(self._file.schema_arrow.names)
+        return list(self._schema.names)
 
     def schema_matches(self, schema: pa.Schema) -> str:
         """Name a column of `schema` that is of another type here; empty if there is none."""
-        found = self._file.schema_arrow
+        found = self._schema
         return next((f.name for f in schema if f.name in found.names and found.field(f.name).type != f.type), "")
 
     def about(self, key: str) -> bytes | None:
@@ -212,13 +218,25 @@ class TableFile:
         """
         with reading(self._path):
             self._check(range(self.num_row_groups), columns)
-            return self._file.read(columns=columns)
+            return self._expanded(self._file.read(columns=columns))
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None, use_threads: bool = True) -> pa.Table:
         """Read columns of one row group; see `read`."""
         with reading(self._path):
             self._check([group], columns)
-            return self._file.read_row_group(group, columns=columns, use_threads=use_threads)
+            return self._expanded(self._file.read_row_group(group, columns=columns, use_threads=use_threads))
+
+    def _expanded(self, table: pa.Table) -> pa.Table:
+        """Copy repeated values into their rows, unless they would take far more than a real file's."""
+        lengths = (
+            pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices).cast(pa.int64())).as_py() or 0
+            for column in table.columns
+            if pa.types.is_dictionary(column.type)
+            for chunk in column.chunks
+        )
+        if (needed := sum(lengths)) > self._most_bytes:
+            raise ValueError(f"its text takes {needed} bytes, and a real file's of its size at most {self._most_bytes}")
+        return table.cast(pa.schema([self._schema.field(name) for name in table.column_names]))
 
     def _check(self, groups: Iterable[int], columns: Sequence[str] | None) -> None:
         """Compare the CRC of the parts that hold these columns."""
@@ -237,12 +255,15 @@ class TableFile:
         nested = [n for n in range(self.metadata.num_columns) if self.metadata.schema.column(n).max_repetition_level]
         values = sum(group.column(number).num_values for group in groups for number in nested)
         unpacked = sum(group.total_byte_size for group in groups)
-        most = max(_MOST_EXPANDED * len(self._data), _ANY_BYTES)
-        if max(self.metadata.num_rows, values) > len(self._data) or unpacked > most:
+        if max(self.metadata.num_rows, values) > len(self._data) or unpacked > self._most_bytes:
             raise ValueError(
                 f"claims {self.metadata.num_rows} rows, {values} numbers in lists and {unpacked} bytes in a file of "
                 f"{len(self._data)}"
             )
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def _mapped(path: str | os.PathLike[str]) -> pa.MemoryMappedFile:

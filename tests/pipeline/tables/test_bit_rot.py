@@ -101,6 +101,28 @@ def test_a_file_that_claims_a_billion_values_is_refused(tmp_path: Path) -> None:
             open_table(tmp_path / f"{name}.parquet", "things", 1, schema)
 
 
+@pytest.mark.parametrize(("rows", "refused"), [(600, False), (700, True)])
+@pytest.mark.parametrize("groups", [1000, 300])
+def test_a_long_value_that_repeats_is_not_copied_into_every_row(tmp_path, rows, refused, groups):
+    schema = pa.schema([("name", pa.string()), ("png", pa.binary())])
+    path = tmp_path / "t.parquet"
+    with table_writer(path, "things", 1, schema, group_rows=groups) as table:
+        for number in range(rows):
+            table.write({"name": "a" * 100_000 if number else None, "png": b"x"})
+    assert path.stat().st_size < 100_000
+    file, _ = open_table(path, "things", 1, schema)
+    assert file.read(["png"]).column(0).to_pylist() == [b"x"] * rows
+    if refused:
+        before = pa.total_allocated_bytes()
+        with pytest.raises(InputError, match=f"its text takes {(rows - 1) * 100_000 + rows} bytes.*make it again"):
+            file.read()
+        assert pa.total_allocated_bytes() - before < 1 << 20
+    else:
+        found = file.read()
+        assert found.schema.equals(schema)
+        assert found.column("name").to_pylist() == [None, *["a" * 100_000] * (rows - 1)]
+
+
 def test_every_part_has_the_checksum_of_its_bytes(tables: Path) -> None:
     data = (tables / "segments.parquet").read_bytes()
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
