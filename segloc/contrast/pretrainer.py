@@ -13,7 +13,7 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from segloc.common.files import write_atomic
 from segloc.common.parse import parse_yaml
 from segloc.common.run_files import NOT_FINITE
 from segloc.common.stops import Stopped
+from segloc.contrast.build import make_model, make_optimizer, process_settings
 from segloc.contrast.losses import InfoNCE, info_nce
 from segloc.contrast.metrics import Compared, training_metrics
 from segloc.contrast.queues import QUEUES
@@ -36,10 +37,8 @@ from segloc.data.augment import horizontal_flip, photometric
 from segloc.data.box_augment import query_boxes
 from segloc.data.stream import Batch, PairStream, ShardFolder, Views
 from segloc.models.backbone import LEVELS
-from segloc.models.initial_weights import RANDOM
-from segloc.models.segloc import SegLoc
 from segloc.settings.loader import flat, to_yaml
-from segloc.settings.pretraining import OptimConfig, PretrainConfig
+from segloc.settings.pretraining import PretrainConfig
 from segloc.training import checkpoint
 from segloc.training.loop import Trainer
 from segloc.training.processes import ALONE, Group
@@ -101,7 +100,7 @@ class Pretrainer(Trainer):
         )
         self.stream = PairStream(
             folder, self.micro_batch, data.image_size, config.seed, data.mix_shards, data.threads,
-            padded_together=optim.batch // self.micro_batch,
+            batches_per_step=optim.batch // self.micro_batch,
         )  # fmt: skip
         self.learning_rates = cosine_schedule(optim.lr_per_256 * optim.batch / 256, self.steps, optim.warmup)
         self.optimizer = make_optimizer(self.model.query, optim, self.learning_rates[0])
@@ -148,7 +147,7 @@ class Pretrainer(Trainer):
                     raise InputError(
                         f"{self.folder.store}: all usable pairs are of class {name!r}; class queues need two classes"
                     )
-                micro_batches = list(itertools.islice(batches, self.accumulate))
+                micro_batches = list(self._of_step(batches))
                 first = step * self.accumulate
                 keys = [
                     self._embed_keys(batch.key, *self._generators(-1, micro))
@@ -165,16 +164,16 @@ class Pretrainer(Trainer):
     def run_step(self) -> None:
         """Do one optimiser step over `accumulate` micro-batches."""
         if self._batches is None:
-            start = self.iter * self.accumulate * self.group.world
-            self._batches = self.stream.batches(start, rank=self.group.rank, world=self.group.world)
+            self._batches = self.stream.batches(self.iter, rank=self.group.rank, world=self.group.world)
         started, waited = time.perf_counter(), 0.0
         self.metrics = {}
         self.optimizer.param_groups[0]["lr"] = float(self.learning_rates[self.iter])
         self.optimizer.zero_grad(set_to_none=True)
         done: list[MicroBatch] = []
+        micro_batches = self._of_step(self._batches)
         for micro in range(self.accumulate):
             before = time.perf_counter()
-            batch = next(self._batches)
+            batch = next(micro_batches)
             waited += time.perf_counter() - before
             with self._without_sync(micro):
                 levels, queries, keys = self._compare(batch, *self._generators(self.iter, micro))
@@ -277,7 +276,16 @@ class Pretrainer(Trainer):
         """Enqueue the keys [levels, N, dim] and labels [N] of all processes, in single-process order."""
         every_key = self.group.gather(torch.stack(keys))  # [world, micro-batches, levels, N, dim]
         every_label = self.group.gather(torch.stack(labels).to(self.device))
-        self.queues.enqueue(every_key.permute(2, 1, 0, 3, 4).flatten(1, 3), every_label.transpose(0, 1).flatten())
+        self.queues.enqueue(every_key.permute(2, 0, 1, 3, 4).flatten(1, 3), every_label.flatten())
+
+    def _of_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the micro-batches of a step, with the largest `step_size` of all processes; a collective call."""
+        sizes: list[tuple[int, int]] = []
+        for batch in itertools.islice(batches, self.accumulate):
+            if not sizes:
+                own = torch.tensor([batch.query.step_size, batch.key.step_size], device=self.device)
+                sizes = [(height, width) for height, width in self.group.gather(own).amax(0).tolist()]
+            yield batch.of_size(*sizes)
 
     def _compare(
         self, batch: Batch, generators: list[torch.Generator], shuffle: torch.Generator
@@ -310,9 +318,8 @@ class Pretrainer(Trainer):
 
     def _augmented(self, views: Views, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
         data = self.config.data
-        images = views.images.to(self.device, non_blocking=True).float()
-        boxes = views.boxes.to(self.device, non_blocking=True)
-        images, boxes = horizontal_flip(images, boxes, data.flip, generators)
+        images, boxes = views.on(self.device)
+        images, boxes = horizontal_flip(images.float(), boxes, data.flip, generators)
         return photometric(images, data.augment, generators), boxes
 
     def _autocast(self) -> torch.autocast:
@@ -322,8 +329,13 @@ class Pretrainer(Trainer):
         """Return a generator per pair of a micro-batch for augmentation, and one to shuffle keys.
 
         A pair's generator depends only on its position in the step's batch. The second one is equal in all processes.
+
+        Args:
+            iteration: the optimiser step; -1 for the filling of the queues.
+            micro: number of the micro-batch in this process, counted from the beginning of `iteration`.
         """
-        first = (micro * self.group.world + self.group.rank) * self.micro_batch
+        step, part = divmod(micro, self.accumulate)
+        first = ((step * self.group.world + self.group.rank) * self.accumulate + part) * self.micro_batch
         own = [self._generator(iteration, place) for place in range(first, first + self.micro_batch)]
         return own, self._generator(iteration, micro, 1)
 
@@ -358,41 +370,3 @@ class Pretrainer(Trainer):
             f"step {self.iter}: the loss is {every_loss[bad][0].item()}, the norm of its gradient "
             f"{gradient_norm.item()}; see {path} for the pairs, and try a smaller optim.lr_per_256"
         )
-
-
-def process_settings(config: PretrainConfig, world: int) -> PretrainConfig:
-    """Return the settings of one of `world` processes, with its micro-batch and its number of bn_splits.
-
-    Raises:
-        InputError: the batch cannot be shared evenly, or its parts are too small for batch norm.
-    """
-    optim, model = config.optim, config.model
-    micro_batch = min(optim.micro_batch, max(1, optim.batch // world))
-    if optim.batch % (micro_batch * world):
-        raise InputError(
-            f"optim.batch {optim.batch} cannot be shared by {world} processes in micro-batches of {micro_batch}; set "
-            "another optim.micro_batch"
-        )
-    # Each process has its own batch statistics, so fewer splits keep the size of the parts.
-    model = dataclasses.replace(model, bn_splits=max(1, model.bn_splits // world))
-    return dataclasses.replace(config, model=model, optim=dataclasses.replace(optim, micro_batch=micro_batch))
-
-
-def make_model(config: PretrainConfig, device: torch.device, resuming: bool) -> SegLoc:
-    """Build both networks, seeded; with `resuming`, do not load initial weights."""
-    torch.manual_seed(config.seed)
-    settings = dataclasses.replace(config.model, init=RANDOM) if resuming else config.model
-    model = SegLoc(settings, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.query.backbone.recompute = config.optim.recompute == "stages"
-    if config.optim.compile:
-        for network in (model.query, model.key):
-            network.compile(dynamic=True)
-    return model  # type: ignore[no-any-return]
-
-
-def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:
-    """Build the optimiser of the query network."""
-    if optim.method == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=optim.weight_decay)
-    momentum, decay = optim.momentum, optim.weight_decay
-    return torch.optim.SGD(network.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0)

@@ -28,10 +28,19 @@ class Views:
         images: [N, 3, H, W] uint8 RGB (channels-last memory), padded with white at the right and bottom; H and W
             multiples of 32. White looks like the empty belt; other padding would look like an object.
         boxes: [N, 4] float32, x0 y0 x1 y1 in pixels of `images`.
+        step_size: (height, width) of the batches of this process in the step. `images` are larger if a damaged pair was
+            replaced by a larger one.
     """
 
     images: torch.Tensor
     boxes: torch.Tensor
+    step_size: tuple[int, int]
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy images and boxes to a device; the images are padded there to at least `step_size`."""
+        images, boxes = (x.to(device, non_blocking=True) for x in (self.images, self.boxes))
+        rows, columns = (max(0, least - side) for least, side in zip(self.step_size, images.shape[-2:], strict=True))
+        return torch.nn.functional.pad(images, (0, columns, 0, rows), value=WHITE), boxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,23 +62,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
-
-@dataclasses.dataclass(frozen=True)
-class ImageGroup:
-    """A group of shards in memory whose pairs are shuffled together.
-
-    Attributes:
-        order: [n, 2] int, shard number and position in the shard of each pair, in order of use.
-        shards: the pairs of each shard.
-    """
-
-    order: np.ndarray
-    shards: dict[int, list[Sample]]
-
-    def sample(self, place: int) -> Sample:
-        """Return the pair at index `place` of the order, modulo its length."""
-        shard, position = self.order[place % len(self.order)]
-        return self.shards[shard][position]
+    def of_size(self, query: tuple[int, int], key: tuple[int, int]) -> Batch:
+        """Replace the `step_size` of both sides."""
+        views = dataclasses.replace(self.query, step_size=query), dataclasses.replace(self.key, step_size=key)
+        return dataclasses.replace(self, query=views[0], key=views[1])
 
 
 class Buffers:
@@ -99,14 +95,14 @@ class Buffers:
 
 
 class _Draw:
-    """The pair for one place of a batch; if it is damaged, the next usable pair of its group.
+    """The pair for one place of a batch; if it is damaged, the next usable pair of its shard.
 
     Raises:
-        InputError: all pairs of the group are damaged.
+        InputError: all pairs of the shard are damaged.
     """
 
-    def __init__(self, group: ImageGroup, place: int, classes: Sequence[str]) -> None:
-        self.group, self.place, self.classes = group, place, classes
+    def __init__(self, shard: list[Sample], position: int, classes: Sequence[str]) -> None:
+        self.shard, self.position, self.classes = shard, position, classes
         self.tried = 0
         self.damage = ""  # of the original pair of this place
         self.pair = self._describe()
@@ -119,7 +115,7 @@ class _Draw:
     @property
     def sample(self) -> Sample:
         """The pair as stored."""
-        return self.group.sample(self.place + self.tried)
+        return self.shard[(self.position + self.tried) % len(self.shard)]
 
     def _describe(self) -> Pair:
         while True:
@@ -131,22 +127,23 @@ class _Draw:
     def _skip(self, damage: str) -> None:
         self.damage = self.damage or f"pair {self.sample.name}: {damage}"
         self.tried += 1
-        if self.tried == len(self.group.order):
-            raise InputError(f"all {self.tried} pairs of a group of shards are damaged; the first: {self.damage}")
+        if self.tried == len(self.shard):
+            raise InputError(f"all {self.tried} pairs of a shard are damaged; the first: {self.damage}")
 
 
 class BatchStep:
-    """The pairs of an optimiser step. All its batches are padded to one size.
+    """The pairs of a process in an optimiser step. All their batches are padded to one size.
 
     The network sees the padding, because attention and pooling cover the whole image. With a size per batch, results
-    would depend on the number of batches or processes that share a step.
+    would depend on the number of batches that share a step. `segloc.contrast.pretrainer` pads the batches of all
+    processes to one size, for the same reason.
 
     Args:
-        places: groups and indices of the pairs, in order. Threads may use different parts at the same time.
+        places: the shard and the position in it of each pair. Threads may use different parts at the same time.
         classes: class names, as in the index.
     """
 
-    def __init__(self, places: list[tuple[ImageGroup, int]], classes: Sequence[str]) -> None:
+    def __init__(self, places: list[tuple[list[Sample], int]], classes: Sequence[str]) -> None:
         self.places, self.classes = places, classes
         self._lock = threading.Lock()
         self._draws: list[_Draw] = []
@@ -155,7 +152,7 @@ class BatchStep:
         """Return the pair of each place; pairs with a damaged description are already replaced."""
         with self._lock:
             if not self._draws:
-                self._draws = [_Draw(group, place, self.classes) for group, place in self.places]
+                self._draws = [_Draw(shard, position, self.classes) for shard, position in self.places]
                 self._sizes = {
                     side: [getattr(draw.pair, side).size for draw in self._draws] for side in ("query", "key")
                 }
@@ -177,7 +174,7 @@ class Batcher:
         """Decode part of a step's pairs; also return the damage of each replaced pair.
 
         Raises:
-            InputError: all pairs of a group are damaged.
+            InputError: all pairs of a shard are damaged.
         """
         draws = step.draws()[part]
         while True:
@@ -197,7 +194,8 @@ class Batcher:
     ) -> Views:
         """Decode one side's images, padded to fit `together` too; write the damage of each bad row to `bad`."""
         sizes = [self._fit(view.size) for _, view in stored]
-        width, height = padded_size(*sizes, *map(self._fit, together))
+        step = padded_size(*map(self._fit, together))
+        width, height = padded_size(*sizes, step)
         images = self.buffers.take((len(stored), height, width, 3))
         boxes = np.empty((len(stored), 4), np.float32)
         for row, ((data, view), size) in enumerate(zip(stored, sizes, strict=True)):
@@ -211,7 +209,7 @@ class Batcher:
                 images[row, :h, w:] = images[row, h:] = WHITE
             scale = np.array([size[0] / view.size[0], size[1] / view.size[1]] * 2, np.float32)
             boxes[row] = np.array(view.box, np.float32) * scale
-        return Views(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(boxes))
+        return Views(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(boxes), (step[1], step[0]))
 
     def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
         shrink = self.image_size / max(size)

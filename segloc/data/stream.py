@@ -1,62 +1,81 @@
 """Stream batches from shards, in an order that is a pure function.
 
-The order depends only on (index, seed, epoch), not on threads, processes or interruptions of training. Batches may
-span the end of an epoch, so every pair is used exactly once per epoch, and the position of batch *i* in the order is
-known without reading earlier batches.
+The order depends only on (index, seed, epoch), not on threads, processes or interruptions of training. Steps may span
+the end of an epoch, so every pair is used exactly once per epoch, and the position of step *i* in the order is known
+without reading earlier steps.
+
+The shards of an epoch are dealt to lanes, which are read side by side: a step takes equally many pairs from each. The
+pairs of a step are sorted by lane and divided among the processes, so a process reads the shards of its own lanes, and
+few others at the end of an epoch.
 
 A damaged pair (an image that cannot be decoded, a class that is not in the index, a box outside its image) is replaced
-by the next usable pair of its shuffle group, wrapping around at the group's end. The other pairs keep their places, so
-resuming needs no record of damaged pairs.
+by the next usable pair of its shard, wrapping around at the shard's end. The other pairs keep their places, so resuming
+needs no record of damaged pairs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from segloc.common.contract import Index
-from segloc.data.batches import Batch, Batcher, BatchStep, ImageGroup, Views
+from segloc.data.batches import Batch, Batcher, BatchStep, Views
 from segloc.data.shard_folder import Sample, ShardFolder
 
 __all__ = ["Batch", "PairStream", "ShardFolder", "Views", "epoch_order"]
 
 # Shards read in parallel, so that decoding does not wait for the disk or the store.
 READERS = 4
+# Share of a shard's time of use before which the next shard of a lane is read.
+READ_AHEAD = 0.25
 _log = logging.getLogger(__name__)
 
 
-def epoch_order(index: Index, seed: int, epoch: int, mix_shards: int) -> list[tuple[list[int], np.ndarray]]:
+def epoch_order(index: Index, seed: int, epoch: int, lanes: int) -> np.ndarray:
     """Return the order of the pairs in an epoch.
 
-    The shards are shuffled and divided into groups of `mix_shards`; the pairs of a group are shuffled together. So a
-    reader holds one group at a time and reads every shard once.
+    The shards are shuffled and dealt to the lanes; the pairs of each shard are shuffled. The order takes a pair from
+    each lane in turn. Lanes that are longer than others go on alone at the end.
 
     Args:
         index: index of the shards.
         seed: seed of the run.
         epoch: counted from 0; -1 is the pass that fills the queues.
-        mix_shards: shards per group.
+        lanes: number of lanes.
 
     Returns:
-        Groups of (shard numbers, pairs); pairs is [n, 2] int: shard number and position in the shard.
+        [n, 3] int64: lane, shard number and position in the shard of each pair.
     """
     rng = np.random.default_rng([seed, epoch + 1, 0x0DE])
     shards = rng.permutation(len(index.shards))
-    groups = []
-    for start in range(0, len(shards), mix_shards):
-        group = shards[start : start + mix_shards].tolist()
-        pairs = np.concatenate(
-            [np.stack([np.full(n, s), np.arange(n)], 1) for s in group if (n := index.shards[s].pairs)]
-            or [np.empty((0, 2), np.int64)]
-        )
-        groups.append((group, rng.permutation(pairs)))
-    return groups
+    parts = [np.empty((0, 4), np.int64)]
+    for lane in range(lanes):
+        turn = 0
+        for shard in shards[lane::lanes]:
+            positions = rng.permutation(index.shards[shard].pairs)
+            turns = np.arange(turn, turn + len(positions))
+            parts.append(np.stack(np.broadcast_arrays(turns, lane, shard, positions), 1))
+            turn += len(positions)
+    pairs = np.concatenate(parts)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0])), 1:]
+
+
+class Share(NamedTuple):
+    """The pairs of a step that one process reads.
+
+    Attributes:
+        pairs: [n, 3] int64, epoch, shard number and position in the shard, in order of use.
+        finished: (epoch, shard number) of the shards that no process needs after the step.
+    """
+
+    pairs: np.ndarray
+    finished: list[tuple[int, int]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -68,9 +87,9 @@ class PairStream:
         batch: pairs per batch.
         image_size: side of the square that larger images are shrunk to fit, pixels.
         seed: seed of the run.
-        mix_shards: see `epoch_order`.
+        mix_shards: largest number of lanes. The number is the largest that divides the pairs of a step.
         threads: decoding threads.
-        padded_together: number of batches, over all processes, that are padded to one size: the batches of a step.
+        batches_per_step: over all processes. The batches of a process in a step are padded to one size.
         skipped: number of damaged pairs replaced in the batches so far; the first is logged with its reason.
     """
 
@@ -80,40 +99,46 @@ class PairStream:
     seed: int
     mix_shards: int
     threads: int
-    padded_together: int = 1
+    batches_per_step: int = 1
     skipped: int = dataclasses.field(default=0, init=False)
 
-    def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
-        """Yield batches endlessly, from batch number `start`, counted from the beginning of `epoch`.
+    @property
+    def step(self) -> int:
+        """Pairs per step, over all processes."""
+        return self.batch * self.batches_per_step
 
-        Process `rank` yields the batches whose number modulo `world` is `rank`. Each process reads all shards but
-        decodes only its own pairs, so the order and the resume position do not depend on the number of processes.
+    @property
+    def lanes(self) -> int:
+        """Number of lanes."""
+        most = min(self.mix_shards, self.step)
+        return next(lanes for lanes in range(most, 0, -1) if self.step % lanes == 0)
+
+    def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
+        """Yield the batches of a process endlessly, from step `start`, counted from the beginning of `epoch`.
+
+        Neither the pairs of a step nor their order depend on the number of processes; process `rank` gets part `rank`
+        of `world` equal parts of each step.
 
         Image memory is reused when a batch is no longer referenced. Drop batches early for speed.
 
         Args:
-            start: number of the first batch over all processes, a multiple of `padded_together`.
+            start: number of the first step.
             epoch: see `epoch_order`.
             rank: number of this process.
-            world: number of processes.
+            world: number of processes, a divisor of `batches_per_step`.
 
         Raises:
-            InputError: a shard is missing, truncated or differs from the index, or all pairs of a group of shards are
-                damaged.
+            InputError: a shard is missing, truncated or differs from the index, or all pairs of a shard are damaged.
         """
-        assert start % self.padded_together == 0
+        assert self.batches_per_step % world == 0
         batcher = Batcher(self.image_size)
-        epochs, offset = divmod(start * self.batch, self.folder.index.num_pairs)
         readers, decoders = ThreadPoolExecutor(READERS), ThreadPoolExecutor(self.threads)
-        parts = self._parts(self._places(readers, epoch + epochs, offset))
+        parts = self._parts(self._steps(readers, self._shares(start, epoch, rank, world)))
         ahead: deque[Future[tuple[Batch, list[str]]]] = deque()
-        numbers = itertools.count(start)
         try:
             while True:
                 while len(ahead) <= self.threads:
-                    step, part = next(parts)
-                    if next(numbers) % world == rank:
-                        ahead.append(decoders.submit(batcher.make, step, part))
+                    ahead.append(decoders.submit(batcher.make, *next(parts)))
                 batch, damaged = ahead.popleft().result()
                 if damaged and not self.skipped:
                     _log.warning("%s: skipping damaged pairs; the first: %s", self.folder.store, damaged[0])
@@ -124,34 +149,52 @@ class PairStream:
             for pool in (readers, decoders):
                 pool.shutdown(cancel_futures=True)
 
-    def _parts(self, places: Iterator[tuple[ImageGroup, int]]) -> Iterator[tuple[BatchStep, slice]]:
+    def _parts(self, steps: Iterator[BatchStep]) -> Iterator[tuple[BatchStep, slice]]:
         """Yield each batch as a slice of the step it belongs to."""
-        while True:
-            step = BatchStep(
-                list(itertools.islice(places, self.batch * self.padded_together)), self.folder.index.classes
-            )
+        for step in steps:
             for first in range(0, len(step.places), self.batch):
                 yield step, slice(first, first + self.batch)
 
-    def _places(self, readers: ThreadPoolExecutor, epoch: int, offset: int) -> Iterator[tuple[ImageGroup, int]]:
-        """Yield places from `offset` of `epoch` on; read the next group while one is in use."""
-        groups = self._loading(readers, epoch, offset)
-        following = next(groups)
+    def _steps(self, readers: ThreadPoolExecutor, shares: Iterator[Share]) -> Iterator[BatchStep]:
+        """Yield the pairs of this process in each step; read shards a little before their first use."""
+        shards, load = self.folder.index.shards, self.folder.load
+        loading: dict[tuple[int, int], Future[list[Sample]]] = {}
+        planned: deque[Share] = deque()
+        a_round = self.lanes * max(shard.pairs for shard in shards)  # pairs until every lane needs its next shard
         while True:
-            order, first, shards = following
-            group = ImageGroup(order, {shard: future.result() for shard, future in shards.items()})
-            following = next(groups)
-            for position in range(first, len(order)):
-                yield group, position
+            while len(planned) * self.step <= READ_AHEAD * a_round:
+                planned.append(next(shares))
+                for epoch, shard in dict.fromkeys(map(tuple, planned[-1].pairs[:, :2].tolist())):
+                    if (epoch, shard) not in loading:
+                        loading[epoch, shard] = readers.submit(load, shards[shard])
+            pairs, finished = planned.popleft()
+            places = [(loading[epoch, shard].result(), position) for epoch, shard, position in pairs.tolist()]
+            yield BatchStep(places, self.folder.index.classes)
+            for name in finished:
+                loading.pop(name, None)
 
-    def _loading(
-        self, readers: ThreadPoolExecutor, epoch: int, offset: int
-    ) -> Iterator[tuple[np.ndarray, int, dict[int, Future[list[Sample]]]]]:
-        """Start reading each group; yield its order (`epoch_order`), the first index wanted, and its shards."""
-        load, shards = self.folder.load, self.folder.index.shards
+    def _shares(self, first: int, epoch: int, rank: int, world: int) -> Iterator[Share]:
+        """Yield the share of process `rank` in every step from step `first` on."""
+        index, size, part = self.folder.index, self.step, self.step // world
+        epochs, offset = divmod(first * size, index.num_pairs)
+        coming = self._epoch(epoch := epoch + epochs)[offset:]
+        left = _count(coming)
         while True:
-            for numbers, order in epoch_order(self.folder.index, self.seed, epoch, self.mix_shards):
-                if offset < len(order):
-                    yield order, offset, {number: readers.submit(load, shards[number]) for number in numbers}
-                offset = max(offset - len(order), 0)
-            epoch += 1
+            while len(coming) < size:
+                following = self._epoch(epoch := epoch + 1)
+                coming = np.concatenate([coming, following])
+                left.update(_count(following))
+            step, coming = coming[:size], coming[size:]
+            left.subtract(used := _count(step))
+            mine = step[np.argsort(step[:, 1], kind="stable")][rank * part : (rank + 1) * part]
+            yield Share(mine[:, [0, 2, 3]], [name for name in used if not left[name]])
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Return [n, 4] int64: the epoch, and the columns of `epoch_order`."""
+        return np.insert(epoch_order(self.folder.index, self.seed, epoch, self.lanes), 0, epoch, axis=1)
+
+
+def _count(pairs: np.ndarray) -> Counter[tuple[int, int]]:
+    """Count the pairs of each (epoch, shard)."""
+    names, counts = np.unique(pairs[:, [0, 2]], axis=0, return_counts=True)
+    return Counter(dict(zip(map(tuple, names.tolist()), counts.tolist(), strict=True)))

@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.data.batches import Batch, Batcher, BatchStep, ImageGroup, Views
+from segloc.data.batches import Batch, Batcher, BatchStep, Views
 from segloc.data.shard_folder import Sample
 from segloc.models.backbone import SegLocBackbone, normalize
 from segloc.models.initial_weights import BACKBONE_SETTINGS, RANDOM, load_start, load_strict, read_backbone
@@ -156,8 +155,7 @@ def make_batch(samples: list[Sample], classes: Sequence[str], batcher: Batcher) 
     Raises:
         InputError: a pair is damaged.
     """
-    group = ImageGroup(np.array([[0, position] for position in range(len(samples))]), {0: samples})
-    batch, damaged = batcher.make(BatchStep([(group, place) for place in range(len(samples))], classes))
+    batch, damaged = batcher.make(BatchStep([(samples, place) for place in range(len(samples))], classes))
     if damaged:
         raise InputError(damaged[0])
     return batch

@@ -123,7 +123,13 @@ class DataConfig:
         "the item (`segloc.data.box_augment`).",
         choices=("none", "insloc"),
     )
-    mix_shards: int = setting(4, "Shards per shuffle group; a group is kept in memory.", least=1, most=MAX_BATCH)
+    mix_shards: int = setting(
+        8,
+        "Shards that are read side by side; a step has equally many pairs of each. Should be a multiple of the number "
+        "of processes, so that each reads shards of its own.",
+        least=1,
+        most=MAX_BATCH,
+    )
     threads: int = setting(4, "Decoding threads.", least=1, most=MAX_THREADS)
 
 

@@ -129,7 +129,7 @@ def test_pairs_of_format_1_are_read():
 def test_descriptions_of_format_1_in_a_folder_of_format_2_are_damaged():
     folder = ShardFolder.open(str(FORMAT_1))
     newer = dataclasses.replace(folder, index=dataclasses.replace(folder.index, format_version=2))
-    with pytest.raises(InputError, match=r"all 4 pairs of a group of shards are damaged; .*coefficient"):
+    with pytest.raises(InputError, match=r"all 4 pairs of a shard are damaged; .*coefficient"):
         next(PairStream(newer, 4, 64, 3, 2, 1).batches())
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import tarfile
 import threading
+import weakref
 
 import cv2
 import fsspec
@@ -26,22 +27,29 @@ def index_of(sizes):
 
 @given(
     sizes=st.lists(st.integers(0, 7), min_size=1, max_size=9),
-    mix=st.integers(1, 4),
+    lanes=st.integers(1, 4),
     seed=st.integers(0, 99),
     epoch=st.integers(-1, 3),
 )
-def test_an_epoch_is_a_permutation_of_all_pairs(sizes, mix, seed, epoch):
-    groups = epoch_order(index_of(sizes), seed, epoch, mix)
-    pairs = [tuple(pair) for _, group in groups for pair in group]
-    assert sorted(pairs) == [(s, i) for s, n in enumerate(sizes) for i in range(n)]
-    assert all(set(group[:, 0]) <= set(shards) and len(shards) <= mix for shards, group in groups)
+def test_an_epoch_is_a_permutation_of_all_pairs(sizes, lanes, seed, epoch):
+    order = epoch_order(index_of(sizes), seed, epoch, lanes)
+    assert sorted(map(tuple, order[:, 1:].tolist())) == [(s, i) for s, n in enumerate(sizes) for i in range(n)]
+    for lane in range(lanes):
+        shards = order[order[:, 0] == lane, 1].tolist()
+        assert len(set(shards)) == len(list(itertools.groupby(shards)))  # a lane reads one shard after the other
+
+
+@given(st.integers(1, 4), st.integers(0, 99))
+def test_lanes_of_equal_length_take_turns(lanes, seed):
+    order = epoch_order(index_of([3] * 2 * lanes), seed, 0, lanes)
+    assert order[:, 0].tolist() == list(range(lanes)) * 6
 
 
 def test_epochs_and_seeds_differ_and_repeat():
     index = index_of([20, 20])
 
     def order(seed, epoch):
-        return np.concatenate([group for _, group in epoch_order(index, seed, epoch, 2)]).tolist()
+        return epoch_order(index, seed, epoch, 2).tolist()
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
@@ -208,22 +216,70 @@ def test_few_buffers_are_enough_when_batches_are_dropped(shards):
     assert len({array.ctypes.data for array in held}) == 3
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_processes_share_one_sequence(shards, world):
-    alone = take(stream_of(shards), 18)
-    parts = [stream_of(shards, threads=1 + rank).batches(rank=rank, world=world) for rank in range(world)]
-    for number, expected in enumerate(alone):
-        batch = next(parts[number % world])
-        assert batch.pairs.tolist() == expected.pairs.tolist()
-        assert torch.equal(batch.query.images, expected.query.images)
+def stepping(shards, batch=2, batches=6, **options):
+    return PairStream(ShardFolder.open(str(shards)), batch, 96, 3, mix_shards=3, threads=1, batches_per_step=batches)
 
 
-@pytest.mark.parametrize(("start", "world"), [(5, 2), (6, 3), (7, 3), (11, 1)])
-def test_resuming_with_another_number_of_processes_continues_the_sequence(shards, start, world):
-    alone = take(stream_of(shards), start + 6)
-    parts = [stream_of(shards).batches(start, rank=rank, world=world) for rank in range(world)]
-    for number in range(start, start + 6):
-        assert next(parts[number % world]).pairs.tolist() == alone[number].pairs.tolist()
+@pytest.mark.parametrize(("start", "world"), [(0, 1), (0, 2), (0, 3), (5, 2), (6, 3), (11, 6)])
+def test_processes_share_every_step_whatever_their_number(shards, start, world):
+    alone = stepping(shards).batches()
+    for _ in range(6 * start):
+        next(alone)
+    parts = [stepping(shards).batches(start, rank=rank, world=world) for rank in range(world)]
+    for _ in range(4):
+        for part in parts:
+            for batch in itertools.islice(part, 6 // world):
+                expected = next(alone)
+                assert batch.pairs.tolist() == expected.pairs.tolist()
+                assert torch.equal(batch.query.boxes, expected.query.boxes)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("pairs", [16, 15])
+def test_a_process_reads_its_share_of_the_bytes(pairs, world, tmp_path, monkeypatch):
+    """16 shards a process; epochs of 15 pairs a shard end within a step."""
+    shards = write_shards(tmp_path / "many", shards=16 * world, per_shard=pairs)
+    read, epochs = [], 6
+    load = ShardFolder.load
+    monkeypatch.setattr(ShardFolder, "load", lambda folder, shard: read.append(shard.bytes) or load(folder, shard))
+    folder = ShardFolder.open(str(shards))
+    whole = sum(shard.bytes for shard in folder.index.shards)
+    for rank in range(world):
+        read.clear()
+        stream = PairStream(folder, 4, 64, 3, mix_shards=8, threads=1, batches_per_step=4)
+        steps = epochs * folder.index.num_pairs // stream.step
+        for _ in itertools.islice(stream.batches(rank=rank, world=world), steps * 4 // world):
+            pass
+        assert sum(read) <= 1.15 * epochs * whole / world
+
+
+def test_the_number_of_lanes_divides_a_step(shards):
+    lanes = {
+        (batch, most): PairStream(ShardFolder.open(str(shards)), batch, 96, 3, most, 1).lanes
+        for batch, most in ((20, 8), (64, 8), (7, 8), (11, 8), (4, 1))
+    }
+    assert lanes == {(20, 8): 5, (64, 8): 8, (7, 8): 7, (11, 8): 1, (4, 1): 1}
+
+
+def test_shards_are_freed_after_their_last_pair(tmp_path, monkeypatch):
+    shards = write_shards(tmp_path / "many", shards=12, per_shard=8)
+    alive = []
+    load = ShardFolder.load
+
+    class Held(list):
+        pass
+
+    def loaded(folder, shard):
+        samples = Held(load(folder, shard))
+        alive.append(weakref.ref(samples))
+        return samples
+
+    monkeypatch.setattr(ShardFolder, "load", loaded)
+    stream, most = PairStream(ShardFolder.open(str(shards)), 4, 64, 3, mix_shards=2, threads=1), 0
+    for _ in itertools.islice(stream.batches(), 60):
+        most = max(most, sum(reference() is not None for reference in alive))
+    assert len(alive) > 24
+    assert most <= 6  # two in use, two read ahead, and what decoded batches still hold
 
 
 def changed(**fields):
@@ -270,32 +326,25 @@ def test_a_damaged_pair_is_replaced_and_counted_and_nothing_else_moves(kind, sha
     found = torch.cat([batch.pairs for batch in take(stream, 24)]).tolist()
     assert stream.skipped == sum(number in BAD for number in good)
     assert caplog.text.count("skipping damaged pairs") == 1
-    expected, place = [], 0
-    for epoch in range(5):
-        for _, group in epoch_order(stream.folder.index, 3, epoch, 2):
-            numbers = [8 * shard + position for shard, position in group.tolist()]
-            for at, number in enumerate(numbers):
-                usable = [other for other in numbers[at:] + numbers[:at] if other not in BAD]
-                assert good[place] == number
-                expected.append(usable[0])
-                place += 1
+    expected = []
+    for number in good:
+        others = [number // 8 * 8 + (number + step) % 8 for step in range(8)]
+        expected.append(next(other for other in others if other not in BAD))
     assert found == expected
 
 
-def test_replacements_depend_on_neither_threads_nor_start_nor_processes(tmp_path):
+def test_replacements_depend_on_neither_threads_nor_start(tmp_path):
     folder = spoiled(tmp_path / "spoiled", DAMAGE["not an image"], bad=range(1, 24, 2))
     alone = take(stream_of(folder, threads=1), 15)
     resumed = take(stream_of(folder, threads=3), 8, start=7)
-    shared = stream_of(folder, threads=2).batches(7, rank=0, world=2)
     for a, b in zip(alone[7:], resumed, strict=True):
         assert torch.equal(a.pairs, b.pairs)
         assert torch.equal(a.key.images, b.key.images)
-    assert all(torch.equal(next(shared).pairs, alone[number].pairs) for number in (8, 10, 12, 14))
 
 
-def test_a_group_of_damaged_pairs_only_is_refused(tmp_path):
+def test_a_shard_of_damaged_pairs_only_is_refused(tmp_path):
     folder = spoiled(tmp_path / "spoiled", DAMAGE["image empty"], bad=range(24))
-    with pytest.raises(InputError, match=r"all 16 pairs of a group .*pair 0000000\d\d: image: empty file"):
+    with pytest.raises(InputError, match=r"all 8 pairs of a shard .*pair 0000000\d\d: image: empty file"):
         take(stream_of(folder), 1)
 
 

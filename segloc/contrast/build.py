@@ -1,0 +1,50 @@
+"""Networks, optimiser and per-process settings of pretraining."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from segloc.common.errors import InputError
+from segloc.models.initial_weights import RANDOM
+from segloc.models.segloc import SegLoc
+from segloc.settings.pretraining import OptimConfig, PretrainConfig
+
+
+def process_settings(config: PretrainConfig, world: int) -> PretrainConfig:
+    """Return the settings of one of `world` processes, with its micro-batch and its number of bn_splits.
+
+    Raises:
+        InputError: the batch cannot be shared evenly, or its parts are too small for batch norm.
+    """
+    optim, model = config.optim, config.model
+    micro_batch = min(optim.micro_batch, max(1, optim.batch // world))
+    if optim.batch % (micro_batch * world):
+        raise InputError(
+            f"optim.batch {optim.batch} cannot be shared by {world} processes in micro-batches of {micro_batch}; set "
+            "another optim.micro_batch"
+        )
+    # Each process has its own batch statistics, so fewer splits keep the size of the parts.
+    model = dataclasses.replace(model, bn_splits=max(1, model.bn_splits // world))
+    return dataclasses.replace(config, model=model, optim=dataclasses.replace(optim, micro_batch=micro_batch))
+
+
+def make_model(config: PretrainConfig, device: torch.device, resuming: bool) -> SegLoc:
+    """Build both networks, seeded; with `resuming`, do not load initial weights."""
+    torch.manual_seed(config.seed)
+    settings = dataclasses.replace(config.model, init=RANDOM) if resuming else config.model
+    model = SegLoc(settings, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.query.backbone.recompute = config.optim.recompute == "stages"
+    if config.optim.compile:
+        for network in (model.query, model.key):
+            network.compile(dynamic=True)
+    return model  # type: ignore[no-any-return]
+
+
+def make_optimizer(network: torch.nn.Module, optim: OptimConfig, rate: float) -> torch.optim.Optimizer:
+    """Build the optimiser of the query network."""
+    if optim.method == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=optim.weight_decay)
+    momentum, decay = optim.momentum, optim.weight_decay
+    return torch.optim.SGD(network.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0)
