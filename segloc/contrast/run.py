@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
+from segloc.common.run_files import KEPT
 from segloc.common.skips import Skips, require
 from segloc.common.stops import Stopped, held
 from segloc.contrast.pretrainer import HARMLESS, Pretrainer
@@ -64,16 +65,53 @@ def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
         checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), **counters})
 
 
-def save_backbone(trainer: Pretrainer) -> Path:
+class EpochKeeper(Hook):
+    """Keeps the backbone after chosen epochs.
+
+    Args:
+        steps: epoch by the number of steps after which it ends.
+    """
+
+    trainer: Pretrainer
+
+    def __init__(self, steps: dict[int, int]) -> None:
+        self.steps = steps
+
+    def after_step(self) -> None:
+        """Save the backbone at the end of a chosen epoch."""
+        done = self.trainer.iter + 1
+        if done in self.steps:
+            save_backbone(self.trainer, KEPT.format(self.steps[done]), done)
+
+
+def steps_of_epochs(config: PretrainConfig, pairs: int, steps: int) -> dict[int, int]:
+    """Return the epochs of ``keep_epochs`` by the number of steps after which they end.
+
+    Raises:
+        InputError: an epoch ends after the last step, or before the first.
+    """
+    found = {epoch * pairs // config.optim.batch: epoch for epoch in config.keep_epochs}
+    for done, epoch in found.items():
+        if not 1 <= done <= steps:
+            raise InputError(f"keep_epochs: epoch {epoch} ends after {done} steps, but the run has {steps}")
+    return found
+
+
+def save_backbone(trainer: Pretrainer, name: str = checkpoint.BACKBONE, done: int | None = None) -> Path:
     """Save the backbone (ResNet, FPN and attention) and the RoI head of the query network.
 
     The running statistics of batch norm are those of the main process.
+
+    Args:
+        trainer: its state is saved.
+        name: of the file in the run folder.
+        done: finished steps; all of them if not given.
     """
-    path = trainer.out / checkpoint.BACKBONE
+    path = trainer.out / name
     content = {
         "kind": "backbone",
         **{name: getattr(trainer.config.model, name) for name in BACKBONE_SETTINGS},
-        "iteration": trainer.steps,
+        "iteration": trainer.steps if done is None else done,
         "backbone": trainer.model.query.backbone.state_dict(),
         "head": trainer.model.query.head.state_dict(),
     }
@@ -117,7 +155,7 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
     last = out / checkpoint.LAST
     state = checkpoint.load(last) if last.is_file() else None
     trainer = Pretrainer(config, folder, out, group.device(), group, resuming=state is not None)
-    start = 0
+    kept, start = steps_of_epochs(config, folder.index.num_pairs, trainer.steps), 0
     if state is not None:
         trainer.load_state(state)
         start = state["iteration"]
@@ -141,12 +179,12 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
         )  # fmt: skip
     if not start:
         report(trainer.model.started_from)
-    _train(trainer, start)
+    _train(trainer, start, kept)
     _write_skips(trainer)
     return save_backbone(trainer)
 
 
-def _train(trainer: Pretrainer, start: int) -> None:
+def _train(trainer: Pretrainer, start: int, kept: dict[int, int]) -> None:
     """Do the steps from `start`, before the first one fill the queues.
 
     Raises:
@@ -160,7 +198,9 @@ def _train(trainer: Pretrainer, start: int) -> None:
             return group.most(came(), trainer.device)
 
         keeper = Keeper(partial(save_checkpoint, trainer), trainer.config.checkpoint_every, stop)
-        trainer.register_hooks([Writer(), keeper] if group.is_main else [keeper])
+        # A kept backbone is written before the checkpoint of its step, so that a killed run does not miss it.
+        keepers = [EpochKeeper(kept), keeper]
+        trainer.register_hooks([Writer(), *keepers] if group.is_main else keepers)
         try:
             if not start:
                 trainer.fill_queues(stop)

@@ -124,8 +124,15 @@ def _resume(trainer: FinetuneTrainer, content: dict[str, Any], folder: Path) -> 
 
 
 def run_name(start: str) -> str:
-    """Name initial weights after their run folder; `start` is the folder or a file in it."""
-    return Path(start).resolve().parent.name if Path(start).is_file() else Path(start).name
+    """Name initial weights after their run folder; `start` is the folder or a file in it.
+
+    The file's name is added unless it is one that stands for the folder.
+    """
+    path = Path(start)
+    if not path.is_file():
+        return path.name
+    folder = path.resolve().parent.name
+    return folder if path.name in (checkpoint.BACKBONE, MODEL, checkpoint.LAST) else f"{folder}-{path.stem}"
 
 
 def _look(data: TrainingData, before: dict[str, Any]) -> tuple[Skips, set[int]]:

@@ -173,6 +173,9 @@ class PretrainConfig:
     seed: int = setting(0, "Seed of the weights, the order of the pairs and the augmentation.", least=0, most=MAX_SEED)
     checkpoint_every: int = setting(500, "Steps between checkpoints.", least=1, most=MAX_STEPS)
     log_every: int = setting(10, "Steps between lines of metrics.json.", least=1, most=MAX_STEPS)
+    keep_epochs: tuple[int, ...] = setting(
+        (), "Epochs after which the backbone is also kept as ``backbone-epoch-NNN.pth``.", least=1, most=MAX_EPOCHS
+    )
     model: ModelConfig = ModelConfig()
     head: HeadConfig = HeadConfig()
     queue: QueueConfig = QueueConfig()

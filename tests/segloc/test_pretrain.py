@@ -606,3 +606,23 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(undistu
     assert pretrain.main(["--shards", str(shards), "--out", str(out), *TINY]) == 2
     assert "its run is of an earlier version and cannot be resumed" in capsys.readouterr().err
     assert read_backbone(out).settings["arch"] == "resnet18"
+
+
+def test_backbones_of_chosen_epochs_are_kept(shards, tmp_path, capsys):
+    """24 pairs in batches of 4: an epoch ends every 6 steps."""
+    settings = ["--shards", str(shards), *TINY, "optim.steps=13"]
+    out = tmp_path / "kept"
+    assert pretrain.main([*settings, "--out", str(out), "keep_epochs=[1,2]"]) == 0
+    short = tmp_path / "short"
+    assert pretrain.main([*settings, "--out", str(short), "optim.steps=13", "keep_epochs=[]"]) == 0
+    assert sorted(path.name for path in out.glob("backbone*.pth")) == [
+        "backbone-epoch-001.pth", "backbone-epoch-002.pth", "backbone.pth"
+    ]  # fmt: skip
+    kept = [read_backbone(out / f"backbone-epoch-{epoch:03d}.pth") for epoch in (1, 2)]
+    assert [checkpoint.load(out / f"backbone-epoch-{epoch:03d}.pth")["iteration"] for epoch in (1, 2)] == [6, 12]
+    last = read_backbone(short)
+    assert all(torch.equal(read_backbone(out).tensors[name], value) for name, value in last.tensors.items())
+    assert not all(torch.equal(kept[0].tensors[name], value) for name, value in kept[1].tensors.items())
+    capsys.readouterr()
+    assert pretrain.main([*settings, "--out", str(tmp_path / "late"), "keep_epochs=[3]"]) == 2
+    assert "keep_epochs: epoch 3 ends after 18 steps, but the run has 13" in capsys.readouterr().err
