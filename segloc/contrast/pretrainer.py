@@ -8,7 +8,6 @@ the levels, take an optimiser step, update the key network, then enqueue the key
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import time
@@ -238,8 +237,8 @@ class Pretrainer(Trainer):
         if not isinstance(settings, dict):
             raise InputError(f"{self.out}: its checkpoint has no settings")
         # A setting missing in the checkpoint was added later; its default is the earlier behaviour.
-        old = flat(dataclasses.asdict(PretrainConfig())) | flat(settings)
-        for name, value in flat(dataclasses.asdict(self.config)).items():
+        old = _stored(PretrainConfig()) | flat(settings)
+        for name, value in _stored(self.config).items():
             if name not in HARMLESS and old[name] != value:
                 raise InputError(
                     f"{self.out}: its run has another {name} ({old[name]!r}, not {value!r}); use another --out or the "
@@ -370,3 +369,8 @@ class Pretrainer(Trainer):
             f"step {self.iter}: the loss is {every_loss[bad][0].item()}, the norm of its gradient "
             f"{gradient_norm.item()}; see {path} for the pairs, and try a smaller optim.lr_per_256"
         )
+
+
+def _stored(config: PretrainConfig) -> dict[str, Any]:
+    """Return settings by dotted name, as a checkpoint stores them."""
+    return flat(parse_yaml(to_yaml(config), "settings"))
