@@ -17,7 +17,7 @@ from pipeline.storage import progress
 from segloc.common.contract import Index, read_index
 from segloc.common.errors import InputError
 from segloc.common.stores import LocalStore
-from segloc.data.batches import Batcher, BatchStep, ImageGroup
+from segloc.data.batches import Batcher, BatchStep
 from segloc.data.shard_folder import ShardFolder
 from segloc.data.stream import epoch_order
 from segloc.experiments.jobs import Job, Step
@@ -39,8 +39,7 @@ def shard_index(rng: np.random.Generator, folder: Path) -> None:
     write_changed(out / "index.json", json.loads((out / "index.json").read_bytes()), rng)
     opened = ShardFolder.open(str(out))
     opened.index.to_json()
-    for _, order in epoch_order(opened.index, 0, 0, 2):
-        len(order)
+    assert len(epoch_order(opened.index, 0, 0, 2)) == opened.index.num_pairs
     with contextlib.suppress(InputError):
         opened.check_sizes()
     audit_of(out, opened.index)
@@ -72,8 +71,7 @@ def tars(rng: np.random.Generator, folder: Path) -> None:
         return
     opened = ShardFolder.open(str(out))
     samples = opened.load(opened.index.shards[0])
-    group = ImageGroup(np.array([[0, number] for number in range(len(samples))]), {0: samples})
-    step = BatchStep([(group, number) for number in range(len(samples))], opened.index.classes)
+    step = BatchStep([(samples, number) for number in range(len(samples))], opened.index.classes)
     Batcher(64).make(step)
 
 
