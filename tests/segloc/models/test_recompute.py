@@ -4,27 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks.memory import saved_bytes
 from segloc.common.errors import InputError
 from segloc.models.attention import PyramidAttention
 from segloc.models.backbone import SegLocBackbone
 from segloc.settings.pretraining import PretrainConfig
 from tests.segloc.models.test_models import maps_of, written_out
-
-
-def saved_bytes(forward):
-    """Bytes of all storages that autograd saves in a call, each counted once."""
-    storages = {}
-
-    def keep(tensor):
-        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()
-    del result
-    return sum(storage.nbytes() for storage in storages.values())
 
 
 def attention_with_gradients(forward, module, maps):
