@@ -570,7 +570,9 @@ def test_other_categories_than_the_detectors_are_refused(tuned, tmp_path, capsys
     path = other / "annotations" / "xray_test_hard.json"
     path.write_text(path.read_text().replace("Wrench", "Spanner"))
     assert evaluate.main(["--weights", str(tuned), "--data", str(other), "--out", str(tmp_path / "e.json")]) == 2
-    assert "hard: the categories differ from those of" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{path}: the categories" in error
+    assert f"those of {tuned} (Gun, Knife, Wrench); use a file with these" in error
 
 
 def test_a_hostile_recipe_in_a_checkpoint_is_refused(tuned, tmp_path, capsys):
