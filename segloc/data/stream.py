@@ -87,7 +87,7 @@ class PairStream:
         batch: pairs per batch.
         image_size: side of the square that larger images are shrunk to fit, pixels.
         seed: seed of the run.
-        mix_shards: largest number of lanes. The number is the largest that divides the pairs of a step.
+        mix_shards: largest number of lanes; see `lanes`.
         threads: decoding threads.
         batches_per_step: over all processes. The batches of a process in a step are padded to one size.
         skipped: number of damaged pairs replaced in the batches so far; the first is logged with its reason.
@@ -109,9 +109,13 @@ class PairStream:
 
     @property
     def lanes(self) -> int:
-        """Number of lanes."""
-        most = min(self.mix_shards, self.step)
-        return next(lanes for lanes in range(most, 0, -1) if self.step % lanes == 0)
+        """Number of lanes: the largest that divides the pairs of a step or is a multiple of them.
+
+        Then a process keeps its lanes. If it would be less than half of `mix_shards`, mixing counts more, and it is
+        `mix_shards`.
+        """
+        numbers = range(self.mix_shards, self.mix_shards // 2, -1)
+        return next((n for n in numbers if self.step % n == 0 or n % self.step == 0), self.mix_shards)
 
     def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """Yield the batches of a process endlessly, from step `start`, counted from the beginning of `epoch`.

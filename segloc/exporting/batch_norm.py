@@ -108,7 +108,7 @@ def insert_batch_norm(stored: StoredBackbone, measuring: Measuring) -> tuple[Sto
 
 
 def _views(stream: PairStream, pairs: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield normalised images [1, 3, H, W] of the first `pairs` pairs in training order: query, key, query, ..."""
+    """Yield normalised images [1, 3, H, W] of the first `pairs` pairs of the stream: query, key, query, ..."""
     with contextlib.closing(stream.batches()) as batches:
         for batch in tqdm(itertools.islice(batches, pairs), total=pairs, desc="batch norm", unit="pair"):
             for images in (batch.query.images, batch.key.images):

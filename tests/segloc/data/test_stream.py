@@ -253,12 +253,11 @@ def test_a_process_reads_its_share_of_the_bytes(pairs, world, tmp_path, monkeypa
         assert sum(read) <= 1.15 * epochs * whole / world
 
 
-def test_the_number_of_lanes_divides_a_step(shards):
-    lanes = {
-        (batch, most): PairStream(ShardFolder.open(str(shards)), batch, 96, 3, most, 1).lanes
-        for batch, most in ((20, 8), (64, 8), (7, 8), (11, 8), (4, 1))
-    }
-    assert lanes == {(20, 8): 5, (64, 8): 8, (7, 8): 7, (11, 8): 1, (4, 1): 1}
+@pytest.mark.parametrize(
+    ("step", "mix", "lanes"), [(20, 8, 5), (64, 8, 8), (7, 8, 7), (11, 8, 8), (1, 8, 8), (3, 8, 6), (4, 1, 1)]
+)
+def test_the_number_of_lanes_fits_a_step(step, mix, lanes, shards):
+    assert PairStream(ShardFolder.open(str(shards)), step, 96, 3, mix, 1).lanes == lanes
 
 
 def test_shards_are_freed_after_their_last_pair(tmp_path, monkeypatch):
