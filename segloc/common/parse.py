@@ -52,9 +52,9 @@ def reason(error: BaseException) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the `repr` of a value from a file for a message, shortened. Any value can be shown."""
+    """Return the `repr` of a value from a file for a message, shortened to part of a line. Any value can be shown."""
     try:
-        text = repr(value)
+        text = repr(value).replace("\n", " ")  # tensors are shown in several lines
     except (ValueError, RecursionError):  # a number of more than 4,300 digits; nested too deeply
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."

@@ -134,3 +134,10 @@ def test_pickles_out_of_proportion_are_refused_before_they_are_loaded(tmp_path, 
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was loaded"))
     with pytest.raises(InputError, match=reason):
         checkpoint.load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("read", [checkpoint.count_in, checkpoint.text_in])
+def test_a_tensor_in_place_of_a_field_is_refused_in_one_line(read):
+    with pytest.raises(InputError, match="its field is tensor") as error:
+        read({"field": torch.rand(5, 5)}, "field", "x.pth")
+    assert "\n" not in str(error.value)
