@@ -30,6 +30,9 @@ R = TypeVar("R")
 # a hundred million tasks never fill the memory.
 IN_FLIGHT_PER_WORKER = 4
 
+# More local workers would only fill the memory: each takes 100 MB before it does anything.
+MOST_WORKERS, WORKERS_PER_CORE = 64, 4
+
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
@@ -43,7 +46,8 @@ def run_tasks(
     Args:
         function: a picklable callable (a module's function, or a `functools.partial` of one).
         tasks: picklable arguments; read lazily, a bounded number ahead of the results.
-        workers: parallel processes; 0 uses every core (for Ray: every CPU of the cluster), 1 stays in this process.
+        workers: most parallel processes, and never more than chunks; 0 uses every core (for Ray: every CPU of the
+            cluster), 1 stays in this process.
         executor: a name in `EXECUTORS`.
         chunk: tasks sent to a worker at a time; raise it if a task takes only milliseconds.
 
@@ -52,7 +56,7 @@ def run_tasks(
         or an exception, stops the workers; use `contextlib.closing` where they must have ended before cleaning up.
 
     Raises:
-        InputError: unknown executor, negative `workers`, or Ray is not installed.
+        InputError: unknown executor, negative or absurd `workers`, or Ray is not installed.
         WorkerLostError: a worker was killed.
         Exception: any exception of `function`, unchanged.
     """
@@ -60,6 +64,9 @@ def run_tasks(
         raise InputError(f"unknown executor {executor!r}; choose one of {', '.join(EXECUTORS)}")
     if workers < 0:
         raise InputError(f"--workers must be 0 (all cores) or more, not {workers}")
+    most = max(MOST_WORKERS, WORKERS_PER_CORE * _usable_cores())
+    if executor == "local" and workers > most:
+        raise InputError(f"--workers is {workers}, but this machine has {_usable_cores()} cores; give at most {most}")
     source = iter(tasks)
     chunks = iter(lambda: list(itertools.islice(source, chunk)), [])
     return EXECUTORS[executor](function, chunks, workers)
@@ -82,9 +89,7 @@ def _in_order(
 
 
 def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) -> Generator[R, None, None]:
-    # A container or job scheduler may allow fewer cores than the machine has.
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = workers or usable
+    workers = workers or _usable_cores()
     if workers == 1:
         tune_process()
         for chunk in chunks:
@@ -95,6 +100,11 @@ def _local(function: Callable[[T], R], chunks: Iterator[list[T]], workers: int) 
         yield from _in_order(pool.submit, Future.result, chunks, workers * IN_FLIGHT_PER_WORKER, deque())
     finally:
         pool.close()
+
+
+def _usable_cores() -> int:
+    """Count the cores of this process; a container or job scheduler may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tune_process() -> None:

@@ -52,10 +52,11 @@ class WorkerPool:
     """Processes that apply a function to tasks.
 
     Workers ignore all stops (`segloc.common.stops`): this process ends them. They also end when this process does.
+    Each of the first tasks starts one, so there are never more than tasks, and a stop can come between two starts.
 
     Args:
         function: a picklable callable of one task.
-        workers: number of processes.
+        workers: largest number of processes.
         prepare: a module's function that each worker calls first.
     """
 
@@ -64,18 +65,7 @@ class WorkerPool:
         self._processes: list[BaseProcess] = []
         self._threads: list[threading.Thread] = []
         self._broken, self._lock = False, threading.Lock()
-        # Forking a process whose OpenCV has threads can hang the child, so processes are spawned.
-        context = multiprocessing.get_context("spawn")
-        with stops.starting_processes():
-            for _ in range(workers):
-                here, there = context.Pipe()
-                process = context.Process(target=_work, args=(there, function, prepare), daemon=True)
-                process.start()
-                there.close()
-                self._processes.append(process)
-                self._threads.append(threading.Thread(target=self._serve, args=(here,), daemon=True))
-        for thread in self._threads:
-            thread.start()
+        self._function, self._workers, self._prepare = function, workers, prepare
         atexit.register(self.close)  # before multiprocessing, which would wait for the workers
 
     def submit(self, task: Any) -> Future[Any]:
@@ -83,6 +73,8 @@ class WorkerPool:
 
         The result raises the exception of the function, unchanged, or `WorkerLostError` if its worker died.
         """
+        if len(self._processes) < self._workers and not self._broken:
+            self._start()
         future: Future[Any] = Future()
         with self._lock:
             if self._broken:
@@ -90,6 +82,19 @@ class WorkerPool:
             else:
                 self._tasks.put((task, future))
         return future
+
+    def _start(self) -> None:
+        """Start one more worker."""
+        # Forking a process whose OpenCV has threads can hang the child, so processes are spawned.
+        context = multiprocessing.get_context("spawn")
+        with stops.starting_processes():
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(there, self._function, self._prepare), daemon=True)
+            process.start()
+            there.close()
+            self._processes.append(process)
+            self._threads.append(threading.Thread(target=self._serve, args=(here,), daemon=True))
+            self._threads[-1].start()
 
     def close(self) -> None:
         """End the workers now, whatever they are doing."""

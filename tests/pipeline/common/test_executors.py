@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pickle
 import signal
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.executors import IN_FLIGHT_PER_WORKER, WorkerLostError, run_tasks
+from pipeline.common.workers import WorkerPool
 from segloc.common.errors import InputError
+from segloc.common.stops import Stopped, handled
 from tests.pipeline.conftest import listen_to_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,6 +67,32 @@ def test_a_killed_worker_is_one_clear_error() -> None:
     with pytest.raises(WorkerLostError, match="worker process died") as caught:
         list(run_tasks(die_on_three, range(9), workers=2))
     assert "\n" not in str(caught.value)
+
+
+def test_there_are_never_more_workers_than_chunks() -> None:
+    results = run_tasks(slow_square, range(6), workers=50, chunk=3)
+    next(results)
+    assert len(multiprocessing.active_children()) == 2
+    assert list(results) == [n * n for n in range(1, 6)]
+
+
+def test_an_absurd_number_of_workers_is_refused_before_any_starts() -> None:
+    with pytest.raises(InputError, match=r"--workers is 100000, but this machine has \d+ cores; give at most \d+"):
+        run_tasks(slow_square, range(6), workers=100_000)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_stop_comes_between_the_starts_of_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = WorkerPool._start
+
+    def stopped_after(pool: WorkerPool) -> None:
+        start(pool)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(WorkerPool, "_start", stopped_after)
+    with pytest.raises(Stopped), handled():
+        list(run_tasks(slow_square, range(20), workers=10))
+    assert multiprocessing.active_children() == []
 
 
 def test_bad_arguments() -> None:
