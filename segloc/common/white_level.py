@@ -33,6 +33,8 @@ OUTLIER = 3.0
 DARK = 0.5
 # Belts of one scanner differ by a few per cent. With two bits more or less, they differ by a factor of 4.
 ALIKE, LEAST_ALIKE, FEWER_BITS = 0.05, 3, (3.0, 5.0)
+# Scans below this share of the level are told, because some may be of another scale.
+TOLD = 0.6
 _LEAST_BITS = 10  # of scanners
 _START_BYTES = 32
 _COUNTED_PIXELS = 1 << 20  # of each scan
@@ -150,6 +152,11 @@ def _measure(deep: Sequence[Path], readable: int, option: str) -> WhiteLevel:
     text = f"16-bit scans: white level {level} (99.9 % of {len(kept)} scans)"
     if outliers := [one for one in counted if one.level > most]:
         text += f", without {len(outliers)} more than {OUTLIER:g} times as bright, such as {outliers[0].path.name}"
+    if dark := [one for one in kept if one.level < TOLD * level]:
+        text += (
+            f"; {len(dark)} stay below {TOLD:g} of it, such as {dark[0].path.name} with {dark[0].level}: they show no "
+            "belt, or are of another scale and become too dark"
+        )
     return WhiteLevel(level, text)
 
 

@@ -124,6 +124,23 @@ def test_honest_dark_scans_are_divided_by_the_level_of_their_set(tmp_path, dark)
     assert (read_image(paths[0], white=16_383) == round(255 * dark[0] / 16_383)).all()
 
 
+@pytest.mark.parametrize(
+    ("belt", "most"),
+    [
+        (lambda i: 3300 + i * 37 % 700 if i % 2 else 14_700, 14_700),  # 12 and 14 bits, another gain in each scan
+        (lambda i: 3600 if i in (3, 7) else 14_700, 14_700),
+        (lambda i: 900 if i % 2 else 7400, 7400),  # 10 and 13 bits
+        (lambda i: 3600 if i % 2 else 7400, 7400),  # 12 and 13 bits
+    ],
+)
+def test_scans_that_may_be_of_another_scale_are_never_passed_in_silence(tmp_path, belt, most):
+    belts = [belt(number) for number in range(40)]
+    found = white_level.choose(write(tmp_path, [scan(seed, value) for seed, value in enumerate(belts)]))
+    darker = [number for number, value in enumerate(belts) if value < most / 2]
+    assert found.level == most
+    assert f"; {len(darker)} stay below 0.6 of it, such as {darker[0]:04d}.png with {belts[darker[0]]}" in found.text
+
+
 def test_scans_of_fewer_bits_too_dark_to_read_are_counted_when_read(tmp_path):
     paths = write(tmp_path, [*(scan(seed, 16_383) for seed in range(9)), scan(9, 1023)])
     assert white_level.choose(paths).level == 16_383
