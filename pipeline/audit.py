@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.checks.audit import MAX_OFF_MATTER, audit, check_segments, draw_pair_gallery, report
+from pipeline.checks.audit import MAX_OFF_MATTER, REPORT, audit, check_segments, draw_pair_gallery, report
 from pipeline.checks.pair_checks import off_matter, wanted_on_matter
+from pipeline.checks.pair_statistics import TABLES
 from segloc.common import cli
 from segloc.common.files import write_atomic, write_json
+from segloc.common.output_kinds import PNG, check_replaces
 from segloc.common.stores import open_store
 from segloc.common.text import printable
 
@@ -16,6 +18,8 @@ _SHOWN = 50  # violations printed; the report holds all
 
 
 def _command(args: argparse.Namespace) -> int:
+    for name, kind in TABLES.items() if args.tables else ():
+        check_replaces(args.tables / f"{name}.csv", kind)
     folder = open_store(args.shards)
     index = folder.index()
     segments = args.segments and check_segments(args.segments, index)
@@ -50,9 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     add = options.add_argument
     add("--shards", type=cli.place, required=True, metavar="DIR_OR_URL", help="output folder of pipeline.synthesize")
     add("--segments", type=cli.path, metavar="FILE", help="segment table of the shards, to redraw and compare items")
-    add("--report", type=cli.output_file, metavar="FILE", help="write violations and statistics as JSON")
-    add("--tables", type=cli.output_folder, metavar="DIR", help="write distributions as CSV, for `dvc plots`")
-    add("--gallery", type=cli.output_file, metavar="PNG", help="draw some pairs with their boxes")
+    add("--report", type=cli.OutputFile(REPORT), metavar="FILE", help="write violations and statistics as JSON")
+    add(
+        "--tables",
+        type=cli.output_folder,
+        metavar="DIR",
+        help="write distributions (classes.csv, boxes.csv, ...) for `dvc plots`",
+    )
+    add("--gallery", type=cli.OutputFile(PNG), metavar="PNG", help="draw some pairs with their boxes")
     most = f"largest share of items on less matter than the recipe's on_matter (default: {MAX_OFF_MATTER:g})"
     add("--max-off-matter", type=cli.share, default=MAX_OFF_MATTER, metavar="SHARE", help=most)
     cli.add_executor_options(options)

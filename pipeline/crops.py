@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from pipeline.pairing.crops import write_crops
+from pipeline.tables import segment_table
 from segloc.common import cli
 from segloc.common.skips import require
 
@@ -38,7 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     add = options.add_argument
     add("--backgrounds", type=cli.path, required=True, metavar="DIR", help="folder of scans, as for pipeline.regions")
     add("--regions", type=cli.path, required=True, metavar="FILE", help="table that pipeline.regions wrote")
-    add("--out", type=cli.output_file, required=True, metavar="FILE", help="the table to write (Parquet)")
+    add(
+        "--out",
+        type=cli.OutputFile(segment_table.FILE),
+        required=True,
+        metavar="FILE",
+        help="the table to write (Parquet)",
+    )
     add("--scans", type=cli.whole, default=10_000, metavar="N", help="most scans to draw (default: 10000; 1 MB each)")
     add("--per-scan", type=cli.whole, default=2, metavar="N", help="crops per scan (default: 2)")
     add("--seed", type=cli.whole, default=0, metavar="S", help="random seed (default: 0)")

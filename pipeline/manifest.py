@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.common.manifest import write_manifest
+from pipeline.common.manifest import MANIFEST, write_manifest
 from segloc.common import cli
 from segloc.common.files import existing_folder
 from segloc.common.skips import require
@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m pipeline.manifest --root scans --out scans.manifest --no-mtime --digest    # compares content",
     )
     options.add_argument("--root", type=cli.path, required=True, metavar="DIR", help="folder to list")
-    options.add_argument("--out", type=cli.output_file, required=True, metavar="FILE", help="the manifest to write")
+    options.add_argument(
+        "--out", type=cli.OutputFile(MANIFEST), required=True, metavar="FILE", help="the manifest to write"
+    )
     options.add_argument("--no-mtime", action="store_true", help="omit modification times")
     options.add_argument("--digest", action="store_true", help="add SHA-256 digests (reads every file)")
     cli.add_max_skipped(options)

@@ -7,19 +7,22 @@ import sys
 from pathlib import Path
 
 from pipeline.bags.regions import MODES, draw_region_gallery, draw_steps, write_regions
+from pipeline.common import gallery
+from pipeline.tables import region_table
 from segloc.common import cli, white_level
 from segloc.common.datasets import backgrounds, folder
 from segloc.common.errors import InputError
-from segloc.common.files import write_atomic
-from segloc.common.images import ImageError, encode_png
+from segloc.common.images import ImageError
+from segloc.common.output_kinds import PNG, check_replaces
 from segloc.common.skips import require
 
 
 def _command(args: argparse.Namespace) -> None:
+    check_replaces(args.out, PNG if args.steps else region_table.FILE)
     if args.steps:
         try:
             white = _level_of_folder(args.steps) if args.white is None else args.white
-            write_atomic(args.out, encode_png(draw_steps(args.steps, args.mode, white)))
+            gallery.write_png(args.out, draw_steps(args.steps, args.mode, white))
         except ImageError as error:
             raise InputError(f"{args.steps}: {error}") from error
         return
@@ -62,13 +65,13 @@ def main(argv: list[str] | None = None) -> int:
     add = options.add_argument
     add(
         "--out",
-        type=cli.output_file,
+        type=cli.OutputFile(region_table.FILE, PNG),
         required=True,
         metavar="FILE",
         help="the table to write (Parquet); with --steps, a PNG",
     )
     add("--mode", choices=MODES, default="adaptive", help="method that finds the region (default: adaptive)")
-    add("--gallery", type=cli.output_file, metavar="PNG", help="also draw the regions of up to 60 scans")
+    add("--gallery", type=cli.OutputFile(PNG), metavar="PNG", help="also draw the regions of up to 60 scans")
     cli.add_white(options)
     cli.add_max_skipped(options)
     cli.add_executor_options(options)

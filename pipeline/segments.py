@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from pipeline.pairing.segments import write_segments
+from pipeline.tables import segment_table
 from segloc.common import cli
 from segloc.common.datasets import near_duplicates
 from segloc.common.skips import require
@@ -48,7 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     add = options.add_argument
     add("--annotations", type=cli.path, required=True, metavar="PATH", help="a COCO instance file, or PIDray's root")
     add("--images", type=cli.optional_path, metavar="DIR", help="the scans (default: found from --annotations)")
-    add("--out", type=cli.output_file, required=True, metavar="FILE", help="the table to write (Parquet)")
+    add(
+        "--out",
+        type=cli.OutputFile(segment_table.FILE),
+        required=True,
+        metavar="FILE",
+        help="the table to write (Parquet)",
+    )
     bits = f"scans that differ in at most N of 256 bits show one bag (default: {near_duplicates.THRESHOLD_BITS})"
     add("--same-bag-bits", type=_bits, default=near_duplicates.THRESHOLD_BITS, metavar="N", help=bits)
     cli.add_white(options)

@@ -9,7 +9,13 @@ from segloc.common import cli, locks
 from segloc.common.errors import InputError
 from segloc.common.skips import require
 from segloc.detection import bootstrap, eval_tables
-from segloc.detection.evaluation import evaluate_results, evaluate_weights, tables_beside, write_evaluation
+from segloc.detection.evaluation import (
+    EVALUATION,
+    evaluate_results,
+    evaluate_weights,
+    tables_beside,
+    write_evaluation,
+)
 
 EXAMPLES = """\
   python -m segloc.evaluate --weights runs/segloc --data data/raw/pidray --out runs/segloc/evaluation.json
@@ -27,9 +33,7 @@ Confidence intervals (--bootstrap) cover other test images of the same kind, not
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = cli.parser(
-        "segloc.evaluate", "Compute COCO AP and AR of boxes and masks.", EXAMPLES, beside=tables_beside
-    )
+    options = cli.parser("segloc.evaluate", "Compute COCO AP and AR of boxes and masks.", EXAMPLES)
     source = options.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=cli.place, help="fine-tuning run or checkpoint")
     source.add_argument(
@@ -43,9 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--bootstrap", type=cli.whole, metavar="N", help="95 %% confidence intervals from N bootstrap draws, e.g. 1000")
     add(
         "--out",
-        type=cli.output_file,
+        type=cli.OutputFile(EVALUATION, beside=tables_beside),
         required=True,
-        help="JSON file; tables and the detector's results are written beside it",
+        metavar="NAME.json",
+        help="JSON file to write; beside it NAME.csv, NAME.md and, with --weights, NAME.SUBSET.results.json",
     )
     cli.add_max_skipped(options)
     cli.add_overrides(options)

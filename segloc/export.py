@@ -9,7 +9,7 @@ from segloc.common import cli
 from segloc.common.errors import InputError
 from segloc.common.skips import Skips, require
 from segloc.exporting.batch_norm import Measuring
-from segloc.exporting.export import export, report_beside, summary
+from segloc.exporting.export import WEIGHTS, export, report_beside, summary
 from segloc.exporting.formats import FORMATS
 
 EXAMPLES = """\
@@ -27,14 +27,13 @@ statistics are measured on the shards, and its affine part undoes the normalisat
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = cli.parser(
-        "segloc.export", "Export backbone weights for another library.", EXAMPLES, beside=report_beside
-    )
+    options = cli.parser("segloc.export", "Export backbone weights for another library.", EXAMPLES)
     options.add_argument(
         "--weights", type=cli.place, required=True, help="pretraining or fine-tuning run or checkpoint"
     )
+    out_help = "file to write, such as NAME.pth; beside it NAME.report.json is written"
     options.add_argument("--format", required=True, choices=FORMATS, help="library to export for")
-    options.add_argument("--out", type=cli.output_file, required=True, help="file to write")
+    options.add_argument("--out", type=cli.OutputFile(WEIGHTS, beside=report_beside), required=True, help=out_help)
     group = options.add_argument_group("batch norm")
     group.add_argument("--insert-bn", action="store_true", help="turn norm=none into norm=bn first; needs --shards")
     group.add_argument("--shards", type=cli.place, metavar="DIR_OR_URL", help="shards to measure statistics on")

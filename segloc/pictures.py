@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from segloc.common import cli
+from segloc.common.output_kinds import PNG
 from segloc.common.skips import require
 from segloc.reporting.pictures import write_picture
 
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--results", type=cli.path, required=True, metavar="FILE", help="COCO results, as written by segloc.evaluate")
     add("--annotations", type=cli.path, required=True, metavar="FILE", help="COCO file of the test set")
     add("--images", type=cli.path, required=True, metavar="DIR", help="images of the test set")
-    add("--out", type=cli.output_file, required=True, metavar="FILE", help="PNG file to write")
+    add("--out", type=cli.OutputFile(PNG), required=True, metavar="FILE", help="PNG file to write")
     add("--score", type=cli.number, default=0.5, help="lowest score of a detection to show (default: %(default)s)")
     add(
         "--each",

@@ -11,7 +11,7 @@ import sys
 
 from segloc.common import cli
 from segloc.common.files import write_json
-from segloc.probing.probe import probe, table
+from segloc.probing.probe import REPORT, probe, table
 
 EXAMPLES = """\
   python -m segloc.probe --weights runs/pretrain --shards data/shards --out runs/pretrain/probe.json
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--shards", type=cli.place, required=True, metavar="DIR_OR_URL", help="folder or URL of finished shards"
     )
-    options.add_argument("--out", type=cli.output_file, metavar="FILE", help="JSON file to write")
+    options.add_argument("--out", type=cli.OutputFile(REPORT), metavar="FILE", help="JSON file to write")
     options.add_argument(
         "--config", type=cli.path, metavar="YAML", help="pretraining recipe, for --weights random and imagenet"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from segloc.common import cli
-from segloc.reporting.page import write_report
+from segloc.reporting.page import PAGE, TABLES, write_report
 
 EXAMPLES = """\
   python -m segloc.report runs/pretrain runs/finetune-segloc runs/finetune-random --out report.html
@@ -29,11 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     add = options.add_argument
     runs_help = "run folder with its evaluation.json, or a JSON file of segloc.evaluate --results"
     add("runs", type=cli.path, nargs="+", metavar="RUN", help=runs_help)
-    add("--out", type=cli.output_file, required=True, metavar="FILE", help="HTML file to write")
+    add("--out", type=cli.OutputFile(PAGE), required=True, metavar="FILE", help="HTML file to write")
     add("--title", default="SegLoc report", help="title of the page (default: %(default)s)")
     add("--picture", action="append", default=[], metavar="CAPTION=FILE", help="picture to include (repeatable)")
     table_help = "also write the table as .md or .csv (repeatable)"
-    add("--table", type=cli.output_file, action="append", default=[], metavar="FILE", help=table_help)
+    add("--table", type=cli.OutputFile(*TABLES), action="append", default=[], metavar="FILE", help=table_help)
     return cli.run(_command, options, argv)
 
 

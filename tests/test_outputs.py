@@ -17,7 +17,7 @@ COMMANDS = [
     "pipeline.simulate.__main__",
     *(f"segloc.{path.stem}" for path in sorted((ROOT / "segloc").glob("*.py")) if path.stem != "__init__"),
 ]
-OUTPUT_TYPES = (cli.output_file, cli.output_folder, cli.output_store)
+FOLDER_TYPES = (cli.output_folder, cli.output_store)
 # Words in the help of an option that writes something.
 WRITES = re.compile(r"\b(to write|write|written|draw|draws|output|save)\b")
 # Options of such words that write nothing, or whose command checks them itself when it is going to write.
@@ -65,6 +65,10 @@ def options(module):
     return [action for action in parser_of(module)._actions if not isinstance(action, argparse._HelpAction)]
 
 
+def is_output(action):
+    return isinstance(action.type, cli.OutputFile) or action.type in FOLDER_TYPES
+
+
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_option_that_writes_is_declared_as_output(module):
     for action in options(module):
@@ -72,14 +76,14 @@ def test_every_option_that_writes_is_declared_as_output(module):
         if (module, name) in NO_OUTPUT | CHECKED_BY_THE_COMMAND:
             continue
         writes = name == "--out" or (action.metavar not in ("N", "SHARE") and WRITES.search(action.help or ""))
-        assert not writes or action.type in OUTPUT_TYPES, f"{module} {name}: use cli.output_file or cli.output_folder"
+        assert not writes or is_output(action), f"{module} {name}: use cli.OutputFile or cli.output_folder"
 
 
 OUTPUTS = [
     (module, action.option_strings[-1], action.type)
     for module in COMMANDS
     for action in options(module)
-    if action.type in OUTPUT_TYPES
+    if is_output(action)
 ]
 
 
@@ -95,7 +99,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_else(
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
-    places = ["/proc/x/y", "file/y", "loop", "n" * 300, "folder" if kind is cli.output_file else "file"]
+    places = ["/proc/x/y", "file/y", "loop", "n" * 300, "folder" if isinstance(kind, cli.OutputFile) else "file"]
     needed = NEEDED.get(module, [])
     others = [] if option == "--out" or module not in WITH_OUT else ["--out", "good"]
     for place in places:

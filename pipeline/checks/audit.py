@@ -23,11 +23,13 @@ from segloc.common.contract import Index, Pair, Shard, Sources, pair_key
 from segloc.common.errors import InputError, RunError, one_line
 from segloc.common.files import existing_file, sha256_of
 from segloc.common.images import Image, ImageError, decode
+from segloc.common.output_kinds import starting
 from segloc.common.stores import Store
 from segloc.common.tars import read_tar
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")
 MAX_OFF_MATTER = 0.02  # default of the largest share of items on less matter than the recipe asks for
+REPORT = starting("a report of pipeline.audit", rb'\{\s*"format_version":\s*\d+,\s*"(lacks|violation_count)":')
 _GALLERY_PAIRS, _GALLERY_COLUMNS = 24, 8
 _UNREADABLE = (OSError, InputError, ImageError, IndexError)
 

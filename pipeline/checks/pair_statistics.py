@@ -10,9 +10,18 @@ import numpy.typing as npt
 
 from pipeline.tables.sources_table import Source, of_pair
 from segloc.common.contract import Pair
+from segloc.common.output_kinds import lines_under
 from segloc.common.text import csv_text
 
 _BINS = 20
+_COLUMNS = {
+    "classes": ("class_name", "pairs"),
+    "coefficients": ("coefficient", "views"),
+    "boxes": ("box_side_px", "views"),
+    "on_matter": ("on_matter", "views"),
+}
+# What the tables of `Statistics.tables` may replace.
+TABLES = {name: lines_under(f"a table of {name} of pipeline.audit", *columns) for name, columns in _COLUMNS.items()}
 
 
 class Statistics:
@@ -74,12 +83,13 @@ class Statistics:
     def tables(self) -> dict[str, str]:
         """Distributions as CSV, by name: pairs per class; views per coefficient, box size and share on matter."""
         sides = np.sqrt(np.prod(np.array(self._sides, float).reshape(-1, 2), axis=1))
-        return {
-            "classes": csv_text(("class_name", "pairs"), sorted(self.classes.items())),
-            "coefficients": csv_text(("coefficient", "views"), _histogram(self._finite_coefficients())),
-            "boxes": csv_text(("box_side_px", "views"), _histogram(sides)),
-            "on_matter": csv_text(("on_matter", "views"), _histogram(np.array(self.on_matter, float), (0.0, 1.0))),
+        rows: dict[str, list[tuple[Any, int]]] = {
+            "classes": sorted(self.classes.items()),
+            "coefficients": _histogram(self._finite_coefficients()),
+            "boxes": _histogram(sides),
+            "on_matter": _histogram(np.array(self.on_matter, float), (0.0, 1.0)),
         }
+        return {name: csv_text(columns, rows[name]) for name, columns in _COLUMNS.items()}
 
     def _finite_coefficients(self) -> npt.NDArray[np.float64]:
         coefficients = np.array(self._coefficients, float)

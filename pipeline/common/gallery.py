@@ -11,6 +11,7 @@ import numpy as np
 from segloc.common.contract import Box
 from segloc.common.files import write_atomic
 from segloc.common.images import Image, encode_png
+from segloc.common.output_kinds import marked_png
 from segloc.common.text import shortened
 
 RED, GREEN, BLUE = (220, 40, 40), (20, 150, 60), (40, 80, 220)
@@ -63,7 +64,12 @@ def sheet(tiles: Sequence[Image], columns: int) -> Image:
 
 def save(path: Path, tiles: Sequence[Image], columns: int) -> None:
     """Write a contact sheet as PNG."""
-    write_atomic(path, encode_png(sheet(tiles, columns)))
+    write_png(path, sheet(tiles, columns))
+
+
+def write_png(path: Path, image: Image) -> None:
+    """Write a drawing as PNG, marked as one that may be replaced."""
+    write_atomic(path, marked_png(encode_png(image)))
 
 
 def spread(count: int, total: int) -> list[int]:

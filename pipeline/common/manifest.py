@@ -17,7 +17,10 @@ from segloc.common.datasets.scan_paths import is_litter
 from segloc.common.errors import InputError
 from segloc.common.files import atomic_file, check_output, make_folder, naming, sha256_of
 from segloc.common.images import BROKEN_LINK
+from segloc.common.output_kinds import check_replaces, starting
 from segloc.common.skips import Skips
+
+MANIFEST = starting("a manifest", rb"\d+ (\d{10,} )?([0-9a-f]{64} |- )?[^\n]+\n")
 
 
 def entries(root: Path, with_mtime: bool, skips: Skips, with_digest: bool = False) -> Iterator[bytes]:
@@ -104,6 +107,7 @@ def write_manifest(
     if out.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{out}: lies in {root}, so the manifest would list itself; choose another folder")
     check_output(out)
+    check_replaces(out, MANIFEST)
     count, digest, skips = 0, hashlib.sha256(), Skips("files")
     with naming(out), tempfile.TemporaryFile(dir=make_folder(out.parent)) as fresh:
         lines = entries(root, with_mtime, skips, with_digest)

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from segloc.common.errors import InputError, one_line
 from segloc.common.files import atomic_file, existing_file
+from segloc.common.output_kinds import Kind, parquet
 from segloc.common.parse import WRONG, parse_json, shown
 
 _VERSION_KEY, _PARAMETERS_KEY, _PARTS_KEY = "segloc.{kind}.format_version", "segloc.parameters", "segloc.checked"
@@ -37,6 +38,11 @@ _FOOTER_TAIL = struct.Struct("<I4s")  # Parquet's: bytes of the footer before it
 # Names and digests hardly repeat, so that a row takes more than a byte of the file and unpacks to little more. Ten
 # bytes of Parquet can claim a billion rows.
 _MOST_EXPANDED, _ANY_BYTES = 64, 1 << 26
+
+
+def file_kind(kind: str) -> Kind:
+    """Return what a table of this kind may replace."""
+    return parquet(f"a table of {kind}", _VERSION_KEY.format(kind=kind))
 
 
 class TableWriter:

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.tables.parquet import TableWriter, open_table, reading, refuse_nulls, table_writer
+from pipeline.tables.parquet import TableWriter, file_kind, open_table, reading, refuse_nulls, table_writer
 from segloc.common import white_level
 from segloc.common.contract import Box
 from segloc.common.errors import InputError
 
 KIND, FORMAT_VERSION = "regions", 3
+FILE = file_kind(KIND)
 SCHEMA = pa.schema(
     [
         ("image", pa.string()),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.tables.parquet import TableWriter, open_table, reading, refuse_nulls, table_writer
+from pipeline.tables.parquet import TableWriter, file_kind, open_table, reading, refuse_nulls, table_writer
 from segloc.common import white_level
 from segloc.common.datasets.near_duplicates import FINGERPRINT_BYTES
 from segloc.common.errors import InputError
@@ -21,6 +21,7 @@ from segloc.common.images import Image, ImageError, decode_rgba
 from segloc.common.parse import shown
 
 KIND, FORMAT_VERSION = "segments", 2
+FILE = file_kind(KIND)
 SCHEMA = pa.schema(
     [
         ("segment_id", pa.string()),

@@ -8,14 +8,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from segloc.common import run_files, stops, terminal
-from segloc.common.datasets.folder import SUFFIXES as SCAN_SUFFIXES
 from segloc.common.errors import InputError, RunError, describe_os_error
 from segloc.common.files import check_output, check_output_folder, expanded, was_removed
+from segloc.common.output_kinds import Kind, check_replaces
 from segloc.common.skips import MAX_SKIPPED, OPTION
 from segloc.common.text import printable
 
@@ -75,24 +75,16 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         after_stop: how to go on after a stop.
-        beside: the files that a command writes beside each output file.
     """
 
     after_stop = STARTS_OVER
-    beside: Callable[[Path], Iterable[Path]] | None = None
 
     def error(self, message: str) -> NoReturn:
         """Exit with the code of bad input."""
         self.exit(InputError.exit_code, f"{self.prog}: {message} (see --help)\n")
 
 
-def parser(
-    module: str,
-    description: str,
-    examples: str,
-    after_stop: str = STARTS_OVER,
-    beside: Callable[[Path], Iterable[Path]] | None = None,
-) -> argparse.ArgumentParser:
+def parser(module: str, description: str, examples: str, after_stop: str = STARTS_OVER) -> argparse.ArgumentParser:
     """Build the parser of ``python -m module``, with examples and exit codes at the end of its help.
 
     Args:
@@ -100,7 +92,6 @@ def parser(
         description: what it does.
         examples: lines with examples.
         after_stop: how to go on after a stop.
-        beside: returns the files that the command writes beside an output file.
     """
     options = Parser(
         prog=f"python -m {module}",
@@ -109,7 +100,6 @@ def parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.after_stop = after_stop
-    options.beside = beside
     return options
 
 
@@ -225,9 +215,25 @@ def place(value: str) -> str:
     return expanded(value) if path(value) else value
 
 
-def output_file(value: str) -> Path:
-    """Read the path of a file to write; `check_outputs` checks it."""
-    return path(value)
+class OutputFile:
+    """Reads the path of a file to write; `check_outputs` checks it.
+
+    Args:
+        kinds: what the file may replace: files that the command itself writes there.
+        beside: returns the files that the command writes beside an output file, and their kinds.
+    """
+
+    def __init__(self, *kinds: Kind, beside: Callable[[Path], Mapping[Path, Kind]] | None = None) -> None:
+        self.kinds, self.beside = kinds, beside
+
+    def __call__(self, value: str) -> Path:
+        """Read an option."""
+        return path(value)
+
+    def files(self, out: Path) -> list[tuple[Path, tuple[Kind, ...]]]:
+        """Return the files to write, `out` first, and what each may replace."""
+        beside = self.beside(out) if self.beside else {}
+        return [(out, self.kinds), *((file, (kind,)) for file, kind in beside.items())]
 
 
 def output_folder(value: str) -> Path:
@@ -247,46 +253,42 @@ def require_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         RunError: one was removed while the command ran.
     """
     for action in parser._actions:
-        value = getattr(args, action.dest, None) if action.type is output_file else None
+        value = getattr(args, action.dest, None) if isinstance(action.type, OutputFile) else None
         for given in value if isinstance(value, list) else [value]:
             if given is not None and was_removed(given):
                 raise RunError(f"{given}: was removed while the command ran; run the same command again")
 
 
 def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Check, before work starts, that everything that the options name as output can be written, and is no input.
+    """Check, before work starts, that all outputs that the options name can be written and replace nothing else.
 
     Raises:
-        InputError: it cannot, or it is.
+        InputError: one cannot be written, or would replace an input or another file that this command did not write.
     """
+    types = (path, optional_path, place, output_folder, output_store)
     named = [
         (action, given)
         for action in parser._actions
         for value in [getattr(args, action.dest, None)]
         for given in (value if isinstance(value, list) else [value])
-        if given is not None and action.type in (path, optional_path, place, output_file, output_folder, output_store)
+        if given is not None and (isinstance(action.type, OutputFile) or action.type in types)
     ]
     for action, given in named:
-        if action.type is output_file:
+        if isinstance(action.type, OutputFile):
             others = [(other, place) for other, place in named if other is not action]
-            beside = getattr(parser, "beside", None)
-            for file in (given, *(beside(given) if beside else ())):
+            for file, kinds in action.type.files(Path(given)):
                 check_output(file)
                 if whose := run_files.owner(file):
                     raise InputError(f"{file}: belongs to the {whose} in its folder; choose another file")
                 _refuse_inputs(file, others)
+                check_replaces(file, *kinds)
         elif action.type is output_folder or (action.type is output_store and "://" not in str(given)):
             check_output_folder(given)
 
 
-def _refuse_inputs(output: str | Path, others: list[tuple[argparse.Action, str | Path]]) -> None:
-    """Refuse an output file that another option names too, or that is a scan in a folder of inputs."""
-    file = os.path.realpath(output)
+def _refuse_inputs(output: Path, others: list[tuple[argparse.Action, str | Path]]) -> None:
+    """Refuse an output file that another option names too."""
     for action, given in others:
-        option, place = (action.option_strings or [action.dest])[0], os.path.realpath(given)
-        if file == place:
+        if os.path.realpath(output) == os.path.realpath(given):
+            option = (action.option_strings or [action.dest])[0]
             raise InputError(f"{output}: {option} names the same file, which would be lost; choose another file")
-        if action.type is output_file or not os.path.isfile(file) or Path(file).suffix.lower() not in SCAN_SUFFIXES:
-            continue
-        if file.startswith(place + os.sep):
-            raise InputError(f"{output}: is an image in {option} and would be lost; choose another file")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from segloc.common.output_kinds import lines_under, starting
 from segloc.common.skips import Skips
 from segloc.common.text import csv_text, markdown, markdown_table, printable, shortened
 from segloc.detection.coco_eval import IOU_TYPES, MEAN, METRICS, POOLED, parts
@@ -14,6 +15,9 @@ ALL = "all"
 COLUMNS = ("engine", "test_set", "kind", "class", "metric", "value_percent")
 BOUNDS = ("low_percent", "high_percent")
 SKIPPED = "skipped_inputs"
+# What the tables may replace.
+CSV = lines_under("a table of segloc.evaluate", *COLUMNS)
+MARKDOWN = starting("a table of segloc.evaluate", rb"# Evaluation\n\nengine: ")
 
 
 def skips_of(report: dict[str, Any]) -> list[Skips]:

@@ -14,6 +14,7 @@ from segloc.common.datasets.coco import read_results
 from segloc.common.datasets.pidray import SUBSETS
 from segloc.common.errors import InputError, unknown_key
 from segloc.common.files import check_output, write_atomic, write_json
+from segloc.common.output_kinds import Kind, check_replaces, starting
 from segloc.common.skips import Skips
 from segloc.detection import bootstrap, coco_eval, eval_tables
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, MEAN, METRICS, POOLED, Matches
@@ -28,15 +29,21 @@ from segloc.training.processes import ALONE
 
 # Test sets, their results and, if a detector was run, the scans that it could not read.
 Found = list[tuple[CocoSplit, list[dict[str, Any]], Skips | None]]
+# What the files of an evaluation may replace.
+EVALUATION = starting("an evaluation of segloc.evaluate", rb'\{\s*"engine":\s*"[^\n]*",\s*"weights":')
+_RESULTS = starting(
+    "a results file of segloc.evaluate",
+    rb'\[(\]|\{"image_id": [^\n]+?, "category_id": [^\n]+?, "bbox": \[[^\]]+\], "score": [^,]+, "segmentation": )',
+)
 
 
-def tables_beside(out: Path) -> list[Path]:
-    """Return the paths of the CSV and Markdown tables beside the JSON file `out`.
+def tables_beside(out: Path) -> dict[Path, Kind]:
+    """Return the paths of the CSV and Markdown tables beside the JSON file `out`, and what they may replace.
 
     Raises:
         InputError: `out` has the name of one of them.
     """
-    tables = [out.with_suffix(".csv"), out.with_suffix(".md")]
+    tables = {out.with_suffix(".csv"): eval_tables.CSV, out.with_suffix(".md"): eval_tables.MARKDOWN}
     if out in tables:
         raise InputError(f"{out}: --out names the JSON file; choose another suffix, .csv and .md are for the tables")
     return tables
@@ -208,6 +215,7 @@ def _detect(
     files = [out.with_name(f"{out.stem}.{split.name}.results.json") for split in chosen]
     for file in files:
         check_output(file)
+        check_replaces(file, _RESULTS)
     splits = [
         read_split(split).with_classes(content["classes"], source, split.annotations).with_white(settings.white)
         for split in chosen

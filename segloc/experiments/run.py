@@ -16,6 +16,7 @@ from segloc.common import stops
 from segloc.common.errors import InputError, RunError, unknown_key
 from segloc.common.files import write_atomic
 from segloc.common.locks import locked
+from segloc.common.output_kinds import check_replaces
 from segloc.experiments.jobs import Job, Step, cell_name, changed, state, with_needs
 from segloc.reporting import probe_table
 from segloc.settings.experiments import PROBE, Experiment
@@ -220,8 +221,12 @@ def conclude(experiment: Experiment, finished: Sequence[Job], out: Path) -> list
             probes = probe_table.read_probes(files)
         except InputError as error:
             return [*failures, f"probe.md: {error}"]
-        texts = {"probe.md": probe_table.probes_markdown(probes), "probe.csv": probe_table.probes_csv(probes)}
-        for name, text in texts.items():
+        texts = {
+            "probe.md": (probe_table.probes_markdown(probes), probe_table.MARKDOWN),
+            "probe.csv": (probe_table.probes_csv(probes), probe_table.CSV),
+        }
+        for name, (text, kind) in texts.items():
+            check_replaces(out / name, kind)
             write_atomic(out / name, text.encode("utf-8", "backslashreplace"))
             print(out / name)
     return failures

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from segloc.common.files import write_atomic, write_json
+from segloc.common.output_kinds import Kind, starting
 from segloc.exporting import batch_norm
 from segloc.exporting.batch_norm import Measuring
 from segloc.exporting.formats import convert, usage_notes, with_head, wrapped
@@ -34,9 +35,21 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"])])
 
 
-def report_beside(out: Path) -> list[Path]:
-    """Return the path of the report beside the file `out`."""
-    return [out.with_name(f"{out.stem}.report.json")]
+def report_beside(out: Path) -> dict[Path, Kind]:
+    """Return the path of the report beside the file `out`, and what it may replace."""
+    return {out.with_name(f"{out.stem}.report.json"): _REPORT}
+
+
+def _is_exported(path: Path) -> bool:
+    return _TORCH.is_one(path) and all(
+        report.is_file() and kind.is_one(report) for report, kind in report_beside(path).items()
+    )
+
+
+_TORCH = starting("a file of torch.save", rb"PK\x03\x04")
+_REPORT = starting("a report of segloc.export", rb'\{\s*"format":\s*"[^\n]*",\s*"weights":')
+# Other libraries' weights have no mark; the report has.
+WEIGHTS = Kind("a file that segloc.export wrote, with its report beside it", _is_exported)
 
 
 def export(weights: str, format: str, out: Path, measuring: Measuring | None = None) -> tuple[dict[str, Any], Path]:
@@ -71,6 +84,6 @@ def export(weights: str, format: str, out: Path, measuring: Measuring | None = N
     }
     buffer = io.BytesIO()
     torch.save(wrapped(converted, format, about), buffer)
-    write_atomic(out, buffer.getvalue())
     write_json(report_path, report)
+    write_atomic(out, buffer.getvalue())  # last: once it exists, both exist
     return report, report_path

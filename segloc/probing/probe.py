@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
+from segloc.common.output_kinds import starting
 from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import IMAGENET, RANDOM
@@ -19,6 +20,9 @@ from segloc.probing.held_out import HeldOutViews, split
 from segloc.probing.roi_features import features, start, trained
 from segloc.settings.fields import MAX_IMAGE_SIZE_PX
 from segloc.settings.pretraining import load_config
+
+# What a report may replace.
+REPORT = starting("a report of segloc.probe", rb'\{\s*"weights":\s*"[^\n]*",.*"shards":')
 
 
 def probe(

@@ -17,10 +17,12 @@ from segloc.common import cli
 from segloc.common.errors import InputError
 from segloc.common.files import check_output, expanded, write_atomic
 from segloc.common.images import ImageError, encode_jpeg, read_image
+from segloc.common.output_kinds import lines_under, starting
 from segloc.common.text import printable
 from segloc.models.backbone import LEVELS
 from segloc.reporting.charts import line_chart
 from segloc.reporting.results_table import (
+    CSV_COLUMNS,
     about,
     group_by_seed,
     group_names,
@@ -37,6 +39,12 @@ MAX_WIDTH_PX = 1600
 # Up to this number of pretraining sections are unfolded.
 UNFOLDED = 3
 WRITERS = {".md": results_markdown, ".csv": results_csv}
+# What the page and the tables may replace.
+PAGE = starting("a page of segloc.report", rb'<!DOCTYPE html>.*<p class="note">segloc ')
+TABLES = (
+    starting("a table of segloc.report", rb"\| run +\| metric +\|"),
+    lines_under("a table of segloc.report", *CSV_COLUMNS),
+)
 
 
 def pretraining_charts(run: Run) -> list[str]:

@@ -56,9 +56,9 @@ def draw(split: CocoSplit, chosen: Mapping[str, Sequence[Judged]], images: Mappi
             _panel(row[2 * place], image, split, one.items, one.pairs, f"{kind}: {one.scan.path.name}")
             _panel(row[2 * place + 1], image, split, one.found, one.pairs.values(), f"{one.score:.2f}: {counts}")
     buffer = io.BytesIO()
-    # No version in the file: equal results give equal bytes.
+    # The mark of `output_kinds.PNG`, without a version: equal results give equal bytes.
     with known_letters():
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        figure.savefig(buffer, format="png", metadata={"Software": "segloc"})
     return buffer.getvalue()
 
 

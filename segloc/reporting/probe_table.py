@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segloc.common.errors import InputError, one_line
+from segloc.common.output_kinds import lines_under, starting
 from segloc.common.parse import WRONG, parse_json
 from segloc.common.text import csv_text, markdown, markdown_table
 from segloc.reporting.results_table import Figure
@@ -18,6 +19,9 @@ ALL_LEVELS = "all levels"
 # Features in the Markdown table; not every start has an embedding.
 SHOWN = (ALL_LEVELS, "embedding")
 CSV_COLUMNS = ("start", "seed", "iteration", "features", *METHODS, "chance")
+# What the tables may replace.
+CSV = lines_under("a table of probes of segloc.experiment", *CSV_COLUMNS)
+MARKDOWN = starting("a table of probes of segloc.experiment", rb"\| start \| steps \| seeds \|")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from segloc.common import locks
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import naming, write_atomic, write_json
 from segloc.common.parse import parse_json, parse_yaml, parsing, shown
-from segloc.common.run_files import CONFIG, LOCK, METRICS_FILE, RUN, SKIPPED, TENSORBOARD
+from segloc.common.run_files import BACKBONE, CONFIG, LOCK, METRICS_FILE, NOT_FINITE, RUN, SKIPPED, START, TENSORBOARD
 from segloc.common.skips import Skips
 from segloc.common.text import printable
 from segloc.settings.loader import flat, load, to_yaml
@@ -142,13 +142,17 @@ def origin(weights: str) -> tuple[str, Any]:
 
 
 def refuse_other_kind(folder: str | Path, kind: str) -> None:
-    """Refuse to write into the folder of another kind of run.
+    """Refuse to write into the folder of another kind of run, or over files of the same names that are of no run.
 
     Raises:
-        InputError: `folder` contains a run of another kind.
+        InputError: `folder` contains a run of another kind, or such a file.
     """
     if (Path(folder) / RUN).is_file() and (found := read_run(folder).get("kind")) != kind:
         raise InputError(f"{folder}: contains a run of kind {found!r}; use another --out")
+    # A killed run has its run.json before all of these.
+    for name in () if (Path(folder) / RUN).is_file() else (START, SKIPPED, NOT_FINITE, BACKBONE):
+        if (Path(folder) / name).exists():
+            raise InputError(f"{Path(folder) / name}: exists and is not of a run; choose another --out, or remove it")
 
 
 def owned(folder: str | Path) -> contextlib.AbstractContextManager[None]:

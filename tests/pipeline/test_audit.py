@@ -460,7 +460,8 @@ def test_a_good_folder_passes_and_is_counted(shards: Path, tmp_path: Path, capsy
     report, picture = tmp_path / "report.json", tmp_path / "pairs.png"
     arguments = ["--shards", shards, "--report", report, "--gallery", picture, "--workers", "2"]
     arguments += ["--tables", tmp_path / "tables"]
-    assert audit.main(list(map(str, arguments))) == 0
+    for _ in range(2):  # a rerun replaces its own files
+        assert audit.main(list(map(str, arguments))) == 0
     line = f"{shards}: 24 pairs in 6 shards, 0 violations, 0.0% of the items below on_matter 0.5"
     assert line in capsys.readouterr().out.splitlines()
     content = json.loads(report.read_text())

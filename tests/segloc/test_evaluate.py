@@ -81,6 +81,10 @@ def test_the_truth_and_its_results_file_score_100(pidray, tuned, tmp_path, monke
     assert evaluate.main(arguments) == 0
     second = json.loads(again.read_text())
     assert all(second[part] == report[part] for part in ("subsets", "mean", "pooled"))
+    out.unlink()  # as if killed before it was written
+    for _ in range(2):  # a rerun replaces its own files
+        assert evaluate.main(["--weights", str(tuned), "--out", str(out)]) == 0
+        assert json.loads(out.read_text()) == report
 
 
 @pytest.mark.parametrize("engine", ENGINES)

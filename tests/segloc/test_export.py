@@ -171,6 +171,7 @@ def test_command_writes_weights_and_report(tmp_path, capsys):
     assert torch.equal(written["bottom_up.res4.1.conv2.weight"], state["body.layer3.1.conv2.weight"])
     assert report["renamed"]["body.layer3.1.bn2.running_mean"] == "bottom_up.res4.1.conv2.norm.running_mean"
     assert f"{len(report['left_out'])} left out" in capsys.readouterr().out
+    assert export.main(command) == 0  # a rerun replaces its own files
     assert export.main(["--weights", str(tmp_path / "no.pth"), "--format", "timm", "--out", str(out)]) == 2
 
 

@@ -67,6 +67,9 @@ def test_page_is_self_contained_and_shows_the_metrics(runs, tmp_path, capsys):
     arguments = [*map(str, runs), "--out", str(out), "--picture", f"A <pair>={tmp_path / 'p.png'}"]
     assert report.main(arguments) == 0
     assert capsys.readouterr().out.strip() == str(out)
+    tables = [tmp_path / "t.md", tmp_path / "t.csv"]
+    for _ in range(2):  # a rerun replaces its own files
+        assert report.main([*arguments, *(part for table in tables for part in ("--table", str(table)))]) == 0
     assert "published" not in out.read_text().split("</style>")[1]  # no run has a test set named hard
     page = out.read_text()
     assert "41.2" in page

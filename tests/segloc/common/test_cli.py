@@ -11,7 +11,10 @@ from pipeline.common.executors import EXECUTORS, WorkerLostError
 from segloc.common import cli
 from segloc.common.errors import DivergedError, InputError, RunError
 from segloc.common.files import write_atomic
+from segloc.common.output_kinds import starting
 from segloc.common.stops import Stopped
+
+MINE = starting("mine", b"of the user|of the run|x")
 
 
 class OutOfPatienceError(RunError):
@@ -61,7 +64,7 @@ def test_the_offered_executors_exist():
 
 def test_an_output_that_is_removed_during_the_work_is_told(tmp_path, capsys):
     options = cli.parser("x", "", "")
-    options.add_argument("--out", type=cli.output_file)
+    options.add_argument("--out", type=cli.OutputFile(MINE))
     out = tmp_path / "out.json"
 
     def command(args):
@@ -98,7 +101,7 @@ def test_an_output_that_belongs_to_a_run_or_to_shards_is_refused(tmp_path, monke
         (tmp_path / name).write_text("of the run")
     (tmp_path / "link.json").symlink_to("run/metrics.json")
     options = cli.parser("x", "", "")
-    options.add_argument("--out", type=cli.output_file)
+    options.add_argument("--out", type=cli.OutputFile(MINE))
     assert cli.run(lambda args: write_atomic(args.out, b"x"), options, ["--out", out]) == (2 if whose else 0)
     said = f"python -m x: {out}: belongs to the {whose} in its folder; choose another file\n"
     assert capsys.readouterr().err == (said if whose else "")
@@ -111,8 +114,9 @@ def test_an_output_that_belongs_to_a_run_or_to_shards_is_refused(tmp_path, monke
         ("truth.json", "--annotations names the same file"),
         ("link.json", "--annotations names the same file"),
         ("other.json", "--report names the same file"),
-        ("scans/deep/a.JPG", "is an image in --images"),
+        ("scans/deep/a.JPG", "exists and is not mine; choose another place for the output, or remove it"),
         ("scans/deep/new.jpg", None),
+        ("empty.json", None),
         ("scans/notes.json", None),
         ("new.json", None),
     ],
@@ -120,18 +124,21 @@ def test_an_output_that_belongs_to_a_run_or_to_shards_is_refused(tmp_path, monke
 def test_an_output_that_is_an_input_is_refused_before_it_is_lost(tmp_path, monkeypatch, capsys, out, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scans" / "deep").mkdir(parents=True)
-    for name in ("truth.json", "scans/deep/a.JPG", "scans/notes.json"):
+    for name in ("truth.json", "scans/notes.json"):
         (tmp_path / name).write_text("of the user")
+    (tmp_path / "scans/deep/a.JPG").write_text("a scan")
+    (tmp_path / "empty.json").touch()
     (tmp_path / "link.json").symlink_to("truth.json")
     options = cli.parser("x", "", "")
     options.add_argument("--annotations", type=cli.place, nargs="+")
     options.add_argument("--images", type=cli.path)
-    options.add_argument("--out", type=cli.output_file)
-    options.add_argument("--report", type=cli.output_file)
+    options.add_argument("--out", type=cli.OutputFile(MINE))
+    options.add_argument("--report", type=cli.OutputFile(MINE))
     given = ["--annotations", "./truth.json", "--images", "scans", "--report", "other.json", "--out", out]
     assert cli.run(lambda args: write_atomic(args.out, b"x"), options, given) == (2 if message else 0)
     assert (f"x: {out}: {message}" in capsys.readouterr().err) == bool(message)
-    assert (tmp_path / "truth.json").read_text() == (tmp_path / "scans/deep/a.JPG").read_text() == "of the user"
+    assert (tmp_path / "truth.json").read_text() == "of the user"
+    assert (tmp_path / "scans/deep/a.JPG").read_text() == "a scan"
 
 
 @pytest.mark.parametrize(("read", "good"), [
