@@ -85,6 +85,12 @@ def test_the_truth_and_its_results_file_score_100(pidray, tuned, tmp_path, monke
     for _ in range(2):  # a rerun replaces its own files
         assert evaluate.main(["--weights", str(tuned), "--out", str(out)]) == 0
         assert json.loads(out.read_text()) == report
+    mine = tmp_path / "eval.hard.results.json"
+    shutil.copy(names[1], mine)
+    capsys.readouterr()
+    assert evaluate.main(["--weights", str(tuned), "--out", str(out)]) == 2
+    assert f"{mine}: exists and is not a results file of segloc.evaluate" in capsys.readouterr().err
+    assert mine.read_bytes() == names[1].read_bytes()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
