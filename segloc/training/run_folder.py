@@ -31,7 +31,19 @@ from segloc.common import locks
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import naming, write_atomic, write_json
 from segloc.common.parse import parse_json, parse_yaml, parsing, shown
-from segloc.common.run_files import BACKBONE, CONFIG, LOCK, METRICS_FILE, NOT_FINITE, RUN, SKIPPED, START, TENSORBOARD
+from segloc.common.run_files import (
+    BACKBONE,
+    CONFIG,
+    LAST,
+    LOCK,
+    METRICS_FILE,
+    MODEL,
+    NOT_FINITE,
+    RUN,
+    SKIPPED,
+    START,
+    TENSORBOARD,
+)
 from segloc.common.skips import Skips
 from segloc.common.text import printable
 from segloc.settings.loader import flat, load, to_yaml
@@ -149,8 +161,9 @@ def refuse_other_kind(folder: str | Path, kind: str) -> None:
     """
     if (Path(folder) / RUN).is_file() and (found := read_run(folder).get("kind")) != kind:
         raise InputError(f"{folder}: contains a run of kind {found!r}; use another --out")
-    # A killed run has its run.json before all of these.
-    for name in () if (Path(folder) / RUN).is_file() else (START, SKIPPED, NOT_FINITE, BACKBONE):
+    # A killed run has its run.json before these others. Checkpoints are checked when they are read.
+    of_run = any((Path(folder) / name).is_file() for name in (RUN, LAST, MODEL))
+    for name in () if of_run else (START, SKIPPED, NOT_FINITE, BACKBONE):
         if (Path(folder) / name).exists():
             raise InputError(f"{Path(folder) / name}: exists and is not of a run; choose another --out, or remove it")
 
