@@ -40,7 +40,9 @@ class Views:
         """Copy images and boxes to a device; the images are padded there to at least `step_size`."""
         images, boxes = (x.to(device, non_blocking=True) for x in (self.images, self.boxes))
         rows, columns = (max(0, least - side) for least, side in zip(self.step_size, images.shape[-2:], strict=True))
-        return torch.nn.functional.pad(images, (0, columns, 0, rows), value=WHITE), boxes
+        if rows or columns:
+            images = torch.nn.functional.pad(images, (0, columns, 0, rows), value=WHITE)
+        return images, boxes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ class SegLocBackbone(nn.Module):
             ResNet-18, FPN and attention of 256 channels cost more than the ResNet.
 
     Attributes:
-        recompute: whether the backward pass recomputes the ResNet's blocks, of which only the inputs are then kept.
+        recompute: whether the backward pass recomputes the ResNet's blocks. Only their inputs are then kept.
 
     Raises:
         ValueError: unknown `arch`, `norm` or `sda_norm`, or invalid `fpn_channels`.

@@ -212,7 +212,7 @@ def _run(function: Callable[..., int], args: tuple[Any, ...], launcher: int, mee
     """Run one launched process. The launcher forwards each stop as SIGTERM."""
     stops.obey_launcher()
     terminal.prepare()
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which multiprocessing warns if this process is killed
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a semaphore; a kill would leak it
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # instead of SIGINT, which torch sets
     if os.getppid() != launcher:  # it died before
         sys.exit(RunError.exit_code)
