@@ -116,7 +116,8 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _mapping(text: str | bytes, where: str) -> dict[str, Any]:
     raw = parse_yaml(text, where)
-    raw = {} if raw is None else raw
+    if raw is None:
+        raise InputError(f"{where}: is empty; a recipe without changes is {{}}")
     if not isinstance(raw, dict):
         raise InputError(f"{where}: not a mapping of settings")
     return raw

@@ -47,6 +47,8 @@ def test_an_unknown_override_names_the_nearest_key(override, hint):
         ("base: nowhere.yaml", "nowhere.yaml: no such recipe"),
         ("base: [a]", "base: expected the path of a recipe"),
         ("base: faulty.yaml", "is its own base"),
+        ("", "is empty; a recipe without changes is {}"),
+        ("# optim: {batch: 2}\n", "is empty"),
         ("optim: {batch: null}", "optim.batch: expected int, got None"),
         ("optim: {batch: 2.5}", "optim.batch: expected int, got 2.5"),
         ("optim: {batch: true}", "optim.batch: expected int, got True"),
