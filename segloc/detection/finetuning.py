@@ -10,19 +10,20 @@ from typing import Any
 import torch
 
 from segloc.common import white_level
+from segloc.common.datasets.coco import read_coco
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of, write_json
 from segloc.common.run_files import MODEL, START
 from segloc.common.skips import MAX_SKIPPED, OPTION, Skips
 from segloc.common.stops import held
-from segloc.detection.data import TrainingData, digest_of, train_split
+from segloc.detection.data import TrainingData, digest_of, evaluation_splits, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
 from segloc.detection.scan_headers import unreadable_scans
-from segloc.detection.splits import CocoSplit, is_trainable, read_split
+from segloc.detection.splits import CocoSplit, is_trainable, read_split, require_classes
 from segloc.detection.trainer import FinetuneTrainer, Progress
 from segloc.detection.weights import checked_detector, detector_content, load_initial_weights, recipe_inside
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
-from segloc.settings.finetuning import STAND_IN, FinetuneConfig, TrainSettings
+from segloc.settings.finetuning import STAND_IN, DataSettings, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
 from segloc.training import checkpoint, run_folder
 from segloc.training.processes import ALONE
@@ -168,6 +169,28 @@ def _skipped_annotations(split: CocoSplit) -> Skips:
     return skips
 
 
+def _check_tests(settings: DataSettings, split: CocoSplit, source: Path) -> None:
+    """Refuse test sets with other classes than the training set's before the training, not after it.
+
+    Raises:
+        InputError: a test set has other classes, or its annotation file cannot be used.
+    """
+    try:
+        tests = evaluation_splits(settings)
+    except InputError:
+        if settings.tests:
+            raise
+        return  # data.train without any test set
+    missing = []
+    for test in tests:
+        if test.annotations.is_file():
+            require_classes(split.classes, source, read_coco(test.annotations).categories.values(), test.annotations)
+        else:
+            missing.append(f"{test.name} ({test.annotations})")
+    if missing:
+        print(f"no annotation file for the test sets {', '.join(missing)}; training does not need them")
+
+
 def finetune(config: FinetuneConfig, start: str, folder: Path, max_skipped: float = MAX_SKIPPED) -> str:
     """Fine-tune a detector into a run folder; resume from the folder's last checkpoint if there is one.
 
@@ -186,7 +209,9 @@ def finetune(config: FinetuneConfig, start: str, folder: Path, max_skipped: floa
         Stopped: Ctrl-C, SIGTERM or SIGHUP stopped the training after a step, and its checkpoint is saved.
     """
     run_folder.refuse_other_kind(folder, "finetune")
-    split = read_split(train_split(config.data))
+    source = train_split(config.data)
+    split = read_split(source)
+    _check_tests(config.data, split, source.annotations)
     config = config.with_white(_white(config, split, folder))
     split = split.with_white(config.data.white)
     data = TrainingData(split, config.data, config.optim.batch, config.train.seed)

@@ -91,10 +91,7 @@ class CocoSplit:
         Raises:
             InputError: they are other classes, or in another order.
         """
-        if [*map(class_key, classes)] != [*map(class_key, self.classes)]:
-            raise InputError(
-                f"{own}: the categories differ from those of {source} ({', '.join(classes)}); use a file with these"
-            )
+        require_classes(classes, source, self.classes, own)
         categories = [{"id": key, "name": name} for key, name in zip(self.category_ids, classes, strict=True)]
         truth = {**self.ground_truth, "categories": categories}
         return dataclasses.replace(self, classes=tuple(classes), ground_truth=truth)
@@ -108,11 +105,23 @@ class CocoSplit:
         return white_level.choose((scan.path for scan in scans), given, option)
 
 
+def require_classes(classes: Iterable[str], source: object, others: Iterable[str], own: object) -> None:
+    """Require that the classes `others` of the file `own` are those of the file or run `source`, in its order.
+
+    Raises:
+        InputError: they are not.
+    """
+    if [*map(class_key, classes)] != [*map(class_key, others)]:
+        raise InputError(
+            f"{own}: the categories differ from those of {source} ({', '.join(classes)}); use a file with these"
+        )
+
+
 def read_split(split: Split) -> CocoSplit:
     """Read and check a COCO file.
 
     Annotations are left out and counted if their id repeats within the image, if their image or category is not listed,
-    if a field is malformed, and if they have neither box nor mask.
+    if a field is malformed, if their box does not fit their mask, and if they have neither box nor mask.
 
     Raises:
         InputError: the file is not COCO, its images or categories are invalid, or all annotations are left out.

@@ -365,6 +365,27 @@ def test_explicit_files_replace_pidray(pidray, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["scans"] == 5
 
 
+def test_test_sets_are_checked_before_the_training(pidray, tmp_path, capsys):
+    good, other, missing = (pidray / "annotations" / "xray_test_easy.json", tmp_path / "o.json", tmp_path / "m.json")
+    truth = json.loads(good.read_text())
+    truth["categories"][0]["name"] = "Kite"
+    other.write_text(json.dumps(truth))
+    files = f"data.train=[{pidray}/annotations/xray_train.json, {pidray}/train]"
+
+    def trained(file):
+        tests = f"data.tests=[[a, {good}, x], [b, {file}, x]]"
+        options = ["--weights", "random", "--config", str(DEMO), "--out", str(tmp_path / "run"), files, tests, *SMALL]
+        return finetune.main([*options, "model.engine=torchvision", "train.iterations=1"])
+
+    assert trained(other) == 2
+    said = capsys.readouterr().err
+    assert f"{other}: the categories differ from those of {pidray}/annotations/xray_train.json" in said
+    assert not (tmp_path / "run").exists()
+    assert trained(missing) == 0
+    said = capsys.readouterr().out
+    assert f"no annotation file for the test sets b ({missing}); training does not need them\n" in said
+
+
 def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(pidray, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(pidray, out) == 0
