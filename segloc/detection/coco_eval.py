@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from segloc.common import rle
 from segloc.common.datasets import corner_boxes
-from segloc.common.datasets.coco_fields import id_order, is_number
+from segloc.common.datasets.coco_fields import MOST_AREA, id_order, is_number
 from segloc.common.errors import InputError
 from segloc.common.masks import to_rle
 from segloc.common.parse import shown
@@ -31,7 +31,8 @@ FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # field of a COCO result, by 
 IOU_TYPES = tuple(FIELDS)
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 MEAN, POOLED = "mean", "pooled"  # summaries of several test sets: mean of their metrics, and all images as one set
-ALL_SIZES = [0, 1e10]  # COCO's "all", in square pixels; its other three ranges would take three quarters of the time
+# COCO's "all", in square pixels; its other three ranges would take three quarters of the time.
+ALL_SIZES = [0, MOST_AREA]
 
 AT_ONCE = 1000  # masks checked together; more do not fit into the processor's cache
 PARAMS = Params(iouType="bbox")  # COCO's thresholds and limits

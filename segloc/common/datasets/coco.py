@@ -11,9 +11,9 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from segloc.common.datasets import coco_fields, corner_boxes, scan_paths
+from segloc.common.datasets import box_masks, coco_fields, corner_boxes, scan_paths
 from segloc.common.datasets.coco_fields import Id, id_order, identifier, number, shown, whole
 from segloc.common.datasets.leakage import is_test_scan
 from segloc.common.datasets.records import Annotations, Instance
@@ -96,8 +96,8 @@ def read_coco(path: Path) -> CocoFile:
     """Read a COCO instance file and normalise its fields.
 
     Raises:
-        InputError: no such file, not COCO, categories or images that lack a field or repeat, or boxes that are corners.
-            Faults of single annotations do not raise; see `CocoItem`.
+        InputError: no such file, not COCO, categories or images that lack a field or repeat, boxes that are corners, or
+            boxes that do not fit their masks. Faults of single annotations do not raise; see `CocoItem`.
     """
     content = _read_json(path, "annotations")
     for key in ("images", "annotations", "categories"):
@@ -107,28 +107,55 @@ def read_coco(path: Path) -> CocoFile:
         categories, images = _categories(content["categories"]), _images(content["images"])
     except ValueError as error:
         raise InputError(f"{path}: not COCO: {error}") from error
-    items = tuple(_item(entry, images, categories) for entry in content["annotations"])
-    _refuse_corners(path, items, images)
-    return CocoFile(categories, images, items)
-
-
-def _refuse_corners(path: Path, items: Sequence[CocoItem], images: dict[Id, CocoImage]) -> None:
-    """Refuse a file whose boxes are x0, y0, x1, y1."""
+    items = [_item(entry, images, categories) for entry in content["annotations"]]
     placed = [
-        (item, item.box, image.size)
-        for item in items
+        _Placed(position, item, item.box, image.size)
+        for position, item in enumerate(items)
         if item.fault is None and item.box is not None and item.image_id is not None
         for image in [images[item.image_id]]
         if image.size is not None
     ]
-    places = corner_boxes.leaving([box for _, box, _ in placed], [size for *_, size in placed])
+    _refuse_corners(path, placed)
+    for position in _unlike_their_masks(path, placed):
+        item = items[position]
+        items[position] = dataclasses.replace(item, fault=box_masks.REASON, problem=item.problem or box_masks.REASON)
+    return CocoFile(categories, images, tuple(items))
+
+
+class _Placed(NamedTuple):
+    """An annotation with a box on an image of known size, and its position in the file."""
+
+    position: int
+    item: CocoItem
+    box: list[float]
+    size: tuple[int, int]
+
+
+def _refuse_corners(path: Path, placed: Sequence[_Placed]) -> None:
+    """Refuse a file whose boxes are x0, y0, x1, y1."""
+    places = corner_boxes.leaving([one.box for one in placed], [one.size for one in placed])
     wrong = [placed[place] for place in places]
-    found, boxes, sizes = zip(*wrong, strict=True) if wrong else ((), (), ())
-    if wrong and corner_boxes.confirmed(boxes, [item.segmentation for item in found], sizes):
+    boxes, masks = [one.box for one in wrong], [one.item.segmentation for one in wrong]
+    if wrong and corner_boxes.confirmed(boxes, masks, [one.size for one in wrong]):
         raise InputError(
             f"{path}: boxes look like x0, y0, x1, y1: {len(wrong)} of {len(placed)} leave their image as x, y, width, "
-            f"height, such as bbox {shown(boxes[0])} of {found[0].shown}; {corner_boxes.HINT}"
+            f"height, such as bbox {shown(boxes[0])} of {wrong[0].item.shown}; {corner_boxes.HINT}"
         )
+
+
+def _unlike_their_masks(path: Path, placed: Sequence[_Placed]) -> list[int]:
+    """Find the annotations whose box does not fit their mask; refuse a file in which most are far apart."""
+    fits = [(one, box_masks.fit(one.box, one.item.segmentation, one.size)) for one in placed]
+    known = [(one, fit) for one, fit in fits if fit is not None]
+    apart = [(one, fit) for one, fit in known if fit.overlap < box_masks.LOOSE]
+    if 2 * len(apart) > len(known):
+        one, fit = apart[0]
+        raise InputError(
+            f"{path}: boxes do not fit their masks: {len(apart)} of {len(known)} overlap by less than half (IoU), such "
+            f"as bbox {shown(one.box)} of {one.item.shown}, whose mask has the box {shown(fit.mask_box)}; "
+            f"{box_masks.HINT}"
+        )
+    return [one.position for one, fit in known if fit.is_wrong]
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -291,7 +318,7 @@ def _categories(entries: list[Any]) -> dict[Id, str]:
             # As separate classes, each would be a negative of the other.
             raise ValueError(
                 f"category name {shown(name)} occurs more than once, first as {shown(first[key])} (case, outer blanks "
-                "and characters without a width are ignored)"
+                "and invisible characters are ignored)"
             )
         first[key] = name
     return {key: names[key] for key in sorted(names, key=id_order)}
@@ -340,7 +367,7 @@ def _item(entry: Any, images: dict[Id, CocoImage], categories: dict[Id, str]) ->
             return None
 
     own_id, image_id, category_id = (read(field, identifier) for field in ("id", "image_id", "category_id"))
-    box, area = read("bbox", coco_fields.box), read("area", number)
+    box, area = read("bbox", coco_fields.box), read("area", coco_fields.area)
     crowd, ignore = read("iscrowd", coco_fields.flag), read("ignore", coco_fields.flag)
     mask = read("segmentation", coco_fields.shallow)
     fault = _fault(image_id, category_id, malformed, images, categories)
@@ -348,7 +375,7 @@ def _item(entry: Any, images: dict[Id, CocoImage], categories: dict[Id, str]) ->
         problem: str | None = "crowd"
     elif ignore:
         problem = "marked ignore"
-    elif fault is None and ((area is not None and area <= 0) or (box is not None and min(box[2:]) < 1)):
+    elif fault is None and (area == 0 or (box is not None and min(box[2:]) < 1)):
         problem = "degenerate"
     else:
         problem = fault

@@ -6,7 +6,8 @@ Null means absent, for every field. docs/guide_own_data.md shows this table to u
 |---|---|---|---|
 | ids | whole number, or text | ``7.0``; text that is a whole number is that number | other numbers, flags, lists |
 | sizes | whole number | the same | all other text |
-| ``area``, ``score``, edges of ``bbox`` | finite number | text that is a number | Infinity, NaN, true, false |
+| ``score``, edges of ``bbox`` | finite number | text that is a number | Infinity, NaN, true, false; negative sides |
+| ``area`` | number from 0 to 1e10 | text that is a number | other numbers, true, false |
 | ``iscrowd``, ``ignore`` | 0 or 1 | true, false, and text of any of these | other numbers and text |
 | names | text | numbers | lists; category names that are empty or not Unicode |
 
@@ -30,7 +31,12 @@ _WHOLE = re.compile(rf"\s*([+-]?[0-9]{{1,{_MOST_DIGITS}}})(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
 _NESTED: frozenset[type] = frozenset({list, dict})
 _MOST_NESTING = 4  # polygons have one level less than some wrong exports of them
+MOST_AREA = 1e10  # square pixels; COCO's largest
 _FLAGS = {"true": True, "false": False}
+# Unicode's Default_Ignorable_Code_Point beyond category Cf, and the blank of Braille, which shows nothing either.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
 # Beyond it a float may stand for several whole numbers, so an id written as one is not known.
 _EXACT_FLOAT = 2.0**53
 
@@ -105,17 +111,31 @@ def flag(value: Any) -> bool:
     return bool(read)
 
 
+def area(value: Any) -> float:
+    """Read an area in square pixels.
+
+    Raises:
+        ValueError: it is not from 0 to `MOST_AREA`; COCO's evaluation ignores items of other areas.
+    """
+    if not 0 <= (read := number(value)) <= MOST_AREA:
+        raise ValueError(f"{shown(value)} is not between 0 and {MOST_AREA:g}")
+    return read
+
+
 def box(value: Any) -> list[float] | None:
     """Read x, y, width, height in pixels; an empty list is absent.
 
     Raises:
-        ValueError: it is not four finite numbers.
+        ValueError: it is not four finite numbers, or the width or height is negative.
     """
     if value == []:
         return None
     if not isinstance(value, list) or len(value) != 4:
         raise ValueError(f"{shown(value)} is not x, y, width, height")
-    return [number(edge) for edge in value]
+    x, y, width, height = map(number, value)
+    if width < 0 or height < 0:
+        raise ValueError(f"{shown(value)} has a negative width or height")
+    return [x, y, width, height]
 
 
 def shallow(value: Any) -> Any:
@@ -169,13 +189,14 @@ def class_name(value: Any) -> str:
 def class_key(name: str) -> str:
     """Return what the names of one class have in common, in one file and between files.
 
-    Case, outer blanks, characters without a width and Unicode's form are ignored.
+    Case, outer blanks, invisible characters and Unicode's form are ignored.
 
     >>> class_key(" Gu\u200bn ") == class_key("gun"), class_key("Caf\u00e9") == class_key("cafe\u0301")
     (True, True)
     """
     if not name.isascii():
-        name = "".join(letter for letter in unicodedata.normalize("NFC", name) if unicodedata.category(letter) != "Cf")
+        seen = _UNSEEN.sub("", unicodedata.normalize("NFC", name))
+        name = "".join(letter for letter in seen if unicodedata.category(letter) != "Cf")
     return unicodedata.normalize("NFC", name.strip().casefold())
 
 

@@ -17,7 +17,7 @@ _FITTING, _LEAVING = 0.95, 0.2
 _LEAST = 5  # boxes that leave the image, where no mask confirms it
 _TOLERANCE_PX = 1.0
 _MASKS = 64  # that are looked at
-_LONGEST_SIDE_PX = 1 << 31
+LONGEST_SIDE_PX = 1 << 31
 
 
 def leaving(boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[int, int]]) -> list[int]:
@@ -30,7 +30,7 @@ def leaving(boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[int, int]]) 
     Returns:
         Positions; none if the boxes are x, y, width, height, or too few fit as corners.
     """
-    known = [place for place, size in enumerate(sizes) if max(size) <= _LONGEST_SIDE_PX]
+    known = [place for place, size in enumerate(sizes) if max(size) <= LONGEST_SIDE_PX]
     if not known:
         return []
     first, second = np.array([boxes[place] for place in known], np.float64).reshape(-1, 2, 2).swapaxes(0, 1)

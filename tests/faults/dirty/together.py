@@ -23,7 +23,7 @@ _SCANS, _CLEAN_SCANS, _PAIRS = 60, 8, 800
 ITEMS = (
     ({"bbox": [1, 2, 3]}, "malformed bbox"),
     ({"bbox": [1, 2, 0, 5]}, "degenerate"),
-    ({"area": -1}, "degenerate"),
+    ({"area": -1}, "malformed area"),
     ({"iscrowd": 1}, "crowd"),
     ({"ignore": 1}, "marked ignore"),
     ({"image_id": 9999}, "image not in the file"),

@@ -147,7 +147,9 @@ def test_unclear_fields_are_named(tmp_path, edit, message):
         read_split(split)
 
 
-@pytest.mark.parametrize(("field", "value"), [("image_id", 1e300), ("iscrowd", float("nan"))])
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_id", 1e300), ("iscrowd", float("nan")), ("area", -1), ("area", 1e11)]
+)
 def test_unclear_fields_of_annotations_are_counted_by_name(tmp_path, field, value):
     split = grey_scans(tmp_path)
     content = json.loads(split.annotations.read_text())

@@ -8,7 +8,7 @@ import pytest
 
 from segloc.common.datasets import coco_fields
 from segloc.common.datasets.coco import read_coco
-from segloc.common.datasets.coco_fields import box, flag, identifier, number, text, whole
+from segloc.common.datasets.coco_fields import area, box, flag, identifier, number, text, whole
 from segloc.common.errors import InputError
 
 REFUSED = ValueError
@@ -87,6 +87,14 @@ def test_ids(value: object, expected: object) -> None:
         (box, [], None),
         (box, [1, 2, 3], REFUSED),
         (box, [1, 2, 3, None], REFUSED),
+        (box, [-1, -2, 3, 0], [-1, -2, 3, 0]),
+        (box, [1, 2, -3, 4], REFUSED),
+        (box, [1, 2, 3, "-4"], REFUSED),
+        (area, "7.5", 7.5),
+        (area, 0, 0),
+        (area, -1, REFUSED),
+        (area, 1e10, 1e10),
+        (area, 1.1e10, REFUSED),
         (box, [1, 2, 3, math.inf], REFUSED),
         (box, "1,2,3,4", REFUSED),
         (box, {"x": 1}, REFUSED),
@@ -123,6 +131,7 @@ def check(parse, value, expected):
 
 
 SAME = ["Gun ", "\tGun", "gun", "Gu\u200bn", "\ufeffGun", "Gun\u2060", "G\u00adun", " \u200b Gun"]
+SAME += ["Gun\ufe0f", "Gun \u3164", "Gu\u2800n", "\u034fGun", "Gun\U000e0101"]
 
 
 @pytest.mark.parametrize("name", [*SAME, "\uff27un"])

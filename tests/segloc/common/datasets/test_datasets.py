@@ -171,7 +171,9 @@ def test_class_ids_are_positions_in_ascending_category_ids(tmp_path: Path) -> No
     [
         ({"iscrowd": 1}, "crowd"),
         ({"area": 0}, "degenerate"),
-        ({"area": -3}, "degenerate"),
+        ({"area": -3}, "malformed area"),
+        ({"area": 2e10}, "malformed area"),
+        ({"bbox": [0, 0, 9, -1]}, "malformed bbox"),
         ({"bbox": [0, 0, 0.5, 9]}, "degenerate"),
         ({"bbox": [0, 0, 9, 0]}, "degenerate"),
         ({"bbox": [0, 0, 9]}, "malformed bbox"),
