@@ -13,21 +13,19 @@ from segloc.settings.pretraining import OptimConfig, PretrainConfig
 
 
 def process_settings(config: PretrainConfig, world: int) -> PretrainConfig:
-    """Return the settings of one of `world` processes, with its micro-batch and its number of bn_splits.
+    """Return the settings of one of `world` processes, with its micro-batch.
 
     Raises:
         InputError: the batch cannot be shared evenly, or its parts are too small for batch norm.
     """
-    optim, model = config.optim, config.model
+    optim = config.optim
     micro_batch = min(optim.micro_batch, max(1, optim.batch // world))
     if optim.batch % (micro_batch * world):
         raise InputError(
             f"optim.batch {optim.batch} cannot be shared by {world} processes in micro-batches of {micro_batch}; set "
             "another optim.micro_batch"
         )
-    # Each process has its own batch statistics, so fewer splits keep the size of the parts.
-    model = dataclasses.replace(model, bn_splits=max(1, model.bn_splits // world))
-    return dataclasses.replace(config, model=model, optim=dataclasses.replace(optim, micro_batch=micro_batch))
+    return dataclasses.replace(config, optim=dataclasses.replace(optim, micro_batch=micro_batch))
 
 
 def make_model(config: PretrainConfig, device: torch.device, resuming: bool) -> SegLoc:

@@ -165,6 +165,8 @@ def recipe_inside(content: Mapping[str, Any], source: str, overrides: Sequence[s
         InputError: the recipe is damaged, or the key of an override does not exist.
     """
     text = content["config"]
-    if content.get("format_version") == 1:  # recipes of version 1 also name the class of each section
-        text = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("_target_:"))
+    if content.get("format_version") != checkpoint.FORMAT_VERSION:
+        # Version 1 names the class of each section, version 2 has a number of parts, which was always 1.
+        gone = "_target_:", "bn_splits:"
+        text = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith(gone))
     return parse(FinetuneConfig, text, f"{source}: its recipe", overrides)

@@ -22,14 +22,14 @@ from segloc.settings.backbone import BOTTLENECK, SDA_NORMS
 class ChannelAttention(nn.Module):
     """Selective channel attention: a weight per channel and level.
 
-    The published norm is ``bn``; ``gn`` and ``ln`` do not depend on the batch. For `bn_splits` see `SplitBatchNorm2d`.
+    The published norm is ``bn``; ``gn`` and ``ln`` do not depend on the batch. For `bn_images` see `SplitBatchNorm2d`.
     """
 
-    def __init__(self, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
+    def __init__(self, channels: int, levels: int, norm: str, bn_images: int = 0) -> None:
         super().__init__()
         hidden = channels // 2
         self.squeeze = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False), _squeeze_norm(norm, hidden, bn_splits), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, hidden, 1, bias=False), _squeeze_norm(norm, hidden, bn_images), nn.ReLU(inplace=True)
         )
         self.expand = nn.ModuleList(nn.Conv2d(hidden, channels, 1) for _ in range(levels))
 
@@ -88,10 +88,10 @@ class LevelAttention(nn.Module):
     running statistics are updated once.
     """
 
-    def __init__(self, level: int, channels: int, levels: int, norm: str, bn_splits: int = 1) -> None:
+    def __init__(self, level: int, channels: int, levels: int, norm: str, bn_images: int = 0) -> None:
         super().__init__()
         self.level = level
-        self.channel = ChannelAttention(channels, levels, norm, bn_splits)
+        self.channel = ChannelAttention(channels, levels, norm, bn_images)
         self.spatial = SpatialAttention(levels)
         self.refine = DependencyRefinement(channels)
 
@@ -131,13 +131,13 @@ class PyramidAttention(nn.Module):
         channels: C.
         levels: L; SDANet has five, P2..P6.
         norm: ``bn`` (published), ``gn`` or ``ln``. ``bn`` is applied to 1x1 maps, so it sees N values per channel.
-        bn_splits: see `SplitBatchNorm2d`.
+        bn_images: see `SplitBatchNorm2d`.
     """
 
-    def __init__(self, channels: int = 256, levels: int = 5, norm: str = "bn", bn_splits: int = 1) -> None:
+    def __init__(self, channels: int = 256, levels: int = 5, norm: str = "bn", bn_images: int = 0) -> None:
         super().__init__()
         self.norm = norm
-        self.levels = nn.ModuleList(LevelAttention(level, channels, levels, norm, bn_splits) for level in range(levels))
+        self.levels = nn.ModuleList(LevelAttention(level, channels, levels, norm, bn_images) for level in range(levels))
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Refine every level; output shapes equal input shapes.
@@ -157,9 +157,9 @@ def _rescale(x: torch.Tensor, size: torch.Size, finer: bool) -> torch.Tensor:
     return F.adaptive_max_pool2d(x, tuple(size)) if finer else F.interpolate(x, tuple(size), mode="nearest")
 
 
-def _squeeze_norm(norm: str, channels: int, bn_splits: int) -> nn.Module:
+def _squeeze_norm(norm: str, channels: int, bn_images: int) -> nn.Module:
     if norm == "bn":
-        return SplitBatchNorm2d(channels, bn_splits)
+        return SplitBatchNorm2d(channels, bn_images)
     if norm == "gn":
         return nn.GroupNorm(channels // 4, channels)
     if norm == "ln":

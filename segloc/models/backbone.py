@@ -39,7 +39,7 @@ class SegLocBackbone(nn.Module):
         norm: norm of the ResNet, ``bn``, ``gn`` or ``none``. The FPN has no norm, because SDANet's has none either.
         sda_norm: norm inside the channel attention, ``bn``, ``gn`` or ``ln``.
         attention: whether to add the attention; False gives a plain FPN.
-        bn_splits: parts of a training batch that ``bn`` normalises separately (see `SplitBatchNorm2d`).
+        bn_images: images that ``bn`` normalises together in training, 0 for the whole batch (see `SplitBatchNorm2d`).
         fpn_channels: C, channels of every level, a multiple of 16 that is at least 64. SDANet uses 256; with a
             ResNet-18, FPN and attention of 256 channels cost more than the ResNet.
 
@@ -56,7 +56,7 @@ class SegLocBackbone(nn.Module):
         norm: str = "bn",
         sda_norm: str = "bn",
         attention: bool = True,
-        bn_splits: int = 1,
+        bn_images: int = 0,
         fpn_channels: int = FPN_CHANNELS,
     ) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class SegLocBackbone(nn.Module):
         if fpn_channels < MIN_CHANNELS or fpn_channels % BOTTLENECK:
             least = f"a multiple of {BOTTLENECK} that is at least {MIN_CHANNELS}"
             raise ValueError(f"fpn_channels {fpn_channels} is not {least}")
-        body = getattr(resnet, arch)(weights=None, norm_layer=norm_layer(norm, bn_splits))
+        body = getattr(resnet, arch)(weights=None, norm_layer=norm_layer(norm, bn_images))
         if norm == "none":
             _scale_residuals(body)
         width = body.inplanes // 8
@@ -73,7 +73,7 @@ class SegLocBackbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(
             [width, 2 * width, 4 * width, 8 * width], fpn_channels, extra_blocks=LastLevelMaxPool()
         )
-        self.attention = PyramidAttention(fpn_channels, len(LEVELS), sda_norm, bn_splits) if attention else None
+        self.attention = PyramidAttention(fpn_channels, len(LEVELS), sda_norm, bn_images) if attention else None
         self.out_channels = fpn_channels
         self.recompute = False
         # Tuples, so that the modules are not registered twice.

@@ -16,14 +16,16 @@ from segloc.settings.backbone import GROUPS, NORMS
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with separate training statistics for equal parts of the batch, as if each part were on its own GPU.
+    """Batch norm whose training statistics cover consecutive parts of the batch, as if each part were on its own GPU.
 
-    Keys are shuffled before the forward pass and restored after it. A query and its key then do not share statistics,
-    so the pretext task cannot be solved by comparing statistics (MoCo's shuffle-BN, on one device).
+    Parts of a fixed number of images make the result independent of the size of the forward pass. Keys are shuffled
+    before the forward pass and restored after it. A query and its key then do not share statistics, so the pretext task
+    cannot be solved by comparing statistics (MoCo's shuffle-BN, on one device).
 
     Args:
         num_features: channels C.
-        splits: number of parts; a batch that is not divisible by it is normalised as a whole.
+        images: images per part; 0 for one part, the whole batch. If the batch is not a multiple, its last part is
+            smaller.
         affine: whether to learn a scale and a shift.
 
     Attributes:
@@ -38,17 +40,16 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: torch.Tensor
     momentum: float
 
-    def __init__(self, num_features: int, splits: int = 1, affine: bool = True) -> None:
+    def __init__(self, num_features: int, images: int = 0, affine: bool = True) -> None:
         super().__init__(num_features, affine=affine)
-        self.splits = splits
+        self.images = images
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise x [N, C, H, W]; update the running statistics with the mean over the parts."""
         if not self.training:
             return super().forward(x)
-        splits = 1 if len(x) % self.splits else self.splits
         parts, means, variances = [], [], []
-        for part in x.chunk(splits):
+        for part in x.split(self.images or len(x)):
             mean, variance = self.running_mean.clone(), self.running_var.clone()
             momentum, eps = self.momentum, self.eps
             parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, eps))
@@ -58,7 +59,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.copy_(torch.stack(means).mean(0))
             self.running_var.copy_(torch.stack(variances).mean(0))
             self.num_batches_tracked += 1
-        return torch.cat(parts) if splits > 1 else parts[0]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class ResidualScale(nn.Module):
@@ -79,14 +80,14 @@ class ResidualScale(nn.Module):
         return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def norm_layer(name: str, bn_splits: int = 1) -> Callable[[int], nn.Module]:
+def norm_layer(name: str, bn_images: int = 0) -> Callable[[int], nn.Module]:
     """Return the constructor ``channels -> module`` of norm `name`.
 
     Raises:
         ValueError: `name` is not in `NORMS`.
     """
     if name == "bn":
-        return lambda channels: SplitBatchNorm2d(channels, bn_splits)
+        return lambda channels: SplitBatchNorm2d(channels, bn_images)
     if name == "gn":
         return lambda channels: nn.GroupNorm(GROUPS, channels)
     if name == "none":

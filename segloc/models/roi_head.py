@@ -67,10 +67,10 @@ class InsLocHead(RoIHead):
         fc_dim: width of the two hidden fully connected layers.
         dim: dimension of the embedding.
         norm: norm after each convolution, ``bn``, ``gn`` or ``none``.
-        embedding_bn: standardise the embedding over the batch, without learned parameters, before scaling it to unit
-            length, as in MoCo v3 (InsLoc does not). It stops all embeddings from drifting away from the older keys in
-            the queue, which would lower the loss without learning.
-        bn_splits: see `SplitBatchNorm2d`.
+        embedding_bn: standardise the embedding over each part of the batch, without learned parameters, before scaling
+            it to unit length, as in MoCo v3 (InsLoc does not). It stops all embeddings from drifting away from the
+            older keys in the queue, which would lower the loss without learning.
+        bn_images: see `SplitBatchNorm2d`.
         channels: C, channels of the RoI features.
     """
 
@@ -82,11 +82,11 @@ class InsLocHead(RoIHead):
         dim: int = 128,
         norm: str = "bn",
         embedding_bn: bool = False,
-        bn_splits: int = 1,
+        bn_images: int = 0,
         channels: int = FPN_CHANNELS,
     ) -> None:
         super().__init__()
-        make_norm = norm_layer(norm, bn_splits)
+        make_norm = norm_layer(norm, bn_images)
         widths = [channels] + [conv_dim] * convs
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
@@ -104,7 +104,7 @@ class InsLocHead(RoIHead):
         del self.fcs[-1]  # the embedding has no ReLU
         nn.init.normal_(linear.weight, std=0.01)
         if embedding_bn:
-            self.fcs.append(_standardise(dim, bn_splits))
+            self.fcs.append(_standardise(dim, bn_images))
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """See `RoIHead.embed`."""
@@ -125,7 +125,7 @@ class BoxHead(RoIHead):
         fc_dim: int = 1024,
         dim: int = 128,
         embedding_bn: bool = False,
-        bn_splits: int = 1,
+        bn_images: int = 0,
         channels: int = FPN_CHANNELS,
     ) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class BoxHead(RoIHead):
         self.box = nn.Sequential(
             OrderedDict(flatten=nn.Flatten(), fc1=fc1, fc_relu1=relus[0], fc2=fc2, fc_relu2=relus[1])
         )
-        self.embedding = nn.Sequential(last, _standardise(dim, bn_splits)) if embedding_bn else last
+        self.embedding = nn.Sequential(last, _standardise(dim, bn_images)) if embedding_bn else last
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """See `RoIHead.embed`."""
@@ -146,13 +146,13 @@ class BoxHead(RoIHead):
 
 
 def make_head(head: HeadConfig, model: ModelConfig) -> RoIHead:
-    """Build the RoI head of the settings, with the model's norm, splits and channels."""
-    splits, channels = model.bn_splits, model.fpn_channels
+    """Build the RoI head of the settings, with the model's norm, bn_images and channels."""
+    more = head.embedding_bn, model.bn_images, model.fpn_channels
     if head.kind == "box2fc":
-        return BoxHead(head.fc_dim, head.dim, head.embedding_bn, splits, channels)
-    return InsLocHead(head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, head.embedding_bn, splits, channels)
+        return BoxHead(head.fc_dim, head.dim, *more)
+    return InsLocHead(head.convs, head.conv_dim, head.fc_dim, head.dim, model.norm, *more)
 
 
-def _standardise(dim: int, bn_splits: int) -> nn.Module:
+def _standardise(dim: int, bn_images: int) -> nn.Module:
     """Return batch norm for vectors [N, dim], without learned parameters."""
-    return nn.Sequential(nn.Unflatten(1, (dim, 1, 1)), SplitBatchNorm2d(dim, bn_splits, affine=False), nn.Flatten())
+    return nn.Sequential(nn.Unflatten(1, (dim, 1, 1)), SplitBatchNorm2d(dim, bn_images, affine=False), nn.Flatten())

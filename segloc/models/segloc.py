@@ -21,7 +21,7 @@ class Encoder(nn.Module):
     def __init__(self, model: ModelConfig, head: HeadConfig) -> None:
         super().__init__()
         self.backbone = SegLocBackbone(
-            model.arch, model.norm, model.sda_norm, model.attention, model.bn_splits, model.fpn_channels
+            model.arch, model.norm, model.sda_norm, model.attention, model.bn_images, model.fpn_channels
         )
         self.backbone.freeze(model.frozen)
         self.head = make_head(head, model)

@@ -26,7 +26,13 @@ class BackboneSettings:
     norm: str = setting("bn", "Norm layer of the ResNet and, in pretraining, of the RoI head.", choices=NORMS)
     sda_norm: str = setting("bn", "Norm layer inside the channel attention.", choices=SDA_NORMS)
     attention: bool = setting(True, "Add the SDA modules after the FPN.")
-    bn_splits: int = setting(1, "Parts of a training batch that bn normalises separately.", least=1, most=MAX_BATCH)
+    bn_images: int = setting(
+        0,
+        "Images that bn normalises together in training: a forward pass is normalised in consecutive parts of this "
+        "many; 0 uses all its images.",
+        least=0,
+        most=MAX_BATCH,
+    )
     fpn_channels: int = setting(
         FPN_CHANNELS,
         "Channels of FPN and attention; SDANet uses 256.",

@@ -33,10 +33,11 @@ STRIDE = 32  # images up to this side give a single position in the ResNet's las
 class ModelConfig(BackboneSettings):
     """The backbone (`segloc.models.backbone.SegLocBackbone`) and its initialisation."""
 
-    bn_splits: int = setting(
+    bn_images: int = setting(
         8,
-        "Parts of a batch that bn normalises separately; keys are shuffled over them (shuffle-BN).",
-        least=1,
+        "Images that bn normalises together: a forward pass is normalised in consecutive parts of this many; 0 uses "
+        "all its images. Keys are shuffled over the parts (shuffle-BN).",
+        least=0,
         most=MAX_BATCH,
     )
     init: str = setting(
@@ -70,8 +71,7 @@ class HeadConfig:
     dim: int = setting(128, "Dimension of the embedding.", least=1, most=MAX_WIDTH)
     embedding_bn: bool = setting(
         False,
-        "Standardise the embeddings over each of the micro-batch's bn_splits parts, so that they cannot all drift away "
-        "from older keys. Accumulated micro-batches then give a different result than one large batch.",
+        "Standardise the embeddings over model.bn_images images, so that they cannot all drift away from older keys.",
     )
     sampling_ratio: int = setting(2, "RoIAlign samples per bin and axis; 0 adapts to the box size.", least=0, most=16)
 
@@ -216,7 +216,7 @@ class PretrainConfig:
         return steps
 
     def _check_norms(self) -> None:
-        model, part = self.model, self.optim.micro_batch
+        model, micro_batch = self.model, self.optim.micro_batch
         if model.norm == "gn" and self.head.kind == "insloc" and self.head.conv_dim % GROUPS:
             raise InputError(f"model.norm=gn needs a head.conv_dim that is a multiple of {GROUPS}")
         # Batch norm over single vectors sees one value per channel and pair.
@@ -226,13 +226,16 @@ class PretrainConfig:
             f"data.image_size={self.data.image_size}": model.norm == "bn" and self.data.image_size <= STRIDE,
         }
         for name, used in over_vectors.items():
-            if used and part < 2 * model.bn_splits:
+            if used and (model.bn_images or micro_batch) < 2:
                 raise InputError(
-                    f"{name} needs an optim.micro_batch of at least 2 * bn_splits, {2 * model.bn_splits}; or set "
-                    "a norm other than bn"
+                    f"{name} needs at least two images per part: set model.bn_images and optim.micro_batch to at least "
+                    "2, or a norm other than bn"
                 )
-        if (model.norm == "bn" or any(over_vectors.values())) and part % model.bn_splits:
-            raise InputError(f"optim.micro_batch {part} is not a multiple of model.bn_splits {model.bn_splits}")
+        if (model.norm == "bn" or any(over_vectors.values())) and model.bn_images and micro_batch % model.bn_images:
+            raise InputError(
+                f"optim.micro_batch {micro_batch} is not a multiple of model.bn_images {model.bn_images}; set a "
+                "multiple, or a smaller model.bn_images"
+            )
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PretrainConfig:

@@ -20,9 +20,10 @@ from segloc.common.parse import check_text, shown
 from segloc.common.run_files import BACKBONE, LAST, MODEL
 from segloc.training.file_kinds import file_kind, more_than_data
 
-# Version 2 introduced YAML recipes. Weights of version 1 can be read; its runs cannot be resumed.
-FORMAT_VERSION = 2
-READABLE = (1, 2)
+# Version 2 introduced YAML recipes, version 3 bn_images. Weights of earlier versions can be read; their runs cannot be
+# resumed.
+FORMAT_VERSION = 3
+READABLE = (1, 2, 3)
 READABLE_NAMES = " or ".join(map(str, READABLE))
 # Tensors may share memory: our detectors are stored twice, as model and as backbone. A view that repeats a number,
 # which ten bytes of a file can expand to a billion, is far beyond.

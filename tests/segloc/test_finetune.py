@@ -151,7 +151,7 @@ def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path,
 
 def test_weights_pass_from_imagenet_through_pretraining_to_the_detector(pidray, tmp_path):
     start, shards = torchvision_file(tmp_path), write_shards(tmp_path / "shards")
-    settings = ["model.arch=resnet18", "model.norm=bn", "model.sda_norm=gn", "model.bn_splits=1", f"model.init={start}"]
+    settings = ["model.arch=resnet18", "model.norm=bn", "model.sda_norm=gn", "model.bn_images=0", f"model.init={start}"]
     # This learning rate is too small to change any weight.
     settings += ["optim.steps=1", "optim.batch=4", "optim.micro_batch=4", "optim.lr_per_256=1e-30"]
     settings += ["data.image_size=64", "queue.size=16", "head.convs=1", "head.conv_dim=32", "head.fc_dim=32"]

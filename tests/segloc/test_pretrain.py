@@ -74,7 +74,7 @@ def test_run_folder_holds_what_is_needed(undisturbed):
 def test_classes_that_are_easy_to_tell_apart_are_learned(shards, tmp_path):
     """The loss alone is not enough: it also falls if all embeddings drift away from the older keys."""
     learning = [
-        "model.norm=none", "model.sda_norm=ln", "model.bn_splits=1", "head.embedding_bn=true", "head.dim=32",
+        "model.norm=none", "model.sda_norm=ln", "model.bn_images=0", "head.embedding_bn=true", "head.dim=32",
         "optim.method=adamw", "optim.lr_per_256=0.0096", "optim.batch=8", "optim.micro_batch=8", "optim.steps=30",
         "optim.ema=0.9", "optim.temperature=1", "optim.warmup=5", "data.augment=none",
     ]  # fmt: skip
@@ -88,7 +88,7 @@ def test_classes_that_are_easy_to_tell_apart_are_learned(shards, tmp_path):
 VARIANTS = {
     "group norm": [],
     "batch norm, AdamW, a single queue, micro-batches": [
-        "model.norm=bn", "model.sda_norm=bn", "model.bn_splits=1", "head.embedding_bn=true", "optim.method=adamw",
+        "model.norm=bn", "model.sda_norm=bn", "model.bn_images=0", "head.embedding_bn=true", "optim.method=adamw",
         "optim.lr_per_256=0.01", "queue.kind=single", "optim.micro_batch=2", "queue.size=22",
     ],
     "positives of the class, a narrow pyramid": ["queue.positives=class", "model.fpn_channels=64"],
@@ -523,10 +523,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(shards, tmp_path, m
         (["model.arch=resnet19"], "not one of resnet18"),
         (["optim.steps=0", "optim.batch=64", "optim.micro_batch=64", "optim.epochs=1"], "do not fill one batch"),
         (["oops"], "not key=value"),
-        (["head.embedding_bn=true", "model.bn_splits=4"], "head.embedding_bn=true needs an optim.micro_batch of at"),
+        (["head.embedding_bn=true", "model.bn_images=1"], "head.embedding_bn=true needs at least two images per part"),
         (
-            ["head.embedding_bn=true", "model.bn_splits=3", "optim.batch=7", "optim.micro_batch=7"],
-            "is not a multiple of",
+            ["head.embedding_bn=true", "model.bn_images=3", "optim.batch=7", "optim.micro_batch=7"],
+            "optim.micro_batch 7 is not a multiple of model.bn_images 3",
         ),
         (["head.conv_dim=40"], "needs a head.conv_dim that is a multiple of 32"),
         (["seed=99999999999999999999"], "seed is 99999999999999999999"),

@@ -179,7 +179,7 @@ def test_other_files_give_a_one_line_error(tmp_path):
     with pytest.raises(InputError, match=r"is a resnet18, the recipe has resnet50; set model\.arch=resnet18"):
         model_from(tmp_path / "resnet18.pth", norm="bn", arch="resnet50")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="a segloc checkpoint of format 1 or 2 nor the state dict of a torch"):
+    with pytest.raises(InputError, match="a segloc checkpoint of format 1 or 2 or 3 nor the state dict of a torch"):
         model_from(tmp_path / "list.pth")
 
 

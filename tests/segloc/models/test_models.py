@@ -206,7 +206,7 @@ def test_box_head_is_the_two_layers_and_one_more():
 
 def frozen_model(stages, norm="bn"):
     torch.manual_seed(0)
-    settings = ModelConfig(arch="resnet18", norm=norm, sda_norm="gn", bn_splits=1, frozen=stages)
+    settings = ModelConfig(arch="resnet18", norm=norm, sda_norm="gn", bn_images=0, frozen=stages)
     return SegLoc(settings, HeadConfig(kind="box2fc", fc_dim=32, dim=16))
 
 
@@ -242,7 +242,7 @@ def test_frozen_stages_keep_weights_and_statistics_and_the_rest_learns(stages):
 def test_split_batch_norm_equals_separate_batches():
     torch.manual_seed(0)
     x = torch.randn(6, 5, 4, 3)
-    split, plain = SplitBatchNorm2d(5, splits=3), torch.nn.BatchNorm2d(5)
+    split, plain = SplitBatchNorm2d(5, images=2), torch.nn.BatchNorm2d(5)
     parts = [plain(part) for part in x.chunk(3)]
     assert torch.allclose(split(x), torch.cat(parts), atol=1e-6)
     split.eval()
@@ -251,6 +251,13 @@ def test_split_batch_norm_equals_separate_batches():
     assert torch.allclose(split.running_mean, 0.1 * means.mean(0), atol=1e-6)
     assert torch.allclose(split.running_var, 0.9 + 0.1 * variances.mean(0), atol=1e-6)
     assert torch.allclose(split(x)[:2], split(x[:2]), atol=1e-6)
+
+
+def test_parts_have_the_same_images_whatever_the_size_of_the_forward_pass():
+    torch.manual_seed(0)
+    norm, x = SplitBatchNorm2d(5, images=2), torch.randn(5, 5, 4, 3)
+    assert torch.allclose(norm(x)[:4], torch.cat([norm(x[:2]), norm(x[2:4])]), atol=1e-6)
+    assert torch.allclose(norm(x)[4:], torch.nn.BatchNorm2d(5)(x[4:]), atol=1e-6), "the last part is smaller"
 
 
 def test_embeddings_are_unit_vectors_and_keys_come_back_in_order():
@@ -279,11 +286,11 @@ def test_key_network_is_the_moving_average_of_all_parameters():
 
 def test_embedding_bn_is_taken_over_each_part_of_the_batch():
     torch.manual_seed(0)
-    head = InsLocHead(1, 32, 64, 16, norm="none", embedding_bn=True, bn_splits=2)
+    head = InsLocHead(1, 32, 64, 16, norm="none", embedding_bn=True, bn_images=4)
     pooled = torch.randn(1, 8, 256, 7, 7)
     whole, halves = head(pooled), torch.cat([head(half) for half in pooled.chunk(2, 1)], 1)
     assert torch.allclose(whole[:, :4].mean(1), torch.zeros(16), atol=0.2)
-    head.fcs[-1][1].splits = 1
+    head.fcs[-1][1].images = 0
     assert torch.allclose(whole, torch.cat([head(half) for half in pooled.chunk(2, 1)], 1), atol=1e-5)
     assert not torch.allclose(whole, head(pooled), atol=1e-2)
     assert halves.shape == whole.shape

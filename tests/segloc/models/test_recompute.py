@@ -47,7 +47,7 @@ def test_the_attention_saves_little_more_than_its_inputs():
 
 def trained_once(recompute, norm):
     torch.manual_seed(0)
-    backbone = SegLocBackbone("resnet18", norm=norm, bn_splits=2, fpn_channels=64).to(memory_format=torch.channels_last)
+    backbone = SegLocBackbone("resnet18", norm=norm, bn_images=2, fpn_channels=64).to(memory_format=torch.channels_last)
     backbone.recompute = recompute
     images = torch.randn(4, 3, 64, 64)
     sum(x.square().mean() for x in backbone(images).values()).backward()
@@ -63,7 +63,7 @@ def test_recomputed_blocks_change_no_gradient_and_no_running_statistics(norm):
 
 def test_recomputed_blocks_save_at_most_six_tenths_of_the_backbone_before():
     with torch.device("meta"):
-        backbone = SegLocBackbone("resnet101", bn_splits=2)
+        backbone = SegLocBackbone("resnet101", bn_images=2)
         images = torch.empty(4, 3, 512, 512)
         with_attention = saved_bytes(lambda: backbone(images))
         backbone.recompute = True

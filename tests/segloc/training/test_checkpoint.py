@@ -102,10 +102,10 @@ def test_numbers_that_are_not_finite_are_refused():
         checkpoint.require_finite({"a": [torch.ones(2), {"b": torch.tensor(float("nan"))}]}, "here")
 
 
-@pytest.mark.parametrize("version", [None, "2", 3, True, torch.tensor([1, 2]), [2]])
+@pytest.mark.parametrize("version", [None, "3", 4, True, torch.tensor([1, 2]), [2]])
 def test_a_format_is_a_number(version):
     assert not checkpoint.is_ours({"format_version": version})
-    assert checkpoint.is_ours({"format_version": 2})
+    assert checkpoint.is_ours({"format_version": 3})
 
 
 def test_values_beyond_float32_and_types_without_a_check_of_torch_are_seen():

@@ -340,8 +340,8 @@ def test_a_rank_that_is_killed_ends_the_run_with_one_sentence(torchrun, shards, 
         (["--processes", "2", "optim.batch=6", "optim.micro_batch=2"], "optim.batch 6 cannot be shared by 2"),
         (["--processes", "2", "optim.batchs=6"], "optim.batch"),
         (
-            ["--processes", "2", "optim.batch=2", "model.norm=bn", "model.sda_norm=bn", "model.bn_splits=1"],
-            "model.sda_norm=bn needs an optim.micro_batch of at least 2 * bn_splits, 2",
+            ["--processes", "2", "optim.batch=2", "model.norm=bn", "model.sda_norm=bn", "model.bn_images=0"],
+            "model.sda_norm=bn needs at least two images per part",
         ),
     ],
 )
@@ -354,7 +354,7 @@ def test_a_batch_that_cannot_be_shared_gives_a_one_line_error(more, message, sha
     assert "Traceback" not in done.stderr
 
 
-MODEL = ModelConfig("resnet18", "bn", "bn", True, bn_splits=1)
+MODEL = ModelConfig("resnet18", "bn", "bn", True, bn_images=0)
 HEAD = HeadConfig(convs=1, conv_dim=32, fc_dim=32, dim=16)
 
 
