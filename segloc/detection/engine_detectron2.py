@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ROIAlign, ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -44,6 +44,7 @@ from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
 from segloc.detection.detector import POOL_LEVELS, POOL_SCALES, SAMPLING_RATIO, Detections, Detector
 from segloc.models.backbone import LEVELS, MULTIPLE, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone, pad_batch
+from segloc.models.roi_align import roi_align
 from segloc.settings.finetuning import HeadSettings
 
 # For each stage: IoU from which a proposal counts as an item, weight of the losses, divisors of the regression targets
@@ -205,8 +206,19 @@ def _roi_heads(heads: HeadSettings, channels: int, num_classes: int) -> Standard
     return StandardROIHeads(box_head=box_heads[0], box_predictor=predictors[0], proposal_matcher=matchers[0], **shared)
 
 
+class FastROIAlign(ROIAlign):  # type: ignore[misc]
+    """Detectron2's layer with `segloc.models.roi_align`."""
+
+    def forward(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Pool boxes; see `roi_align`."""
+        return roi_align(x, rois, self.output_size[0], self.spatial_scale, self.sampling_ratio)
+
+
 def _pooler(size: int) -> ROIPooler:
-    return ROIPooler(size, POOL_SCALES, SAMPLING_RATIO, "ROIAlignV2")
+    pooler = ROIPooler(size, POOL_SCALES, SAMPLING_RATIO, "ROIAlignV2")
+    layers = (FastROIAlign((size, size), scale, SAMPLING_RATIO, aligned=True) for scale in POOL_SCALES)
+    pooler.level_poolers = nn.ModuleList(layers)
+    return pooler
 
 
 def _box_predictor(

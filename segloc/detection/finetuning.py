@@ -66,7 +66,8 @@ def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detec
     started = None if resuming else load_initial_weights(detector, start, config)
     if started:
         print(started.summary)
-    return detector.to(ALONE.device()), started
+    # Convolutions are faster in this layout, on a CPU, too.
+    return detector.to(ALONE.device(), memory_format=torch.channels_last), started  # type: ignore[call-overload]
 
 
 def _earlier_run(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:

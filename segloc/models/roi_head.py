@@ -8,10 +8,10 @@ from collections import OrderedDict
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from segloc.models.backbone import LEVELS, STRIDES
 from segloc.models.norm import SplitBatchNorm2d, norm_layer
+from segloc.models.roi_align import roi_align
 from segloc.settings.backbone import FPN_CHANNELS
 from segloc.settings.pretraining import HeadConfig, ModelConfig
 
@@ -34,7 +34,7 @@ def pool_boxes(features: dict[str, torch.Tensor], boxes: torch.Tensor, sampling_
     for level, stride, own in zip(LEVELS, STRIDES, boxes.expand(len(LEVELS), -1, -1), strict=True):
         x = features[level]
         rois = torch.cat([image, own], 1).to(x.dtype)
-        pooled.append(roi_align(x, rois, POOLED, 1 / stride, sampling_ratio or -1, aligned=True))
+        pooled.append(roi_align(x, rois, POOLED, 1 / stride, sampling_ratio))
     return torch.stack(pooled)
 
 

@@ -54,6 +54,19 @@ def run(data, out, *overrides, weights="random", engine="torchvision"):
     return finetune.main([*where, f"model.engine={engine}", *SMALL, *overrides])
 
 
+@pytest.mark.parametrize("method", ["sgd", "adamw"])
+def test_steps_use_the_fast_layout_and_fused_optimisers(pidray, tmp_path, monkeypatch, method):
+    seen = []
+    fit = FinetuneTrainer.fit
+    monkeypatch.setattr(FinetuneTrainer, "fit", lambda trainer, start: (seen.append(trainer), fit(trainer, start)))
+    assert run(pidray, tmp_path / "out", f"optim.method={method}", "train.iterations=1") == 0
+    (trainer,) = seen
+    assert trainer.optimizer.defaults["fused"]
+    weight = trainer.detector.backbone.body["layer2"][0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+
+
 @pytest.mark.parametrize(("engine", "method"), [("torchvision", "sgd"), ("detectron2", "adamw")])
 def test_a_killed_run_ends_like_an_uninterrupted_one(pidray, tmp_path, monkeypatch, capsys, engine, method):
     need(engine)
