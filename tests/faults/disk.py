@@ -132,7 +132,8 @@ def removed_input(name: str, out: Path, rng: np.random.Generator) -> tuple[str, 
     lost.rename(away)
     done = _finish(process)
     away.rename(lost)
-    problem = _ended(name, out, done)
+    audited = name == "audit" and done.returncode == 1 and not done.stderr.strip()
+    problem = _reported(done, lost.name) if audited else _ended(name, out, done)
     return f"{lost.relative_to(inputs)} at {moment:.3f}", problem or wrong_rerun(name, out, inputs)
 
 
@@ -186,6 +187,11 @@ def _ended(name: str, out: Path, done: subprocess.CompletedProcess[str]) -> str 
     if "--max-skipped" in done.stderr:  # more scans were missing than allowed
         return common.refusal(done, [1], ".") or partial.wrong_result(name, out, partial.told(done))
     return common.refusal(done, FAILED, common.scratch()) or half_written(name, out)
+
+
+def _reported(done: subprocess.CompletedProcess[str], lost: str) -> str | None:
+    """What is wrong with an audit that found violations: they must name the file that vanished."""
+    return None if f"{lost}: " in done.stdout else f"does not report {lost!r}: {done.stdout[:200]}"
 
 
 def _made(out: Path) -> Path:
