@@ -45,12 +45,12 @@ def fit(box: Sequence[float], segmentation: Any, size: tuple[int, int]) -> Fit |
     Args:
         box: x, y, width, height in pixels.
         segmentation: polygons or RLE, unchecked.
-        size: width and height of the image, in pixels.
+        size: width and height of the image, in pixels, unchecked.
 
     Returns:
-        The fit; None if there is no mask with pixels, or the mask is malformed.
+        The fit; None if there is no mask with pixels, or the mask or the size is malformed.
     """
-    if max(size) > LONGEST_SIDE_PX or not segmentation:
+    if not 1 <= min(size) <= max(size) <= LONGEST_SIDE_PX or not segmentation:
         return None
     x, y, third, fourth = box
     edges = x, y, x + third, y + fourth

@@ -98,3 +98,8 @@ def test_rounding_and_the_image_edge_do_not_matter(fits):
 )
 def test_masks_that_cannot_be_used_are_left_to_their_own_check(mask):
     assert box_masks.fit([1, 2, 3, 4], mask, (WIDTH, HEIGHT)) is None
+
+
+@pytest.mark.parametrize("size", [(-5, 40), (0, 40), (40, 1 << 40)])
+def test_sizes_that_no_image_has_are_left_to_their_own_check(size):
+    assert box_masks.fit([1, 2, 3, 4], [[1, 2, 30, 2, 30, 20, 1, 20]], size) is None
