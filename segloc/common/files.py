@@ -19,6 +19,7 @@ from segloc.common.errors import InputError
 
 READ_BYTES = 1 << 20
 _LONGEST_NAME_BYTES = 255  # of Linux and macOS
+_CHECK = "check"  # name in the temporary file that tries whether a folder can be written
 # Errors of the system that only a write can have.
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _written: set[Path] = set()
@@ -271,7 +272,8 @@ def _try_to_write(path: str | os.PathLike[str], folder: Path, name_bytes: int = 
             raise InputError(f"{path}: {folder} is a file, not a folder")
         if max(missing) > os.pathconf(folder, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        with _temporary(folder / "check"):
+        remove_stale(folder / _CHECK)
+        with _temporary(folder / _CHECK):
             pass
     except OSError as error:
         where = "" if error.errno == errno.ENAMETOOLONG else f": no file can be made in {folder}"

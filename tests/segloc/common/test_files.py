@@ -235,3 +235,10 @@ def test_only_a_tilde_is_expanded(tmp_path, monkeypatch):
     assert expanded("~root/x") == os.path.expanduser("~root/x") != "~root/x"
     (tmp_path / "~root").mkdir()
     assert expanded("~root") == "~root"
+
+
+def test_a_check_removes_what_a_killed_one_left(tmp_path):
+    (tmp_path / ".check.0badcafe.tmp").touch()
+    (tmp_path / ".mine.0badcafe.tmp").touch()
+    check_output_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.0badcafe.tmp"]
