@@ -8,12 +8,10 @@ from pathlib import Path
 
 from segloc.common import cli
 from segloc.common.files import check_output_folder
-from segloc.common.run_files import MODEL
-from segloc.common.skips import require
-from segloc.detection.finetuning import finetune, run_name
+from segloc.detection.finetuning import run_name, train
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load
-from segloc.training.run_folder import read_skips
+from segloc.training.processes import run_on
 
 EXAMPLES = """\
   python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101_fair.yaml \\
@@ -22,6 +20,10 @@ EXAMPLES = """\
       --data data/raw/pidray --out runs/finetune-imagenet
   python -m segloc.finetune --weights random --config detectron_configs/finetune/demo_r18.yaml \\
       --data data/simulated/pidray --out runs/demo-random train.iterations=20 optim.batch=2
+  python -m segloc.finetune --weights runs/pretrain --config detectron_configs/finetune/sdanet_r101_fair.yaml \\
+      --data data/raw/pidray --processes 4    # one per GPU of this machine
+  torchrun --nproc-per-node 8 -m segloc.finetune --weights runs/pretrain \\
+      --config detectron_configs/finetune/sdanet_r101_fair.yaml --data data/raw/pidray
 Run the same command again to resume a stopped run. A stop (Ctrl-C, SIGTERM, SIGHUP) saves a checkpoint first.
 """
 
@@ -43,18 +45,17 @@ def main(argv: list[str] | None = None) -> int:
         "--data", type=cli.place, help="PIDray folder of either release (default: the recipe's data section)"
     )
     options.add_argument("--out", type=cli.output_folder, help="run folder (default: runs/finetune-CONFIG-WEIGHTS)")
+    cli.add_processes(options)
     cli.add_max_skipped(options)
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
 
 
-def _command(args: argparse.Namespace) -> None:
+def _command(args: argparse.Namespace) -> int:
     config = load(FinetuneConfig, args.config, args.overrides).with_data(args.data)
     out = args.out or Path(f"runs/finetune-{args.config.stem}-{run_name(args.weights)}")
     check_output_folder(out)
-    print(finetune(config, args.weights, out, args.max_skipped))
-    if (out / MODEL).is_file():
-        require(read_skips(out), args.max_skipped, "check the training set", f"{out / MODEL}")
+    return run_on(args.processes, train, config, args.weights, out, args.max_skipped)
 
 
 if __name__ == "__main__":

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from segloc.common import cli
-from segloc.common.errors import InputError
 from segloc.contrast.run import train
 from segloc.data.stream import ShardFolder
 from segloc.settings.pretraining import load_config
-from segloc.training.processes import join, launch
+from segloc.training.processes import run_on
 
 
 def _command(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    if args.processes < 1:
-        raise InputError(f"--processes is {args.processes}, it must be at least 1")
     if args.processes > 1:
-        if "WORLD_SIZE" in os.environ:
-            raise InputError("--processes cannot be used under torchrun; use one of them")
         ShardFolder.open(args.shards)  # so that errors in the shards are printed once
-        return launch(train, args.processes, config, args.shards, args.out, args.max_skipped)
-    with join() as group:
-        return train(config, args.shards, args.out, args.max_skipped, group)
+    return run_on(args.processes, train, config, args.shards, args.out, args.max_skipped)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,9 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="RUN",
         help="run folder (default: %(default)s)",
     )
-    options.add_argument(
-        "--processes", type=cli.whole, default=1, metavar="N", help="number of processes on this machine (default: 1)"
-    )
+    cli.add_processes(options)
     cli.add_max_skipped(options)
     cli.add_overrides(options)
     return cli.run(_command, options, argv)

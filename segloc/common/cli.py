@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from segloc.common import run_files, stops, terminal
-from segloc.common.errors import InputError, RunError, describe_os_error
+from segloc.common.errors import FailedElsewhere, InputError, RunError, describe_os_error, exit_code_of
 from segloc.common.files import check_output, check_output_folder, expanded, was_removed
 from segloc.common.output_kinds import Kind, check_replaces
 from segloc.common.skips import MAX_SKIPPED, OPTION
@@ -65,9 +65,10 @@ def run(
 
 def report(error: InputError | RunError | OSError, program: str) -> int:
     """Print what an expected error says, in one line on stderr; returns its exit code."""
-    message = describe_os_error(error) if isinstance(error, OSError) else str(error)
-    print(f"{program}: {printable(message)}", file=sys.stderr)
-    return InputError.exit_code if isinstance(error, OSError) else error.exit_code
+    if not isinstance(error, FailedElsewhere):
+        message = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        print(f"{program}: {printable(message)}", file=sys.stderr)
+    return exit_code_of(error)
 
 
 class Parser(argparse.ArgumentParser):
@@ -108,6 +109,17 @@ def add_executor_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--workers", type=whole, default=0, metavar="N", help="processes (default: all cores)")
     options.add_argument(
         "--executor", choices=EXECUTORS, default="local", help="run on this machine (default) or a Ray cluster"
+    )
+
+
+def add_processes(options: argparse.ArgumentParser) -> None:
+    """Add ``--processes``."""
+    options.add_argument(
+        "--processes",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="number of processes on this machine, at most one per GPU (default: 1)",
     )
 
 

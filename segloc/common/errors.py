@@ -30,6 +30,23 @@ class DivergedError(RunError):
     """The loss or its gradient is no longer finite."""
 
 
+class FailedElsewhere(RunError):
+    """The work failed in another process of a group, which says why; this one prints nothing.
+
+    Args:
+        exit_code: that of the other process.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of the group failed")
+        self.exit_code = exit_code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a command that ends with an error."""
+    return InputError.exit_code if isinstance(error, OSError) else getattr(error, "exit_code", RunError.exit_code)
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an exception in one line, or its class name if it has no message."""
     return " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__

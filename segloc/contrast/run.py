@@ -7,13 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
 from segloc.common.run_files import KEPT
 from segloc.common.skips import Skips, require
-from segloc.common.stops import Stopped, held
 from segloc.contrast.pretrainer import HARMLESS, Pretrainer
 from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS
@@ -23,7 +21,7 @@ from segloc.settings.pretraining import PretrainConfig
 from segloc.training import checkpoint, memory, run_folder
 from segloc.training.loop import DETECTRON2, Hook
 from segloc.training.processes import ALONE, Group
-from segloc.training.stopping import Keeper
+from segloc.training.stopping import Keeper, held_together
 
 
 class Writer(Hook):
@@ -159,18 +157,16 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
     if state is not None:
         trainer.load_state(state)
         start = state["iteration"]
-    if len(set(group.gather(torch.tensor(start, device=trainer.device)).tolist())) > 1:
-        raise InputError(f"{out}: the processes read different checkpoints; use a run folder shared by all processes")
-    report = print if group.is_main else lambda text: None
+    run_folder.require_shared(out, start, group)
     hooks = f"own and Detectron2 {DETECTRON2}'s" if DETECTRON2 else "own"
-    report(f"device: {trainer.device.type}; processes: {group.world}; hooks: {hooks}")
+    group.say(f"device: {trainer.device.type}; processes: {group.world}; hooks: {hooks}")
     if lacks := folder.index.lacks:
-        report(f"{folder.store}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
+        group.say(f"{folder.store}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
     if start >= trainer.steps:
-        report(f"already finished: {start} steps in {out}")
+        group.say(f"already finished: {start} steps in {out}")
         _write_skips(trainer)  # the last process may have been killed before
         return save_backbone(trainer)
-    report(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
+    group.say(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
     if group.is_main:
         run_folder.write_description(
             out, "pretrain", to_yaml(config), shards=folder.index.digest, classes=list(folder.index.classes),
@@ -178,7 +174,7 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
             processes=group.world,
         )  # fmt: skip
     if not start:
-        report(trainer.model.started_from)
+        group.say(trainer.model.started_from)
     _train(trainer, start, kept)
     _write_skips(trainer)
     return save_backbone(trainer)
@@ -190,24 +186,14 @@ def _train(trainer: Pretrainer, start: int, kept: dict[int, int]) -> None:
     Raises:
         Stopped: after a step, whose checkpoint is saved.
     """
-    group = trainer.group
-    with contextlib.closing(trainer), held() as came:
-
-        def stop() -> int:
-            # If one process receives a signal, all stop after the same step.
-            return group.most(came(), trainer.device)
-
+    with contextlib.closing(trainer), held_together(trainer.group, trainer.device) as stop:
         keeper = Keeper(partial(save_checkpoint, trainer), trainer.config.checkpoint_every, stop)
         # A kept backbone is written before the checkpoint of its step, so that a killed run does not miss it.
         keepers = [EpochKeeper(kept), keeper]
-        trainer.register_hooks([Writer(), *keepers] if group.is_main else keepers)
-        try:
-            if not start:
-                trainer.fill_queues(stop)
-            trainer.train(start, trainer.steps)
-        except Stopped:
-            group.most(0, trainer.device)  # wait for the checkpoint: a launcher ends all processes once one has ended
-            raise
+        trainer.register_hooks([Writer(), *keepers] if trainer.group.is_main else keepers)
+        if not start:
+            trainer.fill_queues(stop)
+        trainer.train(start, trainer.steps)
 
 
 def _write_skips(trainer: Pretrainer) -> None:

@@ -31,7 +31,7 @@ from segloc.detection.splits import CocoSplit, Scan, box_of, is_trainable, mask_
 from segloc.settings.finetuning import DataSettings
 
 # Random streams of a training run, derived from its seed.
-ORDER, FLIP = range(2)
+ORDER, FLIP, SAMPLING = range(3)
 
 WRONG_SIZE = "image size disagrees with the file"  # as in stage 1
 
@@ -49,6 +49,7 @@ class Example:
         boxes: [n, 4] float32, x0 y0 x1 y1 in pixels of `image`.
         classes: [n] int64, 0-based.
         masks: [n, h, w] bool.
+        seeds: of the sampling of its anchors and of its proposals; if empty, torch's generator goes on as it is.
     """
 
     image_id: Id
@@ -56,6 +57,7 @@ class Example:
     boxes: torch.Tensor
     classes: torch.Tensor
     masks: torch.Tensor
+    seeds: tuple[int, ...] = ()
 
 
 def train_split(settings: DataSettings) -> Split:
@@ -147,6 +149,8 @@ def digest_of(scans: Iterable[Scan]) -> str:
 class TrainingData:
     """Training batches, a pure function of (seed, iteration): a resumed run gets those of an uninterrupted one.
 
+    Several processes share the slots of each batch, so the images of a step do not depend on their number.
+
     A scan that is known to be unusable is left out (`leave_out`). One that turns out to be unreadable during training
     is replaced by the next readable scan; the rest of the order stays the same.
 
@@ -154,7 +158,7 @@ class TrainingData:
         split: the training set.
         settings: size, flip, threads.
         batch: images per step.
-        seed: of the order and the flips.
+        seed: of the order, the flips and the sampling of anchors and proposals.
 
     Attributes:
         listed: the scans of the recipe, before any is left out.
@@ -211,20 +215,30 @@ class TrainingData:
         """
         drawn = self.indices(iteration)[slot]
         flip = np.random.default_rng([self.seed, FLIP, iteration, slot]).random() < self.settings.flip
+        seeds = np.random.SeedSequence([self.seed, SAMPLING, iteration, slot]).generate_state(2).tolist()
         for position in (*self._positions[drawn:], *self._positions[:drawn]):
             try:
-                return make_example(self.listed[position], self.class_of, self.settings.image_size, flip)
+                found = make_example(self.listed[position], self.class_of, self.settings.image_size, flip)
+                return dataclasses.replace(found, seeds=tuple(seeds))
             except InputError as error:
                 self.unreadable[position] = str(error)
         raise InputError(f"none of the {len(self)} training images can be read; {self.unreadable[position]}")
 
-    def batches(self, start: int, stop: int) -> Generator[list[Example], None, None]:
-        """Yield the batches of steps ``start`` to ``stop - 1``, decoded ahead in threads."""
-        slots = ((iteration, slot) for iteration in range(start, stop) for slot in range(self.batch))
-        examples = in_threads(lambda at: self.example(*at), slots, self.settings.threads, 2 * self.batch)
+    def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Generator[list[Example], None, None]:
+        """Yield the batches of steps ``start`` to ``stop - 1``, decoded ahead in threads.
+
+        Args:
+            start: first step.
+            stop: the step after the last one.
+            rank: number of the process, which gets that part of the slots of each step.
+            world: number of processes, which divides the batch.
+        """
+        share = self.batch // world
+        slots = itertools.product(range(start, stop), range(rank * share, (rank + 1) * share))
+        examples = in_threads(lambda at: self.example(*at), slots, self.settings.threads, 2 * share)
         with contextlib.closing(examples):
             for _ in range(start, stop):
-                yield list(itertools.islice(examples, self.batch))
+                yield list(itertools.islice(examples, share))
 
 
 def make_example(scan: Scan, class_of: dict[Id, int], size: int, flip: bool) -> Example:

@@ -6,7 +6,7 @@ Mask R-CNN on the same backbone, data and evaluation. Its metrics are not compar
 To add an engine, write a module ``engine_NAME.py`` beside this one and add NAME to
 `segloc.settings.finetuning.ENGINES`. The module defines ``build(backbone, heads, num_classes)``, which returns a
 `Detector` including its losses. Importing the module may raise ImportError if its library is missing.
-The detector draws only from torch's global generator, which is seeded at every step.
+The detector draws only from torch's global generator, which it seeds for each image: see `segloc.detection.sampling`.
 """
 
 from __future__ import annotations

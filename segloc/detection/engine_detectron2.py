@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ from torch import nn
 from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
 from segloc.detection.detector import POOL_LEVELS, POOL_SCALES, SAMPLING_RATIO, Detections, Detector
+from segloc.detection.sampling import ANCHORS, PROPOSALS, seed_next, seeds_of
 from segloc.models.backbone import LEVELS, MULTIPLE, PIXEL_MEAN, PIXEL_STD, STRIDES, SegLocBackbone, pad_batch
 from segloc.models.roi_align import roi_align
 from segloc.settings.finetuning import HeadSettings
@@ -93,7 +94,33 @@ class WhitePaddedRCNN(GeneralizedRCNN):
         return ImageList(images * scale + shift, sizes)
 
 
-class WeightedCascade(CascadeROIHeads):
+class SeededRPN(RPN):
+    """Samples the anchors of each image with a seed of its own, see `segloc.detection.sampling`.
+
+    Attributes:
+        seeds: those of the images of the next batch.
+    """
+
+    seeds: Iterator[int] = iter(())
+
+    def _subsample_labels(self, label: torch.Tensor) -> torch.Tensor:
+        seed_next(self.seeds)
+        return super()._subsample_labels(label)
+
+
+class SeededHeads(StandardROIHeads):
+    """Samples the proposals of each image with a seed of its own, like `SeededRPN`."""
+
+    seeds: Iterator[int] = iter(())
+
+    def _sample_proposals(
+        self, matched_idxs: torch.Tensor, matched_labels: torch.Tensor, gt_classes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        seed_next(self.seeds)
+        return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
+
+
+class WeightedCascade(CascadeROIHeads, SeededHeads):
     """Cascade heads balanced only by the loss weights of the stages, as in SDANet's library.
 
     Detectron2 also divides the gradient into the features by the number of stages. Together with the loss weights, the
@@ -128,6 +155,8 @@ class Detectron2Detector(Detector):
         for one in batch:
             what = {"gt_boxes": Boxes(one.boxes), "gt_classes": one.classes, "gt_masks": BitMasks(one.masks)}
             inputs.append({"image": one.image, "instances": Instances(tuple(one.image.shape[1:]), **what)})
+        self.net.proposal_generator.seeds = seeds_of(batch, ANCHORS)
+        self.net.roi_heads.seeds = seeds_of(batch, PROPOSALS)
         # Detectron2's heads need an open event storage.
         with contextlib.nullcontext() if has_event_storage() else EventStorage():
             return self.net(inputs)
@@ -159,7 +188,7 @@ def rcnn(backbone: Backbone, heads: HeadSettings, num_classes: int) -> WhitePadd
 
 
 def _rpn(heads: HeadSettings, channels: int) -> RPN:
-    return RPN(
+    return SeededRPN(
         in_features=list(LEVELS),
         head=StandardRPNHead(in_channels=channels, num_anchors=3),
         anchor_generator=DefaultAnchorGenerator(
@@ -203,7 +232,7 @@ def _roi_heads(heads: HeadSettings, channels: int, num_classes: int) -> Standard
     predictors = [_box_predictor(heads, num_classes, agnostic, weight, std) for _, weight, std in stages]
     if agnostic:
         return WeightedCascade(box_heads=box_heads, box_predictors=predictors, proposal_matchers=matchers, **shared)
-    return StandardROIHeads(box_head=box_heads[0], box_predictor=predictors[0], proposal_matcher=matchers[0], **shared)
+    return SeededHeads(box_head=box_heads[0], box_predictor=predictors[0], proposal_matcher=matchers[0], **shared)
 
 
 class FastROIAlign(ROIAlign):  # type: ignore[misc]

@@ -6,10 +6,11 @@ have the same sizes but are centred on the corners of their cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -21,8 +22,30 @@ from torchvision.ops.poolers import LevelMapper
 from segloc.common.masks import encode_mask
 from segloc.detection.data import Example
 from segloc.detection.detector import POOL_LEVELS, POOL_SCALES, SAMPLING_RATIO, Detections, Detector
+from segloc.detection.sampling import ANCHORS, PROPOSALS, seed_next, seeds_of
 from segloc.models.backbone import STRIDES, SegLocBackbone, pad_batch
 from segloc.settings.finetuning import HeadSettings
+
+
+class SeededSampler(BalancedPositiveNegativeSampler):
+    """Samples each image with a seed of its own, see `segloc.detection.sampling`.
+
+    Attributes:
+        seeds: those of the images of the next batch.
+    """
+
+    seeds: Iterator[int] = iter(())
+
+    def __call__(self, matched_idxs: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Sample the anchors or proposals of each image; see the base class."""
+        positive: list[torch.Tensor] = []
+        negative: list[torch.Tensor] = []
+        for one in matched_idxs:
+            seed_next(self.seeds)
+            of_image = super().__call__([one])
+            positive += of_image[0]
+            negative += of_image[1]
+        return positive, negative
 
 
 class TorchvisionDetector(Detector):
@@ -53,6 +76,8 @@ class TorchvisionDetector(Detector):
             for example in batch
         ]
         features = self.net.backbone(images.tensors)
+        self.net.rpn.fg_bg_sampler.seeds = seeds_of(batch, ANCHORS)
+        self.net.roi_heads.fg_bg_sampler.seeds = seeds_of(batch, PROPOSALS)
         proposals, losses = self.net.rpn(images, features, targets)
         _, head_losses = self.net.roi_heads(features, proposals, images.image_sizes, targets)
         return {**losses, **head_losses}
@@ -97,6 +122,9 @@ def build(backbone: SegLocBackbone, heads: HeadSettings, num_classes: int) -> To
         mask_head=MaskRCNNHeads(backbone.out_channels, [heads.mask_dim] * heads.mask_convs, 1),
         mask_predictor=MaskRCNNPredictor(heads.mask_dim, heads.mask_dim, num_classes + 1),
     )
+    for part in (net.rpn, net.roi_heads):
+        plain = part.fg_bg_sampler
+        part.fg_bg_sampler = SeededSampler(plain.batch_size_per_image, plain.positive_fraction)
     # Initial mask logits near 0, as in Detectron2; with torchvision's default the mask loss is ten times the others.
     torch.nn.init.normal_(net.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
     return TorchvisionDetector(net)

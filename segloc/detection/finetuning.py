@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from segloc.common import white_level
@@ -14,8 +15,8 @@ from segloc.common.datasets.coco import read_coco
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of, write_json
 from segloc.common.run_files import MODEL, START
-from segloc.common.skips import MAX_SKIPPED, OPTION, Skips
-from segloc.common.stops import held
+from segloc.common.skips import MAX_SKIPPED, OPTION, Skips, require
+from segloc.common.stops import handled
 from segloc.detection.data import TrainingData, digest_of, evaluation_splits, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
 from segloc.detection.scan_headers import unreadable_scans
@@ -26,10 +27,10 @@ from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
 from segloc.settings.finetuning import STAND_IN, DataSettings, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
 from segloc.training import checkpoint, run_folder
-from segloc.training.processes import ALONE
+from segloc.training.processes import ALONE, Group
 from segloc.training.run_folder import origin
 from segloc.training.schedules import step_schedule
-from segloc.training.stopping import Keeper
+from segloc.training.stopping import Keeper, held_together
 
 UNREADABLE = "unreadable during training"
 
@@ -41,33 +42,36 @@ def _train(
     first: int,
     content: Callable[[int], dict[str, Any]],
 ) -> None:
-    """Train from step `first`.
+    """Train from step `first`. Only the main process writes.
 
     Raises:
         Stopped: after a step, whose checkpoint is saved.
     """
+    is_main = trainer.group.is_main
 
     def save(done: int) -> None:
-        checkpoint.save(folder / checkpoint.LAST, {**content(done), "optimizer": trainer.optimizer.state_dict()})
+        if is_main:
+            checkpoint.save(folder / checkpoint.LAST, {**content(done), "optimizer": trainer.optimizer.state_dict()})
 
-    with held() as stop:
+    with held_together(trainer.group, trainer.detector.device) as stop:
         # This order writes the log of a step before the checkpoint of that step.
-        trainer.register_hooks([Progress(folder, settings.log_every), Keeper(save, settings.checkpoint_every, stop)])
+        keeper = Keeper(save, settings.checkpoint_every, stop)
+        trainer.register_hooks([Progress(folder, settings.log_every), keeper] if is_main else [keeper])
         trainer.fit(first)
 
 
-def _detector(config: FinetuneConfig, start: str, resuming: bool) -> tuple[Detector, Started | None]:
+def _detector(config: FinetuneConfig, start: str, resuming: bool, group: Group) -> tuple[Detector, Started | None]:
     """Build the detector and, unless the run is resumed, load the initial weights."""
     torch.manual_seed(config.train.seed)
     detector = new_detector(config.model)
     if detector.engine == STAND_IN and config.model.heads.stages > 1:
         stages = config.model.heads.stages
-        print(f"torchvision has no cascade: training a one-stage Mask R-CNN instead of {stages} stages")
+        group.say(f"torchvision has no cascade: training a one-stage Mask R-CNN instead of {stages} stages")
     started = None if resuming else load_initial_weights(detector, start, config)
     if started:
-        print(started.summary)
+        group.say(started.summary)
     # Convolutions are faster in this layout, on a CPU, too.
-    return detector.to(ALONE.device(), memory_format=torch.channels_last), started  # type: ignore[call-overload]
+    return detector.to(group.device(), memory_format=torch.channels_last), started  # type: ignore[call-overload]
 
 
 def _earlier_run(folder: Path, config: FinetuneConfig, start: str, digest: str) -> dict[str, Any]:
@@ -137,16 +141,20 @@ def run_name(start: str) -> str:
     return folder if path.name in (checkpoint.BACKBONE, MODEL, checkpoint.LAST) else f"{folder}-{path.stem}"
 
 
-def _look(data: TrainingData, before: dict[str, Any]) -> tuple[Skips, set[int]]:
-    """Look at every file and leave out the unusable ones; return their counts and their positions in `data.listed`.
+def _leave_out(data: TrainingData, problems: dict[int, str], before: dict[str, Any]) -> tuple[Skips, set[int]]:
+    """Leave out the unusable files; return their counts and their positions in `data.listed`.
 
     A resumed run leaves out the same scans as before, even if a file was mended since, so that its batches stay the
     same. A file that became unreadable since is replaced by the next scan whenever it is drawn.
 
+    Args:
+        data: the training set.
+        problems: see `unreadable_scans`.
+        before: the checkpoint to resume from.
+
     Raises:
         InputError: no file can be used.
     """
-    problems = unreadable_scans(data.listed, data.settings.threads)
     left_out = before.get("left_out", []) if before else sorted(problems)
     data.leave_out(left_out)
     data.unreadable.update(dict.fromkeys(before.get("unreadable", []), UNREADABLE))
@@ -192,14 +200,20 @@ def _check_tests(settings: DataSettings, split: CocoSplit, source: Path) -> None
         print(f"no annotation file for the test sets {', '.join(missing)}; training does not need them")
 
 
-def finetune(config: FinetuneConfig, start: str, folder: Path, max_skipped: float = MAX_SKIPPED) -> str:
+def finetune(
+    config: FinetuneConfig, start: str, folder: Path, max_skipped: float = MAX_SKIPPED, group: Group = ALONE
+) -> str:
     """Fine-tune a detector into a run folder; resume from the folder's last checkpoint if there is one.
+
+    The main process looks at the scans (white level, headers) for all. Each process reads the annotations, the initial
+    weights and the checkpoint itself.
 
     Args:
         config: the recipe.
         start: initial weights: a run, a checkpoint, ``random`` or ``imagenet``.
         folder: the run folder. Its ``skipped.json`` counts scans and annotations that were skipped.
         max_skipped: with a larger share of skipped inputs, a line before the first step says so.
+        group: the processes that train together; a run may be resumed by another number of them.
 
     Returns:
         A sentence that says how the run ended.
@@ -209,62 +223,106 @@ def finetune(config: FinetuneConfig, start: str, folder: Path, max_skipped: floa
         DivergedError: the loss is not finite.
         Stopped: Ctrl-C, SIGTERM or SIGHUP stopped the training after a step, and its checkpoint is saved.
     """
-    run_folder.refuse_other_kind(folder, "finetune")
-    source = train_split(config.data)
-    split = read_split(source)
-    _check_tests(config.data, split, source.annotations)
-    config = config.with_white(_white(config, split, folder))
+    with group.together():
+        run_folder.refuse_other_kind(folder, "finetune")
+        source = train_split(config.data)
+        split = read_split(source)
+        config = config.resolved(list(split.classes), engine_name(config.model.engine), group.world)
+    group.of_main(lambda: _check_tests(config.data, split, source.annotations))
+    config = config.with_white(group.of_main(lambda: _white(config, split, folder)))
     split = split.with_white(config.data.white)
-    data = TrainingData(split, config.data, config.optim.batch, config.train.seed)
-    classes = list(split.classes)
-    config = config.resolved(classes, engine_name(config.model.engine))
-    with run_folder.owned(folder):
-        return _finetune(config, start, folder, data, split, max_skipped)
+    with group.together():
+        data = TrainingData(split, config.data, config.optim.batch, config.train.seed)
+    with group.in_main(run_folder.owned(folder)):
+        return _finetune(config, start, folder, data, split, max_skipped, group)
 
 
 def _finetune(
-    config: FinetuneConfig, start: str, folder: Path, data: TrainingData, split: CocoSplit, max_skipped: float
+    config: FinetuneConfig,
+    start: str,
+    folder: Path,
+    data: TrainingData,
+    split: CocoSplit,
+    max_skipped: float,
+    group: Group,
 ) -> str:
-    classes, digest = list(split.classes), digest_of(data.listed)
-    run_folder.refuse_other_settings(folder, config, weights=start, data_digest=digest)
-    before = _earlier_run(folder, config, start, digest)
-    if (folder / MODEL).is_file():
-        (folder / checkpoint.LAST).unlink(missing_ok=True)  # the last process may have been killed before
+    digest = digest_of(data.listed)
+    with group.together():
+        run_folder.refuse_other_settings(folder, config, weights=start, data_digest=digest)
+        before = _earlier_run(folder, config, start, digest)
+        is_finished = (folder / MODEL).is_file()
+    if is_finished:
+        if group.is_main:
+            (folder / checkpoint.LAST).unlink(missing_ok=True)  # the last process may have been killed before
         return f"{folder / MODEL}: this run is finished"
-    detector, started = _detector(config, start, resuming=bool(before))
-    (skips, known), annotations = _look(data, before), _skipped_annotations(split)
-    for part in (skips, annotations):
-        if part.counts:
-            print(part.summary())
-        if part.more_than(max_skipped):
-            print(f"these are more than {OPTION} {max_skipped:g}: the run goes on, but its exit code will be 1")
-    start_digest = started.digest if started else before.get("start_digest", "")
-    optim, steps = config.optim, config.train.steps(len(data), config.optim.batch)
-    rates = step_schedule(optim.lr, steps, min(optim.warmup, steps), optim.warmup_start, optim.milestones, optim.gamma)
-    trainer = FinetuneTrainer(detector, data, optim, rates, config.train.seed)
-    first = _resume(trainer, before, folder)
-    engine = engine_label(detector.engine)
-    print(f"engine {engine}, initial weights {start}, {len(data)} scans, {steps} steps, run {folder}")
-    details = {"engine": engine, "weights": start, "classes": classes, "scans": len(data)}
-    run_folder.write_description(folder, "finetune", to_yaml(config), **details, data_digest=digest)
-    if started:
-        # Write this now: the pretraining's folder may be deleted before runs are compared.
-        source, seed = origin(start)
-        notes = {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed}
-        write_json(folder / START, notes)
-    run_folder.write_skips(folder, [skips, annotations])
+    with group.together():
+        detector, started = _detector(config, start, bool(before), group)
+    problems = group.of_main(lambda: unreadable_scans(data.listed, data.settings.threads))
+    with group.together():
+        skips, known = _leave_out(data, problems, before)
+        trainer = FinetuneTrainer(detector, data, config.optim, _rates(config, len(data)), group)
+        first = _resume(trainer, before, folder)
+    run_folder.require_shared(folder, first, group)
+    about = {
+        "engine": engine_label(detector.engine), "weights": start, "classes": list(split.classes), "scans": len(data),
+        "processes": group.world, "data_digest": digest,
+    }  # fmt: skip
+    parts = [skips, _skipped_annotations(split)]
+    if group.is_main:
+        _say_skips(parts, max_skipped)
+        run_folder.write_description(folder, "finetune", to_yaml(config), **about)
+        _write_start(folder, start, started)
+        run_folder.write_skips(folder, parts)
+    steps = len(trainer.learning_rates)
+    group.say(f"engine {about['engine']}, initial weights {start}, {len(data)} scans, {steps} steps, run {folder}")
+    inputs = {"start": start, "data_digest": digest, "left_out": data.left_out, "steps": steps}
+    inputs["start_digest"] = started.digest if started else before.get("start_digest", "")
 
     def content(iteration: int) -> dict[str, Any]:
-        inputs = {"start": start, "start_digest": start_digest, "data_digest": digest, "left_out": data.left_out}
-        inputs["unreadable"] = sorted(data.unreadable)
-        return {**detector_content(detector, config, classes, iteration), "steps": steps, **inputs}
+        found = {**inputs, "unreadable": sorted(data.unreadable)}
+        return {**detector_content(detector, config, split.classes, iteration), **found}
 
     _train(trainer, folder, config.train, first, content)
     for position in sorted(data.unreadable.keys() - known):
         skips.add(UNREADABLE, data.listed[position].path.name)
-    if data.unreadable.keys() - known:
-        print(skips.summary())
-    run_folder.write_skips(folder, [skips, annotations])
-    checkpoint.save(folder / MODEL, content(steps))
-    (folder / checkpoint.LAST).unlink(missing_ok=True)
+    if group.is_main:
+        if data.unreadable.keys() - known:
+            print(skips.summary())
+        run_folder.write_skips(folder, parts)
+        checkpoint.save(folder / MODEL, content(steps))
+        (folder / checkpoint.LAST).unlink(missing_ok=True)
     return f"wrote {folder / MODEL}"
+
+
+def _rates(config: FinetuneConfig, scans: int) -> np.ndarray:
+    """Return the learning rate of each step."""
+    optim, steps = config.optim, config.train.steps(scans, config.optim.batch)
+    return step_schedule(optim.lr, steps, min(optim.warmup, steps), optim.warmup_start, optim.milestones, optim.gamma)
+
+
+def _say_skips(parts: Sequence[Skips], max_skipped: float) -> None:
+    for part in parts:
+        if part.counts:
+            print(part.summary())
+        if part.more_than(max_skipped):
+            print(f"these are more than {OPTION} {max_skipped:g}: the run goes on, but its exit code will be 1")
+
+
+def _write_start(folder: Path, start: str, started: Started | None) -> None:
+    """Write which initial weights were loaded. Later, the pretraining's folder may be gone."""
+    if started:
+        source, seed = origin(start)
+        write_json(folder / START, {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed})
+
+
+def train(config: FinetuneConfig, start: str, folder: Path, max_skipped: float, group: Group) -> int:
+    """Fine-tune as one process of a group; see `finetune`. Returns the exit code.
+
+    Raises:
+        SkippedError: the model is written, but a larger share than `max_skipped` of the inputs was skipped.
+    """
+    with handled():
+        group.say(finetune(config, start, folder, max_skipped, group))
+    if group.is_main:
+        require(run_folder.read_skips(folder), max_skipped, "check the training set", f"{folder / MODEL}")
+    return 0

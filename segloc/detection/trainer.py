@@ -16,58 +16,69 @@ from tqdm import tqdm
 from segloc.common.errors import DivergedError
 from segloc.detection.data import Example, TrainingData
 from segloc.detection.detector import Detector
+from segloc.detection.shared_step import SharedUnreadable, add_up
 from segloc.settings.finetuning import OptimSettings
 from segloc.training.loop import Hook, Trainer
+from segloc.training.processes import ALONE, Group
 from segloc.training.run_folder import MetricsLog
 
 
 class FinetuneTrainer(Trainer):
-    """Runs one optimiser step per iteration; all random numbers of a step derive from (seed, iteration).
+    """Runs one optimiser step per iteration; all random numbers of a step derive from (seed, iteration, slot).
+
+    Each process computes the gradient of its share of the batch, and their sum is the step's.
 
     Args:
         detector: the detector, on its device.
         data: the batches.
         settings: optimiser settings.
         learning_rates: [steps], the schedule.
-        seed: of the sampling of anchors and proposals.
+        group: the processes that train together.
     """
 
     def __init__(
-        self, detector: Detector, data: TrainingData, settings: OptimSettings, learning_rates: np.ndarray, seed: int
+        self,
+        detector: Detector,
+        data: TrainingData,
+        settings: OptimSettings,
+        learning_rates: np.ndarray,
+        group: Group = ALONE,
     ) -> None:
         super().__init__()
         self.detector = detector
         self.data = data
         self.settings = settings
         self.learning_rates = learning_rates
-        self.seed = seed
+        self.group = group
+        self.per_pass = settings.per_pass(group.world)
         self.optimizer = make_optimizer(detector, settings)
         self._batches: Generator[list[Example], None, None]
+        self._unreadable: SharedUnreadable
 
     def fit(self, start: int) -> None:
         """Train from iteration `start` to the end of the schedule."""
         self.detector.train()
-        with contextlib.closing(self.data.batches(start, len(self.learning_rates))) as self._batches:
-            self.train(start, len(self.learning_rates))
+        stop, group = len(self.learning_rates), self.group
+        self._unreadable = SharedUnreadable(self.data, group)
+        with contextlib.closing(self.data.batches(start, stop, group.rank, group.world)) as self._batches:
+            self.train(start, stop)
 
     def run_step(self) -> None:
-        """Load the batch, run forward and backward for each micro-batch, then step.
+        """Load this process's part of the batch, run forward and backward for each micro-batch, then step.
 
         Raises:
             DivergedError: the loss is not finite; the message names the images.
         """
         began = time.perf_counter()
-        batch = next(self._batches)
-        loaded = time.perf_counter()
-        # Both engines sample anchors and proposals with torch's global generator.
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.iter]).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.learning_rates[self.iter])
         self.optimizer.zero_grad()
-        size = self.settings.per_pass
-        parts = [self._backward(batch[first : first + size]) for first in range(0, len(batch), size)]
-        names = dict.fromkeys(itertools.chain(*parts))
-        losses = {name: torch.stack([part[name] for part in parts if name in part]).sum() for name in names}
+        with self.group.together():
+            batch = next(self._batches)
+            loaded = time.perf_counter()
+            firsts = range(0, len(batch), self.per_pass)
+            parts = [self._backward(batch[first : first + self.per_pass]) for first in firsts]
+        losses = self._add_up(parts)
         norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.settings.clip or float("inf"))
         self.optimizer.step()
         self.metrics = {
@@ -78,6 +89,16 @@ class FinetuneTrainer(Trainer):
             "data_s": loaded - began,
             "step_s": time.perf_counter() - began,
         }
+
+    def _add_up(self, parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Sum gradients and losses over the micro-batches `parts` of all processes; return the losses of the step."""
+        names = dict.fromkeys(itertools.chain(*parts))
+        own = {name: torch.stack([part[name] for part in parts if name in part]).sum() for name in names}
+        news = self._unreadable.news()
+        losses, unreadable = add_up(self.detector.parameters(), own, len(news), self.group)
+        if unreadable:
+            self._unreadable.tell(news)
+        return losses
 
     def _backward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Add a micro-batch's share of the step's gradient; return its share of each loss."""

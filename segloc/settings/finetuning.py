@@ -139,12 +139,12 @@ class OptimSettings:
         "``sgd`` with momentum, as in SDANet, or ``adamw``, which learns faster in very short runs.",
         choices=("sgd", "adamw"),
     )
-    batch: int = setting(2, "Scans per step.", least=1, most=MAX_BATCH)
+    batch: int = setting(2, "Scans per step, over all processes; each takes an equal share.", least=1, most=MAX_BATCH)
     micro_batch: int = setting(
         0,
-        "Scans per forward pass; less than `batch` accumulates gradients, 0 uses the whole batch. The loss of a step "
-        "is the mean over its micro-batches. It equals the loss of the whole batch if all scans have equally many "
-        "sampled proposals, and is close to it otherwise.",
+        "Scans per forward pass of a process; less than its share of `batch` accumulates gradients, 0 uses the whole "
+        "share. The loss of a step is the mean over its micro-batches. It equals the loss of the whole batch if all "
+        "scans have equally many sampled proposals, and is close to it otherwise.",
         least=0,
         most=MAX_BATCH,
     )
@@ -168,10 +168,19 @@ class OptimSettings:
         """Learning rate after the warm-up."""
         return self.lr_per_16 * self.batch / 16
 
-    @property
-    def per_pass(self) -> int:
-        """Scans per forward pass."""
-        return self.micro_batch or self.batch
+    def per_pass(self, processes: int = 1) -> int:
+        """Return the scans per forward pass of each process.
+
+        Raises:
+            InputError: the processes cannot share the batch evenly.
+        """
+        scans = min(self.micro_batch or self.batch, max(1, self.batch // processes))
+        if self.batch % (scans * processes):
+            raise InputError(
+                f"optim.batch {self.batch} cannot be shared by {processes} processes in micro-batches of {scans}; set "
+                "another optim.batch or optim.micro_batch"
+            )
+        return scans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +235,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if self.optim.batch % self.optim.per_pass:
+        if self.optim.micro_batch and self.optim.batch % self.optim.micro_batch:
             raise InputError(
                 f"optim.batch {self.optim.batch} is not a multiple of optim.micro_batch {self.optim.micro_batch}"
             )
@@ -243,11 +252,12 @@ class FinetuneConfig:
         """Replace the white level of 16-bit scans."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, white=level))
 
-    def resolved(self, classes: Sequence[str], engine: str) -> FinetuneConfig:
+    def resolved(self, classes: Sequence[str], engine: str, processes: int = 1) -> FinetuneConfig:
         """Set the number of classes and the engine, which depend on the data and the machine.
 
         Raises:
-            InputError: the recipe's number of classes differs from the data's, or batch norm sees a single scan.
+            InputError: the recipe's number of classes differs from the data's, the processes cannot share the batch
+                evenly, or batch norm sees a single scan.
         """
         if self.model.num_classes not in (0, len(classes)):
             raise InputError(
@@ -255,7 +265,7 @@ class FinetuneConfig:
                 "set it to 0 to use the number in the annotations"
             )
         backbone, optim = self.model.backbone, self.optim
-        if backbone.sda_norm == "bn" and backbone.attention and optim.per_pass < 2:
-            name = "micro_batch" if optim.micro_batch else "batch"
-            raise InputError(f"model.backbone.sda_norm=bn needs optim.{name} of at least 2; or use sda_norm=gn or ln")
+        if optim.per_pass(processes) < 2 and backbone.sda_norm == "bn" and backbone.attention:
+            least = "micro_batch of at least 2" if optim.micro_batch == 1 else f"batch of at least {2 * processes}"
+            raise InputError(f"model.backbone.sda_norm=bn needs optim.{least}; or use sda_norm=gn or ln")
         return dataclasses.replace(self, model=dataclasses.replace(self.model, num_classes=len(classes), engine=engine))

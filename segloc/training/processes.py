@@ -19,10 +19,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -34,7 +34,9 @@ from tqdm import tqdm
 
 from segloc.common import stops, terminal
 from segloc.common.cli import EXPECTED, report
-from segloc.common.errors import InputError, RunError, one_line
+from segloc.common.errors import FailedElsewhere, InputError, RunError, exit_code_of, one_line
+
+T = TypeVar("T")
 
 LOST_PEER_S = 45.0
 POLL_S = 0.1
@@ -84,6 +86,85 @@ class Group:
         height, width = sizes.amax(0).tolist()
         padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
         return self.gather(torch.nn.functional.pad(images, padding, value=fill)).flatten(0, 1)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Gather picklable objects from all processes, in rank order."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        distributed.all_gather_object(found, value)
+        return found
+
+    def gather_in_main(self, value: T) -> list[T] | None:
+        """Gather picklable objects from all processes in the main process, in rank order; None in the others."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.world if self.is_main else None
+        distributed.gather_object(value, found)
+        return found
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sum tensors of one type over all processes in place, in one collective call."""
+        if self.world == 1:
+            return
+        total = torch.cat([tensor.detach().flatten() for tensor in tensors])
+        distributed.all_reduce(total)
+        for tensor, part in zip(tensors, total.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.detach().copy_(part.view(tensor.shape))
+
+    def say(self, text: str) -> None:
+        """Print a line in the main process."""
+        if self.is_main:
+            print(text)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait at the end of a block for all processes. If the block fails in one, all end, and only that one says why.
+
+        The block may not have collective calls.
+
+        Raises:
+            FailedElsewhere: the block failed in another process.
+        """
+        if self.world == 1:
+            yield
+            return
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        code = exit_code_of(failure) if failure else 0
+        codes = self.gather(torch.tensor(code, device=self.device())).tolist()
+        if not any(codes):
+            return
+        first = next(rank for rank, code in enumerate(codes) if code)
+        if failure and first == self.rank:
+            raise failure
+        raise FailedElsewhere(codes[first]) from failure
+
+    def of_main(self, function: Callable[[], T]) -> T:
+        """Call a function in the main process only; return its result, which is picklable, in all.
+
+        Raises:
+            FailedElsewhere: it failed, in a process that is not the main one.
+        """
+        found: list[Any] = [None]
+        with self.together():
+            if self.is_main:
+                found = [function()]
+        if self.world > 1:
+            distributed.broadcast_object_list(found)
+        return found[0]  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def in_main(self, context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+        """Enter a context, such as a lock, in the main process only; if that fails, all processes end."""
+        with contextlib.ExitStack() as stack:
+            with self.together():
+                if self.is_main:
+                    stack.enter_context(context)
+            yield
 
     def most(self, number: int, device: torch.device) -> int:
         """Return the largest number of all processes; the same result in all processes."""
@@ -136,6 +217,27 @@ def join(meeting_place: str | None = None) -> Iterator[Group]:
     distributed.destroy_process_group()
 
 
+def run_on(processes: int, function: Callable[..., int], *args: Any) -> int:
+    """Run ``function(*args, group)`` in processes that this one starts, or as one of torchrun's; return the exit code.
+
+    Args:
+        processes: the option ``--processes``; 1 starts no process.
+        function: see `launch`.
+        args: see `launch`.
+
+    Raises:
+        InputError: `processes` cannot be used; see also `launch`.
+    """
+    if processes < 1:
+        raise InputError(f"--processes is {processes}, it must be at least 1")
+    if processes > 1:
+        if "WORLD_SIZE" in os.environ:
+            raise InputError("--processes cannot be used under torchrun; use one of them")
+        return launch(function, processes, *args)
+    with join() as group:
+        return function(*args, group)
+
+
 def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     """Run ``function(*args, group)`` in several processes on this machine, with torch's elastic launcher.
 
@@ -143,7 +245,7 @@ def launch(function: Callable[..., int], processes: int, *args: Any) -> int:
     kills them.
 
     Args:
-        function: a module-level function that returns an exit code and uses `segloc.common.stops.held`.
+        function: a module-level function that returns an exit code and uses `segloc.common.stops.held` or `handled`.
         processes: number of processes; at most one per GPU.
         args: picklable arguments.
 

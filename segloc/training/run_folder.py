@@ -48,6 +48,7 @@ from segloc.common.skips import Skips
 from segloc.common.text import printable
 from segloc.settings.loader import flat, load, to_yaml
 from segloc.training.loop import DETECTRON2
+from segloc.training.processes import Group
 
 LONGEST_SHOWN = 40
 
@@ -175,6 +176,16 @@ def owned(folder: str | Path) -> contextlib.AbstractContextManager[None]:
         InputError: another process trains there.
     """
     return locks.owned(Path(folder) / LOCK, f"{folder}: another process trains in this folder")
+
+
+def require_shared(folder: str | Path, iteration: int, group: Group) -> None:
+    """Require that all processes read the checkpoint of the same iteration; a collective call.
+
+    Raises:
+        InputError: they did not.
+    """
+    if len(set(group.gather(torch.tensor(iteration, device=group.device())).tolist())) > 1:
+        raise InputError(f"{folder}: the processes read different checkpoints; use a run folder that all share")
 
 
 def refuse_other_settings(folder: str | Path, config: Any, harmless: Sequence[str] = (), **facts: str) -> None:

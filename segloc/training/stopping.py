@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from segloc.common.stops import Stopped
+import torch
+
+from segloc.common.stops import Stopped, held
 from segloc.training.loop import Hook
+from segloc.training.processes import Group
+
+
+@contextlib.contextmanager
+def held_together(group: Group, device: torch.device) -> Iterator[Callable[[], int]]:
+    """Hold stops back in the block; if one process gets a stop, all stop after the same step.
+
+    Yields:
+        A function for `Keeper.stop`, a collective call: it returns the signal that came in any process, or 0.
+
+    Raises:
+        Stopped: the block raised it after the main process saved a checkpoint.
+    """
+    with held() as came:
+        try:
+            yield lambda: group.most(came(), device)
+        except Stopped:
+            group.most(0, device)  # wait for the checkpoint: a launcher ends all processes once one has ended
+            raise
 
 
 @dataclasses.dataclass(eq=False)

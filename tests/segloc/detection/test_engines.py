@@ -118,7 +118,7 @@ def test_frozen_parts_of_a_protocol_do_not_change(engine, examples):
     torch.manual_seed(0)
     model = new_detector(settings_of(engine, frozen=1, fixed_statistics=True))
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
-    FinetuneTrainer(model, examples, OptimSettings(batch=2), np.full(2, 0.01), seed=0).fit(0)
+    FinetuneTrainer(model, examples, OptimSettings(batch=2), np.full(2, 0.01)).fit(0)
     moved = {name for name, value in model.backbone.state_dict().items() if not torch.equal(value, before[name])}
     stem = {name for name in before if name.startswith(("body.conv1.", "body.bn1.", "body.layer1."))}
     statistics = {name for name in before if name.startswith("body.") and "running_" in name}
@@ -146,7 +146,7 @@ class Stepped(torch.optim.SGD):
 
 def gradients_of_a_step(model, examples, **settings):
     """Return the gradients of an optimiser step that does not change the weights."""
-    trainer = FinetuneTrainer(model, examples, OptimSettings(**settings), np.zeros(1), seed=0)
+    trainer = FinetuneTrainer(model, examples, OptimSettings(**settings), np.zeros(1))
     trainer.optimizer = Stepped(model.parameters(), lr=0.0)
     trainer.fit(0)
     return trainer.optimizer.given, trainer.metrics
@@ -246,7 +246,7 @@ def test_it_learns_a_toy_scan(engine, examples):
     model = build(engine)
     rates = step_schedule(0.01, 12, warmup=4)
     examples.indices = lambda iteration: [0, 0]
-    trainer = FinetuneTrainer(model, examples, OptimSettings(batch=2, clip=5.0), rates, seed=0)
+    trainer = FinetuneTrainer(model, examples, OptimSettings(batch=2, clip=5.0), rates)
     losses = []
     step = trainer.run_step
 
