@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from segloc.common.datasets import Split
@@ -19,13 +20,13 @@ from segloc.common.skips import Skips
 from segloc.detection import bootstrap, coco_eval, eval_tables
 from segloc.detection.coco_eval import FIELDS, IOU_TYPES, MEAN, METRICS, POOLED, Matches
 from segloc.detection.data import digest_of, evaluation_splits
-from segloc.detection.detector import engine_label
+from segloc.detection.detector import Detector, engine_label
 from segloc.detection.predict import predict_split
 from segloc.detection.splits import CocoSplit, read_split
 from segloc.detection.weights import build_detector, read_detector, recipe_inside
-from segloc.settings.finetuning import INCIDENTAL, FinetuneConfig
+from segloc.settings.finetuning import INCIDENTAL, DataSettings, FinetuneConfig
 from segloc.settings.loader import flat, load, to_yaml
-from segloc.training.processes import ALONE
+from segloc.training.processes import ALONE, Group
 
 # Test sets, their results and, if a detector was run, the scans that it could not read.
 Found = list[tuple[CocoSplit, list[dict[str, Any]], Skips | None]]
@@ -92,7 +93,8 @@ def evaluate_weights(
     subsets: Sequence[str] = (),
     overrides: Sequence[str] = (),
     resamples: int | None = None,
-) -> dict[str, Any]:
+    group: Group = ALONE,
+) -> dict[str, Any] | None:
     """Run a fine-tuned detector on test sets, write its COCO results beside `out` and evaluate them.
 
     Args:
@@ -103,15 +105,19 @@ def evaluate_weights(
         subsets: test sets to evaluate; empty for all.
         overrides: ``key=value`` settings of the recipe.
         resamples: see `evaluate_results`.
+        group: the processes that share the test scans. The main process writes the files, which do not depend on their
+            number.
 
     Returns:
-        The report: see `evaluate_results`.
+        The report: see `evaluate_results`; None in all but the main process.
 
     Raises:
         InputError: weights, data or settings cannot be used.
     """
-    about, found = _detect(weights, out, config, data, overrides, subsets)
-    return _report(about, found, resamples)
+    with group.together():
+        test = _prepare(weights, out, config, data, overrides, subsets, group.device())
+    found = _detect(test, group)
+    return _report(test.about, found, resamples) if group.is_main else None
 
 
 def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
@@ -199,10 +205,25 @@ def _check_names(splits: Sequence[Split]) -> None:
             raise InputError(f"a test set cannot be named {name!r}; choose another name without a slash")
 
 
-def _detect(
-    source: str, out: Path, recipe: str | None, data: str | None, overrides: Sequence[str], subsets: Sequence[str]
-) -> tuple[dict[str, Any], Found]:
-    """Run a detector on the test sets."""
+class _Prepared(NamedTuple):
+    """A detector and the test sets to run it on; `about` is the head of the report."""
+
+    detector: Detector
+    splits: list[CocoSplit]
+    files: list[Path]
+    settings: DataSettings
+    about: dict[str, Any]
+
+
+def _prepare(
+    source: str,
+    out: Path,
+    recipe: str | None,
+    data: str | None,
+    overrides: Sequence[str],
+    subsets: Sequence[str],
+    device: torch.device,
+) -> _Prepared:
     content = read_detector(source)
     trained = recipe_inside(content, source)
     config = load(FinetuneConfig, recipe, overrides) if recipe else recipe_inside(content, source, overrides)
@@ -221,24 +242,32 @@ def _detect(
         for split in chosen
     ]
     _require_items(splits)
-    detector = build_detector(content, config, source).to(ALONE.device())
+    detector = build_detector(content, config, source).to(device)
     done, steps = content["iteration"], content.get("steps", content["iteration"])
     about = {"engine": engine_label(detector.engine), "weights": source, "iteration": done, "steps": steps}
     about |= {"changed": _changed(trained, config.resolved(content["classes"], trained.model.engine)), "unreadable": {}}
-    print(f"engine {about['engine']}, weights {source} after {done} steps")
-    if done < steps:
-        print(f"training is not finished: {done} of {steps} steps")
+    return _Prepared(detector, splits, files, settings, about)
+
+
+def _detect(test: _Prepared, group: Group) -> Found:
+    """Run a detector on the test sets and write what it finds; only the main process returns it."""
+    about = test.about
+    group.say(f"engine {about['engine']}, weights {about['weights']} after {about['iteration']} steps")
+    if about["iteration"] < about["steps"]:
+        group.say(f"training is not finished: {about['iteration']} of {about['steps']} steps")
     found: Found = []
-    for split, file in zip(splits, files, strict=True):
-        results, unreadable, skips = predict_split(detector, split, settings.image_size, settings.threads)
-        if unreadable:
-            about["unreadable"][split.name] = unreadable
-            share = f"{len(unreadable)} of {len(split.scans)} images"
-            print(f"{split.name}: {share} cannot be read and count as without detections; {unreadable[0]}")
-        write_atomic(file, json.dumps(results).encode())
-        print(f"wrote {file}")
-        found.append((split, results, skips))
-    return about, found
+    for split, file in zip(test.splits, test.files, strict=True):
+        predicted = predict_split(test.detector, split, test.settings.image_size, test.settings.threads, group)
+        with group.together():
+            if predicted is not None:
+                if unreadable := predicted.unreadable:
+                    about["unreadable"][split.name] = unreadable
+                    share = f"{len(unreadable)} of {len(split.scans)} images"
+                    print(f"{split.name}: {share} cannot be read and count as without detections; {unreadable[0]}")
+                write_atomic(file, json.dumps(predicted.results).encode())
+                print(f"wrote {file}")
+                found.append((split, predicted.results, predicted.skips))
+    return found
 
 
 def _changed(trained: FinetuneConfig, tested: FinetuneConfig) -> dict[str, str]:
