@@ -43,7 +43,7 @@ def dirty(clean, tmp_path):
         annotations = content["annotations"]
         annotations[2]["image_id"] = 999
         annotations[5]["segmentation"] = [[1, 1, 2, 2]]
-        annotations[8]["bbox"] = [1, 1, 0.5, 5]
+        annotations[8]["area"] = 0
         annotations += [dict(annotations[0]), {**annotations[11], "id": 500, "iscrowd": 1}]
 
     edit(root / "annotations" / "xray_train.json", change)
