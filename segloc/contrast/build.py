@@ -8,6 +8,7 @@ import torch
 
 from segloc.common.errors import InputError
 from segloc.models.initial_weights import RANDOM
+from segloc.models.norm import average_over
 from segloc.models.segloc import SegLoc
 from segloc.settings.pretraining import OptimConfig, PretrainConfig
 
@@ -28,11 +29,12 @@ def process_settings(config: PretrainConfig, world: int) -> PretrainConfig:
     return dataclasses.replace(config, optim=dataclasses.replace(optim, micro_batch=micro_batch))
 
 
-def make_model(config: PretrainConfig, device: torch.device, resuming: bool) -> SegLoc:
-    """Build both networks, seeded; with `resuming`, do not load initial weights."""
+def make_model(config: PretrainConfig, device: torch.device, share: int, resuming: bool) -> SegLoc:
+    """Build both networks, seeded; with `resuming`, do not load initial weights. `share`: images of a step."""
     torch.manual_seed(config.seed)
     settings = dataclasses.replace(config.model, init=RANDOM) if resuming else config.model
     model = SegLoc(settings, config.head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average_over(model, share)
     model.query.backbone.recompute = config.optim.recompute == "stages"
     if config.optim.compile:
         for network in (model.query, model.key):

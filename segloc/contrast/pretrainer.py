@@ -1,8 +1,8 @@
 """The pretraining loop (paper section 4).
 
-Per step: embed the queries with gradients and the keys without. On every level, compare each query with its positives
-(its key and, with queue.positives=class, the stored keys of its class) and with its class's queue. Sum the losses of
-the levels, take an optimiser step, update the key network, then enqueue the keys.
+Per step: embed all keys without gradients, then the queries, one micro-batch at a time. On every level, compare each
+query with its positives (its key and, with queue.positives=class, the stored keys of its class) and with its class's
+queue. Sum the losses of the levels, take an optimiser step, update the key network, then enqueue the keys.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from segloc.contrast.metrics import Compared, training_metrics
 from segloc.contrast.queues import QUEUES
 from segloc.data.augment import horizontal_flip, photometric
 from segloc.data.box_augment import query_boxes
-from segloc.data.stream import Batch, PairStream, ShardFolder, Views
+from segloc.data.stream import Batch, PairStream, ShardFolder
 from segloc.models.backbone import LEVELS
 from segloc.settings.loader import flat, to_yaml
 from segloc.settings.pretraining import PretrainConfig
@@ -45,16 +45,28 @@ from segloc.training.schedules import cosine_schedule
 
 # Settings that may change when a run is resumed, because they do not affect the result.
 HARMLESS = ("checkpoint_every", "log_every", "data.threads", "optim.recompute")
+SHUFFLE, KEYS = 1, 2  # what a generator is for
 _STATE = ("config", "shards", "query", "key", "optimizer", "queues", "iteration", "pairs_skipped")
 
 
 class MicroBatch(NamedTuple):
-    """Results of one forward and backward pass: comparison, loss, keys [levels, N, dim], pair numbers [N]."""
+    """Results of one forward and backward pass: comparison, loss, pair numbers [N]."""
 
     compared: Compared
     loss: torch.Tensor
-    keys: torch.Tensor
     pairs: torch.Tensor
+
+
+class Step(NamedTuple):
+    """The micro-batches of a process in a step, and the size of all its images in all processes (height, width).
+
+    The network sees the padding, because attention and pooling cover the whole image. With a size per micro-batch,
+    results would depend on the number of micro-batches.
+    """
+
+    batches: list[Batch]
+    query_size: tuple[int, int]
+    key_size: tuple[int, int]
 
 
 class Pretrainer(Trainer):
@@ -65,9 +77,9 @@ class Pretrainer(Trainer):
         folder: the shards.
         out: run folder.
         device: where to train.
-        group: the processes that train together. The pairs of a step, and the order in which their keys enter the
-            queues, depend on the batch and the micro-batch, not on the number of processes. A micro-batch is never
-            larger than a process's share of the batch.
+        group: the processes that train together. The pairs of a step, their batch statistics (unless bn_images is 0)
+            and the order in which their keys enter the queues depend on the batch, not on the micro-batch or the
+            number of processes. A micro-batch is never larger than a process's share of the batch.
         resuming: whether `load_state` will be called; the initial weights are then not loaded.
 
     Attributes:
@@ -93,7 +105,7 @@ class Pretrainer(Trainer):
         self.steps = config.num_steps(folder.index.num_pairs)
         if not self.steps:
             raise InputError(f"{folder.store}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
-        self.model = make_model(own, device, resuming)
+        self.model = make_model(own, device, optim.batch // group.world, resuming)
         self.queues = QUEUES[config.queue.kind](
             len(folder.index.classes), config.queue.size, config.head.dim, len(LEVELS), device=device
         )
@@ -146,13 +158,9 @@ class Pretrainer(Trainer):
                     raise InputError(
                         f"{self.folder.store}: all usable pairs are of class {name!r}; class queues need two classes"
                     )
-                micro_batches = list(self._of_step(batches))
-                first = step * self.accumulate
-                keys = [
-                    self._embed_keys(batch.key, *self._generators(-1, micro))
-                    for micro, batch in enumerate(micro_batches, first)
-                ]
-                self._enqueue(keys, [batch.labels for batch in micro_batches])
+                loaded = self._load_step(batches)
+                self._enqueue(self._embed_keys(loaded, -1, step), loaded)
+                del loaded
                 self.pairs_filled += self.config.optim.batch
                 bar.update(int(self.queues.fill().min()) - bar.n)
                 if self.queues.full:
@@ -164,22 +172,21 @@ class Pretrainer(Trainer):
         """Do one optimiser step over `accumulate` micro-batches."""
         if self._batches is None:
             self._batches = self.stream.batches(self.iter, rank=self.group.rank, world=self.group.world)
-        started, waited = time.perf_counter(), 0.0
+        started = time.perf_counter()
+        step = self._load_step(self._batches)
+        waited = time.perf_counter() - started
         self.metrics = {}
         self.optimizer.param_groups[0]["lr"] = float(self.learning_rates[self.iter])
         self.optimizer.zero_grad(set_to_none=True)
         done: list[MicroBatch] = []
-        micro_batches = self._of_step(self._batches)
-        for micro in range(self.accumulate):
-            before = time.perf_counter()
-            batch = next(micro_batches)
-            waited += time.perf_counter() - before
+        keys = self._embed_keys(step, self.iter)
+        for micro, own in enumerate(keys.split(self.micro_batch, 1)):
             with self._without_sync(micro):
-                levels, queries, keys = self._compare(batch, *self._generators(self.iter, micro))
+                levels, queries = self._compare(step, micro, own)
                 loss = torch.stack([level.loss for level in levels]).sum() / self.accumulate
                 loss.backward()
-            compared = Compared(levels, queries.detach(), batch.labels)
-            done.append(MicroBatch(compared, loss.detach(), keys, batch.pairs))
+            batch = step.batches[micro]
+            done.append(MicroBatch(Compared(levels, queries.detach(), batch.labels), loss.detach(), batch.pairs))
         gradients = [p.grad for p in self.model.query.parameters() if p.grad is not None]
         gradient_norm = torch.nn.utils.get_total_norm(gradients)
         self._check_finite(done, gradient_norm)
@@ -199,7 +206,7 @@ class Pretrainer(Trainer):
                 "step_time_s": step_time,
                 "images_per_s": 2 * self.config.optim.batch / step_time,
             }
-        self._enqueue([part.keys for part in done], [part.compared.labels for part in done])
+        self._enqueue(keys, step)
 
     def pairs_skipped(self) -> int:
         """Count the damaged pairs replaced in all processes since the run began; a collective call."""
@@ -271,34 +278,31 @@ class Pretrainer(Trainer):
             return self.query.no_sync()
         return contextlib.nullcontext()
 
-    def _enqueue(self, keys: list[torch.Tensor], labels: list[torch.Tensor]) -> None:
-        """Enqueue the keys [levels, N, dim] and labels [N] of all processes, in single-process order."""
-        every_key = self.group.gather(torch.stack(keys))  # [world, micro-batches, levels, N, dim]
-        every_label = self.group.gather(torch.stack(labels).to(self.device))
-        self.queues.enqueue(every_key.permute(2, 0, 1, 3, 4).flatten(1, 3), every_label.flatten())
+    def _enqueue(self, keys: torch.Tensor, step: Step) -> None:
+        """Enqueue the keys [levels, N, dim] of a step of all processes, in single-process order."""
+        labels = torch.cat([batch.labels for batch in step.batches]).to(self.device)
+        every_key = self.group.gather(keys).permute(1, 0, 2, 3).flatten(1, 2)
+        self.queues.enqueue(every_key, self.group.gather(labels).flatten())
 
-    def _of_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the micro-batches of a step, with the largest `step_size` of all processes; a collective call."""
-        sizes: list[tuple[int, int]] = []
-        for batch in itertools.islice(batches, self.accumulate):
-            if not sizes:
-                own = torch.tensor([batch.query.step_size, batch.key.step_size], device=self.device)
-                sizes = [(height, width) for height, width in self.group.gather(own).amax(0).tolist()]
-            yield batch.of_size(*sizes)
+    def _load_step(self, batches: Iterator[Batch]) -> Step:
+        """Load the next step; a collective call."""
+        own = list(itertools.islice(batches, self.accumulate))
+        sizes = torch.tensor([[views.images.shape[-2:] for views in (batch.query, batch.key)] for batch in own])
+        query, key = self.group.gather(sizes.amax(0).to(self.device)).amax(0).tolist()
+        return Step(own, tuple(query), tuple(key))
 
-    def _compare(
-        self, batch: Batch, generators: list[torch.Generator], shuffle: torch.Generator
-    ) -> tuple[list[InfoNCE], torch.Tensor, torch.Tensor]:
-        """Compare the queries of a micro-batch with their keys and queues.
+    def _compare(self, step: Step, micro: int, keys: torch.Tensor) -> tuple[list[InfoNCE], torch.Tensor]:
+        """Compare the queries of a micro-batch with their keys [levels, N, dim] and queues.
 
         Returns:
-            One result per level, and the query embeddings and keys, both [levels, N, dim].
+            One result per level, and the query embeddings [levels, N, dim].
         """
-        images, boxes = self._augmented(batch.query, generators)
+        batch, first = step.batches[micro], (self.group.rank * self.accumulate + micro) * self.micro_batch
+        generators = [self._generator(self.iter, place) for place in range(first, first + self.micro_batch)]
+        images, boxes = self._augmented(*batch.query.on(self.device, step.query_size), generators)
         boxes = query_boxes(boxes, images.shape[-2:], self.config.data.box_augment, generators)
         with self._autocast():
             queries = self.query(images, boxes)
-        keys = self._embed_keys(batch.key, generators, shuffle)
         labels, temperature = batch.labels.to(self.device), self.config.optim.temperature
         valid, stores = self.queues.valid(labels), zip(queries, keys, self.queues.keys, strict=True)
         match self.config.queue.positives:
@@ -308,39 +312,45 @@ class Pretrainer(Trainer):
                 same_class = self.queues.slot_labels() == labels[:, None]
             case other:
                 raise NotImplementedError(f"no loss for queue.positives={other}")
-        return [info_nce(*store, valid, temperature, same_class) for store in stores], queries, keys
+        return [info_nce(*store, valid, temperature, same_class) for store in stores], queries
 
-    def _embed_keys(self, views: Views, generators: list[torch.Generator], shuffle: torch.Generator) -> torch.Tensor:
-        images, boxes = self._augmented(views, generators)
+    def _embed_keys(self, step: Step, iteration: int, number: int = 0) -> torch.Tensor:
+        """Embed the keys of this process in a step: [levels, N, dim]; a collective call.
+
+        Args:
+            step: the pairs.
+            iteration: the optimiser step; -1 for the filling of the queues.
+            number: of the step, counted from the beginning of `iteration`.
+        """
+        views = [batch.key.on(self.device, step.key_size) for batch in step.batches]
+
+        def augment(
+            images: torch.Tensor, boxes: torch.Tensor, places: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            numbers = (number * self.config.optim.batch + places).tolist()
+            return self._augmented(images, boxes, [self._generator(iteration, place, KEYS) for place in numbers])
+
+        shuffle = self._generator(iteration, number, SHUFFLE)
+        images, boxes = (torch.cat(parts) for parts in zip(*views, strict=True))
         with self._autocast():
-            return self.model.embed_keys(images, boxes, shuffle, self.group)
+            return self.model.embed_keys(images, boxes, augment, self.micro_batch, shuffle, self.group)
 
-    def _augmented(self, views: Views, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _augmented(
+        self, images: torch.Tensor, boxes: torch.Tensor, generators: list[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         data = self.config.data
-        images, boxes = views.on(self.device)
         images, boxes = horizontal_flip(images.float(), boxes, data.flip, generators)
         return photometric(images, data.augment, generators), boxes
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.amp)
 
-    def _generators(self, iteration: int, micro: int) -> tuple[list[torch.Generator], torch.Generator]:
-        """Return a generator per pair of a micro-batch for augmentation, and one to shuffle keys.
+    def _generator(self, iteration: int, *names: int) -> torch.Generator:
+        """Return the generator of a query, of a key (``KEYS``) or of the order of the keys (``SHUFFLE``).
 
-        A pair's generator depends only on its position in the step's batch. The second one is equal in all processes.
-
-        Args:
-            iteration: the optimiser step; -1 for the filling of the queues.
-            micro: number of the micro-batch in this process, counted from the beginning of `iteration`.
+        Those of a pair depend only on its place in the step of all processes.
         """
-        step, part = divmod(micro, self.accumulate)
-        first = ((step * self.group.world + self.group.rank) * self.accumulate + part) * self.micro_batch
-        own = [self._generator(iteration, place) for place in range(first, first + self.micro_batch)]
-        return own, self._generator(iteration, micro, 1)
-
-    def _generator(self, *names: int) -> torch.Generator:
-        iteration, *others = names
-        seed = np.random.SeedSequence([self.config.seed, iteration + 1, *others]).generate_state(1)[0]
+        seed = np.random.SeedSequence([self.config.seed, iteration + 1, *names]).generate_state(1)[0]
         return torch.Generator().manual_seed(int(seed))
 
     def _fill_randomly(self) -> None:

@@ -28,18 +28,15 @@ class Views:
         images: [N, 3, H, W] uint8 RGB (channels-last memory), padded with white at the right and bottom; H and W
             multiples of 32. White looks like the empty belt; other padding would look like an object.
         boxes: [N, 4] float32, x0 y0 x1 y1 in pixels of `images`.
-        step_size: (height, width) of the batches of this process in the step. `images` are larger if a damaged pair was
-            replaced by a larger one.
     """
 
     images: torch.Tensor
     boxes: torch.Tensor
-    step_size: tuple[int, int]
 
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copy images and boxes to a device; the images are padded there to at least `step_size`."""
+    def on(self, device: torch.device, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy images and boxes to a device; the images are padded there to `size` (height, width)."""
         images, boxes = (x.to(device, non_blocking=True) for x in (self.images, self.boxes))
-        rows, columns = (max(0, least - side) for least, side in zip(self.step_size, images.shape[-2:], strict=True))
+        rows, columns = (least - side for least, side in zip(size, images.shape[-2:], strict=True))
         if rows or columns:
             images = torch.nn.functional.pad(images, (0, columns, 0, rows), value=WHITE)
         return images, boxes
@@ -63,11 +60,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def of_size(self, query: tuple[int, int], key: tuple[int, int]) -> Batch:
-        """Replace the `step_size` of both sides."""
-        views = dataclasses.replace(self.query, step_size=query), dataclasses.replace(self.key, step_size=key)
-        return dataclasses.replace(self, query=views[0], key=views[1])
 
 
 class Buffers:
@@ -134,11 +126,7 @@ class _Draw:
 
 
 class BatchStep:
-    """The pairs of a process in an optimiser step. All their batches are padded to one size.
-
-    The network sees the padding, because attention and pooling cover the whole image. With a size per batch, results
-    would depend on the number of batches that share a step. `segloc.contrast.pretrainer` pads the batches of all
-    processes to one size, for the same reason.
+    """The pairs of a process in an optimiser step.
 
     Args:
         places: the shard and the position in it of each pair. Threads may use different parts at the same time.
@@ -155,14 +143,7 @@ class BatchStep:
         with self._lock:
             if not self._draws:
                 self._draws = [_Draw(shard, position, self.classes) for shard, position in self.places]
-                self._sizes = {
-                    side: [getattr(draw.pair, side).size for draw in self._draws] for side in ("query", "key")
-                }
         return self._draws
-
-    def sizes(self, side: str) -> list[tuple[int, int]]:
-        """Return (width, height) of a side's images; call `draws` first. Later replacements do not change it."""
-        return self._sizes[side]
 
 
 class Batcher:
@@ -181,8 +162,8 @@ class Batcher:
         draws = step.draws()[part]
         while True:
             bad: dict[int, str] = {}
-            query = self._views([(d.sample.files[QUERY], d.pair.query) for d in draws], step.sizes("query"), bad)
-            key = self._views([(d.sample.files[KEY], d.pair.key) for d in draws], step.sizes("key"), bad)
+            query = self._views([(d.sample.files[QUERY], d.pair.query) for d in draws], bad)
+            key = self._views([(d.sample.files[KEY], d.pair.key) for d in draws], bad)
             if not bad:
                 break
             # The replacement may need another height or width, so decode the batch again. This is rare.
@@ -191,13 +172,10 @@ class Batcher:
         labels, pairs = (torch.tensor([getattr(d.pair, name) for d in draws]) for name in ("class_id", "pair"))
         return Batch(query, key, labels, pairs), [d.damage for d in draws if d.tried]
 
-    def _views(
-        self, stored: list[tuple[np.ndarray, View]], together: list[tuple[int, int]], bad: dict[int, str]
-    ) -> Views:
-        """Decode one side's images, padded to fit `together` too; write the damage of each bad row to `bad`."""
+    def _views(self, stored: list[tuple[np.ndarray, View]], bad: dict[int, str]) -> Views:
+        """Decode one side's images; write the damage of each bad row to `bad`."""
         sizes = [self._fit(view.size) for _, view in stored]
-        step = padded_size(*map(self._fit, together))
-        width, height = padded_size(*sizes, step)
+        width, height = padded_size(*sizes)
         images = self.buffers.take((len(stored), height, width, 3))
         boxes = np.empty((len(stored), 4), np.float32)
         for row, ((data, view), size) in enumerate(zip(stored, sizes, strict=True)):
@@ -211,7 +189,7 @@ class Batcher:
                 images[row, :h, w:] = images[row, h:] = WHITE
             scale = np.array([size[0] / view.size[0], size[1] / view.size[1]] * 2, np.float32)
             boxes[row] = np.array(view.box, np.float32) * scale
-        return Views(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(boxes), (step[1], step[0]))
+        return Views(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(boxes))
 
     def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
         shrink = self.image_size / max(size)

@@ -89,7 +89,7 @@ class PairStream:
         seed: seed of the run.
         mix_shards: largest number of lanes; see `lanes`.
         threads: decoding threads.
-        batches_per_step: over all processes. The batches of a process in a step are padded to one size.
+        batches_per_step: over all processes.
         skipped: number of damaged pairs replaced in the batches so far; the first is logged with its reason.
     """
 
@@ -141,7 +141,8 @@ class PairStream:
         ahead: deque[Future[tuple[Batch, list[str]]]] = deque()
         try:
             while True:
-                while len(ahead) <= self.threads:
+                # A step takes all its batches at once.
+                while len(ahead) <= max(self.threads, self.batches_per_step // world):
                     ahead.append(decoders.submit(batcher.make, *next(parts)))
                 batch, damaged = ahead.popleft().result()
                 if damaged and not self.skipped:

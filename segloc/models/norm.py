@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from segloc.settings.backbone import GROUPS, NORMS
 
+MOMENTUM = 0.1  # of running statistics, torch's default
+
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose training statistics cover consecutive parts of the batch, as if each part were on its own GPU.
@@ -25,7 +27,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     Args:
         num_features: channels C.
         images: images per part; 0 for one part, the whole batch. If the batch is not a multiple, its last part is
-            smaller.
+            smaller. Each part updates the running statistics in turn.
         affine: whether to learn a scale and a shift.
 
     Attributes:
@@ -45,21 +47,29 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.images = images
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise x [N, C, H, W]; update the running statistics with the mean over the parts."""
+        """Normalise x [N, C, H, W]; in training, update the running statistics."""
         if not self.training:
             return super().forward(x)
-        parts, means, variances = [], [], []
-        for part in x.split(self.images or len(x)):
-            mean, variance = self.running_mean.clone(), self.running_var.clone()
-            momentum, eps = self.momentum, self.eps
-            parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, eps))
-            means.append(mean)
-            variances.append(variance)
+        mean, variance = (self.running_mean, self.running_var) if self.updates else (None, None)
+        parts = [
+            F.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
+            for part in x.split(self.images or len(x))
+        ]
         if self.updates:
-            self.running_mean.copy_(torch.stack(means).mean(0))
-            self.running_var.copy_(torch.stack(variances).mean(0))
-            self.num_batches_tracked += 1
+            self.num_batches_tracked += len(parts)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def average_over(network: nn.Module, images: int) -> None:
+    """Let the running statistics move by `MOMENTUM` per `images`, whatever the size of the forward passes.
+
+    Args:
+        network: its `SplitBatchNorm2d` are changed.
+        images: a multiple of the images per part.
+    """
+    for module in network.modules():
+        if isinstance(module, SplitBatchNorm2d):
+            module.momentum = 1 - (1 - MOMENTUM) ** ((module.images or images) / images)
 
 
 class ResidualScale(nn.Module):

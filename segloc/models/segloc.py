@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from segloc.models.backbone import WHITE, SegLocBackbone, normalize
+from segloc.models.backbone import SegLocBackbone, normalize
 from segloc.models.initial_weights import load_start
 from segloc.models.roi_head import make_head, pool_boxes
 from segloc.settings.pretraining import HeadConfig, ModelConfig
 from segloc.training.processes import ALONE, Group
+
+# Augments uint8 images [N, 3, H, W] and their boxes [N, 4], given their places [N] in the step of all processes.
+Augment = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Encoder(nn.Module):
@@ -63,29 +67,46 @@ class SegLoc(nn.Module):
 
     @torch.no_grad()
     def embed_keys(
-        self, images: torch.Tensor, boxes: torch.Tensor, generator: torch.Generator, group: Group = ALONE
+        self,
+        images: torch.Tensor,
+        boxes: torch.Tensor,
+        augment: Augment,
+        most: int,
+        generator: torch.Generator,
+        group: Group = ALONE,
     ) -> torch.Tensor:
-        """Embed with the key network: [levels, N, dim].
+        """Embed the keys of a step with the key network: [levels, N, dim].
 
-        Shuffle the images over all processes, and restore the order of the embeddings (shuffle-BN). A query and its key
-        then do not share batch statistics, neither of a process nor of a part of its batch (split batch norm). Without
-        batch norm nothing is shuffled or sent.
+        Shuffle the images of all processes, and restore the order of the embeddings (shuffle-BN). A query and its key
+        then do not share batch statistics, and these do not depend on `most` or on the number of processes if both give
+        forward passes of whole parts (`SplitBatchNorm2d`). Without batch norm nothing is shuffled or sent.
 
         Args:
-            images: [N, 3, H, W], of this process.
+            images: [N, 3, H, W] uint8, of this process; N, H and W are equal in all processes.
             boxes: [N, 4], x0 y0 x1 y1 in pixels.
+            augment: is called for the images of each forward pass.
+            most: images per forward pass.
             generator: on the CPU, in the same state in every process.
             group: the processes.
         """
+        count, first = len(images), group.rank * len(images)
         if not self.has_batch_norm:
-            return self.key(images, boxes)
-        count, part = len(images), slice(group.rank * len(images), (group.rank + 1) * len(images))
-        order = torch.randperm(count * group.world, generator=generator).to(images.device)
-        every_box = group.gather(boxes).flatten(0, 1)
-        every_image = images if group.world == 1 else group.gather_images(images, WHITE)
-        mine = self.key(every_image[order[part]], every_box[order[part]])
-        keys = group.gather(mine).permute(1, 0, 2, 3).flatten(1, 2)  # [levels, all, dim], in shuffled order
-        return keys[:, order.argsort()[part]]
+            places = torch.arange(first, first + count)
+            return self._embed_in_turn(images, boxes, places, augment, most)
+        mine = slice(first, first + count)
+        order = torch.randperm(count * group.world, generator=generator)
+        own = order[mine].to(images.device)
+        images, boxes = (group.gather(x).flatten(0, 1)[own] for x in (images, boxes))
+        keys = group.gather(self._embed_in_turn(images, boxes, order[mine], augment, most))
+        keys = keys.permute(1, 0, 2, 3).flatten(1, 2)  # [levels, all, dim], in shuffled order
+        return keys[:, order.argsort()[mine].to(keys.device)]
+
+    def _embed_in_turn(
+        self, images: torch.Tensor, boxes: torch.Tensor, places: torch.Tensor, augment: Augment, most: int
+    ) -> torch.Tensor:
+        """Embed with the key network, at most `most` images at a time; `places` are theirs in the step."""
+        turns = zip(images.split(most), boxes.split(most), places.split(most), strict=True)
+        return torch.cat([self.key(*augment(*turn)) for turn in turns], 1)
 
     @torch.no_grad()
     def update_keys(self, momentum: float) -> None:

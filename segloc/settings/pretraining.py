@@ -144,7 +144,11 @@ class OptimConfig:
     )
     batch: int = setting(64, "Pairs per optimiser step.", least=1, most=MAX_BATCH)
     micro_batch: int = setting(
-        64, "Pairs per forward pass; less than `batch` accumulates gradients.", least=1, most=MAX_BATCH
+        64,
+        "Pairs per forward pass; less than `batch` accumulates gradients. Without effect on the result, unless batch "
+        "norm has model.bn_images=0.",
+        least=1,
+        most=MAX_BATCH,
     )
     lr_per_256: float = setting(0.03, "Learning rate per 256 pairs of `batch` (InsLoc: 0.03).", above=0)
     momentum: float = setting(0.9, "Momentum of SGD; AdamW uses its default betas.", least=0, most=1)

@@ -77,16 +77,6 @@ class Group:
         distributed.all_gather(parts, tensor)
         return torch.stack(parts)
 
-    def gather_images(self, images: torch.Tensor, fill: float) -> torch.Tensor:
-        """Gather images [N, 3, H, W], whose H and W may differ between ranks: [world * N, 3, max H, max W].
-
-        Images are padded with `fill` at the right and bottom.
-        """
-        sizes = self.gather(torch.tensor(images.shape[-2:], device=images.device))
-        height, width = sizes.amax(0).tolist()
-        padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
-        return self.gather(torch.nn.functional.pad(images, padding, value=fill)).flatten(0, 1)
-
     def gather_objects(self, value: T) -> list[T]:
         """Gather picklable objects from all processes, in rank order."""
         if self.world == 1:

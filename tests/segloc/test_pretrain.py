@@ -208,13 +208,22 @@ def test_every_stop_saves_and_says_how_to_go_on(number, shards, tmp_path):
     assert errors.count("stopped by") == 1
 
 
-@pytest.mark.parametrize("norm", ["gn", "none"])
-def test_micro_batches_give_the_same_steps_as_whole_batches(varied, tmp_path, monkeypatch, norm):
+IN_PARTS = [
+    "model.norm=bn", "model.sda_norm=bn", "head.embedding_bn=true", "model.fpn_channels=64", "optim.batch=32",
+    "data.image_size=32",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [(["model.norm=gn"], (4, 1)), (["model.norm=none"], (4, 1)), (IN_PARTS, (32, 16, 8))],
+)
+def test_the_micro_batch_does_not_change_a_step(varied, tmp_path, monkeypatch, settings, sizes):
     """In float64 losses, weights, moving average and queues differ by rounding only."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    settings = [f"model.norm={norm}", "optim.ema=0.9", "data.box_augment=insloc", "data.augment=paper"]
+    settings = [*settings, "optim.ema=0.9", "data.box_augment=insloc", "data.augment=paper"]
     ends, losses = [], []
-    for micro in (4, 1):
+    for micro in sizes:
         torch.set_default_dtype(torch.float64)
         try:
             trainer = trainer_of(tiny(*settings, f"optim.micro_batch={micro}"), varied, tmp_path)
@@ -226,11 +235,12 @@ def test_micro_batches_give_the_same_steps_as_whole_batches(varied, tmp_path, mo
             torch.set_default_dtype(torch.float32)
         ends.append({**trainer.model.state_dict(), **trainer.queues.state_dict()})
         losses.append(trainer.metrics["loss"])
-    one, many = ends
+    one = ends[0]
     assert one["query.backbone.body.conv1.weight"].dtype == one["keys"].dtype == torch.float64
-    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    assert losses == pytest.approx(losses[:1] * len(sizes), rel=1e-10)
     for name, value in one.items():
-        assert torch.allclose(value, many[name], rtol=1e-9, atol=1e-11), name
+        if not (".head." in name and "running" in name):  # nothing uses these statistics
+            assert all(torch.allclose(value, other[name], rtol=1e-8, atol=1e-10) for other in ends), name
     moved = [f"{network}.head.fcs.0.weight" for network in ("query", "key")]
     assert all((one[name] - start[name]).abs().max() > 1e-6 for name in moved)
 
@@ -457,8 +467,10 @@ def test_augmented_boxes_reach_p5_of_the_queries_and_nothing_else(shards, tmp_pa
     for network in (trainer.model.query, trainer.model.key):
         network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     batch = next(trainer.stream.batches())
-    trainer._compare(batch, *trainer._generators(0, 0))
-    query, key = seen
+    size = tuple(batch.query.images.shape[-2:])
+    step = pretrainer.Step([batch], size, size)
+    trainer._compare(step, 0, trainer._embed_keys(step, 0))
+    key, query = seen
     assert [torch.equal(level, batch.query.boxes) for level in query] == [True, True, True, False, True]
     assert sorted(key.tolist()) == sorted(batch.key.boxes.tolist())
 

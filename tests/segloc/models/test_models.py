@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from segloc.models.attention import ChannelAttention, DependencyRefinement, LevelAttention, PyramidAttention
 from segloc.models.backbone import LEVELS, STRIDES, SegLocBackbone, normalize
-from segloc.models.norm import SplitBatchNorm2d
+from segloc.models.norm import MOMENTUM, SplitBatchNorm2d, average_over
 from segloc.models.roi_head import BoxHead, InsLocHead, pool_boxes
 from segloc.models.segloc import SegLoc
 from segloc.settings.pretraining import HeadConfig, ModelConfig
@@ -218,7 +218,7 @@ def test_frozen_stages_keep_weights_and_statistics_and_the_rest_learns(stages):
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, weight_decay=0.1)
     images, boxes = torch.rand(4, 3, 64, 64) * 255, torch.tensor([[5.0, 6, 50, 40]]).repeat(4, 1)
     model.query(images, boxes)[..., 0].sum().backward()
-    model.embed_keys(images, boxes, torch.Generator())
+    model.key(images, boxes)
     optimizer.step()
     after = model.state_dict()
     names = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
@@ -246,11 +246,20 @@ def test_split_batch_norm_equals_separate_batches():
     parts = [plain(part) for part in x.chunk(3)]
     assert torch.allclose(split(x), torch.cat(parts), atol=1e-6)
     split.eval()
-    means = torch.stack([part.mean((0, 2, 3)) for part in x.chunk(3)])
-    variances = torch.stack([part.var((0, 2, 3)) for part in x.chunk(3)])
-    assert torch.allclose(split.running_mean, 0.1 * means.mean(0), atol=1e-6)
-    assert torch.allclose(split.running_var, 0.9 + 0.1 * variances.mean(0), atol=1e-6)
+    assert torch.allclose(split.running_mean, plain.running_mean, atol=1e-6)
+    assert torch.allclose(split.running_var, plain.running_var, atol=1e-6)
+    assert split.num_batches_tracked == plain.num_batches_tracked == 3
     assert torch.allclose(split(x)[:2], split(x[:2]), atol=1e-6)
+
+
+def test_a_step_moves_the_running_statistics_equally_whatever_its_parts():
+    x = torch.ones(8, 5, 2, 2)
+    for images, size in ((2, 8), (2, 4), (0, 8), (4, 4)):
+        norm = SplitBatchNorm2d(5, images)
+        average_over(norm, 8 if images else size)
+        for part in x.split(size):
+            norm(part)
+        assert torch.allclose(norm.running_mean, torch.full((5,), MOMENTUM)), (images, size)
 
 
 def test_parts_have_the_same_images_whatever_the_size_of_the_forward_pass():
@@ -264,7 +273,14 @@ def test_embeddings_are_unit_vectors_and_keys_come_back_in_order():
     torch.manual_seed(0)
     model = SegLoc(SMALL, HeadConfig(convs=1, conv_dim=32, fc_dim=64, dim=16))
     images, boxes = torch.rand(4, 3, 64, 64) * 255, torch.tensor([[5.0, 6, 50, 40]]).repeat(4, 1)
-    keys = model.embed_keys(images, boxes, torch.Generator().manual_seed(1))
+    places = []
+
+    def augment(images, boxes, chosen):
+        places.extend(chosen.tolist())
+        return images, boxes
+
+    keys = model.embed_keys(images, boxes, augment, 3, torch.Generator().manual_seed(1))
+    assert places == [0, 1, 2, 3], "without batch norm they need no shuffling"
     assert torch.allclose(keys.norm(dim=2), torch.ones(5, 4), atol=1e-5)
     # The key network is initialised as a copy of the query network, and group norm sees one image only.
     assert torch.allclose(keys, model.query(images, boxes), atol=1e-4)

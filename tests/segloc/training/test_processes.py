@@ -62,10 +62,12 @@ def alone(shards, tmp_path_factory):
     return run(shards, tmp_path_factory.mktemp("alone") / "run")
 
 
+PARTS = ["model.norm=bn", "model.sda_norm=bn", "head.embedding_bn=true", "model.bn_images=4"]
 # Settings of several processes, and of one process with the same result.
 EQUALS = {
     "micro-batches": ([], []),
     "one large batch": (["optim.micro_batch=8"], ["optim.micro_batch=8"]),
+    "batch norm in parts": ([*PARTS, "optim.micro_batch=4"], [*PARTS, "optim.micro_batch=8"]),
 }
 
 
@@ -107,6 +109,8 @@ def test_two_processes_equal_one_to_float64(name, in_double):
     assert torch.equal(one["queues"]["labels"], two["queues"]["labels"])
     for part in ("query", "key", "queues"):
         for tensor, value in one[part].items():
+            if ("running" in tensor) or tensor.endswith("num_batches_tracked"):
+                continue  # statistics that training does not use; each process keeps its own
             torch.testing.assert_close(value, two[part][tensor], rtol=1e-6, atol=1e-9, msg=tensor)
 
 
@@ -364,15 +368,20 @@ def pretext():
 
 
 def images_of(rank):
-    """Images whose size and content depend on the rank."""
+    """Images whose content depends on the rank."""
     rng = np.random.default_rng(rank)
-    images = torch.from_numpy(rng.uniform(0, 255, (4, 3, 64, 64 + 32 * rank)).astype(np.float32))
+    images = torch.from_numpy(rng.uniform(0, 255, (4, 3, 64, 64)).astype(np.float32))
     return images, torch.tensor([[4.0, 8, 40, 50]] * 4)
+
+
+def as_they_are(images, boxes, places):
+    return images, boxes
 
 
 def save_keys(folder, group):
     torch.set_num_threads(1)
-    keys = pretext().embed_keys(*images_of(group.rank), torch.Generator().manual_seed(5), group)
+    shuffle = torch.Generator().manual_seed(5)
+    keys = pretext().embed_keys(*images_of(group.rank), as_they_are, 2, shuffle, group)
     torch.save(keys, f"{folder}/{group.rank}.pth")
     return 3 * group.rank
 
@@ -380,16 +389,14 @@ def save_keys(folder, group):
 def test_keys_are_shuffled_over_processes(tmp_path):
     assert processes.launch(save_keys, 2, str(tmp_path)) == 3, "an exit code comes back"
     found = torch.cat([torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)], 1)
-    wide = torch.full((8, 3, 64, 96), 255.0)
-    for rank in (0, 1):
-        images, boxes = images_of(rank)
-        wide[4 * rank : 4 * rank + 4, :, :, : images.shape[-1]] = images
+    images = torch.cat([images_of(rank)[0] for rank in (0, 1)])
+    boxes = images_of(0)[1][:2]
     order = torch.randperm(8, generator=torch.Generator().manual_seed(5))
     expected = torch.empty_like(found)
     with torch.no_grad():
-        for half in order.chunk(2):  # each half has its own statistics
-            expected[:, half] = pretext().key(wide[half], boxes)
+        for part in order.split(2):  # each has its own statistics
+            expected[:, part] = pretext().key(images[part], boxes)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert sorted(order[:4].tolist()) != [0, 1, 2, 3]
-    unshuffled = pretext().embed_keys(*images_of(0), torch.Generator().manual_seed(5))
+    unshuffled = pretext().key(*images_of(0))
     assert not torch.allclose(found[:, :4], unshuffled, atol=1e-2)
