@@ -7,6 +7,7 @@ import sys
 
 from segloc.common import cli
 from segloc.common.files import check_output_folder
+from segloc.experiments.devices import find_devices
 from segloc.experiments.jobs import plan
 from segloc.experiments.run import chosen_cells, experiment_folder, run_experiment, show
 from segloc.settings.experiments import Experiment
@@ -17,10 +18,11 @@ EXAMPLES = """\
   python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 --list
   python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 data=/data/pidray seeds=[0]
   python -m segloc.experiment detectron_configs/experiment/table1.yaml --out runs/table1 --cell random-fair-seed1
-Run the same command again after a stop: it skips finished jobs. Several may run at once, also on other machines that
-share the folder; they do not work on the same job. For a job array, run each cell with --cell. Then run the command
-without --cell to write report.html, table.md and table.csv of the finished cells. A recipe has protocols, `probe`, or
-both. Its paths are relative to the working directory:
+Jobs that do not need each other run side by side, each on a GPU of its own; one with `processes: N` takes N GPUs at
+once. Run the same command again after a stop: it skips finished jobs. Several may run at once, also on other machines
+that share the folder; they never work on the same job or GPU. For a job array, run each cell with --cell. Then run the
+command without --cell to write report.html, table.md and table.csv of the finished cells. A recipe has protocols,
+`probe`, or both. Its paths are relative to the working directory:
   data: data/raw/pidray                       # a PIDray folder (default: the data of the fine-tuning recipes)
   seeds: [0, 1, 2]
   pretrainings:                               # one pretraining per seed; with `seed: 0` all seeds share one
@@ -30,7 +32,7 @@ both. Its paths are relative to the working directory:
     random: {weights: random}                 # or imagenet, or a path
     segloc: {pretraining: paper, insert_bn: true, overrides: [model.backbone.sda_norm=ln]}
   protocols:
-    fair: {config: detectron_configs/finetune/sdanet_r101_fair.yaml, overrides: [optim.batch=8]}
+    fair: {config: detectron_configs/finetune/sdanet_r101_fair.yaml, overrides: [optim.batch=8], processes: 1}
   probe:                                      # segloc.probe of every start, a cheap proxy for AP; it runs first
     shards: data/probe_shards                 # should hold items that no pretraining has seen
     config: detectron_configs/pretrain/paper_r101.yaml    # the network of random and imagenet; also `overrides`
@@ -51,6 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--list", action="store_true", help="show state and commands of every cell, run nothing")
     options.add_argument("--cell", metavar="NAME", help="run only this cell and the jobs it needs; write no report")
+    options.add_argument(
+        "--devices",
+        metavar="GPU,...",
+        help="GPUs to use, such as 0,1,2; each runs one job at a time (default: all, or those of "
+        "CUDA_VISIBLE_DEVICES; without a GPU one job runs at a time)",
+    )
     cli.add_max_skipped(options)
     cli.add_overrides(options)
     return cli.run(_command, options, argv)
@@ -64,8 +72,9 @@ def _command(args: argparse.Namespace) -> int:
     if args.list:
         show(cells)
         return 0
+    devices = find_devices(args.devices)
     check_output_folder(out)
-    failures = run_experiment(experiment, cells, out, with_report=not args.cell)
+    failures = run_experiment(experiment, cells, out, devices, with_report=not args.cell)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

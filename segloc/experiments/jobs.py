@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
 from segloc.models.initial_weights import IMAGENET, RANDOM, check_start, read_backbone, read_start
 from segloc.reporting.run_results import EVALUATION
-from segloc.settings.experiments import PROBE, Experiment, Pretraining, Probe
+from segloc.settings.experiments import PROBE, Experiment, Pretraining, Probe, Protocol
 from segloc.settings.finetuning import REFUSE, FinetuneConfig
 from segloc.settings.loader import flat, load, to_yaml
 from segloc.settings.pretraining import PretrainConfig, load_config
@@ -66,7 +66,9 @@ class Job:
         steps: the job is finished when the file of the last step exists.
         settings: everything the result depends on, by dotted key, except the content of the data.
         check: raises InputError when an input of the job is missing.
+        kind: jobs of one kind take about the same time.
         needs: jobs that must be finished first.
+        processes: number of GPUs it uses at the same time.
     """
 
     name: str
@@ -74,7 +76,9 @@ class Job:
     steps: tuple[Step, ...]
     settings: dict[str, Any]
     check: Callable[[], object]
+    kind: str
     needs: tuple[Job, ...] = ()
+    processes: int = 1
 
     @property
     def probes(self) -> bool:
@@ -85,6 +89,14 @@ class Job:
     def finished(self) -> bool:
         """Whether the file of the last step exists."""
         return self.steps[-1].makes.is_file()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to run: it is finished, and was not flawed when its commands were others."""
+        if not self.finished:
+            return False
+        record = self.read()
+        return not record.get("failure") or record.get("commands") == self.commands
 
     @property
     def commands(self) -> list[str]:
@@ -111,9 +123,10 @@ class Job:
         """All jobs it needs, directly or indirectly, in execution order, then the job itself."""
         return [*(other for need in self.needs for other in need.chain), self]
 
-    def write(self, failure: str = "") -> None:
-        """Write the record, with the failure of the last attempt if there is one."""
-        write_json(self.record, {"settings": self.settings, "commands": self.commands, "failure": failure})
+    def write(self, seconds: Mapping[str, float], failure: str = "") -> None:
+        """Write the record: seconds of each step over all attempts, and the failure of the last one if there is one."""
+        record = {"settings": self.settings, "commands": self.commands, "failure": failure, "seconds": dict(seconds)}
+        write_json(self.record, record)
 
     def read(self) -> dict[str, Any]:
         """Read the record; empty if the file does not exist.
@@ -127,6 +140,9 @@ class Job:
             found = parse_json(self.record.read_bytes(), self.record)
             if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
                 raise ValueError("it has no settings")
+            seconds = found.get("seconds", {})
+            if not isinstance(seconds, dict) or not all(type(value) in (int, float) for value in seconds.values()):
+                raise ValueError("its seconds are not numbers by step")
         except ValueError as error:
             raise InputError(f"{self.record}: not the record of a job ({error}); remove {self.folder}") from error
         return found
@@ -244,13 +260,15 @@ def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str
     overrides = [*protocol.overrides, *start.overrides, f"train.seed={seed}"]
     data = _option("--data", experiment.data)
     config = load(FinetuneConfig, protocol.config, overrides).with_data(experiment.data)
+    share = [*_processes(protocol), *share]
     where = ["--weights", weights, "--config", protocol.config, *data, "--out", str(folder), *share]
     tune = Step("finetune", ("segloc.finetune", *where, *overrides), folder / MODEL)
     measured = folder / EVALUATION
     measure = ("segloc.evaluate", "--weights", str(folder), *data, "--out", str(measured), *share)
     content = {"weights": weights, **flat(yaml.safe_load(to_yaml(config))), **settings}
     check = partial(_check_cell, config, start.weights)
-    return Job(name, folder, (tune, Step("evaluate", measure, measured)), content, check, needs)
+    steps = tune, Step("evaluate", measure, measured)
+    return Job(name, folder, steps, content, check, f"protocol {protocol_name}", needs, protocol.processes)
 
 
 def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int, share: list[str]) -> Job:
@@ -271,7 +289,11 @@ def _probe_cell(experiment: Experiment, out: Path, start_name: str, seed: int, s
     step = Step(PROBE, ("segloc.probe", *what, *options), folder / PROBED)
     content = {"weights": weights, "shards": probe.shards, **views, **network, **settings}
     check = partial(_check_probe, probe, experiment.starts[start_name].weights, config)
-    return Job(name, folder, (step,), content, check, needs)
+    return Job(name, folder, (step,), content, check, PROBE, needs)
+
+
+def _processes(settings: Pretraining | Protocol) -> list[str]:
+    return _option("--processes", str(settings.processes) if settings.processes != 1 else "")
 
 
 def _option(name: str, value: str) -> list[str]:
@@ -284,10 +306,13 @@ def _pretraining(settings: Pretraining, out: Path, name: str, seed: int, share: 
     overrides = [*settings.overrides, f"seed={seed}"]
     config = load_config(settings.config or None, overrides)
     where = ["--shards", settings.shards, *_option("--config", settings.config), "--out", str(folder), *share]
-    processes = _option("--processes", str(settings.processes) if settings.processes != 1 else "")
-    step = Step("pretrain", ("segloc.pretrain", *where, *processes, *overrides), folder / checkpoint.BACKBONE)
+    step = Step(
+        "pretrain", ("segloc.pretrain", *where, *_processes(settings), *overrides), folder / checkpoint.BACKBONE
+    )
     content = {"shards": settings.shards, **flat(dataclasses.asdict(config))}
-    return Job(f"pretrain/{folder.name}", folder, (step,), content, partial(ShardFolder.open, settings.shards))
+    check = partial(ShardFolder.open, settings.shards)
+    kind = f"pretraining {name}"
+    return Job(f"pretrain/{folder.name}", folder, (step,), content, check, kind, processes=settings.processes)
 
 
 def _with_bn(pretraining: Job, share: list[str]) -> Job:
@@ -297,7 +322,8 @@ def _with_bn(pretraining: Job, share: list[str]) -> Job:
     size = ["--image-size", str(settings["data.image_size"])]
     step = Step("insert-bn", ("segloc.export", *what, *size, "--out", str(made), *share), made)
     content = {"insert_bn": True, "shards": settings["shards"]}
-    return Job(f"{pretraining.name}/{WITH_BN}", folder, (step,), content, pretraining.check, (pretraining,))
+    kind = f"insert_bn of {pretraining.kind}"
+    return Job(f"{pretraining.name}/{WITH_BN}", folder, (step,), content, pretraining.check, kind, (pretraining,))
 
 
 def _check_cell(config: FinetuneConfig, weights: str) -> None:

@@ -32,7 +32,7 @@ class Pretraining:
         least=0,
         most=MAX_SEED,
     )
-    processes: int = setting(1, "``--processes``.", least=1, most=MAX_THREADS)
+    processes: int = setting(1, "``--processes``; the job takes as many GPUs at once.", least=1, most=MAX_THREADS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,12 @@ class Protocol:
     config: str = setting("", "``--config``, a recipe in detectron_configs/finetune; required.")
     overrides: tuple[str, ...] = setting((), "``key=value`` overrides of the recipe.")
     starts: tuple[str, ...] = setting((), "Names of the initialisations to fine-tune; empty: all.")
+    processes: int = setting(
+        1,
+        "``--processes`` of fine-tuning and evaluation; the job takes as many GPUs at once.",
+        least=1,
+        most=MAX_THREADS,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,10 @@ from segloc.common.errors import InputError
 from segloc.common.locks import locked
 from segloc.common.stops import SIGNALS, Stopped
 from segloc.detection.coco_eval import METRICS
-from segloc.experiments import jobs, run
+from segloc.experiments import devices, jobs, run
+from segloc.experiments.commands import Commands
+from segloc.experiments.devices import Devices
+from segloc.experiments.schedule import run_cells
 from segloc.settings.experiments import Experiment
 from segloc.settings.finetuning import FinetuneConfig
 from segloc.settings.loader import load, to_yaml
@@ -88,7 +91,7 @@ class Fake:
         self.fails = []
         self.flawed = []  # commands that write their output, but skipped too many inputs
 
-    def __call__(self, step, log, descriptors=()):
+    def __call__(self, step, log, descriptors=(), devices=()):
         module, *rest = step.arguments
         given = options(rest)
         self.ran.append((module, Path(given["--out"])))
@@ -134,10 +137,14 @@ class Fake:
         (folder / "config.yaml").write_text(config)
 
 
+def replace_commands(monkeypatch, function):
+    monkeypatch.setattr(Commands, "execute", lambda self, *args: function(*args))
+
+
 @pytest.fixture
 def fake(monkeypatch):
     fake = Fake()
-    monkeypatch.setattr(run, "execute", fake)
+    replace_commands(monkeypatch, fake)
     return fake
 
 
@@ -194,6 +201,36 @@ def test_every_command_that_may_skip_inputs_gets_the_share(grid, tmp_path, fake,
     assert all("--max-skipped 0.5" in line for line in lines)
 
 
+def test_processes_of_pretrainings_and_protocols_reach_their_commands(grid, tmp_path, capsys):
+    grid["pretrainings"]["keys"]["processes"] = 2
+    grid["protocols"]["fair"]["processes"] = 3
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out"), "--list"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "-m segloc." in line]
+    given = {(line.split()[2], options(line.split()[3:]).get("--processes")) for line in lines}
+    assert given == {
+        ("segloc.pretrain", "2"), ("segloc.export", None), ("segloc.finetune", "3"), ("segloc.evaluate", "3"),
+    }  # fmt: skip
+
+
+def test_jobs_run_on_the_devices_of_the_option(grid, tmp_path, fake, monkeypatch):
+    seen, lock = [], threading.Lock()
+
+    def seeing(step, log, descriptors=(), devices=()):
+        with lock:
+            seen.append((step.name, devices))
+            return fake(step, log)
+
+    replace_commands(monkeypatch, seeing)
+    monkeypatch.setattr(devices, "LOCKS", tmp_path / "locks")
+    grid["protocols"]["fair"]["processes"] = 2
+    assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out"), "--devices", "3,4"]) == 0
+    assert {names for name, names in seen if name in ("finetune", "evaluate")} == {("3", "4")}
+    assert {len(names) for name, names in seen if name == "pretrain"} == {1}
+    arguments = [str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "other"), "--devices", "3"]
+    assert experiment.main(arguments) == 2
+    assert not (tmp_path / "other").exists()
+
+
 def test_list_shows_states_and_commands_and_runs_nothing(grid, tmp_path, fake, capsys):
     path, out = write(tmp_path, grid), tmp_path / "out"
     assert experiment.main([str(path), "--out", str(out), "--list"]) == 0
@@ -236,7 +273,7 @@ def test_a_failed_cell_does_not_stop_the_others_and_is_tried_again(grid, tmp_pat
 
 
 def test_a_command_that_leaves_no_file_has_failed(grid, tmp_path, fake, capsys, monkeypatch):
-    monkeypatch.setattr(run, "execute", lambda step, log, descriptors=(): log.write_text("stopped early\n") * 0)
+    replace_commands(monkeypatch, lambda step, log, *others: log.write_text("stopped early\n") * 0)
     path = write(tmp_path, grid)
     assert experiment.main([str(path), "--out", str(tmp_path / "out"), "--cell", "random-fair-seed0"]) == 1
     assert "exit code 0 and no model.pth: stopped early" in capsys.readouterr().err
@@ -572,14 +609,14 @@ def test_jobs_of_another_process_come_last_and_are_waited_for(grid, tmp_path, fa
 def test_two_experiments_at_once_do_everything_once(grid, tmp_path, fake, monkeypatch):
     path = write(tmp_path, grid)
 
-    def slow(step, log, descriptors=()):
+    def slow(step, log, *others):
         time.sleep(0.05)
-        return fake(step, log, descriptors)
+        return fake(step, log)
 
-    monkeypatch.setattr(run, "execute", slow)
+    replace_commands(monkeypatch, slow)
     monkeypatch.setattr(run, "write_reports", lambda cells, out, title: [])
     arguments = (load(Experiment, path), tmp_path / "out")
-    threads = [threading.Thread(target=run.run_cells, args=[jobs.plan(*arguments)]) for _ in range(3)]
+    threads = [threading.Thread(target=run_cells, args=[jobs.plan(*arguments), Devices()]) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -591,17 +628,17 @@ def test_a_failure_while_several_run_is_tried_again_only_by_the_next_command(gri
     path = write(tmp_path, grid)
     fake.fails = ["segloc.finetune.*random-fair-seed0", "segloc.pretrain.*keys-seed1"]
 
-    def slow(step, log, descriptors=()):
+    def slow(step, log, *others):
         time.sleep(0.1)
-        return fake(step, log, descriptors)
+        return fake(step, log)
 
-    monkeypatch.setattr(run, "execute", slow)
+    replace_commands(monkeypatch, slow)
     cells = jobs.plan(load(Experiment, path), tmp_path / "out")
     failures = []
     for _ in range(2):
         fake.ran.clear()
         failures.clear()
-        threads = [threading.Thread(target=lambda: failures.append(run.run_cells(cells))) for _ in range(2)]
+        threads = [threading.Thread(target=lambda: failures.append(run_cells(cells, Devices()))) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -658,8 +695,9 @@ SLEEP = ("timeit", "-n1", "-r1", "import time; time.sleep(60)")
 def test_a_stop_is_passed_on_to_the_command(number, tmp_path):
     threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
     began = time.monotonic()
-    with pytest.raises(Stopped) as caught:
-        run.execute(jobs.Step("sleep", SLEEP, tmp_path / "x"), tmp_path / "log")
+    commands = Commands()
+    with pytest.raises(Stopped) as caught, commands.stoppable():
+        commands.execute(jobs.Step("sleep", SLEEP, tmp_path / "x"), tmp_path / "log")
     assert caught.value.number == number
     assert time.monotonic() - began < 30
     assert (tmp_path / "log").read_text().startswith("$ python -m timeit")
@@ -667,14 +705,14 @@ def test_a_stop_is_passed_on_to_the_command(number, tmp_path):
 
 def test_a_stopped_step_is_not_a_failed_one(grid, tmp_path, monkeypatch, capsys):
     """A step that somebody stops ends the experiment alike; the same command goes on with it."""
-    path, execute, made = write(tmp_path, grid), run.execute, []
+    path, execute, made = write(tmp_path, grid), Commands.execute, []
 
-    def stopped(step, log, descriptors=()):
+    def stopped(self, step, log, *others):
         end = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)" if not made else "pass"
         made.append(step.name)
-        return execute(jobs.Step(step.name, ("timeit", "-n1", "-r1", end), step.makes), log, descriptors)
+        return execute(self, jobs.Step(step.name, ("timeit", "-n1", "-r1", end), step.makes), log, *others)
 
-    monkeypatch.setattr(run, "execute", stopped)
+    monkeypatch.setattr(Commands, "execute", stopped)
     arguments = [str(path), "--out", str(tmp_path / "out"), "--cell", "random-fair-seed0"]
     assert experiment.main(arguments) == 143
     assert capsys.readouterr().err.endswith("stopped by SIGTERM; run the same command again to continue\n")
@@ -718,11 +756,11 @@ def test_two_real_cells(grid, tmp_path, capsys):
 def test_real_probes(probed, tmp_path, capsys, monkeypatch):
     """Probe two random networks and one pretraining for all seeds, with batch norm inserted."""
 
-    def in_this_process(step, log, descriptors=()):
+    def in_this_process(step, log, *others):
         log.touch()
         return importlib.import_module(step.arguments[0]).main(list(step.arguments[1:]))
 
-    monkeypatch.setattr(run, "execute", in_this_process)
+    replace_commands(monkeypatch, in_this_process)
     del probed["protocols"]
     probed["pretrainings"]["keys"]["seed"] = 0
     probed["probe"]["starts"] = ["bn", "random"]

@@ -52,7 +52,7 @@ class Study:
         self.recipe.write_text(yaml.safe_dump(content, sort_keys=False))
         for job in self.jobs():
             job.folder.mkdir(parents=True, exist_ok=True)
-            job.write()
+            job.write({})
             job.steps[-1].makes.touch()
             start, _, seed = job.folder.name.rpartition("-seed")
             if job.steps[0].name == "pretrain":
@@ -270,7 +270,7 @@ def test_an_unfinished_study_is_refused(experiment, tmp_path, capsys, monkeypatc
     job.record.write_text("{")
     assert study.main(command) == 2
     assert "not the record of a job" in capsys.readouterr().err
-    job.write()
+    job.write({})
     (job.folder / "evaluation.json").unlink()
     assert study.main(command) == 2
     assert "ours-fair-seed1 is not finished" in capsys.readouterr().err

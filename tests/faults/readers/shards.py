@@ -140,6 +140,6 @@ def records(rng: np.random.Generator, folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # no such shard, so only its record can answer
             progress.read_uses(LocalStore(store), "pairs-000000.tar")
     else:
-        job = Job("job", folder, (Step("finetune", (), folder / "made"),), {"weights": "random"}, lambda: None)
+        job = Job("job", folder, (Step("finetune", (), folder / "made"),), {"weights": "random"}, lambda: None, "stub")
         write_changed(job.record, content, rng)
         changed_settings(job)
