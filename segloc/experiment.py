@@ -9,7 +9,8 @@ from segloc.common import cli
 from segloc.common.files import check_output_folder
 from segloc.experiments.devices import find_devices
 from segloc.experiments.jobs import plan
-from segloc.experiments.run import chosen_cells, experiment_folder, run_experiment, show
+from segloc.experiments.progress import show
+from segloc.experiments.run import chosen_cells, experiment_folder, run_experiment
 from segloc.settings.experiments import Experiment
 from segloc.settings.loader import load
 
@@ -51,8 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--out", type=cli.path, required=True, metavar="DIR", help="folder of the experiment, with a folder per cell"
     )
-    options.add_argument("--list", action="store_true", help="show state and commands of every cell, run nothing")
-    options.add_argument("--cell", metavar="NAME", help="run only this cell and the jobs it needs; write no report")
+    options.add_argument(
+        "--list", action="store_true", help="show state and commands of every cell and estimate the rest; run nothing"
+    )
+    options.add_argument(
+        "--cell",
+        metavar="NAME",
+        help="run only this cell and the jobs it needs, or this pretraining (pretrain-NAME-seedN); write no report",
+    )
     options.add_argument(
         "--devices",
         metavar="GPU,...",
@@ -69,10 +76,10 @@ def _command(args: argparse.Namespace) -> int:
     experiment = load(Experiment, args.recipe, args.overrides)
     out = experiment_folder(args.out)
     cells = chosen_cells(plan(experiment, out, args.max_skipped), args.cell)
-    if args.list:
-        show(cells)
-        return 0
     devices = find_devices(args.devices)
+    if args.list:
+        show(cells, devices.slots)
+        return 0
     check_output_folder(out)
     failures = run_experiment(experiment, cells, out, devices, with_report=not args.cell)
     for failure in failures:

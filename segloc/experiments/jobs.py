@@ -32,6 +32,7 @@ from segloc.settings.loader import flat, load, to_yaml
 from segloc.settings.pretraining import PretrainConfig, load_config
 from segloc.training import checkpoint
 
+PRETRAIN = "pretrain"  # folder of the pretrainings
 WITH_BN = "with_bn.pth"
 PROBED = "probe.json"
 # Settings of a pretraining recipe that determine an untrained network.
@@ -109,6 +110,11 @@ class Job:
         return self.folder / f"{self.steps[0].name}.job.json"
 
     @property
+    def seconds(self) -> float:
+        """Time of its steps over all attempts; 0 if no record has it."""
+        return float(sum(self.read().get("seconds", {}).values()))
+
+    @property
     def stamp(self) -> int | None:
         """Modification time of the record in nanoseconds; None if there is no record."""
         return self.record.stat().st_mtime_ns if self.record.is_file() else None
@@ -177,6 +183,12 @@ def plan(experiment: Experiment, out: Path, max_skipped: float = MAX_SKIPPED) ->
 def with_needs(cells: Sequence[Job]) -> list[Job]:
     """List cells and the jobs they need, each once, in execution order."""
     return list({job.name: job for cell in cells for job in cell.chain}.values())
+
+
+def needed_jobs(cells: Sequence[Job]) -> list[Job]:
+    """List cells and the jobs they need, as `with_needs`; without removed jobs that only finished cells needed."""
+    wanted = {job.name for cell in cells for job in cell.chain if job.finished or not cell.finished}
+    return [job for job in with_needs(cells) if job.name in wanted]
 
 
 def cell_name(start: str, protocol: str, seed: int) -> str:
@@ -302,7 +314,7 @@ def _option(name: str, value: str) -> list[str]:
 
 def _pretraining(settings: Pretraining, out: Path, name: str, seed: int, share: list[str]) -> Job:
     seed = seed if settings.seed is None else settings.seed
-    folder = out / "pretrain" / f"{name}-seed{seed}"
+    folder = out / PRETRAIN / f"{name}-seed{seed}"
     overrides = [*settings.overrides, f"seed={seed}"]
     config = load_config(settings.config or None, overrides)
     where = ["--shards", settings.shards, *_option("--config", settings.config), "--out", str(folder), *share]
@@ -312,7 +324,7 @@ def _pretraining(settings: Pretraining, out: Path, name: str, seed: int, share: 
     content = {"shards": settings.shards, **flat(dataclasses.asdict(config))}
     check = partial(ShardFolder.open, settings.shards)
     kind = f"pretraining {name}"
-    return Job(f"pretrain/{folder.name}", folder, (step,), content, check, kind, processes=settings.processes)
+    return Job(f"{PRETRAIN}/{folder.name}", folder, (step,), content, check, kind, processes=settings.processes)
 
 
 def _with_bn(pretraining: Job, share: list[str]) -> Job:

@@ -10,7 +10,7 @@ from segloc.common.files import write_atomic
 from segloc.common.output_kinds import check_replaces
 from segloc.experiments.commands import Commands
 from segloc.experiments.devices import Devices
-from segloc.experiments.jobs import Job, Step, cell_name, changed, state, with_needs
+from segloc.experiments.jobs import PRETRAIN, Job, Step, cell_name, changed, with_needs
 from segloc.experiments.schedule import run_cells
 from segloc.experiments.work import last_line
 from segloc.reporting import probe_table
@@ -27,14 +27,6 @@ def experiment_folder(out: str) -> Path:
     if path.exists() and not path.is_dir():
         raise InputError(f"{out}: is a file, not a folder; choose another --out")
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def show(cells: Sequence[Job]) -> None:
-    """Print state, name and commands of every cell and of the jobs it needs."""
-    for job in with_needs(cells):
-        print(f"{state(job):9} {job.name}")
-        for step in job.steps:
-            print(f"          {step}")
 
 
 def check(cells: Sequence[Job], devices: Devices) -> None:
@@ -113,15 +105,19 @@ def write_reports(tuned: Sequence[Job], out: Path, title: str) -> list[str]:
 
 
 def chosen_cells(cells: Sequence[Job], name: str | None) -> list[Job]:
-    """Select the cell `name`; all cells without a name.
+    """Select the cell `name`, or the pretraining of that name (``pretrain-NAME-seedN``); all cells without a name.
 
     Raises:
         InputError: there is no such cell.
     """
-    names = [cell.name for cell in cells]
-    if name and name not in names:
-        raise unknown_key(name, names, "--cell")
-    return [cell for cell in cells if name in (None, cell.name)]
+    if not name:
+        return list(cells)
+    pretrainings = [job for job in with_needs(cells) if job.name == f"{PRETRAIN}/{job.folder.name}"]
+    # Cells last: of two with one name the cell counts.
+    found = {f"{PRETRAIN}-{job.folder.name}": job for job in pretrainings} | {cell.name: cell for cell in cells}
+    if name not in found:
+        raise unknown_key(name, found, "--cell")
+    return [found[name]]
 
 
 def run_experiment(

@@ -13,7 +13,7 @@ from segloc.common.errors import InputError
 from segloc.common.stops import Stopped
 from segloc.experiments.commands import POLL_S, Commands
 from segloc.experiments.devices import Devices
-from segloc.experiments.jobs import Job, with_needs
+from segloc.experiments.jobs import Job, needed_jobs
 from segloc.experiments.work import Failed, Flawed, run_job
 
 RETRY_S = 1.0  # between two looks for GPUs, and for jobs, that other processes have freed
@@ -33,9 +33,7 @@ class Schedule:
     def __init__(self, cells: Sequence[Job], devices: Devices) -> None:
         self.failures: dict[str, str] = {}
         self._cells, self._devices = {cell.name for cell in cells}, devices
-        # Jobs that a finished cell needed may have been removed.
-        wanted = {job.name for cell in cells for job in cell.chain if job.finished or not cell.finished}
-        self._open = {job.name: job for job in with_needs(cells) if job.name in wanted}
+        self._open = {job.name: job for job in needed_jobs(cells)}
         self._stamps = {name: job.stamp for name, job in self._open.items()}
         self._failed: set[str] = set()
         self._elsewhere: set[str] = set()

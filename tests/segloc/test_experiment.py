@@ -247,10 +247,21 @@ def test_list_shows_states_and_commands_and_runs_nothing(grid, tmp_path, fake, c
     assert not (out / "report.html").exists()
     capsys.readouterr()
     assert experiment.main([str(path), "--out", str(out), "--list"]) == 0
-    states = dict(line.split()[::-1] for line in capsys.readouterr().out.splitlines() if line[0] != " ")
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 of 10 jobs are done" in lines
+    assert any(line.startswith("no estimate for insert_bn of pretraining keys, 2 to run") for line in lines)
+    states = dict(line.split()[::-1] for line in lines if re.fullmatch(r"\w+ +\S+", line))
     assert states["random-fair-seed0"] == "failed"
     assert states["segloc-fair-seed1"] == states["pretrain/keys-seed1"] == "finished"
     assert states["bn-fair-seed1"] == states["pretrain/keys-seed0"] == "waiting"
+
+
+def test_a_pretraining_can_be_run_alone(grid, tmp_path, fake, capsys):
+    path, out = write(tmp_path, grid), tmp_path / "out"
+    assert experiment.main([str(path), "--out", str(out), "--cell", "pretrain-keys-seed1"]) == 0
+    assert fake.ran == [("segloc.pretrain", out / "pretrain" / "keys-seed1")]
+    assert experiment.main([str(path), "--out", str(out), "--cell", "pretrain-key-seed1"]) == 2
+    assert "did you mean 'pretrain-keys-seed1'?" in capsys.readouterr().err
 
 
 def test_a_failed_cell_does_not_stop_the_others_and_is_tried_again(grid, tmp_path, fake, capsys):

@@ -103,7 +103,7 @@ class Study:
     def fail(self, name, failure):
         job = self.job(name)
         job.steps[-1].makes.unlink()
-        job.write(failure)
+        job.write({}, failure)
 
 
 @pytest.fixture
