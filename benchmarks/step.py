@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import arguments, machine, ratio, save
 from benchmarks.loader import write_shards
 from benchmarks.queues import queue_step
+from segloc.contrast.fitting import decide
 from segloc.contrast.metrics import peak_memory_mib
 from segloc.contrast.pretrainer import Pretrainer
 from segloc.data.stream import Batch, ShardFolder
@@ -56,9 +57,9 @@ class Waiting:
 def trainer_of(settings: list[str], folder: ShardFolder, out: Path, plain: bool) -> Pretrainer:
     """Build a trainer with full queues."""
     device = ALONE.device()
-    amp = device.type == "cuda" and not plain
-    config = load_config(None, [*settings, "queue.init=random", "log_every=1000000", f"optim.amp={amp}"])
-    trainer = Pretrainer(config, folder, out, device)
+    precision = "float32" if plain else "auto"
+    config = load_config(None, [*settings, "queue.init=random", "log_every=1000000", f"optim.precision={precision}"])
+    trainer = Pretrainer(config, folder, out, device, choices=decide(config, folder, out, device, ALONE))
     if plain:
         trainer.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     trainer.fill_queues()

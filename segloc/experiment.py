@@ -27,7 +27,7 @@ command without --cell to write report.html, table.md and table.csv of the finis
   data: data/raw/pidray                       # a PIDray folder (default: the data of the fine-tuning recipes)
   seeds: [0, 1, 2]
   pretrainings:                               # one pretraining per seed; with `seed: 0` all seeds share one
-    paper: {config: detectron_configs/pretrain/paper_r101.yaml, shards: data/shards, overrides: [optim.amp=true]}
+    paper: {config: detectron_configs/pretrain/paper_r101.yaml, shards: data/shards}
     random_dictionary: {config: ..., shards: data/shards, overrides: [queue.init=random]}
   starts:                                     # initial weights
     random: {weights: random}                 # or imagenet, or a path

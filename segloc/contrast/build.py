@@ -1,4 +1,4 @@
-"""Networks, optimiser and per-process settings of pretraining."""
+"""Networks and optimiser of pretraining."""
 
 from __future__ import annotations
 
@@ -6,27 +6,10 @@ import dataclasses
 
 import torch
 
-from segloc.common.errors import InputError
 from segloc.models.initial_weights import RANDOM
 from segloc.models.norm import average_over
 from segloc.models.segloc import SegLoc
 from segloc.settings.pretraining import OptimConfig, PretrainConfig
-
-
-def process_settings(config: PretrainConfig, world: int) -> PretrainConfig:
-    """Return the settings of one of `world` processes, with its micro-batch.
-
-    Raises:
-        InputError: the batch cannot be shared evenly, or its parts are too small for batch norm.
-    """
-    optim = config.optim
-    micro_batch = min(optim.micro_batch, max(1, optim.batch // world))
-    if optim.batch % (micro_batch * world):
-        raise InputError(
-            f"optim.batch {optim.batch} cannot be shared by {world} processes in micro-batches of {micro_batch}; set "
-            "another optim.micro_batch"
-        )
-    return dataclasses.replace(config, optim=dataclasses.replace(optim, micro_batch=micro_batch))
 
 
 def make_model(config: PretrainConfig, device: torch.device, share: int, resuming: bool) -> SegLoc:

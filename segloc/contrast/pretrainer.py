@@ -28,7 +28,8 @@ from segloc.common.files import write_atomic
 from segloc.common.parse import parse_yaml
 from segloc.common.run_files import NOT_FINITE
 from segloc.common.stops import Stopped
-from segloc.contrast.build import make_model, make_optimizer, process_settings
+from segloc.contrast.build import make_model, make_optimizer
+from segloc.contrast.choices import Choices, choose
 from segloc.contrast.losses import InfoNCE, info_nce
 from segloc.contrast.metrics import Compared, training_metrics
 from segloc.contrast.queues import QUEUES
@@ -40,10 +41,10 @@ from segloc.settings.loader import flat, to_yaml
 from segloc.settings.pretraining import PretrainConfig
 from segloc.training import checkpoint
 from segloc.training.loop import Trainer
+from segloc.training.precision import autocast
 from segloc.training.processes import ALONE, Group
 from segloc.training.schedules import cosine_schedule
 
-# Settings that may change when a run is resumed, because they do not affect the result.
 HARMLESS = ("checkpoint_every", "log_every", "data.threads", "optim.recompute")
 SHUFFLE, KEYS = 1, 2  # what a generator is for
 _STATE = ("config", "shards", "query", "key", "optimizer", "queues", "iteration", "pairs_skipped")
@@ -79,8 +80,9 @@ class Pretrainer(Trainer):
         device: where to train.
         group: the processes that train together. The pairs of a step, their batch statistics (unless bn_images is 0)
             and the order in which their keys enter the queues depend on the batch, not on the micro-batch or the
-            number of processes. A micro-batch is never larger than a process's share of the batch.
+            number of processes.
         resuming: whether `load_state` will be called; the initial weights are then not loaded.
+        choices: micro-batch and precision, if the recipe leaves them open; without them the smallest micro-batch.
 
     Attributes:
         metrics: metrics of the last logged step, averaged over the processes.
@@ -96,16 +98,16 @@ class Pretrainer(Trainer):
         device: torch.device,
         group: Group = ALONE,
         resuming: bool = False,
+        choices: Choices | None = None,
     ) -> None:
         super().__init__()
         self.config, self.folder, self.out, self.device, self.group = config, folder, out, device, group
         optim, data = config.optim, config.data
-        own = process_settings(config, group.world)
-        self.micro_batch = own.optim.micro_batch
+        self.micro_batch, self.precision = choices or choose(config, device, group)
         self.steps = config.num_steps(folder.index.num_pairs)
         if not self.steps:
             raise InputError(f"{folder.store}: {folder.index.num_pairs} pairs do not fill one batch of {optim.batch}")
-        self.model = make_model(own, device, optim.batch // group.world, resuming)
+        self.model = make_model(config, device, optim.batch // group.world, resuming)
         self.queues = QUEUES[config.queue.kind](
             len(folder.index.classes), config.queue.size, config.head.dim, len(LEVELS), device=device
         )
@@ -159,7 +161,7 @@ class Pretrainer(Trainer):
                         f"{self.folder.store}: all usable pairs are of class {name!r}; class queues need two classes"
                     )
                 loaded = self._load_step(batches)
-                self._enqueue(self._embed_keys(loaded, -1, step), loaded)
+                self._enqueue(self.embed_keys(loaded, -1, step), loaded)
                 del loaded
                 self.pairs_filled += self.config.optim.batch
                 bar.update(int(self.queues.fill().min()) - bar.n)
@@ -179,10 +181,10 @@ class Pretrainer(Trainer):
         self.optimizer.param_groups[0]["lr"] = float(self.learning_rates[self.iter])
         self.optimizer.zero_grad(set_to_none=True)
         done: list[MicroBatch] = []
-        keys = self._embed_keys(step, self.iter)
+        keys = self.embed_keys(step, self.iter)
         for micro, own in enumerate(keys.split(self.micro_batch, 1)):
             with self._without_sync(micro):
-                levels, queries = self._compare(step, micro, own)
+                levels, queries = self.compare(step, micro, own)
                 loss = torch.stack([level.loss for level in levels]).sum() / self.accumulate
                 loss.backward()
             batch = step.batches[micro]
@@ -243,10 +245,11 @@ class Pretrainer(Trainer):
         settings = parse_yaml(checkpoint.text_in(state, "config", source), source)
         if not isinstance(settings, dict):
             raise InputError(f"{self.out}: its checkpoint has no settings")
+        may_change = harmless(self.config)
         # A setting missing in the checkpoint was added later; its default is the earlier behaviour.
         old = _stored(PretrainConfig()) | flat(settings)
         for name, value in _stored(self.config).items():
-            if name not in HARMLESS and old[name] != value:
+            if name not in may_change and old[name] != value:
                 raise InputError(
                     f"{self.out}: its run has another {name} ({old[name]!r}, not {value!r}); use another --out or the "
                     "same settings"
@@ -291,7 +294,7 @@ class Pretrainer(Trainer):
         query, key = self.group.gather(sizes.amax(0).to(self.device)).amax(0).tolist()
         return Step(own, tuple(query), tuple(key))
 
-    def _compare(self, step: Step, micro: int, keys: torch.Tensor) -> tuple[list[InfoNCE], torch.Tensor]:
+    def compare(self, step: Step, micro: int, keys: torch.Tensor) -> tuple[list[InfoNCE], torch.Tensor]:
         """Compare the queries of a micro-batch with their keys [levels, N, dim] and queues.
 
         Returns:
@@ -301,7 +304,7 @@ class Pretrainer(Trainer):
         generators = [self._generator(self.iter, place) for place in range(first, first + self.micro_batch)]
         images, boxes = self._augmented(*batch.query.on(self.device, step.query_size), generators)
         boxes = query_boxes(boxes, images.shape[-2:], self.config.data.box_augment, generators)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             queries = self.query(images, boxes)
         labels, temperature = batch.labels.to(self.device), self.config.optim.temperature
         valid, stores = self.queues.valid(labels), zip(queries, keys, self.queues.keys, strict=True)
@@ -314,7 +317,7 @@ class Pretrainer(Trainer):
                 raise NotImplementedError(f"no loss for queue.positives={other}")
         return [info_nce(*store, valid, temperature, same_class) for store in stores], queries
 
-    def _embed_keys(self, step: Step, iteration: int, number: int = 0) -> torch.Tensor:
+    def embed_keys(self, step: Step, iteration: int, number: int = 0) -> torch.Tensor:
         """Embed the keys of this process in a step: [levels, N, dim]; a collective call.
 
         Args:
@@ -324,16 +327,16 @@ class Pretrainer(Trainer):
         """
         views = [batch.key.on(self.device, step.key_size) for batch in step.batches]
 
-        def augment(
-            images: torch.Tensor, boxes: torch.Tensor, places: torch.Tensor
-        ) -> tuple[torch.Tensor, torch.Tensor]:
+        def embed(images: torch.Tensor, boxes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
             numbers = (number * self.config.optim.batch + places).tolist()
-            return self._augmented(images, boxes, [self._generator(iteration, place, KEYS) for place in numbers])
+            generators = [self._generator(iteration, place, KEYS) for place in numbers]
+            augmented = self._augmented(images, boxes, generators)
+            with autocast(self.device, self.precision):
+                return self.model.key(*augmented)
 
         shuffle = self._generator(iteration, number, SHUFFLE)
         images, boxes = (torch.cat(parts) for parts in zip(*views, strict=True))
-        with self._autocast():
-            return self.model.embed_keys(images, boxes, augment, self.micro_batch, shuffle, self.group)
+        return self.model.embed_keys(images, boxes, embed, self.micro_batch, shuffle, self.group)
 
     def _augmented(
         self, images: torch.Tensor, boxes: torch.Tensor, generators: list[torch.Generator]
@@ -341,9 +344,6 @@ class Pretrainer(Trainer):
         data = self.config.data
         images, boxes = horizontal_flip(images.float(), boxes, data.flip, generators)
         return photometric(images, data.augment, generators), boxes
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.amp)
 
     def _generator(self, iteration: int, *names: int) -> torch.Generator:
         """Return the generator of a query, of a key (``KEYS``) or of the order of the keys (``SHUFFLE``).
@@ -379,6 +379,12 @@ class Pretrainer(Trainer):
             f"step {self.iter}: the loss is {every_loss[bad][0].item()}, the norm of its gradient "
             f"{gradient_norm.item()}; see {path} for the pairs, and try a smaller optim.lr_per_256"
         )
+
+
+def harmless(config: PretrainConfig) -> tuple[str, ...]:
+    """Return settings that may change when a run is resumed, because they do not affect the result."""
+    depends = config.has_batch_norm and not config.model.bn_images
+    return (*HARMLESS, *(() if depends else ("optim.micro_batch",)))
 
 
 def _stored(config: PretrainConfig) -> dict[str, Any]:

@@ -10,15 +10,18 @@ import numpy as np
 from tqdm import tqdm
 
 from segloc.common.errors import InputError
-from segloc.common.run_files import KEPT
+from segloc.common.run_files import KEPT, RUN
 from segloc.common.skips import Skips, require
-from segloc.contrast.pretrainer import HARMLESS, Pretrainer
+from segloc.contrast import duration
+from segloc.contrast.fitting import decide
+from segloc.contrast.pretrainer import Pretrainer, harmless
 from segloc.data.stream import ShardFolder
 from segloc.models.backbone import LEVELS
 from segloc.models.initial_weights import BACKBONE_SETTINGS
 from segloc.settings.loader import to_yaml
 from segloc.settings.pretraining import PretrainConfig
 from segloc.training import checkpoint, memory, run_folder
+from segloc.training.batch_norm import FEWEST, images_per_part, too_few
 from segloc.training.loop import DETECTRON2, Hook
 from segloc.training.processes import ALONE, Group
 from segloc.training.stopping import Keeper, held_together
@@ -146,35 +149,46 @@ def _classes(folder: ShardFolder) -> int:
 
 
 def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Group) -> Path:
-    run_folder.refuse_other_settings(out, config, HARMLESS, shards=folder.index.digest)
+    run_folder.refuse_other_settings(out, config, harmless(config), shards=folder.index.digest)
     queue, dim = config.queue, config.head.dim
     what = f"queue.size {queue.size} with head.dim {dim}"
     memory.require(4 * len(LEVELS) * queue.size * dim, group.device(), what)  # float32
     last = out / checkpoint.LAST
     state = checkpoint.load(last) if last.is_file() else None
-    trainer = Pretrainer(config, folder, out, group.device(), group, resuming=state is not None)
+    record = run_folder.read_run(out) if state is not None and (out / RUN).is_file() else None
+    device = group.device()
+    choices = decide(config, folder, out, device, group, record)
+    trainer = Pretrainer(config, folder, out, device, group, state is not None, choices)
     kept, start = steps_of_epochs(config, folder.index.num_pairs, trainer.steps), 0
     if state is not None:
         trainer.load_state(state)
         start = state["iteration"]
     run_folder.require_shared(out, start, group)
     hooks = f"own and Detectron2 {DETECTRON2}'s" if DETECTRON2 else "own"
-    group.say(f"device: {trainer.device.type}; processes: {group.world}; hooks: {hooks}")
+    group.say(
+        f"device: {device.type}; precision: {choices.precision}; pairs per forward pass: {choices.micro_batch}; "
+        f"processes: {group.world}; hooks: {hooks}"
+    )
     if lacks := folder.index.lacks:
         group.say(f"{folder.store}: shards of format {folder.index.format_version}, without {', '.join(lacks)}")
     if start >= trainer.steps:
         group.say(f"already finished: {start} steps in {out}")
         _write_skips(trainer)  # the last process may have been killed before
         return save_backbone(trainer)
+    part = images_per_part(config.model, choices.micro_batch, config.head.embedding_bn)
+    if few := too_few(part):
+        group.say(f"{few}; set model.bn_images to at least {FEWEST}")
     group.say(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
     if group.is_main:
         run_folder.write_description(
             out, "pretrain", to_yaml(config), shards=folder.index.digest, classes=list(folder.index.classes),
             chance_loss=trainer.chance_loss, chance_class_accuracy=1 / _classes(folder), steps=trainer.steps,
-            processes=group.world,
+            processes=group.world, batch_norm_images=part, **choices._asdict(),
         )  # fmt: skip
     if not start:
         group.say(trainer.model.started_from)
+    if device.type == "cpu" and (long := duration.warning(trainer, start)):
+        group.say(long)
     _train(trainer, start, kept)
     _write_skips(trainer)
     return save_backbone(trainer)

@@ -15,8 +15,8 @@ from segloc.models.roi_head import make_head, pool_boxes
 from segloc.settings.pretraining import HeadConfig, ModelConfig
 from segloc.training.processes import ALONE, Group
 
-# Augments uint8 images [N, 3, H, W] and their boxes [N, 4], given their places [N] in the step of all processes.
-Augment = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# Embeds uint8 images [N, 3, H, W] and their boxes [N, 4], given their places [N] in the step of all processes.
+Embed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Encoder(nn.Module):
@@ -70,7 +70,7 @@ class SegLoc(nn.Module):
         self,
         images: torch.Tensor,
         boxes: torch.Tensor,
-        augment: Augment,
+        embed: Embed,
         most: int,
         generator: torch.Generator,
         group: Group = ALONE,
@@ -84,32 +84,29 @@ class SegLoc(nn.Module):
         Args:
             images: [N, 3, H, W] uint8, of this process; N, H and W are equal in all processes.
             boxes: [N, 4], x0 y0 x1 y1 in pixels.
-            augment: is called for the images of each forward pass.
+            embed: augments the images of a forward pass and embeds them with the key network: [levels, n, dim].
             most: images per forward pass.
             generator: on the CPU, in the same state in every process.
             group: the processes.
         """
         count, first = len(images), group.rank * len(images)
-        if not self.has_batch_norm:
-            places = torch.arange(first, first + count)
-            return self._embed_in_turn(images, boxes, places, augment, most)
         mine = slice(first, first + count)
+        if not self.has_batch_norm:
+            return _in_turn(embed, most, images, boxes, torch.arange(first, first + count))
         order = torch.randperm(count * group.world, generator=generator)
         own = order[mine].to(images.device)
         images, boxes = (group.gather(x).flatten(0, 1)[own] for x in (images, boxes))
-        keys = group.gather(self._embed_in_turn(images, boxes, order[mine], augment, most))
+        keys = group.gather(_in_turn(embed, most, images, boxes, order[mine]))
         keys = keys.permute(1, 0, 2, 3).flatten(1, 2)  # [levels, all, dim], in shuffled order
         return keys[:, order.argsort()[mine].to(keys.device)]
-
-    def _embed_in_turn(
-        self, images: torch.Tensor, boxes: torch.Tensor, places: torch.Tensor, augment: Augment, most: int
-    ) -> torch.Tensor:
-        """Embed with the key network, at most `most` images at a time; `places` are theirs in the step."""
-        turns = zip(images.split(most), boxes.split(most), places.split(most), strict=True)
-        return torch.cat([self.key(*augment(*turn)) for turn in turns], 1)
 
     @torch.no_grad()
     def update_keys(self, momentum: float) -> None:
         """Move the key network towards the query network: key = m * key + (1 - m) * query."""
         for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
             key.lerp_(query, 1 - momentum)
+
+
+def _in_turn(embed: Embed, most: int, *inputs: torch.Tensor) -> torch.Tensor:
+    """Embed at most `most` images at a time."""
+    return torch.cat([embed(*turn) for turn in zip(*(x.split(most) for x in inputs), strict=True)], 1)

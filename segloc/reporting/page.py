@@ -33,6 +33,7 @@ from segloc.reporting.results_table import (
     signed,
 )
 from segloc.reporting.run_results import KINDS, Run, load_run
+from segloc.training.batch_norm import too_few
 from segloc.training.run_folder import RUN, closing
 
 MAX_WIDTH_PX = 1600
@@ -118,6 +119,7 @@ def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
         notes=notes(table),
         about=about,
         signed=signed,
+        few=too_few,
         waiting=[run.name for run in tuned if not run.evaluation],
         pictures=pictures,
         unfolded=len(pretrained) <= UNFOLDED,

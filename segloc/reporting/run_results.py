@@ -92,7 +92,8 @@ def _read_folder(folder: Path) -> Run:
     kind = str(about.get("kind"))
     if kind not in SHOWN:
         raise InputError(f"{folder}: has a run of kind {kind!r}; give runs of kind {' or '.join(SHOWN)}")
-    _check_fields(about, SHOWN[kind], folder / RUN)
+    # Runs of earlier versions do not say how many images their batch norm saw.
+    _check_fields(about, {**SHOWN[kind], "batch_norm_images": (int, type(None))}, folder / RUN)
     for row in metrics:
         _check_fields(row, MEASURED[kind], folder / METRICS_FILE)
     settings = read_settings(folder)

@@ -13,6 +13,7 @@ SDA_NORMS = ("bn", "gn", "ln")
 # so the bottleneck keeps at least four channels.
 BOTTLENECK = 16
 MIN_CHANNELS = 4 * BOTTLENECK
+PRECISIONS = ("auto", "float32", "bfloat16")  # see `segloc.training.precision`
 FPN_CHANNELS = 256  # SDANet's value, and the usual one
 # Groups of group norm in the ResNet and the head (Wu & He 2018).
 GROUPS = 32

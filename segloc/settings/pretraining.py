@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segloc.common.errors import InputError
-from segloc.settings.backbone import GROUPS, BackboneSettings
+from segloc.settings.backbone import GROUPS, PRECISIONS, BackboneSettings
 from segloc.settings.fields import (
     MAX_BATCH,
     MAX_CHANNELS,
@@ -144,10 +144,11 @@ class OptimConfig:
     )
     batch: int = setting(64, "Pairs per optimiser step.", least=1, most=MAX_BATCH)
     micro_batch: int = setting(
-        64,
-        "Pairs per forward pass; less than `batch` accumulates gradients. Without effect on the result, unless batch "
-        "norm has model.bn_images=0.",
-        least=1,
+        0,
+        "Pairs per forward pass; less than `batch` accumulates gradients. 0 tries at the start which are the most that "
+        "fit into the GPU's memory; on a CPU it is the fewest. A resumed run keeps them. Without effect on the result, "
+        "unless batch norm has model.bn_images=0.",
+        least=0,
         most=MAX_BATCH,
     )
     lr_per_256: float = setting(0.03, "Learning rate per 256 pairs of `batch` (InsLoc: 0.03).", above=0)
@@ -158,7 +159,12 @@ class OptimConfig:
     steps: int = setting(0, "Optimiser steps; 0 uses `epochs`.", least=0, most=MAX_STEPS)
     ema: float = setting(0.999, "Momentum m of the key network.", least=0, most=1)
     temperature: float = setting(0.2, "T of InfoNCE.", above=0)
-    amp: bool = setting(False, "Use bfloat16 autocast.")
+    precision: str = setting(
+        "auto",
+        "Of the forward passes: ``bfloat16`` (autocast), ``float32``, or ``auto``, which is bfloat16 on GPUs that "
+        "compute in it, else float32. A resumed run keeps its precision.",
+        choices=PRECISIONS,
+    )
     recompute: str = setting(
         "none",
         "``stages`` recomputes the ResNet's blocks in the backward pass instead of keeping their activations: more "
@@ -193,7 +199,7 @@ class PretrainConfig:
                 f"queue.positives={self.queue.positives} needs queue.kind=class; a single queue uses keys of the "
                 "query's class as negatives"
             )
-        if self.optim.batch % self.optim.micro_batch:
+        if self.optim.micro_batch and self.optim.batch % self.optim.micro_batch:
             raise InputError(
                 f"optim.batch {self.optim.batch} is not a multiple of micro_batch {self.optim.micro_batch}"
             )
@@ -219,8 +225,19 @@ class PretrainConfig:
             raise InputError(f"optim.epochs {self.optim.epochs} means {steps} steps, at most {MAX_STEPS} are possible")
         return steps
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether any part of the networks has it."""
+        model = self.model
+        return model.norm == "bn" or (model.sda_norm == "bn" and model.attention) or self.head.embedding_bn
+
+    @property
+    def bn_unit(self) -> int:
+        """Images of a forward pass are a multiple of this number, so that batch norm has whole parts."""
+        return (self.model.bn_images or 1) if self.has_batch_norm else 1
+
     def _check_norms(self) -> None:
-        model, micro_batch = self.model, self.optim.micro_batch
+        model, pairs = self.model, self.optim.micro_batch or self.optim.batch
         if model.norm == "gn" and self.head.kind == "insloc" and self.head.conv_dim % GROUPS:
             raise InputError(f"model.norm=gn needs a head.conv_dim that is a multiple of {GROUPS}")
         # Batch norm over single vectors sees one value per channel and pair.
@@ -230,15 +247,21 @@ class PretrainConfig:
             f"data.image_size={self.data.image_size}": model.norm == "bn" and self.data.image_size <= STRIDE,
         }
         for name, used in over_vectors.items():
-            if used and (model.bn_images or micro_batch) < 2:
+            if used and (model.bn_images or pairs) < 2:
                 raise InputError(
                     f"{name} needs at least two images per part: set model.bn_images and optim.micro_batch to at least "
                     "2, or a norm other than bn"
                 )
-        if (model.norm == "bn" or any(over_vectors.values())) and model.bn_images and micro_batch % model.bn_images:
+        if self.has_batch_norm and not (model.bn_images or self.optim.micro_batch):
             raise InputError(
-                f"optim.micro_batch {micro_batch} is not a multiple of model.bn_images {model.bn_images}; set a "
-                "multiple, or a smaller model.bn_images"
+                "optim.micro_batch=0 would let the result depend on the GPU's memory, because model.bn_images is 0; "
+                "set one of them"
+            )
+        if pairs % self.bn_unit:
+            name = "micro_batch" if self.optim.micro_batch else "batch"
+            raise InputError(
+                f"optim.{name} {pairs} is not a multiple of model.bn_images {model.bn_images}; set a multiple, or a "
+                "smaller model.bn_images"
             )
 
 

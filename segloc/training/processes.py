@@ -158,7 +158,7 @@ class Group:
 
     def most(self, number: int, device: torch.device) -> int:
         """Return the largest number of all processes; the same result in all processes."""
-        return int(self.gather(torch.tensor(number, device=device)).max())
+        return number if self.world == 1 else int(self.gather(torch.tensor(number, device=device)).max())
 
     def mean(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
         """Average values over all processes; the names must be the same in all."""

@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from segloc import pretrain
+from segloc import pretrain, report
 from segloc.common import stops
 from segloc.common.stops import SIGNALS, Stopped
-from segloc.contrast import pretrainer, run
+from segloc.contrast import duration, pretrainer, run
 from segloc.data.stream import ShardFolder
 from segloc.models import roi_head
 from segloc.models.initial_weights import read_backbone
@@ -69,6 +70,48 @@ def test_run_folder_holds_what_is_needed(undisturbed):
     saved = checkpoint.load(undisturbed / checkpoint.BACKBONE)
     assert saved["kind"] == "backbone"
     assert saved["arch"] == "resnet18"
+
+
+def test_what_a_run_decides_is_told_and_recorded(shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(duration, "seconds_per_image", lambda trainer: 3600 * 24)
+    out = tmp_path / "few"
+    settings = [
+        *TINY,
+        "optim.steps=1",
+        "model.norm=bn",
+        "model.bn_images=2",
+        "optim.micro_batch=0",
+        "queue.init=random",
+    ]
+    assert pretrain.main(["--shards", str(shards), "--out", str(out), *settings]) == 0
+    said = capsys.readouterr().out
+    assert "device: cpu; precision: float32; pairs per forward pass: 2; processes: 1" in said
+    assert "batch norm sees 2 images at a time" in said
+    assert "on this CPU the run takes about 16 days; the recipe for laptops is " + duration.LAPTOP_RECIPE in said
+    assert Path(duration.LAPTOP_RECIPE).is_file()
+    about = read_run(out)
+    assert (about["micro_batch"], about["precision"], about["batch_norm_images"]) == (2, "float32", 2)
+    page = tmp_path / "report.html"
+    assert report.main([str(out), "--out", str(page)]) == 0
+    assert "few: batch norm sees 2 images at a time" in page.read_text()
+    # It does not affect the result, so a resumed run may have another; one with statistics over it may not.
+    assert pretrain.main(["--shards", str(shards), "--out", str(out), *settings, "optim.micro_batch=4"]) == 0
+    assert "already finished" in capsys.readouterr().out
+    whole = [*settings, "model.bn_images=0", "optim.micro_batch=4"]
+    assert pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "whole"), *whole]) == 0
+    assert (
+        pretrain.main(["--shards", str(shards), "--out", str(tmp_path / "whole"), *whole, "optim.micro_batch=2"]) == 2
+    )
+    assert "optim.micro_batch: 4 -> 2" in capsys.readouterr().err
+
+
+def test_the_time_of_a_forward_pass_leaves_the_trainer_as_it_is(shards, tmp_path):
+    trainer = trainer_of(tiny("model.norm=bn", "model.bn_images=4"), shards, tmp_path, fill=False)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert 0 < duration.seconds_per_image(trainer) < 60
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    assert all(module.training for module in trainer.model.modules())
+    assert not duration.warning(trainer, 0), "it takes seconds"
 
 
 def test_classes_that_are_easy_to_tell_apart_are_learned(shards, tmp_path):
@@ -280,7 +323,8 @@ def test_settings_are_used(shards, tmp_path, monkeypatch):
     spy(roi_head, "roi_align", lambda *arguments: arguments[-1])
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(module))
-    settings = ["data.augment=paper", "data.flip=0.25", "optim.temperature=0.7", "optim.amp=true", "optim.compile=true"]
+    settings = ["data.augment=paper", "data.flip=0.25", "optim.temperature=0.7", "optim.compile=true"]
+    settings += ["optim.precision=bfloat16"]
     trainer = trainer_of(tiny(*settings, "head.sampling_ratio=3"), shards, tmp_path)
     seen["photometric"].clear()
     for trainer.iter in range(2):
@@ -288,8 +332,7 @@ def test_settings_are_used(shards, tmp_path, monkeypatch):
     trainer.close()
     names, seeds = zip(*seen["photometric"], strict=True)
     assert set(names) == {"paper"}
-    assert seeds[0] == seeds[1] != seeds[2]  # query and key of a pair share a generator, steps do not
-    assert len({*seeds[0], *seeds[2]}) == 8
+    assert len({seed for each in seeds for seed in each}) == 16, "of four queries and four keys in two steps"
     assert set(seen["horizontal_flip"]) == {0.25}
     assert set(seen["info_nce"]) == {0.7}
     assert set(seen["autocast"]) == {("cpu", torch.bfloat16, True)}
@@ -300,7 +343,7 @@ def test_settings_are_used(shards, tmp_path, monkeypatch):
 def test_flipped_images_have_flipped_boxes(shards, tmp_path):
     trainer = trainer_of(tiny("data.flip=1", "data.augment=none"), shards, tmp_path, fill=False)
     views = next(trainer.stream.batches()).query
-    images, boxes = trainer._augmented(views, trainer._generators(0, 0)[0])
+    images, boxes = trainer._augmented(views.images, views.boxes, [torch.Generator() for _ in views.boxes])
     width = images.shape[-1]
     assert torch.equal(images, views.images.float().flip(-1))
     assert torch.equal(boxes[:, [0, 2]], width - views.boxes[:, [2, 0]])
@@ -469,7 +512,7 @@ def test_augmented_boxes_reach_p5_of_the_queries_and_nothing_else(shards, tmp_pa
     batch = next(trainer.stream.batches())
     size = tuple(batch.query.images.shape[-2:])
     step = pretrainer.Step([batch], size, size)
-    trainer._compare(step, 0, trainer._embed_keys(step, 0))
+    trainer.compare(step, 0, trainer.embed_keys(step, 0))
     key, query = seen
     assert [torch.equal(level, batch.query.boxes) for level in query] == [True, True, True, False, True]
     assert sorted(key.tolist()) == sorted(batch.key.boxes.tolist())

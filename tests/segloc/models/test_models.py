@@ -275,11 +275,11 @@ def test_embeddings_are_unit_vectors_and_keys_come_back_in_order():
     images, boxes = torch.rand(4, 3, 64, 64) * 255, torch.tensor([[5.0, 6, 50, 40]]).repeat(4, 1)
     places = []
 
-    def augment(images, boxes, chosen):
+    def embed(images, boxes, chosen):
         places.extend(chosen.tolist())
-        return images, boxes
+        return model.key(images, boxes)
 
-    keys = model.embed_keys(images, boxes, augment, 3, torch.Generator().manual_seed(1))
+    keys = model.embed_keys(images, boxes, embed, 3, torch.Generator().manual_seed(1))
     assert places == [0, 1, 2, 3], "without batch norm they need no shuffling"
     assert torch.allclose(keys.norm(dim=2), torch.ones(5, 4), atol=1e-5)
     # The key network is initialised as a copy of the query network, and group norm sees one image only.

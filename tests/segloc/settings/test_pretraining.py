@@ -12,9 +12,8 @@ def test_recipes_load(path):
     load_config(path, [])
 
 
-def test_recommended_recipe_is_the_default_plus_bfloat16():
-    config = load_config(ROOT / "detectron_configs" / "pretrain" / "segloc_r101.yaml", ["optim.amp=false"])
-    assert config == PretrainConfig()
+def test_recommended_recipe_is_the_default():
+    assert load_config(ROOT / "detectron_configs" / "pretrain" / "segloc_r101.yaml") == PretrainConfig()
 
 
 def test_papers_numbers():
@@ -72,7 +71,7 @@ def test_inslocs_numbers():
         ("optm: {}", "unknown key 'optm'; did you mean 'optim'"),
         ("optim: 3", "expected a mapping"),
         ("optim: {batch: many}", "expected int"),
-        ("optim: {amp: 1}", "expected bool"),
+        ("optim: {compile: 1}", "expected bool"),
         ("[1, 2]", "not a mapping"),
         ("a: [", "not YAML"),
     ],
