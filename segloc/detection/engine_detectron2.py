@@ -99,13 +99,42 @@ class SeededRPN(RPN):
 
     Attributes:
         seeds: those of the images of the next batch.
+        diverged: whether the last outputs were not finite, in training.
     """
 
     seeds: Iterator[int] = iter(())
+    diverged = False
 
     def _subsample_labels(self, label: torch.Tensor) -> torch.Tensor:
         seed_next(self.seeds)
         return super()._subsample_labels(label)
+
+    def forward(
+        self, images: ImageList, features: dict[str, torch.Tensor], gt_instances: list[Instances] | None = None
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """Compute proposals and losses; see the base class."""
+        proposals, losses = super().forward(images, features, gt_instances)
+        return proposals, {name: value * torch.nan for name, value in losses.items()} if self.diverged else losses
+
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[torch.Tensor],
+        pred_anchor_deltas: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """Find the proposals; see the base class.
+
+        The base class raises when outputs are not finite. Here the pass goes on with losses that are not finite either,
+        because other processes may wait for its end.
+        """
+        self.diverged = False
+        try:
+            return super().predict_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
+        except FloatingPointError:
+            self.diverged = True
+            zeros = ([torch.zeros_like(x) for x in outputs] for outputs in (pred_objectness_logits, pred_anchor_deltas))
+            return super().predict_proposals(anchors, *zeros, image_sizes)
 
 
 class SeededHeads(StandardROIHeads):

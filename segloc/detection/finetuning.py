@@ -50,8 +50,10 @@ def _train(
     is_main = trainer.group.is_main
 
     def save(done: int) -> None:
-        if is_main:
-            checkpoint.save(folder / checkpoint.LAST, {**content(done), "optimizer": trainer.optimizer.state_dict()})
+        with trainer.group.together():
+            if is_main:
+                state = {**content(done), "optimizer": trainer.optimizer.state_dict()}
+                checkpoint.save(folder / checkpoint.LAST, state)
 
     with held_together(trainer.group, trainer.detector.device) as stop:
         # This order writes the log of a step before the checkpoint of that step.

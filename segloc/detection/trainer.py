@@ -75,9 +75,11 @@ class FinetuneTrainer(Trainer):
         self.optimizer.zero_grad()
         with self.group.together():
             batch = next(self._batches)
-            loaded = time.perf_counter()
-            firsts = range(0, len(batch), self.per_pass)
-            parts = [self._backward(batch[first : first + self.per_pass]) for first in firsts]
+        loaded = time.perf_counter()
+        micro_batches = [batch[first : first + self.per_pass] for first in range(0, len(batch), self.per_pass)]
+        parts = [self._backward(micro_batch) for micro_batch in micro_batches]
+        with self.group.together():
+            self._check_finite(parts, micro_batches)
         losses = self._add_up(parts)
         norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.settings.clip or float("inf"))
         self.optimizer.step()
@@ -101,25 +103,27 @@ class FinetuneTrainer(Trainer):
         return losses
 
     def _backward(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Add a micro-batch's share of the step's gradient; return its share of each loss."""
+        """Add a micro-batch's share of the step's gradient; return its share of each loss.
+
+        A loss that is not finite does not raise here: other processes may wait for the end of this pass.
+        """
         share = len(batch) / self.settings.batch
         losses = {name: value * share for name, value in self._losses(batch).items()}
-        loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise DivergedError(self._diverged(batch))
-        loss.backward()
+        torch.stack(list(losses.values())).sum().backward()
         return {name: value.detach() for name, value in losses.items()}
 
     def _losses(self, batch: Sequence[Example]) -> dict[str, torch.Tensor]:
-        try:
-            with torch.autocast(self.detector.device.type, torch.bfloat16, enabled=self.settings.amp):
-                return {name: value.float() for name, value in self.detector(batch).items()}
-        except FloatingPointError as error:  # raised by Detectron2's check of the proposals
-            raise DivergedError(self._diverged(batch)) from error
+        with torch.autocast(self.detector.device.type, torch.bfloat16, enabled=self.settings.amp):
+            return {name: value.float() for name, value in self.detector(batch).items()}
 
-    def _diverged(self, batch: Sequence[Example]) -> str:
-        images = ", ".join(str(example.image_id) for example in batch)
-        return f"the loss of iteration {self.iter} is not finite (images {images}); try a smaller optim.lr_per_16"
+    def _check_finite(self, parts: list[dict[str, torch.Tensor]], batches: list[list[Example]]) -> None:
+        totals = torch.stack([torch.stack(list(part.values())).sum() for part in parts])
+        for batch, is_finite in zip(batches, torch.isfinite(totals).tolist(), strict=True):
+            if not is_finite:
+                images = ", ".join(str(example.image_id) for example in batch)
+                raise DivergedError(
+                    f"the loss of iteration {self.iter} is not finite (images {images}); try a smaller optim.lr_per_16"
+                )
 
 
 def make_optimizer(detector: Detector, settings: OptimSettings) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import multiprocessing
 import multiprocessing.util
@@ -38,6 +39,8 @@ from segloc.common.errors import FailedElsewhere, InputError, RunError, exit_cod
 
 T = TypeVar("T")
 
+# The others wait while the main process looks at all scans. A process that ends is noticed at once.
+LONGEST_WAIT = datetime.timedelta(hours=2)
 LOST_PEER_S = 45.0
 POLL_S = 0.1
 LOST = "lost the connection to another process ({}); run the same command again to continue"
@@ -191,12 +194,13 @@ def join(meeting_place: str | None = None) -> Iterator[Group]:
     # No process leaves before all are connected; one that ended early would break the connection of the others.
     os.environ["TORCH_DIST_INIT_BARRIER"] = "1"
     if meeting_place is None:
-        distributed.init_process_group(backend)
+        distributed.init_process_group(backend, timeout=LONGEST_WAIT)
     else:
         loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
         os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback)
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        distributed.init_process_group(backend, f"file://{meeting_place}", rank=rank, world_size=world)
+        where = f"file://{meeting_place}"
+        distributed.init_process_group(backend, where, timeout=LONGEST_WAIT, rank=rank, world_size=world)
     try:
         yield Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
     except Exception as error:

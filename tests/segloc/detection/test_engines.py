@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as mask_api
 
 from segloc.common.datasets import Split
-from segloc.common.errors import InputError
+from segloc.common.errors import DivergedError, InputError
 from segloc.detection.data import TrainingData
 from segloc.detection.detector import engine_label, engine_name, new_detector, refuse_frozen
 from segloc.detection.splits import read_split
@@ -312,6 +312,26 @@ def test_a_scan_without_items_can_be_trained_on(engine, examples):
         assert all(torch.isfinite(value) for value in losses.values())
         torch.stack(list(losses.values())).sum().backward()
         assert all(torch.isfinite(x.grad).all() for x in model.parameters() if x.grad is not None)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs_that_are_not_finite_do_not_end_a_pass_but_the_step(engine, examples):
+    """Other processes may wait for the backward pass."""
+    model = build(engine).train()
+    head = model.net.rpn.head if engine == "torchvision" else model.net.proposal_generator.rpn_head
+    with torch.no_grad():
+        next(head.parameters()).fill_(torch.nan)
+    loss = torch.stack(list(model([examples.example(0, 0)]).values())).sum()
+    assert not torch.isfinite(loss)
+    loss.backward()
+    settings = OptimSettings(batch=2, micro_batch=1)
+    with pytest.raises(DivergedError, match=r"loss of iteration 0 is not finite \(images \d\)"):
+        FinetuneTrainer(model, examples, settings, np.zeros(1)).fit(0)
+    if engine == "detectron2":
+        model.net.proposal_generator.rpn_head.load_state_dict(
+            build(engine).net.proposal_generator.rpn_head.state_dict()
+        )
+        assert all(torch.isfinite(value) for value in model([examples.example(0, 0)]).values())
 
 
 def test_cascade_passes_the_whole_gradient_to_the_features(examples):
