@@ -72,6 +72,7 @@ def stop_second(config, out, group):
         return finetuning.train(config, "random", Path(out), 0.05, group)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ten_steps_of_two_processes_equal_one_process_that_resumes_after_a_stop(engine, pidray, tmp_path):
     need(engine)
@@ -109,6 +110,7 @@ def lose_scans(config, out, group):
         return finetuning.train(config, "random", Path(out), 1.0, group)
 
 
+@pytest.mark.slow
 def test_scans_that_some_process_cannot_read_are_counted_as_by_one(pidray, tmp_path, capfd):
     said = {}
     for processes in (1, 2):
@@ -143,6 +145,7 @@ def poison_second(config, out, group):
         return finetuning.train(config, "random", Path(out), 0.05, group)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_in_one_process_ends_all_with_one_sentence(pidray, tmp_path, capfd):
     code = launch(poison_second, 2, config_of(pidray, "train.checkpoint_every=2"), str(tmp_path))
     assert code == DivergedError.exit_code
@@ -167,6 +170,7 @@ def kill_second(config, out, group):
         return finetuning.train(config, "random", Path(out), 0.05, group)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(pidray, tmp_path, capfd):
     settings = ("train.checkpoint_every=2", "train.iterations=3")
     began = time.monotonic()
@@ -189,6 +193,7 @@ def torchrun(*command):
     return subprocess.run(everything, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_evaluation_on_two_processes_writes_the_same_bytes(pidray, tmp_path, capfd):
     done = torchrun("segloc.finetune", *arguments(pidray, tmp_path / "run", "train.iterations=1"))
     assert done.returncode == 0, done.stderr
