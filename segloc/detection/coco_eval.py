@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from segloc.common import rle
-from segloc.common.datasets import corner_boxes
+from segloc.common.datasets import corner_boxes, normalised_boxes
 from segloc.common.datasets.coco_fields import MOST_AREA, id_order, is_number
 from segloc.common.errors import InputError
 from segloc.common.masks import to_rle
@@ -184,6 +184,11 @@ def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], fiel
                 raise InputError(f"result {position} has bbox {shown(box)}, whose width or height is negative")
     if field == "bbox":
         boxes, images = [r["bbox"] for r in results], [sizes[r["image_id"]][::-1] for r in results]
+        if normalised_boxes.are_normalised(boxes, images):
+            raise InputError(
+                f"all {len(boxes)} boxes lie within 0 to 1, such as bbox {shown(boxes[0])} of result 0; write bbox in "
+                "pixels, not as shares of the image"
+            )
         wrong = corner_boxes.leaving(boxes, images)
         if corner_boxes.confirmed([boxes[n] for n in wrong], [None] * len(wrong), [images[n] for n in wrong]):
             raise InputError(

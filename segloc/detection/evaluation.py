@@ -28,8 +28,23 @@ from segloc.settings.finetuning import INCIDENTAL, DataSettings, FinetuneConfig
 from segloc.settings.loader import flat, load, to_yaml
 from segloc.training.processes import ALONE, Group
 
-# Test sets, their results and, if a detector was run, the scans that it could not read.
-Found = list[tuple[CocoSplit, list[dict[str, Any]], Skips | None]]
+
+class Found(NamedTuple):
+    """What was found in a test set.
+
+    Attributes:
+        split: the test set.
+        file: the results file.
+        results: its detections.
+        scans: if a detector was run, the scans that it could not read.
+    """
+
+    split: CocoSplit
+    file: Path
+    results: list[dict[str, Any]]
+    scans: Skips | None = None
+
+
 # What the files of an evaluation may replace.
 EVALUATION = starting("an evaluation of segloc.evaluate", rb'\{\s*"engine":\s*"[^\n]*",\s*"weights":')
 _RESULTS = starting(
@@ -76,12 +91,12 @@ def evaluate_results(
         )
     splits = [Split(_subset_name(Path(truth)), Path(truth), None) for truth in annotations]
     _check_names(splits)
-    found: Found = []
+    found: list[Found] = []
     for split, file in zip(splits, results, strict=True):
         read = read_split(split)
-        read = read.with_classes(found[0][0].classes, annotations[0], split.annotations) if found else read
-        found.append((read, read_results(Path(file)), None))
-    _require_items([split for split, _, _ in found])
+        read = read.with_classes(found[0].split.classes, annotations[0], split.annotations) if found else read
+        found.append(Found(read, Path(file), read_results(Path(file))))
+    _require_items([one.split for one in found])
     return _report({"engine": "results file", "weights": None, "iteration": None}, found, resamples)
 
 
@@ -129,9 +144,11 @@ def write_evaluation(report: dict[str, Any], out: Path) -> list[Path]:
     return [csv, markdown, out]
 
 
-def _report(about: dict[str, Any], found: Found, resamples: int | None) -> dict[str, Any]:
-    matches = [(split, _match(split, results)) for split, results, _ in found]
-    skipped = {split.name: [split.faulty] if scans is None else [scans, split.faulty] for split, _, scans in found}
+def _report(about: dict[str, Any], found: Sequence[Found], resamples: int | None) -> dict[str, Any]:
+    matches = [(one.split, _match(one)) for one in found]
+    skipped = {
+        one.split.name: [one.split.faulty] if one.scans is None else [one.scans, one.split.faulty] for one in found
+    }
     subsets: dict[str, dict[str, Any]] = {
         split.name: {
             "images": len(split.scans),
@@ -144,7 +161,7 @@ def _report(about: dict[str, Any], found: Found, resamples: int | None) -> dict[
     report = {
         **about,
         "units": "percent",
-        "classes": list(found[0][0].classes),
+        "classes": list(found[0].split.classes),
         "subsets": subsets,
         "skipped": {name: [part.to_json() for part in parts] for name, parts in skipped.items()},
         MEAN: {kind: coco_eval.mean([part[kind] for part in subsets.values()]) for kind in kinds},
@@ -169,17 +186,22 @@ def _add_intervals(report: dict[str, Any], matches: list[tuple[CocoSplit, dict[s
     report["bootstrap"] = about
 
 
-def _match(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, Matches]:
+def _match(found: Found) -> dict[str, Matches]:
     """Match the boxes and masks of the results."""
+    split, results = found.split, found.results
     if split.dropped:
         print(f"{split.name}: {split.dropped} annotations without a usable mask are left out of the mask metrics")
     kinds = [kind for kind in IOU_TYPES if not results or any(FIELDS[kind] in result for result in results)]
     try:
         if not kinds:
             raise InputError("no result has 'bbox' or 'segmentation'")
-        return {kind: coco_eval.match(split.ground_truth, results, kind) for kind in kinds}
+        matches = {kind: coco_eval.match(split.ground_truth, results, kind) for kind in kinds}
     except InputError as error:
-        raise type(error)(f"{split.name}: {error}") from error
+        raise type(error)(f"{found.file}: {error}") from error
+    if above := [result["score"] for result in results if result["score"] > 1]:
+        share = f"{len(above)} of {len(results)} scores are above 1, up to {max(above):g}"
+        print(f"{found.file}: {share}; AP and AR use only their order")
+    return matches
 
 
 def _require_items(splits: Sequence[CocoSplit]) -> None:
@@ -249,13 +271,13 @@ def _prepare(
     return _Prepared(detector, splits, files, settings, about)
 
 
-def _detect(test: _Prepared, group: Group) -> Found:
+def _detect(test: _Prepared, group: Group) -> list[Found]:
     """Run a detector on the test sets and write what it finds; only the main process returns it."""
     about = test.about
     group.say(f"engine {about['engine']}, weights {about['weights']} after {about['iteration']} steps")
     if about["iteration"] < about["steps"]:
         group.say(f"training is not finished: {about['iteration']} of {about['steps']} steps")
-    found: Found = []
+    found: list[Found] = []
     for split, file in zip(test.splits, test.files, strict=True):
         predicted = predict_split(test.detector, split, test.settings.image_size, test.settings.threads, group)
         with group.together():
@@ -266,7 +288,7 @@ def _detect(test: _Prepared, group: Group) -> Found:
                     print(f"{split.name}: {share} cannot be read and count as without detections; {unreadable[0]}")
                 write_atomic(file, json.dumps(predicted.results).encode())
                 print(f"wrote {file}")
-                found.append((split, predicted.results, predicted.skips))
+                found.append(Found(split, file, predicted.results, predicted.skips))
     return found
 
 

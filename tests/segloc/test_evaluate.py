@@ -253,8 +253,50 @@ def test_malformed_results_end_in_one_line(pidray, tmp_path, capsys, change, mes
     command = ["--results", str(tmp_path / "found.json"), "--annotations", str(truth), "--out", str(tmp_path / "e")]
     assert evaluate.main(command) == 2
     error = capsys.readouterr().err.strip()
-    assert message in error
+    assert f"{tmp_path / 'found.json'}: {message}" in error
     assert "\n" not in error
+
+
+def results_file(truth, out, change):
+    content = json.loads(truth.read_text())
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    fields = ("image_id", "category_id", "bbox")
+    found = [{key: item[key] for key in fields} | {"score": 0.5} for item in content["annotations"]]
+    for result in found:
+        change(result, *sizes[result["image_id"]])
+    out.write_text(json.dumps(found))
+    return ["--results", str(out), "--annotations", str(truth)]
+
+
+def as_shares(result, width, height):
+    x, y, w, h = result["bbox"]
+    result["bbox"] = [x / width, y / height, w / width, h / height]
+
+
+def in_percent(result, width, height):
+    result["score"] *= 100
+
+
+def test_results_whose_boxes_are_shares_of_the_image_are_refused(pidray, tmp_path, capsys):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    command = results_file(truth, tmp_path / "found.json", as_shares)
+    assert evaluate.main([*command, "--out", str(tmp_path / "e.json")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'found.json'}: all " in error
+    assert "write bbox in pixels" in error
+    assert error.count("\n") == 1
+
+
+def test_scores_above_one_are_told_and_change_no_metric(pidray, tmp_path, capsys):
+    truth = pidray / "annotations" / "xray_test_easy.json"
+    reports = []
+    for name, change in (("plain", lambda *_: None), ("percent", in_percent)):
+        command = results_file(truth, tmp_path / f"{name}.json", change)
+        assert evaluate.main([*command, "--out", str(tmp_path / f"{name}.eval.json")]) == 0
+        reports.append(json.loads((tmp_path / f"{name}.eval.json").read_text()))
+        told = "scores are above 1, up to 50; AP and AR use only their order" in capsys.readouterr().out
+        assert told == (name == "percent")
+    assert reports[0] == reports[1]
 
 
 @pytest.mark.parametrize(
