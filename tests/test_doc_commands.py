@@ -124,7 +124,9 @@ def workspace(tmp_path_factory):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     run("git init -q && dvc config core.no_scm true --local", folder)
-    set_params(folder, SMALL_PARAMS)
+    sizes = {"pairs": 48, "per_shard": 24, "width": 96, "scale": "3:5"}
+    named = yaml.safe_load((folder / "params.yaml").read_text())["data_sets"]
+    set_params(folder, SMALL_PARAMS, {"data_sets": {name: about | sizes for name, about in named.items()}})
     run("dvc repro", folder)
     simulated, raw, scans = folder / "data" / "simulated", folder / "data" / "raw", folder / "scans"
     raw.mkdir()

@@ -1,4 +1,4 @@
-"""The two DVC pipelines: every module a stage runs lies in a folder, or is a file, that the stage depends on."""
+"""The DVC pipelines: every module a stage runs lies in a folder, or is a file, that the stage depends on."""
 
 import re
 
@@ -6,11 +6,13 @@ import pytest
 import yaml
 
 from segloc.common.skips import MAX_SKIPPED
+from segloc.settings.experiments import Experiment
+from segloc.settings.loader import load
 from tests.imports import ROOT, closure
 
 
 def stages():
-    for file in ("dvc.yaml", "detectron_configs/dvc.yaml"):
+    for file in ("dvc.yaml", "data/dvc.yaml", "detectron_configs/dvc.yaml"):
         for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():
             stage = stage.get("do", stage)
             commands = stage["cmd"] if isinstance(stage["cmd"], list) else [stage["cmd"]]
@@ -32,9 +34,39 @@ def test_stage_depends_on_the_folders_of_all_it_runs(modules, stage):
     assert (outside, idle) == (set(), set()), "(not listed, listed but not run)"
 
 
-def test_building_the_data_set_never_trains():
-    commands = str(yaml.safe_load((ROOT / "dvc.yaml").read_text()))
+@pytest.mark.parametrize("file", ["dvc.yaml", "data/dvc.yaml"])
+def test_building_data_sets_never_trains(file):
+    commands = str(yaml.safe_load((ROOT / file).read_text()))
     assert "python -m segloc." not in commands
+
+
+def test_named_data_sets_share_no_output_with_the_others():
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    outs = []
+    for file in ("dvc.yaml", "data/dvc.yaml"):
+        for stage in yaml.safe_load((ROOT / file).read_text())["stages"].values():
+            of_stage = stage.get("do", stage)
+            for entry in [*of_stage["outs"], *of_stage.get("metrics", []), *of_stage.get("plots", [])]:
+                (path,) = entry
+                names = params["data_sets"] if "${key}" in path else ("adaptive", "paper")
+                outs += {path.replace("${key}", name).replace("${item}", name) for name in names}
+    assert len(outs) == len({*outs})
+    assert {"data/shards", "data/shards-paper", "data/shards-insloc"} <= {*outs}
+
+
+@pytest.mark.parametrize("recipe_name", ["table1", "ablations"])
+def test_experiments_need_what_params_makes(recipe_name):
+    data_sets = yaml.safe_load((ROOT / "params.yaml").read_text())["data_sets"]
+    recipe = load(Experiment, ROOT / f"detectron_configs/experiment/{recipe_name}.yaml")
+    for pretraining in recipe.pretrainings.values():
+        needs, name = pretraining.needs, pretraining.shards.removeprefix("data/shards-")
+        made = data_sets[name]
+        assert needs.make == f"dvc repro data/dvc.yaml:audit@{name}"
+        assert (needs.blend, needs.region_mode, needs.pairs) == (made["blend"], made["regions"], made["pairs"])
+        assert (needs.on_matter, needs.occluded, needs.width) == (made["on_matter"], made["occluded"], made["width"])
+        ranges = [":".join(f"{edge:g}" for edge in edges) for edges in (needs.scale_range, needs.coefficient_range)]
+        assert ranges == [made["scale"], made["coefficients"]]
+        assert needs.positives == {"segments": "class", "crops": "instance"}[made["items"]]
 
 
 def test_every_stage_that_may_skip_inputs_passes_the_share_of_params():

@@ -38,6 +38,10 @@ from segloc.common.stores import Store
 T = TypeVar("T")
 R = TypeVar("R")
 
+# A parameter in the index that is no part of the plan, because it follows from the digest of the regions. Indexes of
+# earlier versions lack it.
+_REGION_MODE = "region_mode"
+
 # A store answers in some tens of milliseconds, so records of shards are read and written several at a time.
 _AT_A_TIME = 16
 _SHARD, _TEMPORARY = re.compile(r"pairs-\d{6,}\.tar"), re.compile(r"\.(?:index\.json|sources\.parquet)\..*\.tmp")
@@ -210,6 +214,7 @@ def _found(out: Store) -> tuple[dict[str, Any] | None, tuple[Shard, ...]]:
         except InputError:
             return {}, ()
         plan = {"format_version": index.format_version, "seed": index.seed, **index.parameters}
+        plan.pop(_REGION_MODE, None)
         return progress.with_defaults(plan), index.shards
     return progress.read_plan(out), ()
 
@@ -291,6 +296,7 @@ def _finish(job: Job, values: dict[str, Any], shards: tuple[Shard, ...]) -> None
         raise RunError(f"{job.out}/{lost[0]}: was removed while the command ran; run the same command again")
     regions, items = tables(job.recipe.regions, job.recipe.segments)
     counts = {"pairs": job.pairs, "shards": len(shards), "backgrounds": len(regions.images), "segments": len(items)}
+    values = {**values, _REGION_MODE: regions.mode}
     job.out.delete(INDEX_NAME)  # an old index would list an old table of sources
     sources = _write_sources(job.out, shards)
     with job.out.create(INDEX_NAME) as file:

@@ -14,6 +14,7 @@ from pipeline.tables.parquet import TableWriter, file_kind, open_table, reading,
 from segloc.common import white_level
 from segloc.common.contract import Box
 from segloc.common.errors import InputError
+from segloc.common.parse import shown
 
 KIND, FORMAT_VERSION = "regions", 3
 FILE = file_kind(KIND)
@@ -49,6 +50,7 @@ class Regions:
         levels: uint8 [n], grey level of the empty belt.
         crcs: uint32 [n], CRC-32 of the file.
         white: white level that the scans were read with; None for 8-bit scans and in older tables.
+        mode: how the regions were found, ``adaptive`` or ``paper``.
     """
 
     images: pa.ChunkedArray
@@ -57,6 +59,7 @@ class Regions:
     levels: np.ndarray
     crcs: np.ndarray
     white: int | None
+    mode: str
 
     def draw_bag(self, rng: np.random.Generator, number: int) -> Box:
         """Draw one of the bags of scan `number`, with probability proportional to its area."""
@@ -83,7 +86,10 @@ def load(path: Path) -> Regions:
         raise InputError(f"{path}: {len(table)} usable backgrounds, but a pair needs two; add benign scans")
     sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
     levels, crcs = table["background_level"].to_numpy(), table["crc32"].to_numpy()
-    return Regions(table["image"], sizes, table["bags"], levels, crcs, white_level.stored(parameters, path))
+    white, mode = white_level.stored(parameters, path), parameters.get("mode")
+    if not isinstance(mode, str):
+        raise InputError(f"{path}: its mode is {shown(mode)}, not a text; make the table again")
+    return Regions(table["image"], sizes, table["bags"], levels, crcs, white, mode)
 
 
 def _check_bags(table: pa.Table) -> None:

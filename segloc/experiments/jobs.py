@@ -24,6 +24,7 @@ from segloc.common.run_files import MODEL
 from segloc.common.skips import MAX_SKIPPED, OPTION
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
+from segloc.experiments.needs import check_shards
 from segloc.models.initial_weights import IMAGENET, RANDOM, check_start, read_backbone, read_start
 from segloc.reporting.run_results import EVALUATION
 from segloc.settings.experiments import PROBE, Experiment, Pretraining, Probe, Protocol
@@ -322,7 +323,7 @@ def _pretraining(settings: Pretraining, out: Path, name: str, seed: int, share: 
         "pretrain", ("segloc.pretrain", *where, *_processes(settings), *overrides), folder / checkpoint.BACKBONE
     )
     content = {"shards": settings.shards, **flat(dataclasses.asdict(config))}
-    check = partial(ShardFolder.open, settings.shards)
+    check = partial(check_shards, settings.shards, settings.needs, f"pretrainings.{name}.needs")
     kind = f"pretraining {name}"
     return Job(f"{PRETRAIN}/{folder.name}", folder, (step,), content, check, kind, processes=settings.processes)
 

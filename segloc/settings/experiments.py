@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from segloc.common.cli import split_override
+from segloc.common.contract import MOST_PAIRS
 from segloc.common.errors import InputError, unknown_key
 from segloc.settings.fields import MAX_IMAGE_SIZE_PX, MAX_SEED, MAX_THREADS, check_limits, setting
 
@@ -14,6 +15,26 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Used in place of a protocol's name for the cells that probe.
 PROBE = "probe"
 MAX_VIEWS = 10_000_000  # of a probe
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What the index of the shards must say of how they were made; what is empty may be anything."""
+
+    blend: str = setting("", "``--blend`` of pipeline.synthesize.")
+    region_mode: str = setting("", "``--mode`` of pipeline.regions.")
+    positives: str = setting(
+        "",
+        "``class``: a pair has two items of one class; ``instance``: two crops of one scan (pipeline.crops).",
+        choices=("", "class", "instance"),
+    )
+    on_matter: float | None = setting(None, "``--on-matter``.", least=0, most=1)
+    occluded: float | None = setting(None, "``--occluded``.", least=0, most=1)
+    coefficient_range: tuple[float, ...] = setting((), "``--coefficients``, ``[low, high]``.", least=0)
+    scale_range: tuple[float, ...] = setting((), "``--scale``, ``[low, high]``.", least=0)
+    width: int | None = setting(None, "``--width``, pixels.", least=1, most=MAX_IMAGE_SIZE_PX)
+    pairs: int | None = setting(None, "``--pairs``.", least=1, most=MOST_PAIRS)
+    make: str = setting("", "Command that makes such shards, for the message.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +54,7 @@ class Pretraining:
         most=MAX_SEED,
     )
     processes: int = setting(1, "``--processes``; the job takes as many GPUs at once.", least=1, most=MAX_THREADS)
+    needs: Needs = Needs()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import hashlib
 import io
@@ -151,6 +152,23 @@ def test_a_finished_folder_is_verified_and_left_alone(
     assert synthesis(copy) == 0
     assert "all were there and verified" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
+
+
+def test_the_index_says_how_the_regions_were_found(shards: Path) -> None:
+    assert read_index(shards).parameters["region_mode"] == "adaptive"
+
+
+def test_a_folder_of_an_earlier_version_is_left_alone(
+    copy: Path, synthesis: Synthesis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its index lacks the mode of the regions, which follows from their digest."""
+    index = read_index(copy)
+    old = {name: value for name, value in index.parameters.items() if name != "region_mode"}
+    (copy / "index.json").write_bytes(dataclasses.replace(index, parameters=old).to_json())
+    before = digests(copy)
+    assert synthesis(copy) == 0
+    assert "all were there and verified" in capsys.readouterr().out
+    assert digests(copy) == before
 
 
 def flip_a_byte(path: Path) -> None:
