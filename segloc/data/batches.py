@@ -16,6 +16,7 @@ import torch
 from segloc.common.contract import Pair, View
 from segloc.common.errors import InputError
 from segloc.common.images import ImageError, decode
+from segloc.data.shapes import shrunk_to_fit
 from segloc.data.shard_folder import KEY, QUERY, Sample
 from segloc.models.backbone import WHITE, padded_size
 
@@ -174,7 +175,7 @@ class Batcher:
 
     def _views(self, stored: list[tuple[np.ndarray, View]], bad: dict[int, str]) -> Views:
         """Decode one side's images; write the damage of each bad row to `bad`."""
-        sizes = [self._fit(view.size) for _, view in stored]
+        sizes = [shrunk_to_fit(view.size, self.image_size) for _, view in stored]
         width, height = padded_size(*sizes)
         images = self.buffers.take((len(stored), height, width, 3))
         boxes = np.empty((len(stored), 4), np.float32)
@@ -190,10 +191,6 @@ class Batcher:
             scale = np.array([size[0] / view.size[0], size[1] / view.size[1]] * 2, np.float32)
             boxes[row] = np.array(view.box, np.float32) * scale
         return Views(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(boxes))
-
-    def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
-        shrink = self.image_size / max(size)
-        return size if shrink >= 1 else (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))
 
 
 def _decode(data: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Stream batches from shards, in an order that is a pure function.
 
-The order depends only on (index, seed, epoch), not on threads, processes or interruptions of training. Steps may span
+The order depends only on (shards, seed, epoch), not on threads, processes or interruptions of training. Steps may span
 the end of an epoch, so every pair is used exactly once per epoch, and the position of step *i* in the order is known
 without reading earlier steps.
 
 The shards of an epoch are dealt to lanes, which are read side by side: a step takes equally many pairs from each. The
 pairs of a step are sorted by lane and divided among the processes, so a process reads the shards of its own lanes, and
-few others at the end of an epoch.
+few others at the end of an epoch. All lanes take pairs of similar aspect ratio at the same time, so that the images of
+a step need little padding (`segloc.data.shapes`).
 
 A damaged pair (an image that cannot be decoded, a class that is not in the index, a box outside its image) is replaced
 by the next usable pair of its shard, wrapping around at the shard's end. The other pairs keep their places, so resuming
@@ -20,12 +21,13 @@ import logging
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from segloc.common.contract import Index
 from segloc.data.batches import Batch, Batcher, BatchStep, Views
+from segloc.data.shapes import by_shape
 from segloc.data.shard_folder import Sample, ShardFolder
 
 __all__ = ["Batch", "PairStream", "ShardFolder", "Views", "epoch_order"]
@@ -37,10 +39,10 @@ READ_AHEAD = 0.25
 _log = logging.getLogger(__name__)
 
 
-def epoch_order(index: Index, seed: int, epoch: int, lanes: int) -> np.ndarray:
+def epoch_order(index: Index, seed: int, epoch: int, lanes: int, group: int = 1) -> np.ndarray:
     """Return the order of the pairs in an epoch.
 
-    The shards are shuffled and dealt to the lanes; the pairs of each shard are shuffled. The order takes a pair from
+    The shards are shuffled and dealt to the lanes; the groups of each shard are shuffled. The order takes a pair from
     each lane in turn. Lanes that are longer than others go on alone at the end.
 
     Args:
@@ -48,22 +50,34 @@ def epoch_order(index: Index, seed: int, epoch: int, lanes: int) -> np.ndarray:
         seed: seed of the run.
         epoch: counted from 0; -1 is the pass that fills the queues.
         lanes: number of lanes.
+        group: pairs of a lane in a step. Shards of equal length that are first, second, ... in their lanes have their
+            groups in the same order.
 
     Returns:
-        [n, 3] int64: lane, shard number and position in the shard of each pair.
+        [n, 3] int64: lane, shard number and position in the shard of each pair. With groups of more than one pair, the
+        position is that in the order of `by_shape`.
     """
     rng = np.random.default_rng([seed, epoch + 1, 0x0DE])
     shards = rng.permutation(len(index.shards))
     parts = [np.empty((0, 4), np.int64)]
     for lane in range(lanes):
         turn = 0
-        for shard in shards[lane::lanes]:
-            positions = rng.permutation(index.shards[shard].pairs)
+        for number, shard in enumerate(shards[lane::lanes]):
+            positions = _shuffled_groups(
+                rng if group == 1 else [seed, epoch + 1, number], index.shards[shard].pairs, group
+            )
             turns = np.arange(turn, turn + len(positions))
             parts.append(np.stack(np.broadcast_arrays(turns, lane, shard, positions), 1))
             turn += len(positions)
     pairs = np.concatenate(parts)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0])), 1:]
+
+
+def _shuffled_groups(seed: Any, count: int, group: int) -> np.ndarray:
+    """Return 0 .. count - 1 in whole groups of consecutive numbers, in random order; the rest comes last."""
+    whole = count // group
+    order = np.random.default_rng(seed).permutation(whole)[:, None] * group + np.arange(group)
+    return np.append(order, np.arange(whole * group, count))
 
 
 class Share(NamedTuple):
@@ -117,6 +131,11 @@ class PairStream:
         numbers = range(self.mix_shards, self.mix_shards // 2, -1)
         return next((n for n in numbers if self.step % n == 0 or n % self.step == 0), self.mix_shards)
 
+    @property
+    def group(self) -> int:
+        """Pairs of a lane in a step, which are of similar shape; 1 if lanes have no equal parts in a step."""
+        return max(1, self.step // self.lanes) if self.step % self.lanes == 0 else 1
+
     def batches(self, start: int = 0, epoch: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """Yield the batches of a process endlessly, from step `start`, counted from the beginning of `epoch`.
 
@@ -162,7 +181,7 @@ class PairStream:
 
     def _steps(self, readers: ThreadPoolExecutor, shares: Iterator[Share]) -> Iterator[BatchStep]:
         """Yield the pairs of this process in each step; read shards a little before their first use."""
-        shards, load = self.folder.index.shards, self.folder.load
+        shards = self.folder.index.shards
         loading: dict[tuple[int, int], Future[list[Sample]]] = {}
         planned: deque[Share] = deque()
         a_round = self.lanes * max(shard.pairs for shard in shards)  # pairs until every lane needs its next shard
@@ -171,12 +190,20 @@ class PairStream:
                 planned.append(next(shares))
                 for epoch, shard in dict.fromkeys(map(tuple, planned[-1].pairs[:, :2].tolist())):
                     if (epoch, shard) not in loading:
-                        loading[epoch, shard] = readers.submit(load, shards[shard])
+                        loading[epoch, shard] = readers.submit(self._load, epoch, shard)
             pairs, finished = planned.popleft()
             places = [(loading[epoch, shard].result(), position) for epoch, shard, position in pairs.tolist()]
             yield BatchStep(places, self.folder.index.classes)
             for name in finished:
                 loading.pop(name, None)
+
+    def _load(self, epoch: int, shard: int) -> list[Sample]:
+        """Read a shard, its pairs in the order that `epoch_order` counts in."""
+        samples, index = self.folder.load(self.folder.index.shards[shard]), self.folder.index
+        if self.group == 1:
+            return samples
+        rng = np.random.default_rng([self.seed, epoch + 1, shard, 0x5A])
+        return by_shape(samples, index.classes, self.image_size, self.group, rng)
 
     def _shares(self, first: int, epoch: int, rank: int, world: int) -> Iterator[Share]:
         """Yield the share of process `rank` in every step from step `first` on."""
@@ -196,7 +223,7 @@ class PairStream:
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """Return [n, 4] int64: the epoch, and the columns of `epoch_order`."""
-        return np.insert(epoch_order(self.folder.index, self.seed, epoch, self.lanes), 0, epoch, axis=1)
+        return np.insert(epoch_order(self.folder.index, self.seed, epoch, self.lanes, self.group), 0, epoch, axis=1)
 
 
 def _count(pairs: np.ndarray) -> Counter[tuple[int, int]]:

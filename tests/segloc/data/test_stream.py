@@ -30,9 +30,10 @@ def index_of(sizes):
     lanes=st.integers(1, 4),
     seed=st.integers(0, 99),
     epoch=st.integers(-1, 3),
+    group=st.integers(1, 3),
 )
-def test_an_epoch_is_a_permutation_of_all_pairs(sizes, lanes, seed, epoch):
-    order = epoch_order(index_of(sizes), seed, epoch, lanes)
+def test_an_epoch_is_a_permutation_of_all_pairs(sizes, lanes, seed, epoch, group):
+    order = epoch_order(index_of(sizes), seed, epoch, lanes, group)
     assert sorted(map(tuple, order[:, 1:].tolist())) == [(s, i) for s, n in enumerate(sizes) for i in range(n)]
     for lane in range(lanes):
         shards = order[order[:, 0] == lane, 1].tolist()
@@ -43,6 +44,16 @@ def test_an_epoch_is_a_permutation_of_all_pairs(sizes, lanes, seed, epoch):
 def test_lanes_of_equal_length_take_turns(lanes, seed):
     order = epoch_order(index_of([3] * 2 * lanes), seed, 0, lanes)
     assert order[:, 0].tolist() == list(range(lanes)) * 6
+
+
+def test_lanes_take_the_same_group_at_the_same_time():
+    """Of 7 pairs in groups of 2, the last pair is no whole group."""
+    order = epoch_order(index_of([7] * 6), 0, 0, 3, 2)
+    groups = order[:, 2].reshape(2, 7, 3) // 2  # shard of the lane, turn, lane
+    assert (groups == groups[:, :, :1]).all()
+    assert (groups[:, 0:6:2] == groups[:, 1:6:2]).all()
+    assert (groups[:, 6] == 3).all()
+    assert not np.array_equal(groups[0], groups[1]), "another order for other shards"
 
 
 def test_epochs_and_seeds_differ_and_repeat():
