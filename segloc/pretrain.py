@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m segloc.pretrain --shards data/shards --config detectron_configs/pretrain/paper_r101.yaml\n"
         "  python -m segloc.pretrain --shards data/shards --out runs/r50 model.arch=resnet50\n"
         "  python -m segloc.pretrain --shards data/shards --processes 4    # one per GPU of this machine\n"
-        "  torchrun --nnodes 2 --nproc_per_node 8 ... -m segloc.pretrain --shards s3://bucket/shards",
+        "  torchrun --nnodes 2 --nproc_per_node 4 ... -m segloc.pretrain --shards s3://bucket/shards",
         cli.CONTINUES,
     )
     options.add_argument(
