@@ -22,10 +22,10 @@ from segloc.settings.pretraining import load_config
 def sizes(stream: PairStream) -> np.ndarray:
     """Return the (width, height) of query and key of an epoch's whole steps: [steps, pairs, 2, 2]."""
     classes, read, found = stream.folder.index.classes, {}, []
-    for _, _, shard, position in stream._epoch(0):
+    for _, _, shard, place, _ in stream._epoch(0):
         if shard not in read:
             read[shard] = [sample.describe(classes) for sample in stream._load(0, shard)]
-        pair = read[shard][position]
+        pair = read[shard][place]
         found.append([shrunk_to_fit(view.size, stream.image_size) for view in (pair.query, pair.key)])
     whole = len(found) // stream.step * stream.step
     return np.array(found[:whole]).reshape(-1, stream.step, 2, 2)

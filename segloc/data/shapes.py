@@ -18,28 +18,27 @@ def shrunk_to_fit(size: tuple[int, int], square: int) -> tuple[int, int]:
 
 
 def by_shape(
-    samples: Sequence[Sample], classes: Sequence[str], image_size: int, group: int, rng: np.random.Generator
+    samples: Sequence[Sample], classes: Sequence[str], image_size: int, group: int, ranks: np.ndarray
 ) -> list[Sample]:
     """Sort the pairs of a shard so that neighbours have images of similar aspect ratio, queries and keys.
 
     The pairs are divided into strata by the aspect ratio of the query, and each stratum is sorted by that of the key,
-    in turn upwards and downwards. There are as many strata as groups in each. Ratios are those of the padded images;
-    equal ones are in random order.
+    in turn upwards and downwards. There are as many strata as groups in each. Ratios are those of the padded images.
 
     Args:
         samples: the pairs.
         classes: class names, as in the index.
         image_size: side of the square that images are shrunk to fit, pixels.
         group: pairs that are read together.
-        rng: for the order of equal ratios.
+        ranks: [n], the order of pairs of equal ratios.
     """
     ratios = np.array([_log_ratios(sample, classes, image_size) for sample in samples])
-    count, drawn = len(samples), rng.random(len(samples))
+    count = len(samples)
     strata = max(1, round((count / group) ** 0.5))
     stratum = np.empty(count, np.int64)
-    stratum[np.lexsort((drawn, ratios[:, 0]))] = np.arange(count) * strata // count
+    stratum[np.lexsort((ranks, ratios[:, 0]))] = np.arange(count) * strata // count
     within = np.where(stratum % 2, -ratios[:, 1], ratios[:, 1])
-    return [samples[place] for place in np.lexsort((drawn, within, stratum))]
+    return [samples[place] for place in np.lexsort((ranks, within, stratum))]
 
 
 def _log_ratios(sample: Sample, classes: Sequence[str], image_size: int) -> tuple[float, float]:

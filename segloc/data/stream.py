@@ -21,7 +21,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ __all__ = ["Batch", "PairStream", "ShardFolder", "Views", "epoch_order"]
 READERS = 4
 # Share of a shard's time of use before which the next shard of a lane is read.
 READ_AHEAD = 0.25
+KEPT_ORDERS = 4  # epochs whose order is kept, for shards that are still to be read
 _log = logging.getLogger(__name__)
 
 
@@ -54,26 +55,27 @@ def epoch_order(index: Index, seed: int, epoch: int, lanes: int, group: int = 1)
             groups in the same order.
 
     Returns:
-        [n, 3] int64: lane, shard number and position in the shard of each pair. With groups of more than one pair, the
-        position is that in the order of `by_shape`.
+        [n, 4] int64: lane, shard number, place of each pair in the order of `by_shape`, and its position in the shard
+        if all pairs have one shape. Without groups both are its position.
     """
     rng = np.random.default_rng([seed, epoch + 1, 0x0DE])
     shards = rng.permutation(len(index.shards))
-    parts = [np.empty((0, 4), np.int64)]
+    parts = [np.empty((0, 5), np.int64)]
     for lane in range(lanes):
         turn = 0
         for number, shard in enumerate(shards[lane::lanes]):
-            positions = _shuffled_groups(
-                rng if group == 1 else [seed, epoch + 1, number], index.shards[shard].pairs, group
-            )
+            positions = rng.permutation(index.shards[shard].pairs)
+            places = positions
+            if group > 1:
+                places = _shuffled_groups([seed, epoch + 1, number], len(positions), group)
             turns = np.arange(turn, turn + len(positions))
-            parts.append(np.stack(np.broadcast_arrays(turns, lane, shard, positions), 1))
+            parts.append(np.stack(np.broadcast_arrays(turns, lane, shard, places, positions), 1))
             turn += len(positions)
     pairs = np.concatenate(parts)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0])), 1:]
 
 
-def _shuffled_groups(seed: Any, count: int, group: int) -> np.ndarray:
+def _shuffled_groups(seed: list[int], count: int, group: int) -> np.ndarray:
     """Return 0 .. count - 1 in whole groups of consecutive numbers, in random order; the rest comes last."""
     whole = count // group
     order = np.random.default_rng(seed).permutation(whole)[:, None] * group + np.arange(group)
@@ -84,7 +86,7 @@ class Share(NamedTuple):
     """The pairs of a step that one process reads.
 
     Attributes:
-        pairs: [n, 3] int64, epoch, shard number and position in the shard, in order of use.
+        pairs: [n, 3] int64, epoch, shard number and place in the shard's order, in order of use.
         finished: (epoch, shard number) of the shards that no process needs after the step.
     """
 
@@ -115,6 +117,7 @@ class PairStream:
     threads: int
     batches_per_step: int = 1
     skipped: int = dataclasses.field(default=0, init=False)
+    _orders: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def step(self) -> int:
@@ -198,12 +201,15 @@ class PairStream:
                 loading.pop(name, None)
 
     def _load(self, epoch: int, shard: int) -> list[Sample]:
-        """Read a shard, its pairs in the order that `epoch_order` counts in."""
+        """Read a shard, its pairs in the order of the places of `epoch_order`."""
         samples, index = self.folder.load(self.folder.index.shards[shard]), self.folder.index
         if self.group == 1:
             return samples
-        rng = np.random.default_rng([self.seed, epoch + 1, shard, 0x5A])
-        return by_shape(samples, index.classes, self.image_size, self.group, rng)
+        order = self._epoch(epoch)
+        places, positions = order[order[:, 2] == shard, 3:].T
+        ranks = np.empty(len(samples), np.int64)
+        ranks[positions] = places
+        return by_shape(samples, index.classes, self.image_size, self.group, ranks)
 
     def _shares(self, first: int, epoch: int, rank: int, world: int) -> Iterator[Share]:
         """Yield the share of process `rank` in every step from step `first` on."""
@@ -222,8 +228,13 @@ class PairStream:
             yield Share(mine[:, [0, 2, 3]], [name for name in used if not left[name]])
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        """Return [n, 4] int64: the epoch, and the columns of `epoch_order`."""
-        return np.insert(epoch_order(self.folder.index, self.seed, epoch, self.lanes, self.group), 0, epoch, axis=1)
+        """Return [n, 5] int64: the epoch, and the columns of `epoch_order`."""
+        order = self._orders.get(epoch)
+        if order is None:
+            order = epoch_order(self.folder.index, self.seed, epoch, self.lanes, self.group)
+            order = self._orders[epoch] = np.insert(order, 0, epoch, axis=1)
+            self._orders.pop(epoch - KEPT_ORDERS, None)
+        return order
 
 
 def _count(pairs: np.ndarray) -> Counter[tuple[int, int]]:

@@ -25,7 +25,7 @@ def test_neighbours_have_similar_queries_and_keys(tmp_path):
     shards = write_shards(tmp_path / "s", shards=1, per_shard=64, heights=heights, spoil=spoil)
     folder = ShardFolder.open(str(shards))
     samples = folder.load(folder.index.shards[0])
-    found = by_shape(samples, CLASSES, 96, 16, np.random.default_rng(0))
+    found = by_shape(samples, CLASSES, 96, 16, np.arange(64))
     assert sorted(sample.name for sample in found) == sorted(sample.name for sample in samples)
     whole = [sample for sample in found if sample.files["json"].tobytes() != b"{"]
     sizes = [sample.describe(CLASSES) for sample in whole]
@@ -33,5 +33,12 @@ def test_neighbours_have_similar_queries_and_keys(tmp_path):
     changes = [(a, b) for a, b in itertools.pairwise(kinds) if a != b]
     assert len(changes) == 3, "each combination is in one place"
     assert all((a[0] == b[0]) != (a[1] == b[1]) for a, b in changes), "and one side changes at a time"
-    again = by_shape(samples, CLASSES, 96, 16, np.random.default_rng(1))
-    assert [sample.name for sample in again] != [sample.name for sample in found], "equal shapes are shuffled"
+    again = by_shape(samples, CLASSES, 96, 16, np.arange(64)[::-1])
+    assert [sample.name for sample in again] != [sample.name for sample in found], "equal shapes are in this order"
+
+
+def test_pairs_of_one_shape_are_in_the_given_order(shards):
+    folder = ShardFolder.open(str(shards))
+    samples = folder.load(folder.index.shards[0])
+    ranks = np.random.default_rng(0).permutation(8)
+    assert by_shape(samples, CLASSES, 96, 2, ranks) == [samples[place] for place in np.argsort(ranks)]

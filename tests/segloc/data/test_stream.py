@@ -34,7 +34,9 @@ def index_of(sizes):
 )
 def test_an_epoch_is_a_permutation_of_all_pairs(sizes, lanes, seed, epoch, group):
     order = epoch_order(index_of(sizes), seed, epoch, lanes, group)
-    assert sorted(map(tuple, order[:, 1:].tolist())) == [(s, i) for s, n in enumerate(sizes) for i in range(n)]
+    for column in (2, 3):
+        found = sorted(map(tuple, order[:, [1, column]].tolist()))
+        assert found == [(s, i) for s, n in enumerate(sizes) for i in range(n)]
     for lane in range(lanes):
         shards = order[order[:, 0] == lane, 1].tolist()
         assert len(set(shards)) == len(list(itertools.groupby(shards)))  # a lane reads one shard after the other
@@ -54,6 +56,15 @@ def test_lanes_take_the_same_group_at_the_same_time():
     assert (groups[:, 0:6:2] == groups[:, 1:6:2]).all()
     assert (groups[:, 6] == 3).all()
     assert not np.array_equal(groups[0], groups[1]), "another order for other shards"
+
+
+def test_pairs_of_one_shape_are_read_in_the_order_without_groups(shards):
+    stream = stepping(shards, batch=12, batches=1)
+    order = epoch_order(stream.folder.index, 3, 0, 3)
+    assert stream.group == 4
+    numbers = (8 * order[:, 1] + order[:, 2]).reshape(2, 4, 3)  # step, turn, lane
+    for expected, batch in zip(numbers, stream.batches(), strict=False):
+        assert batch.pairs.tolist() == expected.T.ravel().tolist()
 
 
 def test_epochs_and_seeds_differ_and_repeat():
