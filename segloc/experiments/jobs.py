@@ -24,6 +24,7 @@ from segloc.common.run_files import MODEL
 from segloc.common.skips import MAX_SKIPPED, OPTION
 from segloc.data.shard_folder import ShardFolder
 from segloc.detection.data import evaluation_splits, train_split
+from segloc.experiments.fits import check_cell, check_pretraining
 from segloc.experiments.needs import check_shards
 from segloc.models.initial_weights import IMAGENET, RANDOM, check_start, read_backbone, read_start
 from segloc.reporting.run_results import EVALUATION
@@ -258,6 +259,7 @@ def _weights(
     start = experiment.starts[start_name]
     if not start.pretraining:
         return start.weights, (), {}
+    check_pretraining(experiment, start)
     need = _pretraining(experiment.pretrainings[start.pretraining], out, start.pretraining, seed, share)
     if start.insert_bn:
         need = _with_bn(need, share)
@@ -273,6 +275,7 @@ def _cell(experiment: Experiment, out: Path, start_name: str, protocol_name: str
     overrides = [*protocol.overrides, *start.overrides, f"train.seed={seed}"]
     data = _option("--data", experiment.data)
     config = load(FinetuneConfig, protocol.config, overrides).with_data(experiment.data)
+    check_cell(experiment, start, config, protocol.processes)
     share = [*_processes(protocol), *share]
     where = ["--weights", weights, "--config", protocol.config, *data, "--out", str(folder), *share]
     tune = Step("finetune", ("segloc.finetune", *where, *overrides), folder / MODEL)
