@@ -19,6 +19,7 @@ from segloc.settings.loader import load
 
 APS = {"random": [10.0, 12.0, 11.0], "ours": [13.0, 14.0, 15.0], "bn": [1.0, 2.0, 4.0], "random_bn": [1.0, 1.0, 1.0]}
 ABOVE = {"easy": 20, "hard": 10, "hidden": -30}  # of the box AP in the mean of the test sets
+ANEW = ["train.unmatched=start_anew"]  # its weights are made up
 BN = ["model.backbone.norm=bn"]
 EASY = ("ours-fair", "0", "easy", "bbox")
 LENGTHS = ("random", "ours_100", "ours")
@@ -42,7 +43,7 @@ class Study:
             "title": "A study",
             "pretrainings": {"ours": {"shards": "shards", "config": pretrain}},
             "starts": starts,
-            "protocols": {"fair": {"config": "detectron_configs/finetune/demo_r18.yaml"}},
+            "protocols": {"fair": {"config": "detectron_configs/finetune/demo_r18.yaml", "overrides": ANEW}},
             "compare": {
                 "pairs": {a: b for a, b in COMPARED.items() if a in aps and b in aps},
                 "lengths": [name for name in ("ours_100", "ours") if "ours_100" in aps],
