@@ -96,6 +96,11 @@ class Group:
         distributed.gather_object(value, found)
         return found
 
+    def neighbours(self, count: int) -> distributed.ProcessGroup:
+        """Form groups of `count` consecutive processes, which divides their number; return this process's group."""
+        groups = [distributed.new_group([*range(first, first + count)]) for first in range(0, self.world, count)]
+        return groups[self.rank // count]  # type: ignore[return-value]
+
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Sum tensors of one type over all processes in place, in one collective call."""
         if self.world == 1:
