@@ -8,11 +8,12 @@ import re
 from segloc.common.contract import INDEX_NAME, SOURCES_NAME
 
 RUN, CONFIG, START, SKIPPED = "run.json", "config.yaml", "start.json", "skipped.json"
+VALIDATION = "validation.json"
 METRICS_FILE, NOT_FINITE, LOCK = "metrics.json", "not_finite.json", ".lock"
 LAST, BACKBONE, MODEL = "checkpoint.pth", "backbone.pth", "model.pth"
 TENSORBOARD = "tensorboard"
 KEPT = "backbone-epoch-{:03d}.pth"  # after a chosen epoch
-_OF_RUN = (RUN, CONFIG, START, SKIPPED, METRICS_FILE, NOT_FINITE, LOCK, LAST, BACKBONE, MODEL)
+_OF_RUN = (RUN, CONFIG, START, SKIPPED, VALIDATION, METRICS_FILE, NOT_FINITE, LOCK, LAST, BACKBONE, MODEL)
 _KEPT = re.compile(r"backbone-epoch-\d{3,}\.pth")
 _OF_SHARDS = re.compile(rf"{re.escape(INDEX_NAME)}|{re.escape(SOURCES_NAME)}|pairs-\d+\.tar")
 

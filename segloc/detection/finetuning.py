@@ -19,14 +19,18 @@ from segloc.common.skips import MAX_SKIPPED, OPTION, Skips, require
 from segloc.common.stops import handled
 from segloc.detection.data import TrainingData, digest_of, evaluation_splits, train_split
 from segloc.detection.detector import Detector, engine_label, engine_name, new_detector
+from segloc.detection.holdout import hold_out
 from segloc.detection.scan_headers import unreadable_scans
 from segloc.detection.splits import CocoSplit, is_trainable, read_split, require_classes
 from segloc.detection.trainer import FinetuneTrainer, Progress
+from segloc.detection.validation import Validator
 from segloc.detection.weights import checked_detector, detector_content, load_initial_weights, recipe_inside
 from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
+from segloc.models.norm import share_statistics
 from segloc.settings.finetuning import STAND_IN, DataSettings, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
 from segloc.training import checkpoint, run_folder
+from segloc.training.batch_norm import too_few
 from segloc.training.processes import ALONE, Group
 from segloc.training.run_folder import origin
 from segloc.training.schedules import step_schedule
@@ -40,6 +44,7 @@ def _train(
     folder: Path,
     settings: TrainSettings,
     first: int,
+    validator: Validator,
     content: Callable[[int], dict[str, Any]],
 ) -> None:
     """Train from step `first`. Only the main process writes.
@@ -56,9 +61,9 @@ def _train(
                 checkpoint.save(folder / checkpoint.LAST, state)
 
     with held_together(trainer.group, trainer.detector.device) as stop:
-        # This order writes the log of a step before the checkpoint of that step.
-        keeper = Keeper(save, settings.checkpoint_every, stop)
-        trainer.register_hooks([Progress(folder, settings.log_every), keeper] if is_main else [keeper])
+        # The validation changes what the other two write, and the log of a step comes before its checkpoint.
+        progress = [Progress(folder, settings.log_every)] if is_main else []
+        trainer.register_hooks([validator, *progress, Keeper(save, settings.checkpoint_every, stop)])
         trainer.fit(first)
 
 
@@ -234,21 +239,20 @@ def finetune(
     config = config.with_white(group.of_main(lambda: _white(config, split, folder)))
     split = split.with_white(config.data.white)
     with group.together():
-        data = TrainingData(split, config.data, config.optim.batch, config.train.seed)
+        digest = digest_of(TrainingData(split, config.data, config.optim.batch, config.train.seed).listed)
     with group.in_main(run_folder.owned(folder)):
-        return _finetune(config, start, folder, data, split, max_skipped, group)
+        return _finetune(config, start, folder, digest, split, max_skipped, group)
 
 
 def _finetune(
     config: FinetuneConfig,
     start: str,
     folder: Path,
-    data: TrainingData,
+    digest: str,
     split: CocoSplit,
     max_skipped: float,
     group: Group,
 ) -> str:
-    digest = digest_of(data.listed)
     with group.together():
         run_folder.refuse_other_settings(folder, config, weights=start, data_digest=digest)
         before = _earlier_run(folder, config, start, digest)
@@ -257,8 +261,16 @@ def _finetune(
         if group.is_main:
             (folder / checkpoint.LAST).unlink(missing_ok=True)  # the last process may have been killed before
         return f"{folder / MODEL}: this run is finished"
+    training, held_out = hold_out(split, config.data, folder, group)
+    if held_out is not None:
+        group.say(
+            f"validation: {len(held_out.scans)} of {len(split.scans)} scans are held out, near-duplicates together"
+        )
     with group.together():
+        data = TrainingData(training, config.data, config.optim.batch, config.train.seed)
         detector, started = _detector(config, start, bool(before), group)
+    if (peers := config.passes_per_part(group.world)) > 1:
+        share_statistics(detector, group.neighbours(peers))
     problems = group.of_main(lambda: unreadable_scans(data.listed, data.settings.threads))
     with group.together():
         skips, known = _leave_out(data, problems, before)
@@ -267,7 +279,8 @@ def _finetune(
     run_folder.require_shared(folder, first, group)
     about = {
         "engine": engine_label(detector.engine), "weights": start, "classes": list(split.classes), "scans": len(data),
-        "processes": group.world, "data_digest": digest,
+        "processes": group.world, "data_digest": digest, "validation": len(held_out.scans) if held_out else 0,
+        "batch_norm_images": config.images_per_part(group.world),
     }  # fmt: skip
     parts = [skips, _skipped_annotations(split)]
     if group.is_main:
@@ -275,6 +288,8 @@ def _finetune(
         run_folder.write_description(folder, "finetune", to_yaml(config), **about)
         _write_start(folder, start, started)
         run_folder.write_skips(folder, parts)
+    if few := too_few(config.images_per_part(group.world)):
+        group.say(few)
     steps = len(trainer.learning_rates)
     group.say(f"engine {about['engine']}, initial weights {start}, {len(data)} scans, {steps} steps, run {folder}")
     inputs = {"start": start, "data_digest": digest, "left_out": data.left_out, "steps": steps}
@@ -284,7 +299,7 @@ def _finetune(
         found = {**inputs, "unreadable": sorted(data.unreadable)}
         return {**detector_content(detector, config, split.classes, iteration), **found}
 
-    _train(trainer, folder, config.train, first, content)
+    _train(trainer, folder, config.train, first, Validator(config, held_out, group), content)
     for position in sorted(data.unreadable.keys() - known):
         skips.add(UNREADABLE, data.listed[position].path.name)
     if group.is_main:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,16 @@ class CocoSplit:
     def with_white(self, level: int | None) -> CocoSplit:
         """Return the same set, whose scans are read with a white level."""
         return dataclasses.replace(self, scans=tuple(dataclasses.replace(scan, white=level) for scan in self.scans))
+
+    def only(self, image_ids: Container[Id], name: str) -> CocoSplit:
+        """Return the part of this set on some images, under another name. The counts of left-out annotations stay."""
+        truth = {
+            **self.ground_truth,
+            "images": [image for image in self.ground_truth["images"] if image["id"] in image_ids],
+            "annotations": [item for item in self.ground_truth["annotations"] if item["image_id"] in image_ids],
+        }
+        scans = tuple(scan for scan in self.scans if scan.image_id in image_ids)
+        return dataclasses.replace(self, name=name, scans=scans, ground_truth=truth)
 
     def with_classes(self, classes: Sequence[str], source: str, own: object) -> CocoSplit:
         """Return the same set, of the file `own`, with its classes written as in the file or run `source`.

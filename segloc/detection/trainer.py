@@ -22,6 +22,8 @@ from segloc.training.loop import Hook, Trainer
 from segloc.training.processes import ALONE, Group
 from segloc.training.run_folder import MetricsLog
 
+PREFIX = "validation_"  # of the metrics of a validation, which only some steps have
+
 
 class FinetuneTrainer(Trainer):
     """Runs one optimiser step per iteration; all random numbers of a step derive from (seed, iteration, slot).
@@ -154,7 +156,7 @@ class Progress(Hook):
         self.bar = tqdm(total=total, initial=self.trainer.start_iter, desc="fine-tuning", unit="step")
 
     def after_step(self) -> None:
-        """Advance the bar; write metrics every `every` iterations and at the end."""
+        """Advance the bar; write metrics every `every` iterations, after a validation and at the end."""
         measured = self.trainer.metrics
         self.bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
         self.bar.update()
@@ -163,7 +165,8 @@ class Progress(Hook):
         for position in unreadable.keys() - self.named:
             self.named.add(position)
             tqdm.write(f"replaced by another scan: {unreadable[position]}")
-        if (self.trainer.iter + 1) % self.every == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
+        done, validated = self.trainer.iter + 1, any(name.startswith(PREFIX) for name in measured)
+        if done % self.every == 0 or done == self.trainer.max_iter or validated:
             self.log.write(self.trainer.iter, {**measured, "unreadable": len(data.left_out) + len(self.named)})
 
     def after_train(self) -> None:

@@ -19,6 +19,7 @@ from segloc.common.files import check_output, expanded, write_atomic
 from segloc.common.images import ImageError, encode_jpeg, read_image
 from segloc.common.output_kinds import lines_under, starting
 from segloc.common.text import printable
+from segloc.detection.validation import AP
 from segloc.models.backbone import LEVELS
 from segloc.reporting.charts import line_chart
 from segloc.reporting.results_table import (
@@ -69,15 +70,24 @@ def pretraining_charts(run: Run) -> list[str]:
     ]
 
 
-def fine_tuning_chart(runs: Sequence[Run]) -> str | None:
-    """Draw the fine-tuning losses of all runs; runs that differ only in seed share a colour."""
+def fine_tuning_charts(runs: Sequence[Run]) -> list[str]:
+    """Draw losses, and AP on held-out scans where it was measured; runs that differ only in seed share a colour."""
     groups = group_by_seed([run for run in runs if run.metrics])
-    lines = [
-        (name, _column(run, "iteration"), _column(run, "loss"))
-        for name, members in zip(group_names(groups), groups, strict=True)
-        for run in members
-    ]
-    return line_chart("Fine-tuning loss", "step", "sum of the losses", lines) if lines else None
+    charts = {
+        "loss": ("Fine-tuning loss", "sum of the losses"),
+        AP.format("bbox"): ("Box AP on held-out training scans", "AP in per cent"),
+    }
+    drawn = []
+    for field, (title, label) in charts.items():
+        lines = [
+            (name, [row["iteration"] for row in rows], [row[field] for row in rows])
+            for name, members in zip(group_names(groups), groups, strict=True)
+            for run in members
+            if (rows := [row for row in run.metrics if field in row])
+        ]
+        if lines:
+            drawn.append(line_chart(title, "step", label, lines))
+    return drawn
 
 
 def picture(argument: str) -> tuple[str, str]:
@@ -126,7 +136,7 @@ def render(runs: list[Run], pictures: list[tuple[str, str]], title: str) -> str:
         pretrained=[(run, closing(run.metrics) if run.metrics else None,
                      [_unique(svg, f"{run.name}{i}") for i, svg in enumerate(pretraining_charts(run))])
                     for run in pretrained],
-        fine_tuning=fine_tuning_chart(tuned),
+        fine_tuning=[_unique(svg, f"tuned{i}") for i, svg in enumerate(fine_tuning_charts(tuned))],
         runs=runs,
     )  # fmt: skip
 

@@ -41,6 +41,7 @@ INCIDENTAL = (
 STAND_IN = "torchvision"
 ENGINES = ("detectron2", STAND_IN)  # ``auto`` uses the first that is installed
 MAX_STAGES = 3  # of the cascade
+MOST_FROZEN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ModelSettings:
         0, "Classes without background; 0 uses the number in the annotations.", least=0, most=MAX_CLASSES
     )
     frozen: int = setting(
-        0, "Frozen ResNet stages: 0 none, 1 the stem and layer1, up to 4, the whole ResNet.", least=0, most=4
+        0, "Frozen ResNet stages: 0 none, 1 the stem and layer1, up to 4, the whole ResNet.", least=0, most=MOST_FROZEN
     )
     fixed_statistics: bool = setting(False, "Use the running statistics of the ResNet's batch norm in training, too.")
     backbone: BackboneSettings = BackboneSettings()
@@ -119,6 +120,13 @@ class DataSettings:
         "fraction is a subset of a larger one.",
         least=0,
         most=1,
+    )
+    validation: float = setting(
+        0.0,
+        "Fraction of the training scans that is held out: AP on it goes to metrics.json during training. Scans of one "
+        "bag stay on one side; the choice does not depend on the seed.",
+        least=0,
+        most=0.5,
     )
     threads: int = setting(4, "Decoding threads.", least=1, most=MAX_THREADS)
     white: int | None = setting(
@@ -195,6 +203,16 @@ class TrainSettings:
         least=0,
         most=MAX_SEED,
     )
+    validate_every: float = setting(
+        1.0, "Epochs between two validations, with a `data.validation` above 0.", least=0.01, most=MAX_EPOCHS
+    )
+    statistics: int = setting(
+        0,
+        "Training scans, at most all of them, over which the batch-norm statistics are estimated again before every "
+        "validation and before the last checkpoint; fixed statistics stay. 0 keeps the running averages.",
+        least=0,
+        most=MAX_STEPS,
+    )
     checkpoint_every: int = setting(1000, "Steps between checkpoints.", least=1, most=MAX_STEPS)
     log_every: int = setting(20, "Steps between lines of metrics.json.", least=1, most=MAX_STEPS)
     box_heads: str = setting(
@@ -252,6 +270,34 @@ class FinetuneConfig:
         """Replace the white level of 16-bit scans."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, white=level))
 
+    @property
+    def trains_bn(self) -> bool:
+        """Whether some batch norm uses batch statistics in training."""
+        backbone = self.model.backbone
+        in_resnet = backbone.norm == "bn" and not self.model.fixed_statistics and self.model.frozen < MOST_FROZEN
+        return in_resnet or (backbone.attention and backbone.sda_norm == "bn")
+
+    def images_per_part(self, processes: int = 1) -> int | None:
+        """Return the number of images that bn normalises together in training; None if no bn uses batch statistics."""
+        return (self.model.backbone.bn_images or self.optim.per_pass(processes)) if self.trains_bn else None
+
+    def passes_per_part(self, processes: int) -> int:
+        """Return how many processes compute the statistics of bn together: 1 if a forward pass holds whole parts.
+
+        Raises:
+            InputError: forward passes and parts of ``bn_images`` do not fit together.
+        """
+        images, scans = self.model.backbone.bn_images, self.optim.per_pass(processes)
+        if not images or not self.trains_bn or scans % images == 0:
+            return 1
+        if images % scans or processes % (images // scans):
+            raise InputError(
+                f"model.backbone.bn_images {images} cannot be made of forward passes of {scans} scans in "
+                f"{processes} {'process' if processes == 1 else 'processes'}; set another optim.batch or "
+                "optim.micro_batch, or bn_images to 0"
+            )
+        return images // scans
+
     def resolved(self, classes: Sequence[str], engine: str, processes: int = 1) -> FinetuneConfig:
         """Set the number of classes and the engine, which depend on the data and the machine.
 
@@ -265,6 +311,7 @@ class FinetuneConfig:
                 "set it to 0 to use the number in the annotations"
             )
         backbone, optim = self.model.backbone, self.optim
+        self.passes_per_part(processes)
         if optim.per_pass(processes) < 2 and backbone.sda_norm == "bn" and backbone.attention:
             least = "micro_batch of at least 2" if optim.micro_batch == 1 else f"batch of at least {2 * processes}"
             raise InputError(f"model.backbone.sda_norm=bn needs optim.{least}; or use sda_norm=gn or ln")

@@ -83,6 +83,20 @@ def test_page_is_self_contained_and_shows_the_metrics(runs, tmp_path, capsys):
     assert len(ids) == len(set(ids))
 
 
+def test_ap_on_held_out_scans_is_drawn_where_it_was_measured(runs, tmp_path):
+    out, title = tmp_path / "report.html", "Box AP on held-out training scans"
+    assert report.main([*map(str, runs), "--out", str(out)]) == 0
+    assert title not in out.read_text()
+    rows = [{"iteration": i, "loss": 3.0, **({"validation_bbox_AP": 7.5 * i} if i % 2 else {})} for i in range(4)]
+    validated = write_run(tmp_path / "validated", "finetune", "w", rows)
+    assert report.main([*map(str, runs), str(validated), "--out", str(out)]) == 0
+    page = out.read_text()
+    assert title in page
+    assert page.index("Fine-tuning loss") < page.index(title)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
 def test_random_alone_and_unevaluated_runs_are_fine(runs, tmp_path):
     assert report.main([str(runs[2]), "--out", str(tmp_path / "one.html")]) == 0
     assert report.main([str(runs[0]), "--out", str(tmp_path / "two.html")]) == 0

@@ -1,5 +1,7 @@
 """The detector of the recipes has the settings of SDANet's released config (Wang et al., ICCV 2021)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -112,13 +114,35 @@ def test_training(name):
     data, optim, train = config.data, config.optim, config.train
     assert (config.model.backbone.arch, data.image_size, data.flip) == ("resnet101", 500, 0.5)
     assert (optim.method, optim.momentum, optim.weight_decay, optim.clip) == ("sgd", 0.9, 1e-4, 35.0)
-    assert (optim.batch, optim.lr, train.epochs) == (2, pytest.approx(0.0025), 12.0)  # 0.02 at 16, scaled linearly
+    batch = 2 if name == "sdanet_r101_published" else 16
+    assert (optim.batch, optim.lr, train.epochs) == (batch, pytest.approx(0.02 * batch / 16), 12.0)  # scaled linearly
     steps = train.steps(29_457, optim.batch)
-    assert steps == 12 * 29_457 // 2
+    assert steps == round(12 * 29_457 / batch)
     rates = step_schedule(optim.lr, steps, optim.warmup, optim.warmup_start, optim.milestones, optim.gamma)
-    epoch = 29_457 / 2
+    epoch = 29_457 / batch
     marks = [0, 250, 500, int(8 * epoch) - 1, int(8 * epoch) + 1, int(11 * epoch) - 1, int(11 * epoch) + 1]
     assert rates[marks] / optim.lr == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.1, 0.1, 0.01], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_batch_norm_of_the_fair_protocol_sees_eight_scans_on_any_number_of_processes(name):
+    config = read(name)
+    published = name == "sdanet_r101_published"
+    assert (config.model.backbone.bn_images, config.data.validation, config.train.statistics) == (
+        (0, 0.0, 0) if published else (8, 0.05, 2048)
+    )
+    assert config.images_per_part() == (2 if published else 8)
+    if not published:
+        assert [config.passes_per_part(processes) for processes in (1, 2, 4, 8)] == [1, 1, 2, 4]
+
+
+@pytest.mark.parametrize(("epochs", "drops"), [(24, (16, 22)), (72, (64, 69.33))])
+def test_longer_schedules_differ_in_length_only(epochs, drops):
+    short, long = read("sdanet_r101_fair"), read(f"sdanet_r101_fair_{epochs}")
+    assert long.train.epochs == epochs
+    assert [milestone * epochs for milestone in long.optim.milestones] == pytest.approx(drops, abs=0.01)
+    optim = dataclasses.replace(long.optim, milestones=short.optim.milestones)
+    assert dataclasses.replace(long, optim=optim, train=short.train) == short
 
 
 @pytest.mark.parametrize("name", OURS)
