@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -70,31 +71,33 @@ class EpochKeeper(Hook):
     """Keeps the backbone after chosen epochs.
 
     Args:
-        steps: epoch by the number of steps after which it ends.
+        steps: epochs by the number of steps after which they end.
     """
 
     trainer: Pretrainer
 
-    def __init__(self, steps: dict[int, int]) -> None:
+    def __init__(self, steps: dict[int, list[int]]) -> None:
         self.steps = steps
 
     def after_step(self) -> None:
         """Save the backbone at the end of a chosen epoch."""
         done = self.trainer.iter + 1
-        if done in self.steps:
-            save_backbone(self.trainer, KEPT.format(self.steps[done]), done)
+        for epoch in self.steps.get(done, ()):
+            save_backbone(self.trainer, KEPT.format(epoch), done)
 
 
-def steps_of_epochs(config: PretrainConfig, pairs: int, steps: int) -> dict[int, int]:
+def steps_of_epochs(config: PretrainConfig, pairs: int, steps: int) -> dict[int, list[int]]:
     """Return the epochs of ``keep_epochs`` by the number of steps after which they end.
 
     Raises:
         InputError: an epoch ends after the last step, or before the first.
     """
-    found = {epoch * pairs // config.optim.batch: epoch for epoch in config.keep_epochs}
-    for done, epoch in found.items():
+    found = defaultdict[int, list[int]](list)
+    for epoch in config.keep_epochs:
+        done = epoch * pairs // config.optim.batch
         if not 1 <= done <= steps:
             raise InputError(f"keep_epochs: epoch {epoch} ends after {done} steps, but the run has {steps}")
+        found[done].append(epoch)
     return found
 
 
@@ -178,7 +181,8 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
     part = images_per_part(config.model, choices.micro_batch, config.head.embedding_bn)
     if few := too_few(part):
         group.say(f"{few}; set model.bn_images to at least {FEWEST}")
-    group.say(f"{trainer.steps} steps of {config.optim.batch} pairs; chance loss: {trainer.chance_loss:.2f}")
+    length = f"{trainer.steps} steps of {config.optim.batch} pairs ({config.length})"
+    group.say(f"{length}; chance loss: {trainer.chance_loss:.2f}")
     if group.is_main:
         run_folder.write_description(
             out, "pretrain", to_yaml(config), shards=folder.index.digest, classes=list(folder.index.classes),
@@ -194,7 +198,7 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
     return save_backbone(trainer)
 
 
-def _train(trainer: Pretrainer, start: int, kept: dict[int, int]) -> None:
+def _train(trainer: Pretrainer, start: int, kept: dict[int, list[int]]) -> None:
     """Do the steps from `start`, before the first one fill the queues.
 
     Raises:
@@ -222,10 +226,12 @@ def _write_skips(trainer: Pretrainer) -> None:
             print(skips.summary())
 
 
+@memory.advice("a smaller optim.micro_batch, optim.recompute=stages or a smaller data.image_size")
 def train(config: PretrainConfig, shards: str, out: Path, max_skipped: float, group: Group) -> int:
     """Pretrain as one process of a group; return its exit code.
 
     Raises:
+        RunError: the memory was not enough.
         SkippedError: the backbone is written, but a larger share than `max_skipped` of the pairs was damaged.
     """
     path = pretrain(config, shards, out, group)

@@ -29,7 +29,7 @@ from segloc.models.initial_weights import IMAGENET, RANDOM, Started, load_strict
 from segloc.models.norm import share_statistics
 from segloc.settings.finetuning import STAND_IN, DataSettings, FinetuneConfig, TrainSettings
 from segloc.settings.loader import to_yaml
-from segloc.training import checkpoint, run_folder
+from segloc.training import checkpoint, memory, run_folder
 from segloc.training.batch_norm import too_few
 from segloc.training.processes import ALONE, Group
 from segloc.training.run_folder import origin
@@ -291,7 +291,8 @@ def _finetune(
     if few := too_few(config.images_per_part(group.world)):
         group.say(few)
     steps = len(trainer.learning_rates)
-    group.say(f"engine {about['engine']}, initial weights {start}, {len(data)} scans, {steps} steps, run {folder}")
+    length = f"{steps} steps ({config.train.length})"
+    group.say(f"engine {about['engine']}, initial weights {start}, {len(data)} scans, {length}, run {folder}")
     inputs = {"start": start, "data_digest": digest, "left_out": data.left_out, "steps": steps}
     inputs["start_digest"] = started.digest if started else before.get("start_digest", "")
 
@@ -332,10 +333,12 @@ def _write_start(folder: Path, start: str, started: Started | None) -> None:
         write_json(folder / START, {**dataclasses.asdict(started), "origin": source, "pretraining_seed": seed})
 
 
+@memory.advice("a smaller optim.micro_batch or data.image_size")
 def train(config: FinetuneConfig, start: str, folder: Path, max_skipped: float, group: Group) -> int:
     """Fine-tune as one process of a group; see `finetune`. Returns the exit code.
 
     Raises:
+        RunError: the memory was not enough.
         SkippedError: the model is written, but a larger share than `max_skipped` of the inputs was skipped.
     """
     with handled():

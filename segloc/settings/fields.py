@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from segloc.common.errors import InputError
+from segloc.common.parse import shown
 
 MAX_SEED = 2**63 - 1  # largest seed that torch accepts
 # Upper bounds: far beyond what anybody trains with, and small enough that no setting alone fills the memory.
@@ -94,4 +95,4 @@ def check_limits(settings: Any, prefix: str = "") -> None:
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None and not limits.allow(one):
                 verb = "not" if limits.choices or limits.multiple_of else "it must be"
-                raise InputError(f"{name} is {one!r}, {verb} {limits.words()}")
+                raise InputError(f"{name} is {shown(one)}, {verb} {limits.words()}")

@@ -230,6 +230,11 @@ class TrainSettings:
         choices=UNMATCHED,
     )
 
+    @property
+    def length(self) -> str:
+        """Which setting gives the number of steps."""
+        return "train.iterations; train.epochs is not used" if self.iterations else f"train.epochs {self.epochs:g}"
+
     def steps(self, images: int, batch: int) -> int:
         """Return the number of steps for a training set of `images` scans.
 

@@ -22,7 +22,6 @@ from segloc.common.parse import check_text, parse_yaml, parsing, shown
 from segloc.settings import text_lists
 
 BASE = "base"
-MOST = 2**63 - 1  # whole numbers that torch and numpy hold
 Config = TypeVar("Config")
 
 
@@ -207,8 +206,6 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         raise InputError(f"{where}: {key}: expected {hint.__name__}, got {shown(value)}{quotes}")
     if isinstance(value, str):
         check_text(value, f"{where}: {key}")
-    elif isinstance(value, int) and not -MOST <= value <= MOST:
-        raise InputError(f"{where}: {key} is {shown(value)}, it must be from {-MOST} to {MOST}")
     return value
 
 

@@ -214,6 +214,11 @@ class PretrainConfig:
             raise InputError(f"model.init=imagenet needs model.norm=bn, not {self.model.norm}")
         self._check_norms()
 
+    @property
+    def length(self) -> str:
+        """Which setting gives the number of steps."""
+        return "optim.steps; optim.epochs is not used" if self.optim.steps else f"optim.epochs {self.optim.epochs}"
+
     def num_steps(self, pairs: int) -> int:
         """Return the number of optimiser steps with shards of `pairs` pairs; 0 if they do not fill one batch.
 

@@ -149,7 +149,9 @@ def test_after_sigterm_in_the_last_step_the_run_ends_without_training(pidray, tm
 def test_the_published_protocol_starts_from_a_torchvision_file(pidray, tmp_path, capsys):
     start = torchvision_file(tmp_path)
     assert run(pidray, tmp_path / "out", *PUBLISHED, weights=start) == 0
-    assert "no cascade: training a one-stage Mask R-CNN instead of 3 stages" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no cascade: training a one-stage Mask R-CNN instead of 3 stages" in said
+    assert "steps (train.iterations; train.epochs is not used), run " in said
     before, _ = checkpoint.read_any(start)
     after = checkpoint.load(tmp_path / "out" / finetuning.MODEL)["backbone"]
     stem = [name for name in before if name.startswith(("conv1.", "bn1.", "layer1."))]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -678,6 +679,19 @@ def test_backbones_of_chosen_epochs_are_kept(shards, tmp_path, capsys):
     last = read_backbone(short)
     assert all(torch.equal(read_backbone(out).tensors[name], value) for name, value in last.tensors.items())
     assert not all(torch.equal(kept[0].tensors[name], value) for name, value in kept[1].tensors.items())
-    capsys.readouterr()
+    assert "13 steps of 4 pairs (optim.steps; optim.epochs is not used); chance loss" in capsys.readouterr().out
     assert pretrain.main([*settings, "--out", str(tmp_path / "late"), "keep_epochs=[3]"]) == 2
     assert "keep_epochs: epoch 3 ends after 18 steps, but the run has 13" in capsys.readouterr().err
+
+
+def test_epochs_that_end_at_the_same_step_are_all_kept():
+    """5 pairs in batches of 8."""
+    config = load_config(None, ["optim.batch=8", "keep_epochs=[2,3,4]"])
+    assert run.steps_of_epochs(config, 5, 9) == {1: [2, 3], 2: [4]}
+    saved = []
+    keeper = run.EpochKeeper({1: [2, 3], 2: [4]})
+    keeper.trainer = SimpleNamespace(iter=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "save_backbone", lambda trainer, name, done: saved.append((name, done)))
+        keeper.after_step()
+    assert saved == [("backbone-epoch-002.pth", 1), ("backbone-epoch-003.pth", 1)]

@@ -31,7 +31,7 @@ def scans(root: Path) -> list[str]:
     if litter:
         more = ", ..." if len(litter) > _NAMED else ""
         print(
-            f"{root}: {len(litter)} hidden or system folders not searched: "
+            f"{root}: {len(litter)} folders not searched (hidden, of a system, or links to a folder above): "
             f"{', '.join(map(shortened, litter[:_NAMED]))}{more}"
         )
     if not found:

@@ -97,17 +97,20 @@ def walk(root: Path, hidden: Collection[str] = (), litter: list[str] | None = No
     The paths of the folders that are not searched are appended to `litter`.
 
     Links to folders are followed, but each folder is visited once: by its own path if that lies below `root`, else by
-    the first of its links. So a link to a parent ends, and the result does not depend on the order on disk.
+    the first of its links. So a link to a parent ends, and the result does not depend on the order on disk. A link to a
+    folder above `root` is not followed, because it would take in what lies beside `root`; it is appended to `litter`.
 
     Raises:
         OSError: a folder cannot be read.
     """
     seen: set[tuple[int, int]] = set()
+    above = {
+        _identity(folder) for path in (os.path.abspath(root), os.path.realpath(root)) for folder in Path(path).parents
+    }
     folders, links = [""], deque[str]()
     while folders or links:
         prefix = folders.pop() if folders else links.popleft()
-        status = os.stat(root / prefix)
-        if (identity := (status.st_dev, status.st_ino)) in seen:
+        if (identity := _identity(root / prefix)) in seen:
             continue
         seen.add(identity)
         with os.scandir(root / prefix) as found:
@@ -115,13 +118,18 @@ def walk(root: Path, hidden: Collection[str] = (), litter: list[str] | None = No
         for entry in entries:
             kind = _kind(entry)
             if kind == "folder":
-                if is_litter(entry.name):
+                if is_litter(entry.name) or (entry.is_symlink() and _identity(entry) in above):
                     if litter is not None:
                         litter.append(prefix + entry.name)
                     continue
                 (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
             elif kind != "other" and (not entry.name.startswith(".") or entry.name in hidden):
                 yield Entry(prefix + entry.name, kind == "broken")
+
+
+def _identity(folder: Path | os.DirEntry[str]) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

@@ -52,6 +52,12 @@ def test_a_huge_number_is_refused_in_one_sentence_with_key_and_bound(schema, key
         load(schema, None, [f"{key}={[HUGE] if key in LISTS else HUGE}"])
 
 
+@pytest.mark.parametrize("value", [2**64, -(2**64), 10**60])
+def test_a_number_of_more_than_64_bits_is_refused_with_the_bounds_of_its_setting(value):
+    with pytest.raises(InputError, match=r"^override: queue\.size is -?\d+\S*, it must be from 1 to 67108864$"):
+        load(PretrainConfig, None, [f"queue.size={value}"])
+
+
 @pytest.mark.parametrize("value", ["[0.5, .inf]", "[-1.0]", "[.nan]"])
 def test_each_value_of_a_list_is_checked(value):
     with pytest.raises(InputError, match=r"optim\.milestones is .*, it must be from 0 to 1"):

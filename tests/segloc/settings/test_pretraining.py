@@ -1,6 +1,7 @@
 import pytest
 
 from segloc.common.errors import InputError
+from segloc.settings.finetuning import TrainSettings
 from segloc.settings.pretraining import PretrainConfig, load_config
 from tests.imports import ROOT
 
@@ -50,6 +51,13 @@ def test_invalid_settings_give_a_one_line_error(settings, message):
         load_config(None, settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_setting_that_gives_the_number_of_steps_is_named():
+    assert load_config(None, ["optim.epochs=2"]).length == "optim.epochs 2"
+    assert load_config(None, ["optim.epochs=2", "optim.steps=9"]).length == "optim.steps; optim.epochs is not used"
+    assert TrainSettings(epochs=0.5).length == "train.epochs 0.5"
+    assert TrainSettings(epochs=2, iterations=9).length == "train.iterations; train.epochs is not used"
 
 
 def test_box2fc_has_no_convolutions_to_normalise():

@@ -48,13 +48,16 @@ def test_any_folder_gives_all_its_scans_sorted(tmp_path: Path) -> None:
     assert datasets.backgrounds(touch(tmp_path, *names, *litter)) == sorted(names)
 
 
+NOT_SEARCHED = "folders not searched (hidden, of a system, or links to a folder above)"
+
+
 def test_folders_that_systems_add_are_not_searched_and_told_in_one_line(tmp_path, capsys):
     names = ["a.png", "deep/b.png"]
     litter = ["deep/@eaDir/b.png", "__MACOSX/a.png", ".Trash-1000/files/c.png", "deep/.thumbnails/b.png"]
     root = touch(tmp_path, *names, *litter)
     assert datasets.backgrounds(root) == names
-    said = ".Trash-1000, __MACOSX, deep/.thumbnails, ..."
-    assert capsys.readouterr().out == f"{root}: 4 hidden or system folders not searched: {said}\n"
+    said = f"{NOT_SEARCHED}: .Trash-1000, __MACOSX, deep/.thumbnails, ..."
+    assert capsys.readouterr().out == f"{root}: 4 {said}\n"
     assert resolve(root, ["elsewhere/c.png"]) == {"elsewhere/c.png": None}
 
 
@@ -65,6 +68,23 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     assert datasets.backgrounds(root) == ["a.png", "more/b.png"]
     (tmp_path / "link").symlink_to(root)
     assert datasets.backgrounds(tmp_path / "link") == ["a.png", "more/b.png"]
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+def test_links_to_folders_above_are_not_followed_and_told(tmp_path: Path, capsys, by_link) -> None:
+    """Their scans lie beside the root: they may be the items' scans."""
+    root = touch(tmp_path / "disk" / "deep" / "root", "a.png", "b/c.png")
+    touch(tmp_path / "disk", "beside.png")
+    (root / "b" / "up").symlink_to(tmp_path / "disk")
+    if by_link:
+        touch(tmp_path / "named", "beside too.png")
+        (tmp_path / "named" / "root").symlink_to(root)
+        (root / "up").symlink_to(tmp_path / "named")
+        root = tmp_path / "named" / "root"
+    assert datasets.backgrounds(root) == ["a.png", "b/c.png"]
+    links = ["up", "b/up"] if by_link else ["b/up"]
+    assert capsys.readouterr().out == f"{root}: {len(links)} {NOT_SEARCHED}: {', '.join(links)}\n"
+    assert resolve(root, ["elsewhere/beside.png"]) == {"elsewhere/beside.png": None}
 
 
 def test_missing_and_empty_folders_are_one_sentence(tmp_path: Path) -> None:
