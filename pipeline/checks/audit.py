@@ -24,7 +24,7 @@ from segloc.common.errors import InputError, RunError, one_line
 from segloc.common.files import existing_file, sha256_of
 from segloc.common.images import Image, ImageError, decode
 from segloc.common.output_kinds import starting
-from segloc.common.stores import Store
+from segloc.common.store_protocol import Store
 from segloc.common.tars import read_tar
 
 SUFFIXES = ("query.jpg", "key.jpg", "json")

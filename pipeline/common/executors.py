@@ -32,6 +32,8 @@ IN_FLIGHT_PER_WORKER = 4
 
 # More local workers would only fill the memory: each takes 100 MB before it does anything.
 MOST_WORKERS, WORKERS_PER_CORE = 64, 4
+# A cluster may grow with its tasks, so its cores are no bound; all tasks in flight are kept in this process.
+MOST_ON_RAY = 16_384
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -67,6 +69,8 @@ def run_tasks(
     most = max(MOST_WORKERS, WORKERS_PER_CORE * _usable_cores())
     if executor == "local" and workers > most:
         raise InputError(f"--workers is {workers}, but this machine has {_usable_cores()} cores; give at most {most}")
+    if executor == "ray" and workers > MOST_ON_RAY:
+        raise InputError(f"--workers is {workers}, more than a Ray cluster is given; give at most {MOST_ON_RAY}")
     source = iter(tasks)
     chunks = iter(lambda: list(itertools.islice(source, chunk)), [])
     return EXECUTORS[executor](function, chunks, workers)

@@ -15,7 +15,7 @@ from segloc.common.contract import Pair, Shard, shard_entry, shard_name
 from segloc.common.errors import InputError
 from segloc.common.files import sha256_of
 from segloc.common.parse import parse_json, parsing
-from segloc.common.stores import Store
+from segloc.common.store_protocol import Store
 from segloc.common.tars import read_tar
 
 PROGRESS_NAME = ".progress"
@@ -28,7 +28,7 @@ class Record:
 
     Attributes:
         shard: its entry for the index.
-        tag: tag of the written file in the store; see `segloc.common.stores.Stat`.
+        tag: tag of the written file in the store; see `segloc.common.store_protocol.Stat`.
         plan: digest of the plan that it was made by (`digest_of`); None in folders of earlier versions.
     """
 

@@ -16,7 +16,7 @@ from pipeline.tables import sources_table
 from segloc.common.contract import INDEX_NAME, Pair, Shard, pair_key, shard_name
 from segloc.common.errors import InputError
 from segloc.common.images import ImageError, encode_jpeg
-from segloc.common.stores import Store
+from segloc.common.store_protocol import Store
 
 # Fields of a USTAR header.
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)

@@ -33,7 +33,7 @@ from pipeline.tables import sources_table
 from segloc.common.contract import FORMAT_VERSION, INDEX_NAME, SOURCES_NAME, Index, Shard, Sources
 from segloc.common.errors import InputError, RunError
 from segloc.common.files import existing_folder, sha256_of
-from segloc.common.stores import Store
+from segloc.common.store_protocol import Store
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -15,7 +15,8 @@ from braceexpand import braceexpand
 from segloc.common.contract import FORMAT_VERSION, Index, Pair, Shard
 from segloc.common.errors import InputError, one_line
 from segloc.common.images import Image, decode
-from segloc.common.stores import Store, open_store
+from segloc.common.store_protocol import Store
+from segloc.common.stores import open_store
 from segloc.common.tars import tar_members
 
 QUERY, KEY, DESCRIPTION = "query.jpg", "key.jpg", "json"

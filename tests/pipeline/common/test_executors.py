@@ -80,6 +80,8 @@ def test_an_absurd_number_of_workers_is_refused_before_any_starts() -> None:
     with pytest.raises(InputError, match=r"--workers is 100000, but this machine has \d+ cores; give at most \d+"):
         run_tasks(slow_square, range(6), workers=100_000)
     assert multiprocessing.active_children() == []
+    with pytest.raises(InputError, match=r"--workers is 100000, more than a Ray cluster is given; give at most \d+$"):
+        run_tasks(slow_square, range(6), workers=100_000, executor="ray")
 
 
 def test_a_stop_comes_between_the_starts_of_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,9 @@ import pytest
 from pipeline import audit
 from pipeline.storage.progress import Record, read_record, write_record
 from segloc.common.errors import InputError
-from segloc.common.stores import RemoteStore, Store, open_store
+from segloc.common.remote_store import RemoteStore
+from segloc.common.store_protocol import Store
+from segloc.common.stores import open_store
 from tests.pipeline.conftest import ROOT, Synthesis, digests
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from segloc import pretrain
-from segloc.common import stores
+from segloc.common import remote_store
 from segloc.common.contract import INDEX_NAME, shard_name
 from segloc.common.errors import InputError
-from segloc.common.stores import RemoteStore
+from segloc.common.remote_store import RemoteStore
 from segloc.data.shard_folder import ShardFolder
 from segloc.data.stream import PairStream
 from tests.conftest import FORMAT_1
@@ -104,7 +104,7 @@ def test_reading_is_repeated_when_a_store_fails_for_a_moment(shards, monkeypatch
         return answer
 
     monkeypatch.setattr(RemoteStore, "_fetch", fetch)
-    monkeypatch.setattr(stores.time, "sleep", pauses.append)
+    monkeypatch.setattr(remote_store.time, "sleep", pauses.append)
     assert len(folder.load(folder.index.shards[0])) == 8
     assert pauses == [1, 5]
     answers += [FileNotFoundError("gone")]
