@@ -64,6 +64,7 @@ def save_checkpoint(trainer: Pretrainer, iteration: int) -> None:
     skipped, filled = trainer.pairs_skipped(), trainer.pairs_filled
     counters = {"iteration": iteration, "pairs_skipped": skipped, "pairs_filled": filled}
     if trainer.group.is_main:
+        run_folder.require_log(trainer.out)
         checkpoint.save(trainer.out / checkpoint.LAST, {**trainer.state(), **counters})
 
 
@@ -194,6 +195,8 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
     if device.type == "cpu" and (long := duration.warning(trainer, start)):
         group.say(long)
     _train(trainer, start, kept)
+    if group.is_main:
+        run_folder.require_log(out)
     _write_skips(trainer)
     return save_backbone(trainer)
 

@@ -58,6 +58,7 @@ def _train(
         with trainer.group.together():
             if is_main:
                 state = {**content(done), "optimizer": trainer.optimizer.state_dict()}
+                run_folder.require_log(folder)
                 checkpoint.save(folder / checkpoint.LAST, state)
 
     with held_together(trainer.group, trainer.detector.device) as stop:
@@ -306,6 +307,7 @@ def _finetune(
     if group.is_main:
         if data.unreadable.keys() - known:
             print(skips.summary())
+        run_folder.require_log(folder)
         run_folder.write_skips(folder, parts)
         checkpoint.save(folder / MODEL, content(steps))
         (folder / checkpoint.LAST).unlink(missing_ok=True)

@@ -268,6 +268,19 @@ def _without_os_errors(failure: Any) -> None:
         threading.__excepthook__(failure)
 
 
+def require_log(folder: str | Path) -> None:
+    """Check, before a checkpoint is written, that the run folder is still there, so that it is not made anew.
+
+    A checkpoint in a new folder would be resumed without the metrics of the steps before it.
+
+    Raises:
+        RunError: the folder was removed, or ``metrics.json`` in it.
+    """
+    path = Path(folder) / METRICS_FILE
+    if not path.is_file():
+        raise RunError(f"{path}: was removed during the training; run the same command again")
+
+
 class MetricsLog:
     """Appends to ``metrics.json`` and TensorBoard.
 

@@ -410,3 +410,21 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_its_weights_load(pidray,
     assert run(pidray, out) == 2
     assert "a run of an earlier version cannot be resumed" in capsys.readouterr().err
     assert read_backbone(out).tensors.keys() == content["backbone"].keys()
+
+
+@pytest.mark.parametrize("moment", [1, 3])
+def test_a_run_folder_that_is_removed_is_not_made_anew_by_a_checkpoint(pidray, tmp_path, monkeypatch, capsys, moment):
+    step = FinetuneTrainer.run_step
+
+    def removed(self):
+        step(self)
+        if self.iter == moment:
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(FinetuneTrainer, "run_step", removed)
+    assert run(pidray, tmp_path / "run", "train.checkpoint_every=1", "train.log_every=3") == 1
+    assert "metrics.json: was removed during the training; run the same command again\n" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*.pth"))
+    monkeypatch.setattr(FinetuneTrainer, "run_step", step)
+    assert run(pidray, tmp_path / "run") == 0
+    assert {"run.json", "config.yaml", "metrics.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
