@@ -198,7 +198,10 @@ def _pretrain(config: PretrainConfig, folder: ShardFolder, out: Path, group: Gro
     if group.is_main:
         run_folder.require_log(out)
     _write_skips(trainer)
-    return save_backbone(trainer)
+    path = save_backbone(trainer)
+    if group.is_main:
+        run_folder.require_log(out)
+    return path
 
 
 def _train(trainer: Pretrainer, start: int, kept: dict[int, list[int]]) -> None:

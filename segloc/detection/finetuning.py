@@ -311,6 +311,7 @@ def _finetune(
         run_folder.write_skips(folder, parts)
         checkpoint.save(folder / MODEL, content(steps))
         (folder / checkpoint.LAST).unlink(missing_ok=True)
+        run_folder.require_log(folder)
     return f"wrote {folder / MODEL}"
 
 

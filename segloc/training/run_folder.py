@@ -269,9 +269,9 @@ def _without_os_errors(failure: Any) -> None:
 
 
 def require_log(folder: str | Path) -> None:
-    """Check, before a checkpoint is written, that the run folder is still there, so that it is not made anew.
+    """Check, before a checkpoint is written and at the end, that the run folder is still there.
 
-    A checkpoint in a new folder would be resumed without the metrics of the steps before it.
+    A checkpoint would make the folder anew, and be resumed without the metrics of the steps before it.
 
     Raises:
         RunError: the folder was removed, or ``metrics.json`` in it.

@@ -428,3 +428,16 @@ def test_a_run_folder_that_is_removed_is_not_made_anew_by_a_checkpoint(pidray, t
     monkeypatch.setattr(FinetuneTrainer, "run_step", step)
     assert run(pidray, tmp_path / "run") == 0
     assert {"run.json", "config.yaml", "metrics.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_run_folder_that_is_removed_at_the_very_end_is_no_success(pidray, tmp_path, monkeypatch, capsys):
+    save = checkpoint.save
+
+    def removed(path, content):
+        save(path, content)
+        if path.name == finetuning.MODEL:
+            shutil.rmtree(path.parent)
+
+    monkeypatch.setattr(checkpoint, "save", removed)
+    assert run(pidray, tmp_path / "run", "train.iterations=1") == 1
+    assert "was removed during the training; run the same command again\n" in capsys.readouterr().err
