@@ -14,6 +14,7 @@ import functools
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -111,10 +112,12 @@ def removed_output(name: str, out: Path, rng: np.random.Generator) -> tuple[str,
         watch(process, out, change=1 + int(moment * whole.changes))
     else:
         watch(process, out, until=time.monotonic() + moment * whole.seconds)
+    common.end(process, signal.SIGSTOP)  # or it would go on between the look and the removal
     complete = is_complete(name, out)  # the command may be about to end
     for path in out.iterdir():
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.rmtree(out, ignore_errors=True)
+    common.end(process, signal.SIGCONT)
     done = _finish(process)
     fault = None if complete and done.returncode == 0 else _ended(name, out, done)
     return f"at {moment:.3f}", fault or wrong_rerun(name, _made(out))
