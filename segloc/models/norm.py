@@ -56,7 +56,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if self.peers is not None:
             return self._together(x, self.peers)
-        mean, variance = (self.running_mean, self.running_var) if self.updates else (None, None)
+        mean, variance = self.running_mean, self.running_var
+        if not self.updates:  # copies, because a repeated pass has to save as many tensors as the first
+            mean, variance = mean.clone(), variance.clone()
         parts = [
             F.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
             for part in x.split(self.images or len(x))
