@@ -203,12 +203,12 @@ def test_every_command_that_may_skip_inputs_gets_the_share(grid, tmp_path, fake,
 
 def test_processes_of_pretrainings_and_protocols_reach_their_commands(grid, tmp_path, capsys):
     grid["pretrainings"]["keys"]["processes"] = 2
-    grid["protocols"]["fair"]["processes"] = 4
+    grid["protocols"]["fair"]["processes"] = 2
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out"), "--list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "-m segloc." in line]
     given = {(line.split()[2], options(line.split()[3:]).get("--processes")) for line in lines}
     assert given == {
-        ("segloc.pretrain", "2"), ("segloc.export", None), ("segloc.finetune", "4"), ("segloc.evaluate", "4"),
+        ("segloc.pretrain", "2"), ("segloc.export", None), ("segloc.finetune", "2"), ("segloc.evaluate", "2"),
     }  # fmt: skip
 
 
