@@ -203,6 +203,7 @@ def test_every_command_that_may_skip_inputs_gets_the_share(grid, tmp_path, fake,
 
 def test_processes_of_pretrainings_and_protocols_reach_their_commands(grid, tmp_path, capsys):
     grid["pretrainings"]["keys"]["processes"] = 2
+    grid["pretrainings"]["keys"]["overrides"] += ["optim.batch=4"]  # two pairs each, for batch norm
     grid["protocols"]["fair"]["processes"] = 2
     assert experiment.main([str(write(tmp_path, grid)), "--out", str(tmp_path / "out"), "--list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "-m segloc." in line]
