@@ -193,6 +193,7 @@ def _write_table(path: Path, rows: int) -> str | None:
 
     row = {"width": 500, "height": 400, "x0": 10, "y0": 20, "x1": 400, "y1": 300, "bags": [[10, 20, 400, 300]]}
     with region_table.writer(path) as table:
+        table.parameters["mode"] = "adaptive"
         for number in range(rows):
             state = {"background_level": 255, "crc32": number, "status": "ok", "message": ""}
             table.write({"image": f"JPEGImage/N{number:07d}.jpg", **row, **state})
